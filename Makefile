@@ -1,0 +1,59 @@
+# Every target sets up what it needs (a virtual environment in .venv) and takes Hydra overrides in ARGS:
+#   make train-stage1 ARGS="data=image_folder data.root=/my/images tokenizer.codebook_size=512"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+
+help: ## Show this list
+	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: graincode needs Python 3.11 or newer: type make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e ".[dev]"
+	@touch $@
+
+setup: $(READY) ## Make the environment (all other targets do so by themselves)
+
+demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a page to look at
+	@$(BIN)/graincode-demo $(ARGS)
+
+test: $(READY) ## Run the tests (ARGS are pytest's)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## Check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+bench: $(READY) ## Time what matters against what it is compared with (ARGS="-k NAME" for some); writes runs/bench.json
+	@$(BIN)/python experiments/bench/run.py $(ARGS)
+
+train-stage1: $(READY) ## Train a tokenizer
+	@$(BIN)/graincode-train-tokenizer $(ARGS)
+
+extract-codes: $(READY) ## Encode a data set with the tokenizer that finished last
+	@$(BIN)/graincode-extract-codes $(ARGS)
+
+train-stage2: $(READY) ## Train a generator on the codes that were extracted last
+	@$(BIN)/graincode-train-generator $(ARGS)
+
+sample: $(READY) ## Draw images from the generator that finished last
+	@$(BIN)/graincode-sample $(ARGS)
+
+eval-fid: $(READY) ## Fréchet distance and IS of samples
+	@$(BIN)/graincode-evaluate evaluation=generation $(ARGS)
+
+eval-rfid: $(READY) ## Fréchet distance, PSNR and codebook use of reconstructions
+	@$(BIN)/graincode-evaluate evaluation=reconstruction $(ARGS)
+
+tensorboard: $(READY) ## Show the logs of all runs
+	@$(BIN)/tensorboard --logdir runs $(ARGS)

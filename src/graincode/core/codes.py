@@ -1,0 +1,429 @@
+"""Variable-length codes of images: their layout, their maps, and their sequences.
+
+A *region* is one cell of the coarsest grid and has exactly one *grain*. A *slot* is one place where a code can stand:
+a cell of one grain's grid, or the end of a grain. All slots have a fixed order (coarse grains first; within a grain,
+regions in raster order; within a region, cells in raster order; after each grain but the last, its end), so the
+sequence of an image is the list of those slots that its grain map makes active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """What each slot of a layout stands for; all tensors are (S,) long.
+
+    Attributes:
+        grain: grain index in [0, K).
+        region: raster index on the coarsest grid in [0, R); R for the end of a grain.
+        cell: raster index within the region in [0, cells of the grain); 0 for an end.
+        position: raster index on the grain's own grid in [0, cells); number of cells for an end.
+        finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end.
+        is_end: bool, whether the slot is the end of its grain.
+        following: the slot of the region's next cell, or S where the region (or the grain) is complete.
+        first: (K, R + 1) slot of the first cell of each region at each grain; column R is the grain's end (S for
+            the last grain, which has none).
+        at_cell: (K, H * W) slot that covers each finest cell, at each grain.
+    """
+
+    grain: Tensor
+    region: Tensor
+    cell: Tensor
+    position: Tensor
+    finest: Tensor
+    is_end: Tensor
+    following: Tensor
+    first: Tensor
+    at_cell: Tensor
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """The geometry and the whole vocabulary of variable-length codes.
+
+    Args:
+        image_size: (height, width) in pixels.
+        grains: downsampling factors (Fh, Fw), coarsest first; each divides the one before and the image.
+        codebook_size: number of codebook entries, shared by the grains.
+        classes: number of image classes; 0 for unlabelled data.
+    Raises:
+        GraincodeError: a grain does not divide the image or the grain before it, or a size is not positive.
+    """
+
+    image_size: tuple[int, int]
+    grains: tuple[tuple[int, int], ...]
+    codebook_size: int
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _pair(self.image_size, "image size"))
+        object.__setattr__(self, "grains", tuple(_pair(grain, "grain") for grain in self.grains))
+        if not self.grains:
+            raise GraincodeError("no grains are given: type for example tokenizer.grains=[[8,8],[4,4]]")
+        if self.codebook_size < 1:
+            raise GraincodeError(
+                f"a codebook of {self.codebook_size} entries: type for example tokenizer.codebook_size=256"
+            )
+        if self.classes < 0:
+            raise GraincodeError(f"{self.classes} classes: expected 0 (unlabelled) or more")
+        height, width = self.image_size
+        for fh, fw in self.grains:
+            if height % fh or width % fw:
+                raise GraincodeError(
+                    f"an image of {height}x{width} pixels cannot be cut into cells of {fh}x{fw}: "
+                    f"type an image size that {fh}x{fw} divides, such as "
+                    f"data.image_size=[{_round_up(height, fh)},{_round_up(width, fw)}], or other tokenizer.grains"
+                )
+        for coarse, fine in zip(self.grains, self.grains[1:], strict=False):
+            if coarse[0] % fine[0] or coarse[1] % fine[1] or coarse == fine:
+                raise GraincodeError(
+                    f"grain {fine[0]}x{fine[1]} does not subdivide the one before it, {coarse[0]}x{coarse[1]}: "
+                    "list grains from coarse to fine, each dividing the one before, "
+                    "such as tokenizer.grains=[[16,16],[8,8]]"
+                )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CodeLayout:
+        """The inverse of `to_config`."""
+        return cls(**config)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain lists and numbers, as they stand in an export's config and beside codes on disk."""
+        return {
+            "image_size": list(self.image_size),
+            "grains": [list(grain) for grain in self.grains],
+            "codebook_size": self.codebook_size,
+            "classes": self.classes,
+        }
+
+    @property
+    def num_grains(self) -> int:
+        """K."""
+        return len(self.grains)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each grain's grid, coarsest first."""
+        height, width = self.image_size
+        return tuple((height // fh, width // fw) for fh, fw in self.grains)
+
+    @property
+    def region_cells(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of cells that one region has at each grain; (1, 1) for the coarsest."""
+        rows, columns = self.grids[0]
+        return tuple((h // rows, w // columns) for h, w in self.grids)
+
+    @property
+    def codes_per_region(self) -> tuple[int, ...]:
+        """Codes that one region costs at each grain."""
+        return tuple(h * w for h, w in self.region_cells)
+
+    @property
+    def num_regions(self) -> int:
+        """R, the cells of the coarsest grid."""
+        return self.grids[0][0] * self.grids[0][1]
+
+    @property
+    def num_ends(self) -> int:
+        """Ends in a sequence: one for each grain but the last, whose end is implied."""
+        return self.num_grains - 1
+
+    @property
+    def num_slots(self) -> int:
+        """S, the cells of all grains and the ends. Embedding tables have rows for S (padding) and S + 1 (start) too."""
+        return self.num_regions * sum(self.codes_per_region) + self.num_ends
+
+    @property
+    def pad_slot(self) -> int:
+        """The slot that stands behind the end of a sequence."""
+        return self.num_slots
+
+    @property
+    def start_slot(self) -> int:
+        """The slot that stands before a sequence."""
+        return self.num_slots + 1
+
+    @property
+    def no_content(self) -> int:
+        """The content of an end, the start and padding: the entry behind the last of the codebook."""
+        return self.codebook_size
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no class."""
+        return self.classes
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sequence: every region at the last grain, and the ends."""
+        return self.num_regions * self.codes_per_region[-1] + self.num_ends
+
+    def slots(self, device: torch.device | str = "cpu") -> SlotTable:
+        """The table of all slots, made once per layout and device."""
+        return _slot_table(self, torch.device(device))
+
+    def expand(self, grid: Tensor, grain: int) -> Tensor:
+        """A map on one grain's grid, repeated onto the finest one: (..., h, w) to (..., H, W)."""
+        (h, w), (finest_h, finest_w) = self.grids[grain], self.grids[-1]
+        return grid.repeat_interleave(finest_h // h, dim=-2).repeat_interleave(finest_w // w, dim=-1)
+
+    def cells_at(self, grains: Tensor, grain: int) -> Tensor:
+        """Which cells of one grain's grid hold a code: (B, H0, W0) grain map to (B, h, w) bool."""
+        rows, columns = self.region_cells[grain]
+        return (grains == grain).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+
+    def lengths(self, grains: Tensor) -> Tensor:
+        """Codes per image, (B,) long, of grain maps (B, H0, W0)."""
+        return torch.tensor(self.codes_per_region, device=grains.device)[grains].sum(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class GrainCodes:
+    """Variable-length codes of a batch of images.
+
+    Attributes:
+        grains: (B, H0, W0) long, the grain of each region.
+        indices: (B, H, W) long on the finest grid, codebook entries in [0, codebook size); the code of a coarse cell
+            fills all the finest cells that it covers.
+        layout: the layout of all of them.
+    Raises:
+        GraincodeError: a shape or a value does not fit the layout, or a coarse code does not fill its cells.
+    """
+
+    grains: Tensor
+    indices: Tensor
+    layout: CodeLayout
+
+    def __post_init__(self) -> None:
+        layout, batch = self.layout, self.grains.shape[0]
+        for name, value, grid, size in (
+            ("grains", self.grains, layout.grids[0], layout.num_grains),
+            ("indices", self.indices, layout.grids[-1], layout.codebook_size),
+        ):
+            if tuple(value.shape) != (batch, *grid) or value.dtype != torch.long:
+                raise GraincodeError(
+                    f"{name} of shape {tuple(value.shape)} and type {value.dtype}: expected {(batch, *grid)} "
+                    "and torch.int64 (type codes.long(), or take the layout that these codes were made with)"
+                )
+            if value.numel() and not bool(((value >= 0) & (value < size)).all()):
+                raise GraincodeError(
+                    f"{name} from {int(value.min())} to {int(value.max())}: expected 0 to {size - 1}, as in the layout"
+                )
+        flat = self.indices.flatten(1)
+        first = layout.slots(flat.device).finest[_cell_slots(self.grains, layout)]
+        if not torch.equal(flat.gather(1, first), flat):
+            raise GraincodeError(
+                "indices differ within a coarse cell: expected one code to fill all finest cells that it covers"
+            )
+
+    def __len__(self) -> int:
+        return self.grains.shape[0]
+
+    def __getitem__(self, key: slice | Tensor | Sequence[int]) -> GrainCodes:
+        return GrainCodes(self.grains[key], self.indices[key], self.layout)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Codes per image, (B,) long."""
+        return self.layout.lengths(self.grains)
+
+    @property
+    def first_cells(self) -> Tensor:
+        """(B, H, W) bool on the finest grid: the first cell of each code, so that each code is counted once."""
+        first = self.layout.slots(self.grains.device).finest[_cell_slots(self.grains, self.layout)]
+        return (first == torch.arange(first.shape[1], device=first.device)).view_as(self.indices)
+
+    def to(self, device: torch.device | str) -> GrainCodes:
+        """The same codes on another device."""
+        return GrainCodes(self.grains.to(device), self.indices.to(device), self.layout)
+
+    @staticmethod
+    def cat(parts: Sequence[GrainCodes]) -> GrainCodes:
+        """The images of all parts, which share one layout, in order."""
+        if any(part.layout != parts[0].layout for part in parts):
+            raise GraincodeError("codes of different layouts cannot be joined: decode each with its own tokenizer")
+        return GrainCodes(
+            torch.cat([part.grains for part in parts]),
+            torch.cat([part.indices for part in parts]),
+            parts[0].layout,
+        )
+
+
+@dataclass(frozen=True)
+class CodeSequences:
+    """Codes of a batch of images as sequences, coarse grains first, padded behind.
+
+    Attributes:
+        slots: (B, L) long; the layout's `pad_slot` behind the end.
+        contents: (B, L) long; the layout's `no_content` at ends and padding.
+        layout: the layout of the slots.
+    """
+
+    slots: Tensor
+    contents: Tensor
+    layout: CodeLayout
+
+    @property
+    def is_code(self) -> Tensor:
+        """(B, L) bool: a code, not an end or padding."""
+        return self.contents != self.layout.no_content
+
+
+def to_sequences(codes: GrainCodes) -> CodeSequences:
+    """The sequences of a batch of images, padded to the longest of them.
+
+    Raises nothing: codes are valid by construction. The inverse of `from_sequences`.
+    """
+    layout, device = codes.layout, codes.grains.device
+    table = layout.slots(device)
+    active = codes.grains.flatten(1)[:, table.region.clamp(max=layout.num_regions - 1)] == table.grain
+    active |= table.is_end
+    length = int(active.sum(dim=1).max()) if len(codes) else layout.max_tokens
+    image, slot = active.nonzero(as_tuple=True)
+    place = (active.cumsum(dim=1) - 1)[image, slot]
+    slots = torch.full((len(codes), length), layout.pad_slot, device=device)
+    slots[image, place] = slot
+    contents = torch.full_like(slots, layout.no_content)
+    index = codes.indices.flatten(1)[image, table.finest[slot]]
+    contents[image, place] = torch.where(table.is_end[slot], layout.no_content, index)
+    return CodeSequences(slots, contents, layout)
+
+
+def from_sequences(sequences: CodeSequences) -> GrainCodes:
+    """The codes that sequences stand for; the inverse of `to_sequences`.
+
+    Raises:
+        GraincodeError: the slots of an image do not tile it, each region once.
+    """
+    layout, slots, device = sequences.layout, sequences.slots, sequences.slots.device
+    table, batch = layout.slots(device), slots.shape[0]
+    dense = torch.full((batch, layout.num_slots + 1), layout.no_content, device=device)
+    dense = dense.scatter_(1, slots, sequences.contents)
+    known = torch.where(sequences.is_code, slots, 0)
+    region = torch.where(sequences.is_code, table.region[known], layout.num_regions)
+    grain = table.grain[known]
+    # a region is complete when its codes add up to the finest cells that it has
+    covers = layout.codes_per_region[-1] // torch.tensor(layout.codes_per_region, device=device)
+    covered = torch.zeros(batch, layout.num_regions + 1, dtype=torch.long, device=device)
+    grains = torch.zeros_like(covered).scatter_(1, region, grain)[:, :-1].view(batch, *layout.grids[0])
+    covered = covered.scatter_add_(1, region, covers[grain])[:, :-1]
+    indices = dense.gather(1, _cell_slots(grains, layout))
+    tiled = (covered == layout.codes_per_region[-1]).all(dim=1) & (indices != layout.no_content).all(dim=1)
+    if not bool(tiled.all()):
+        raise GraincodeError(
+            f"the sequence of image {int((~tiled).nonzero()[0])} does not tile it: "
+            "expected every region once, at one grain, with all its codes"
+        )
+    return GrainCodes(grains, indices.view(batch, *layout.grids[-1]), layout)
+
+
+def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:
+    """The vectors of the codes that images really have, each once.
+
+    Args:
+        maps: K feature maps (B, D, h_g, w_g), coarsest first.
+        grains: (B, H0, W0) grain maps.
+    Returns:
+        (N, D), N the number of codes of the whole batch: grain by grain, then image by image, in raster order.
+    """
+    return torch.cat([m.permute(0, 2, 3, 1)[layout.cells_at(grains, g)] for g, m in enumerate(maps)])
+
+
+def scatter_cells(vectors: Tensor, grains: Tensor, layout: CodeLayout) -> list[Tensor]:
+    """The inverse of `gather_cells`: (N, D) vectors to K maps (B, D, h_g, w_g), zero where a grain has no code."""
+    maps, start = [], 0
+    for g in range(layout.num_grains):
+        cells = layout.cells_at(grains, g)
+        image, row, column = cells.nonzero(as_tuple=True)
+        grid = vectors.new_zeros(*cells.shape, vectors.shape[1])
+        grid = grid.index_put((image, row, column), vectors[start : start + len(image)])
+        maps.append(grid.permute(0, 3, 1, 2))
+        start += len(image)
+    return maps
+
+
+@lru_cache(maxsize=32)
+def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
+    regions, size = layout.num_regions, layout.num_slots
+    columns = layout.grids[0][1]
+    region = torch.arange(regions)
+    finest_h, finest_w = layout.grids[-1]
+    row, column = torch.arange(finest_h)[:, None], torch.arange(finest_w)[None, :]
+    parts: dict[str, list[Tensor]] = {}
+    first = torch.full((layout.num_grains, regions + 1), size)
+    at_cell = torch.empty(layout.num_grains, finest_h * finest_w, dtype=torch.long)
+    following = torch.arange(1, size + 1)
+    start = 0
+
+    def add(**columns_: Tensor) -> None:
+        for name, value in columns_.items():
+            parts.setdefault(name, []).append(value)
+
+    for g, ((h, w), (rh, rw)) in enumerate(zip(layout.grids, layout.region_cells, strict=True)):
+        count, high, wide = rh * rw, finest_h // h, finest_w // w
+        cell = torch.arange(count).repeat(regions)
+        owner = region.repeat_interleave(count)
+        cell_row, cell_column = owner // columns * rh + cell // rw, owner % columns * rw + cell % rw
+        add(
+            grain=torch.full_like(cell, g),
+            region=owner,
+            cell=cell,
+            position=cell_row * w + cell_column,
+            finest=cell_row * high * finest_w + cell_column * wide,
+            is_end=torch.zeros_like(cell, dtype=torch.bool),
+        )
+        first[g, :regions] = start + region * count
+        following[start + count - 1 : start + regions * count : count] = size
+        own_row, own_column = row // high, column // wide
+        own_region = own_row // rh * columns + own_column // rw
+        at_cell[g] = (start + own_region * count + own_row % rh * rw + own_column % rw).reshape(-1)
+        start += regions * count
+        if g < layout.num_ends:
+            one = torch.ones(1, dtype=torch.long)
+            add(
+                grain=one * g,
+                region=one * regions,
+                cell=one * 0,
+                position=one * h * w,
+                finest=one * 0,
+                is_end=one > 0,
+            )
+            first[g, regions] = start
+            following[start] = size
+            start += 1
+    table = SlotTable(
+        **{name: torch.cat(tensors) for name, tensors in parts.items()},
+        following=following,
+        first=first,
+        at_cell=at_cell,
+    )
+    return SlotTable(**{field.name: getattr(table, field.name).to(device) for field in fields(table)})
+
+
+def _cell_slots(grains: Tensor, layout: CodeLayout) -> Tensor:
+    """(B, H * W) slot whose code fills each finest cell, given grain maps."""
+    finest = grains.repeat_interleave(layout.region_cells[-1][0], dim=-2)
+    finest = finest.repeat_interleave(layout.region_cells[-1][1], dim=-1).flatten(1)
+    at_cell = layout.slots(grains.device).at_cell
+    return at_cell[finest, torch.arange(at_cell.shape[1], device=grains.device)]
+
+
+def _pair(value: Any, what: str) -> tuple[int, int]:
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int) and v > 0 for v in values):
+        raise GraincodeError(f"{what} {value!r}: expected one positive number or a pair (height, width) of them")
+    return values
+
+
+def _round_up(value: int, factor: int) -> int:
+    return -(-value // factor) * factor

@@ -1,0 +1,60 @@
+"""From logits to a choice: legality, temperature, truncation, and drawing with given uniform numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def legal_regions(coded: Tensor, last: Tensor) -> Tensor:
+    """Which regions may come next within a grain, and its end.
+
+    Any sequence of legal choices tiles the image, for any number of grains, when the last grain takes what is left.
+
+    Args:
+        coded: (..., R) bool, regions that coarser grains hold already.
+        last: (...,) long, the region that this grain coded last; -1 before its first.
+    Returns:
+        (..., R + 1) bool; the last entry is the end of the grain, which is always legal.
+    """
+    regions = torch.arange(coded.shape[-1], device=coded.device)
+    legal = ~coded & (regions > last[..., None])
+    return torch.nn.functional.pad(legal, (0, 1), value=True)
+
+
+def truncate(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits divided by the temperature, with all but the likeliest entries at -inf.
+
+    Args:
+        logits: (..., V).
+        temperature: > 0.
+        top_k: entries that stay; 0 or more than V keeps all. Entries that tie with the last one stay too.
+        top_p: the smallest set of entries whose probability reaches this share stays; 1 keeps all.
+    Returns:
+        (..., V); at least one entry is finite where one was.
+    """
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The entry at which the cumulative distribution passes a uniform number.
+
+    Args:
+        logits: (..., V), at least one finite.
+        uniform: (...,) in [0, 1). One number decides one draw, so a sample's draws depend on its own numbers alone.
+    Returns:
+        (...,) long in [0, V); never an entry of probability 0.
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[..., -1]
+    aim = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, aim[..., None], right=True)[..., 0]

@@ -1,0 +1,132 @@
+"""From images to figures with one command: all five jobs in turn, then a page to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from graincode.core.errors import GraincodeError
+from graincode.engine.config import SCHEMAS, nearest
+from graincode.files import short_hash, write_json
+from graincode.report import write_report
+
+USAGE = """usage: graincode-demo [OVERRIDE ...]
+
+Runs all five jobs in runs/demo and writes a page. An override goes to every job that knows its first word;
+with STEP: before it, to that step alone:
+  graincode-demo data=image_folder data.root=/my/images data.image_size=32
+  graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
+Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of the demo.
+
+    Attributes:
+        name: of the step, and of its run.
+        job: that it runs.
+        settings: overrides that make the jobs fit together.
+    """
+
+    name: str
+    job: str
+    settings: tuple[str, ...]
+
+
+def plan(folder: Path) -> list[Step]:
+    """The steps of a demo in `folder`, in order."""
+    tokenizer = f"tokenizer_path={folder}/train_tokenizer/train_tokenizer/export"
+    generator = f"generator_path={folder}/train_generator/train_generator/export"
+    codes = f"codes_path={folder}/extract_codes/extract_codes/codes"
+    features = "evaluation/features=lite0_112"
+    return [
+        Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
+        Step("extract_codes", "extract_codes", (tokenizer,)),
+        Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
+        Step("sample", "sample", (generator, tokenizer)),
+        Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),
+        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features)),
+    ]
+
+
+def main() -> None:
+    """Console entry."""
+    overrides = sys.argv[1:]
+    if any(override in ("-h", "--help") for override in overrides):
+        print(USAGE)
+        return
+    folder = Path("runs") / (f"demo-{short_hash(overrides)}" if overrides else "demo")
+    try:
+        run_demo(folder, overrides)
+    except GraincodeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_demo(folder: Path, overrides: list[str]) -> Path:
+    """Run what is left to run in `folder`, and write and give the page.
+
+    Raises:
+        GraincodeError: an override belongs to no job, or a job failed.
+    """
+    steps = plan(folder)
+    chosen = assign(steps, overrides)
+    timing = folder / "seconds.json"
+    for number, step in enumerate(steps, start=1):
+        arguments = [f"runs_dir={folder}", f"run_name={step.name}", *step.settings, *chosen[step.name]]
+        command = f"graincode-{step.job.replace('_', '-')} {shlex.join(arguments)}"
+        print(f"\n[{number}/{len(steps)}] {step.name}\n  {command}", flush=True)
+        finished = (folder / step.job / step.name / "result.json").is_file()
+        began = time.perf_counter()
+        if status := subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *arguments]).returncode:
+            raise GraincodeError(
+                f"{step.name} ended with status {status}; once that is mended, the same command goes on"
+            )
+        if not finished:
+            seconds = json.loads(timing.read_text()) if timing.is_file() else {}
+            write_json(timing, {**seconds, step.name: time.perf_counter() - began})
+    page, minutes = write_report(folder), sum(json.loads(timing.read_text()).values()) / 60
+    print(f"\n{len(steps)} steps in {minutes:.1f} minutes. Open {os.path.abspath(page)}")
+    return page
+
+
+def assign(steps: list[Step], overrides: list[str]) -> dict[str, list[str]]:
+    """Which overrides each step gets, by its name.
+
+    Raises:
+        GraincodeError: an override belongs to no step.
+    """
+    chosen: dict[str, list[str]] = {step.name: [] for step in steps}
+    for override in overrides:
+        name, prefixed, rest = override.partition(":")
+        if prefixed and name in chosen:
+            chosen[name].append(rest)
+            continue
+        word = re.split(r"[./=@]", override.lstrip("+~"))[0]
+        takers = [step for step in steps if word in _words(step.job)]
+        if not takers:
+            words = {known for step in steps for known in _words(step.job)}
+            raise GraincodeError(f"no job of the demo takes {override!r}: {nearest(word, words)}")
+        for step in takers:
+            chosen[step.name].append(override)
+    return chosen
+
+
+def _words(job: str) -> set[str]:
+    """First words of the overrides that a job takes: its top-level keys; experiments are the demo's own choice."""
+    return set(SCHEMAS[job].__dataclass_fields__)
+
+
+if __name__ == "__main__":
+    main()

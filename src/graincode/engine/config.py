@@ -1,0 +1,378 @@
+"""Hydra's side of every job: where the configuration lies, what its keys are, and errors that say what to type."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import typeguard
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import graincode
+from graincode.core.codes import CodeLayout
+from graincode.core.errors import GraincodeError
+from graincode.engine.run import Run
+from graincode.files import short_hash
+
+log = logging.getLogger(__name__)
+
+# keys that change how a run is carried out, not what comes out of it
+_INCIDENTAL = ("hardware", "logging", "debug", "runs_dir", "run_name")
+_INCIDENTAL_TRAINER = ("log_every", "eval_every", "checkpoint_every")
+
+
+@dataclass
+class TrainerConfig:
+    """How long to train, and how often to look, evaluate and save; all in steps."""
+
+    steps: int = MISSING
+    batch_size: int = MISSING
+    warmup_steps: int = MISSING
+    clip_grad_norm: float = MISSING
+    log_every: int = MISSING
+    eval_every: int = MISSING
+    eval_images: int = MISSING
+    checkpoint_every: int = MISSING
+
+
+@dataclass
+class JobConfig:
+    """Keys that all jobs have. Groups are `Any`: their keys are checked against what they instantiate."""
+
+    seed: int = 0
+    runs_dir: str = "runs"
+    run_name: str | None = None
+    hardware: Any = MISSING
+    debug: Any = MISSING
+
+
+@dataclass
+class TrainTokenizerConfig(JobConfig):
+    """Stage 1."""
+
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    optimizer: Any = MISSING
+    logging: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class ExtractCodesConfig(JobConfig):
+    """Images to codes on disk."""
+
+    data: Any = MISSING
+    tokenizer_path: str = MISSING
+    splits: list[str] = MISSING
+    ratios: list[float] | None = None
+    batch_size: int = MISSING
+
+
+@dataclass
+class TrainGeneratorConfig(JobConfig):
+    """Stage 2."""
+
+    codes_path: str = MISSING
+    generator: Any = MISSING
+    optimizer: Any = MISSING
+    logging: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+@dataclass
+class SampleConfig(JobConfig):
+    """Codes and images from a generator."""
+
+    generator_path: str = MISSING
+    tokenizer_path: str = MISSING
+    sampler: Any = MISSING
+    num_samples: int = MISSING
+    classes: list[int] | None = None
+    batch_size: int = MISSING
+
+
+@dataclass
+class EvaluateConfig(JobConfig):
+    """Figures of reconstructions or of samples."""
+
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    tokenizer_path: str = MISSING
+    generator_path: str = MISSING
+    sampler: Any = MISSING
+    cache_dir: str | None = None
+    batch_size: int = MISSING
+
+
+SCHEMAS = {
+    "train_tokenizer": TrainTokenizerConfig,
+    "extract_codes": ExtractCodesConfig,
+    "train_generator": TrainGeneratorConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra; the root files name them."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def config_directory() -> Path:
+    """The directory of the configuration: in the installed package, or in the checkout that it was installed from.
+
+    Raises:
+        GraincodeError: it is in neither.
+    """
+    package = Path(graincode.__file__).parent
+    for folder in (package / "conf", package.parents[1] / "conf"):
+        if (folder / "train_tokenizer.yaml").is_file():
+            return folder
+    raise GraincodeError(f"no configuration beside {package}: install graincode anew (pip install -e . in a checkout)")
+
+
+def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
+    """Run one job from the command line: compose its configuration, check it, and hand it over.
+
+    Bad input ends the process with status 2 and one line on standard error; GRAINCODE_DEBUG=1 shows the traceback.
+    """
+    register_schemas()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
+
+    def checked(cfg: DictConfig) -> float:
+        validate(cfg)
+        return run(cfg)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(checked)()
+    except (GraincodeError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("GRAINCODE_DEBUG"):
+            raise
+        print(f"error: {explain(error, job, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def explain(error: Exception, job: str, overrides: list[str]) -> str:
+    """One line that says what was wrong and what to type."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GraincodeError):
+            return str(cause).strip().splitlines()[-1]
+        cause = cause.__cause__
+    text = " ".join(str(error).split())
+    if unknown := re.search(r"Could not (?:override|find|delete) '([^']+)'", text):
+        key = unknown.group(1)
+        if options := re.search(r"Available options in '[^']+': (.*)", text):
+            group, _, name = key.rpartition("/")
+            names = options.group(1).split()[0:] if "," not in options.group(1) else options.group(1).split(", ")
+            return f"there is no {group} {name!r}: type {group}= one of {', '.join(n.strip() for n in names)}"
+        key = key.lstrip("+~")
+        known = set(_known_keys(job, key, overrides))
+        return f"unknown key {key!r}: {nearest(key, known)}"
+    if wrong := re.search(r"Value '(.*?)'.*could not be converted to (\w+).*full_key: (\S+)", text):
+        value, kind, key = wrong.groups()
+        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(kind, kind)
+        return f"{key}={value}: expected {kind}; type for example {key}={_EXAMPLES.get(wrong.group(2), '...')}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing.group(1)} is not set: type {missing.group(1)}=..."
+    return text
+
+
+def nearest(word: str, known: set[str]) -> str:
+    """What to type instead of an unknown word."""
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    if near:
+        return f"type {near[0]}"
+    heads = sorted({name.split(".")[0] for name in known})
+    return f"type a key that begins with one of {', '.join(heads)}"
+
+
+_EXAMPLES = {"Integer": "100", "Float": "0.5", "Boolean": "true"}
+
+
+def _known_keys(job: str, key: str, overrides: list[str]) -> Iterator[str]:
+    """Dotted keys and groups of a job's configuration, composed without the override that failed."""
+    fitting = [o for o in overrides if "=" in o and not o.startswith("-") and o.split("=")[0].lstrip("+~") != key]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        try:
+            cfg = hydra.compose(job, overrides=fitting)
+        except (HydraException, OmegaConfBaseException):
+            cfg = hydra.compose(job)
+    yield from _flatten(OmegaConf.to_container(cfg, resolve=False), leaves_only=False)
+    for folder in config_directory().rglob("*/"):
+        yield folder.relative_to(config_directory()).as_posix()
+
+
+def _flatten(node: Any, prefix: str = "", leaves_only: bool = True) -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{name}.", leaves_only)
+            if leaves_only:
+                continue
+        flat[name] = value
+    return flat
+
+
+def validate(cfg: DictConfig) -> None:
+    """Check a composed configuration: types of everything that will be instantiated, and numbers across keys.
+
+    Raises:
+        GraincodeError: naming the key and what to type.
+    """
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    for key, value in _flatten(raw).items():
+        if value == "???":
+            raise GraincodeError(f"{key} is not set: type {key}=...")
+    _check_types(cfg, raw, "")
+    positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every",
+                "trainer.checkpoint_every", "batch_size", "num_samples"]  # fmt: skip
+    for key in positive:
+        value = OmegaConf.select(cfg, key, default=1)
+        if value < 1:
+            raise GraincodeError(f"{key}={value}: expected 1 or more; type for example {key}=100")
+    if cfg.seed < 0:
+        raise GraincodeError(f"seed={cfg.seed}: expected 0 or more; type seed=0")
+
+
+def _check_types(cfg: DictConfig, raw: Any, path: str) -> None:
+    if not isinstance(raw, dict):
+        return
+    target = raw.get("_target_")
+    hints = _hints(target) if isinstance(target, str) else None
+    for key, value in raw.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, str) and re.fullmatch(r"\$\{[\w.]+\}", value):
+            source = value[2:-1]
+        else:
+            source = name
+            _check_types(cfg, value, name)
+        if hints is None or str(key).startswith("_") or (isinstance(value, dict) and "_target_" in value):
+            continue
+        if key not in hints:
+            raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}.{hint}' for hint in hints})}")
+        found = OmegaConf.select(cfg, name)
+        if isinstance(found, DictConfig):
+            continue
+        _check_value(found, hints[key], source)
+
+
+def _check_value(value: Any, hint: Any, key: str) -> None:
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if plain is None and key.endswith(("image_size", "grains", "codebook_size", "classes")):
+        return  # a layout that the job fills in
+    for candidate in (plain, _tuples(plain)):
+        try:
+            typeguard.check_type(candidate, hint)
+        except typeguard.TypeCheckError:
+            continue
+        return
+    kind = getattr(hint, "__name__", str(hint).replace("typing.", ""))
+    example = {"int": "64", "float": "0.5", "bool": "true", "str": "name"}.get(kind)
+    raise GraincodeError(
+        f"{key}={plain}: expected {_KINDS.get(kind, kind)}" + (f"; type for example {key}={example}" if example else "")
+    )
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _hints(target: str) -> dict[str, Any] | None:
+    """Annotations of what a `_target_` of this package takes; None for other packages' classes."""
+    if not target.startswith("graincode."):
+        return None
+    module, _, name = target.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise GraincodeError(f"_target_ {target!r} is nothing that graincode has: look for a slip of the pen") from None
+    function = made.__init__ if inspect.isclass(made) else made
+    hints = typing.get_type_hints(function)
+    hints.pop("return", None)
+    return {name: hints.get(name, Any) for name in inspect.signature(made).parameters}
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Instantiate a checked node; errors of the constructors come through as they are."""
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, GraincodeError):
+            raise error.__cause__ from None
+        raise
+
+
+def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
+    """A model's node, resolved, with the layout filled in: what an export keeps, and what `build` takes."""
+    OmegaConf.update(model, "layout", {**model.layout, **layout.to_config()}, merge=False)
+    return OmegaConf.to_container(model, resolve=True)
+
+
+def open_run(job: str, cfg: DictConfig) -> Run:
+    """The directory of this run: `runs_dir/job/run_name`.
+
+    The default name is the experiment's with 8 hex digits over the keys that matter, so that different runs, or the
+    members of a sweep, never share a directory.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
+    if "trainer" in kept:
+        kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _INCIDENTAL_TRAINER}
+    identity = _flatten(kept)
+    name = cfg.run_name or f"{_experiment()}-{short_hash(identity)}"
+    return Run(Path(cfg.runs_dir) / job / name, config, identity)
+
+
+def _experiment() -> str:
+    chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    return chosen or "default"
+
+
+def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
+    """The path that a key gives; `latest` stands for what the last finished run of a job made.
+
+    Raises:
+        GraincodeError: there is nothing at that path.
+    """
+    value = cfg[key]
+    if value == "latest":
+        newest = Path(cfg.runs_dir) / job / "latest"
+        if not newest.exists():
+            raise GraincodeError(
+                f"{key}=latest, but no {job} run has finished in {cfg.runs_dir}/{job}: "
+                f"run graincode-{job.replace('_', '-')} first, or type {key}=/path"
+            )
+        path = newest.resolve() / inside
+        log.info("%s: %s", key, path)
+    else:
+        path = Path(value).expanduser()
+    if not path.exists():
+        raise GraincodeError(f"{key}={value}: there is nothing at {path}; type {key}=latest or {key}=/path")
+    return path

@@ -1,0 +1,192 @@
+"""Exports: weights (safetensors) and configuration (JSON) that rebuild a model, and run no code of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from graincode import generator, tokenizer
+from graincode.core.codes import CodeLayout
+from graincode.core.errors import GraincodeError
+from graincode.files import new_directory, write_json
+
+FORMAT = 1
+
+# the only names that a configuration may ask for; compared as text, nothing is imported to find out
+_ALLOWED: dict[str, type] = {
+    f"graincode.{package}.{made.__name__}": made
+    for package, classes in {
+        "core.codes": (CodeLayout,),
+        "tokenizer": (
+            tokenizer.DQVAE,
+            tokenizer.EMAQuantizer,
+            tokenizer.EntropyDensity,
+            tokenizer.GrainDecoder,
+            tokenizer.GrainEncoder,
+            tokenizer.QuantileRouter,
+            tokenizer.RandomDensity,
+        ),
+        "generator": (
+            generator.ClassConditioning,
+            generator.DGiTAR,
+            generator.HeterogeneousEmbedding,
+            generator.NoConditioning,
+            generator.Transformer,
+        ),
+    }.items()
+    for made in classes
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A loaded export.
+
+    Attributes:
+        module: in evaluation mode.
+        identity: 16 hex digits of the SHA-256 over configuration and weights.
+        provenance: what the export records of its making, such as the identity of the tokenizer behind a generator.
+    """
+
+    module: nn.Module
+    identity: str
+    provenance: dict[str, Any]
+
+
+def register(name: str, made: type) -> None:
+    """Let exports name a class of your own: call it before loading, with the `_target_` that your configuration has."""
+    _ALLOWED[name] = made
+
+
+def save_export(path: Path, kind: str, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
+    """Write an export as a whole; gives its identity.
+
+    Args:
+        path: the directory to make.
+        kind: "tokenizer" or "generator".
+        config: the resolved node that the module was built from.
+        module: whose weights are kept.
+        provenance: anything JSON that tells where the weights come from.
+    Raises:
+        GraincodeError: the path is there already, or the configuration names a class that could not be loaded again.
+    """
+    _check_targets(config, path)
+    with new_directory(path) as partial:
+        weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        save_file(weights, partial / "weights.safetensors")
+        write_json(partial / "config.json", {"format": FORMAT, "kind": kind, "provenance": provenance, "model": config})
+        return _identity(partial)
+
+
+def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | str = "cpu") -> Export:
+    """Rebuild a model from its export.
+
+    Raises:
+        GraincodeError: the directory is no export of this kind, a newer or damaged one, or names a class outside the
+            registry.
+    """
+    folder = Path(path)
+    files = [folder / "config.json", folder / "weights.safetensors"]
+    if not all(file.is_file() for file in files):
+        raise GraincodeError(
+            f"{folder} is no export (expected config.json and weights.safetensors in it): "
+            f"type {kind}_path=/path/to/run/export, the directory that training wrote"
+        )
+    try:
+        config = json.loads(files[0].read_text())
+        found_format, found_kind, node = config["format"], config["kind"], config["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GraincodeError(f"{files[0]} is damaged ({error!r}): export the model anew") from error
+    if found_format != FORMAT:
+        raise GraincodeError(
+            f"{folder} has export format {found_format}, this version reads {FORMAT}: type pip install -U graincode"
+        )
+    if found_kind != kind:
+        raise GraincodeError(f"{folder} is a {found_kind}, expected a {kind}: type it as {found_kind}_path={folder}")
+    _check_targets(node, folder)
+    try:
+        module = _build(node)
+        module.load_state_dict(load_file(files[1]))
+    except GraincodeError:
+        raise
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise GraincodeError(f"{folder} is damaged ({reason}): export the model anew") from error
+    return Export(module.eval().to(device), _identity(folder), config.get("provenance", {}))
+
+
+def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tokenizer.DQVAE:
+    """A tokenizer from its export, in evaluation mode, with `.tokenize(images, ratios=None)` and `.detokenize(codes)`.
+
+    Raises:
+        GraincodeError: as `load_export`.
+    """
+    return load_export(path, "tokenizer", device).module
+
+
+def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> generator.DGiTAR:
+    """A generator from its export, in evaluation mode, with `.sample(labels, seed=..., **sampler settings)`.
+
+    Raises:
+        GraincodeError: as `load_export`.
+    """
+    return load_export(path, "generator", device).module
+
+
+def load_pair(
+    generator_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[Export, Export]:
+    """A generator and the tokenizer whose codes it makes.
+
+    Raises:
+        GraincodeError: as `load_export`, or the generator was trained on codes of another layout or tokenizer.
+    """
+    made, decodes = load_export(generator_path, "generator", device), load_export(tokenizer_path, "tokenizer", device)
+    tokenizer.check_layouts(
+        made.module.layout, decodes.module.layout, f"codes of {generator_path}", str(tokenizer_path)
+    )
+    if made.provenance.get("tokenizer") != decodes.identity:
+        raise GraincodeError(
+            f"{generator_path} was trained on codes of tokenizer {made.provenance.get('tokenizer')}, "
+            f"but {tokenizer_path} is {decodes.identity}: type the tokenizer_path that its codes were extracted with"
+        )
+    return made, decodes
+
+
+def _check_targets(node: Any, path: Path) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_" and value not in _ALLOWED:
+                raise GraincodeError(
+                    f"{path} asks for {value!r}, which is not among the classes that an export may name: "
+                    "if it is your own, call graincode.export.register(name, class) first"
+                )
+            if str(key).startswith("_") and key != "_target_":
+                raise GraincodeError(f"{path} has the key {key!r}, which no export has: do not trust this file")
+            _check_targets(value, path)
+    elif isinstance(node, list):
+        for value in node:
+            _check_targets(value, path)
+
+
+def _build(node: Any) -> Any:
+    if isinstance(node, dict):
+        values = {key: _build(value) for key, value in node.items() if key != "_target_"}
+        return _ALLOWED[node["_target_"]](**values) if "_target_" in node else values
+    return [_build(value) for value in node] if isinstance(node, list) else node
+
+
+def _identity(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("config.json", "weights.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""Writing files so that what stands on disk is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from graincode.core.errors import GraincodeError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end; nothing changes if the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    partial = Path(name)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path`, renamed to it at the end.
+
+    Raises:
+        GraincodeError: `path` is there already.
+    """
+    if path.exists():
+        raise GraincodeError(f"{path} is there already: move it away, or type another run_name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    os.chmod(partial, 0o777 & ~_umask())
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as a whole."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def short_hash(value: Any) -> str:
+    """8 hex digits over the JSON form of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def keep_newest(folder: Path, pattern: str, keep: int, remove: Callable[[Path], None] = Path.unlink) -> None:
+    """Remove all but the `keep` last files of a pattern, by name."""
+    for path in sorted(folder.glob(pattern))[:-keep]:
+        remove(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

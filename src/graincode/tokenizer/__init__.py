@@ -1,0 +1,23 @@
+"""Stage 1: images to variable-length codes and back."""
+
+from graincode.tokenizer.decoder import GrainDecoder
+from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
+from graincode.tokenizer.encoder import GrainEncoder
+from graincode.tokenizer.objective import ReconstructionObjective
+from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
+from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
+
+__all__ = [
+    "DQVAE",
+    "EMAQuantizer",
+    "EntropyDensity",
+    "GrainDecoder",
+    "GrainEncoder",
+    "QuantileRouter",
+    "Quantized",
+    "RandomDensity",
+    "Reconstruction",
+    "ReconstructionObjective",
+    "Routing",
+    "check_layouts",
+]

@@ -1,0 +1,57 @@
+"""Convolutional blocks that encoder and decoder share."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Group norm with 32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions, each behind norm and SiLU, around a skip: (B, C, h, w) to (B, C', h, w)."""
+
+    def __init__(self, channels: int, out_channels: int | None = None) -> None:
+        super().__init__()
+        out_channels = out_channels or channels
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2, self.conv2 = norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all cells of a feature map, with a skip: (B, C, h, w) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = (
+            norm(channels),
+            nn.Conv2d(channels, 3 * channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.out(attended.transpose(1, 2).reshape(x.shape))
+
+
+class Level(nn.Sequential):
+    """The blocks of one resolution: `blocks` residual blocks, each followed by attention if it is asked for."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool) -> None:
+        layers: list[nn.Module] = []
+        for index in range(blocks):
+            layers.append(ResBlock(channels if index == 0 else out_channels, out_channels))
+            if attention:
+                layers.append(SpatialAttention(out_channels))
+        super().__init__(*layers)

@@ -1,0 +1,121 @@
+"""The decoder: codes of all grains on the finest grid, with a position signal, to pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from graincode.core.codes import CodeLayout
+from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
+from graincode.tokenizer.encoder import level_channels, trunk_path
+
+
+class PositionSignal(nn.Module):
+    """Fourier features of row and column, projected, plus a learned vector per row and per column.
+
+    Args:
+        grid: (rows, columns) of the map that it is added to.
+        dim: channels of the map.
+        frequencies: octaves of the Fourier features, per axis.
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int, frequencies: int = 4) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(dim, grid[0], 1) * 0.02)
+        self.columns = nn.Parameter(torch.randn(dim, 1, grid[1]) * 0.02)
+        axes = [(torch.arange(size) + 0.5) / size * 2 - 1 for size in grid]
+        row, column = torch.meshgrid(*axes, indexing="ij")
+        waves = [wave(math.pi * 2**k * axis) for k in range(frequencies) for axis in (row, column) for wave in _WAVES]
+        self.register_buffer("waves", torch.stack(waves)[None], persistent=False)
+        self.project = nn.Conv2d(len(waves), dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) to the same."""
+        return x + self.project(self.waves) + self.rows + self.columns
+
+
+class GrainDecoder(nn.Module):
+    """Decodes the codes of all grains together, convolutionally.
+
+    Args:
+        layout: the code layout.
+        channels: width of the finest level.
+        multipliers: width of each level as a multiple of `channels`, finest first; the last one repeats.
+        blocks: residual blocks per level.
+        attention: heights of feature maps, in cells, that get self-attention.
+        code_dim: dimension D of the codes.
+        patch: the last convolution draws patches of this size; the levels of finer resolution are left out.
+        expand: let a coarse code become one vector for each finest cell that it covers (a learned linear map, added to
+            the repeated code) instead of repeating it.
+    """
+
+    def __init__(
+        self,
+        layout: CodeLayout,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: Sequence[int],
+        code_dim: int,
+        patch: int = 1,
+        expand: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layout, self.patch = layout, patch
+        finest = layout.grains[-1]
+        path = trunk_path(layout, patch)
+        path = path[: path.index(finest) + 1]
+        widths = level_channels(channels, multipliers, len(path))
+        self.position = PositionSignal(layout.grids[-1], code_dim)
+        self.expand = nn.ModuleList()
+        for cells in layout.codes_per_region[:-1] if expand else ():
+            linear = nn.Conv2d(code_dim, code_dim * (layout.codes_per_region[-1] // cells), 1)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.expand.append(linear)
+        width = widths[-1]
+        self.stem = nn.Sequential(
+            nn.Conv2d(code_dim, width, 3, padding=1), ResBlock(width), SpatialAttention(width), ResBlock(width)
+        )
+        self.levels, self.ups, self._scales = nn.ModuleList(), nn.ModuleList(), []
+        for index in reversed(range(len(path))):
+            height = layout.image_size[0] // path[index][0]
+            self.levels.append(Level(width, widths[index], blocks, height in attention))
+            width = widths[index]
+            if index:
+                scale = (path[index][0] // path[index - 1][0], path[index][1] // path[index - 1][1])
+                self._scales.append(tuple(float(s) for s in scale))
+                self.ups.append(nn.Conv2d(width, width, 3, padding=1))
+        self.norm, self.last = norm(width), nn.Conv2d(width, 3 * patch**2, 3, padding=1)
+
+    def forward(self, maps: Sequence[Tensor], grains: Tensor) -> Tensor:
+        """Codes to images.
+
+        Args:
+            maps: K maps (B, D, h_g, w_g) of code vectors, coarsest first, zero where a grain has no code.
+            grains: (B, H0, W0) grain maps.
+        Returns:
+            (B, 3, H, W) images, about [-1, 1], not clamped.
+        """
+        x = self.layout.expand(maps[0], 0)
+        for g, codes in enumerate(maps[1:], start=1):
+            x = x + self.layout.expand(codes, g)
+        rows, columns = self.layout.grids[-1]
+        for g, linear in enumerate(self.expand):
+            h, w = self.layout.grids[g]
+            spread = rearrange(linear(maps[g]), "b (d i j) h w -> b d (h i) (w j)", i=rows // h, j=columns // w)
+            x = x + spread * self.layout.expand(self.layout.cells_at(grains, g), g)[:, None]
+        x = self.stem(self.position(x))
+        for index, level in enumerate(self.levels):
+            x = level(x)
+            if index < len(self.ups):
+                x = self.ups[index](F.interpolate(x, scale_factor=self._scales[index], mode="nearest"))
+        return F.pixel_shuffle(self.last(F.silu(self.norm(x))), self.patch)
+
+
+_WAVES = (torch.sin, torch.cos)

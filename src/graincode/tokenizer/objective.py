@@ -1,0 +1,39 @@
+"""What stage 1 minimises."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError
+from graincode.core.losses import Term
+from graincode.tokenizer.dqvae import Reconstruction
+
+
+class ReconstructionObjective:
+    """Pixel error and commitment.
+
+    Args:
+        pixel: "l1" or "l2", averaged over all pixels and channels in [-1, 1].
+        commitment: weight of the squared distance between encoder output and codebook entry, each code counted once.
+    Source: VQ-VAE (van den Oord et al., 2017), eq. 3; the codebook itself learns by moving averages.
+    """
+
+    def __init__(self, pixel: Literal["l1", "l2"] = "l2", commitment: float = 0.25) -> None:
+        if pixel not in ("l1", "l2"):
+            raise GraincodeError(
+                f"pixel loss {pixel!r}: type tokenizer.objective.pixel=l1 or tokenizer.objective.pixel=l2"
+            )
+        self.pixel, self.commitment = pixel, commitment
+
+    def __call__(self, images: Tensor, reconstruction: Reconstruction) -> dict[str, Term]:
+        """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction."""
+        difference = reconstruction.images.float() - images
+        error = difference.abs() if self.pixel == "l1" else difference.square()
+        codes = reconstruction.quantized.error
+        return {
+            self.pixel: Term(error.sum(), error.numel()),
+            "commitment": Term(codes.sum(), len(codes), self.commitment),
+            "codes_per_image": Term(codes.new_tensor(float(len(codes))), len(images), 0.0),
+        }

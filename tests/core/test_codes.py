@@ -1,0 +1,140 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import LAYOUTS, grain_codes, random_codes, random_grains
+
+from graincode.core.codes import (
+    CodeLayout,
+    CodeSequences,
+    GrainCodes,
+    from_sequences,
+    gather_cells,
+    scatter_cells,
+    to_sequences,
+)
+from graincode.core.errors import GraincodeError
+
+
+@given(grain_codes())
+@settings(max_examples=150, deadline=None)
+def test_sequences_are_the_codes(codes):
+    back = from_sequences(to_sequences(codes))
+    assert torch.equal(back.grains, codes.grains)
+    assert torch.equal(back.indices, codes.indices)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.grains))
+def test_all_coarse_and_all_fine_are_sequences_too(layout):
+    codes = random_codes(layout, random_grains(layout, 2))
+    back = from_sequences(to_sequences(codes))
+    assert torch.equal(back.grains, codes.grains)
+    assert torch.equal(back.indices, codes.indices)
+    assert codes.lengths.tolist() == [layout.num_regions, layout.num_regions * layout.codes_per_region[-1]]
+
+
+@given(grain_codes())
+@settings(max_examples=50, deadline=None)
+def test_each_code_counts_once(codes):
+    sequences = to_sequences(codes)
+    assert torch.equal(sequences.is_code.sum(dim=1), codes.lengths)
+    assert torch.equal(codes.first_cells.sum(dim=(1, 2)), codes.lengths)
+    ends = (sequences.slots < codes.layout.num_slots) & ~sequences.is_code
+    assert (ends.sum(dim=1) == codes.layout.num_ends).all()
+
+
+@given(grain_codes())
+@settings(max_examples=50, deadline=None)
+def test_order_is_coarse_to_fine_then_region_then_cell(codes):
+    layout, sequences = codes.layout, to_sequences(codes)
+    table = layout.slots()
+    for row in range(len(codes)):
+        slots = sequences.slots[row][sequences.is_code[row]]
+        keys = [(int(table.grain[s]), int(table.region[s]), int(table.cell[s])) for s in slots]
+        assert keys == sorted(keys)
+        region_of = {int(table.region[s]): int(table.grain[s]) for s in slots}
+        assert [region_of[r] for r in range(layout.num_regions)] == codes.grains[row].flatten().tolist()
+
+
+def test_padding_of_one_image_does_not_depend_on_the_others():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 5))
+    together = to_sequences(codes)
+    for row in range(5):
+        alone = to_sequences(codes[[row]])
+        length = alone.slots.shape[1]
+        assert torch.equal(alone.slots[0], together.slots[row, :length])
+        assert torch.equal(alone.contents[0], together.contents[row, :length])
+        assert (together.slots[row, length:] == layout.pad_slot).all()
+
+
+@given(grain_codes(), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_a_sequence_with_a_hole_is_refused(codes, seed):
+    sequences = to_sequences(codes)
+    slots, contents = sequences.slots.clone(), sequences.contents.clone()
+    places = sequences.is_code[0].nonzero()[:, 0]
+    place = places[seed % len(places)]
+    slots[0, place], contents[0, place] = codes.layout.pad_slot, codes.layout.no_content
+    with pytest.raises(GraincodeError, match="does not tile"):
+        from_sequences(CodeSequences(slots, contents, codes.layout))
+
+
+@given(grain_codes())
+@settings(max_examples=30, deadline=None)
+def test_scatter_undoes_gather(codes):
+    layout = codes.layout
+    maps = [torch.randn(len(codes), 3, *grid) for grid in layout.grids]
+    vectors = gather_cells(maps, codes.grains, layout)
+    assert len(vectors) == int(codes.lengths.sum())
+    for g, (back, original) in enumerate(zip(scatter_cells(vectors, codes.grains, layout), maps, strict=True)):
+        here = layout.cells_at(codes.grains, g)[:, None]
+        assert torch.equal(back, original * here)
+
+
+def test_the_slots_of_a_layout_written_out_by_hand():
+    layout = CodeLayout((4, 4), ((4, 2), (2, 2)), 9)
+    table = layout.slots()
+    # two regions side by side; grain 0: one cell each, then its end; grain 1: two cells each, one below the other
+    assert table.grain.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert table.region.tolist() == [0, 1, 2, 0, 0, 1, 1]
+    assert table.position.tolist() == [0, 1, 2, 0, 2, 1, 3]
+    assert table.is_end.tolist() == [False, False, True, False, False, False, False]
+    assert table.first.tolist() == [[0, 1, 2], [3, 5, 7]]
+    assert table.following.tolist() == [7, 7, 7, 4, 7, 6, 7]
+    assert table.at_cell.tolist() == [[0, 1, 0, 1], [3, 5, 4, 6]]
+    assert (layout.num_slots, layout.max_tokens, layout.pad_slot, layout.start_slot) == (7, 5, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((30, 32), ((8, 8),), 4), r"data.image_size=\[32,32\]"),
+        (((32, 32), ((8, 8), (16, 16)), 4), "does not subdivide"),
+        (((32, 32), ((8, 8), (8, 8)), 4), "does not subdivide"),
+        (((32, 32), (), 4), "no grains"),
+        (((32, 32), ((8, 8),), 0), "tokenizer.codebook_size=256"),
+        (((32, 32), ((8, -8),), 4), "positive"),
+    ],
+)
+def test_impossible_layouts_are_refused(arguments, message):
+    with pytest.raises(GraincodeError, match=message):
+        CodeLayout(*arguments)
+
+
+def test_codes_are_checked_on_construction():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 2))
+    torn = codes.indices.clone()
+    torn[0, 0, 0] = (torn[0, 0, 0] + 1) % layout.codebook_size
+    with pytest.raises(GraincodeError, match="coarse cell"):
+        GrainCodes(codes.grains, torn, layout)
+    with pytest.raises(GraincodeError, match="expected 0 to 1"):
+        GrainCodes(codes.grains + 1, codes.indices, layout)
+    with pytest.raises(GraincodeError, match="shape"):
+        GrainCodes(codes.grains, codes.indices[:, :4], layout)
+
+
+def test_layouts_survive_their_config():
+    for layout in LAYOUTS:
+        assert CodeLayout.from_config(layout.to_config()) == layout

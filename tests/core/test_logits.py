@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import LAYOUTS
+
+from graincode.core.codes import from_sequences
+from graincode.core.logits import draw, legal_regions, truncate
+from graincode.core.rng import permutation, uniforms
+from graincode.sampling import AutoregressiveSampler
+
+
+class Indifferent:
+    """Logits that do not depend on anything, plus an inclination towards the end of a grain."""
+
+    def __init__(self, layout, end):
+        self.layout, self.end = layout, end
+
+    def next_region(self, slots, contents):
+        logits = torch.zeros(len(slots), self.layout.num_regions + 1)
+        logits[:, -1] = self.end
+        return logits
+
+    def next_content(self, slots):
+        return torch.zeros(len(slots), self.layout.codebook_size)
+
+
+@given(st.sampled_from(LAYOUTS), st.integers(0, 2**31), st.floats(-8, 8))
+@settings(max_examples=60, deadline=None)
+def test_draws_from_the_legality_mask_tile_the_image(layout, seed, end):
+    numbers = uniforms(seed, range(5), layout.max_tokens, 2)
+    codes = from_sequences(AutoregressiveSampler()(Indifferent(layout, end), layout, numbers))
+    assert len(codes) == 5  # from_sequences refuses what does not tile
+
+
+def test_every_grain_map_can_be_drawn():
+    layout = LAYOUTS[5]
+    numbers = uniforms(0, range(6000), layout.max_tokens, 2)
+    grains = from_sequences(AutoregressiveSampler()(Indifferent(layout, 0.0), layout, numbers)).grains
+    assert {tuple(row) for row in grains.flatten(1).tolist()} == {
+        (a, b, c, d) for a in range(3) for b in range(3) for c in range(3) for d in range(3)
+    }
+
+
+def test_legal_regions_are_later_ones_that_nobody_has_and_the_end():
+    coded = torch.tensor([[True, False, False, True, False]])
+    assert legal_regions(coded, torch.tensor([1])).tolist() == [[False, False, True, False, True, True]]
+    assert legal_regions(coded, torch.tensor([-1])).tolist() == [[False, True, True, False, True, True]]
+
+
+@given(st.integers(1, 9), st.integers(0, 12), st.floats(0.05, 1.0), st.integers(0, 2**20))
+@settings(max_examples=60, deadline=None)
+def test_truncation_keeps_the_likeliest(size, top_k, top_p, seed):
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    kept = truncate(logits, top_k=top_k, top_p=top_p).isfinite()
+    assert kept[logits.argmax()]
+    assert logits[kept].min() > logits[~kept].max() if (~kept).any() else True
+    assert not top_k or kept.sum() <= top_k
+
+
+def test_draw_follows_the_distribution_and_never_takes_the_impossible():
+    logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf])
+    numbers = torch.cat([torch.linspace(0, 1, 20001, dtype=torch.float64)[:-1], torch.tensor([1 - 2**-53])])
+    drawn = draw(logits.expand(len(numbers), 4), numbers)
+    share = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert share.tolist() == pytest.approx(logits.softmax(0).tolist(), abs=1e-3)
+    assert share[0] == share[3] == 0
+
+
+def test_random_numbers_belong_to_their_sample():
+    together = uniforms(7, range(10), 3, 2)
+    assert torch.equal(together[4:6], uniforms(7, [4, 5], 3, 2))
+    assert not torch.equal(together[4], uniforms(8, [4], 3, 2)[0])
+    assert len({float(value) for value in together.flatten()}) == 60
+    assert sorted(permutation(3, 1, 100)) == list(range(100))
+    assert (permutation(3, 1, 100) != permutation(3, 2, 100)).any()

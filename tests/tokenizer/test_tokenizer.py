@@ -1,0 +1,237 @@
+import math
+
+import pytest
+import torch
+
+from graincode.core import density
+from graincode.core.codes import CodeLayout
+from graincode.core.errors import GraincodeError
+from graincode.tokenizer import (
+    DQVAE,
+    EMAQuantizer,
+    EntropyDensity,
+    GrainDecoder,
+    GrainEncoder,
+    QuantileRouter,
+    RandomDensity,
+    ReconstructionObjective,
+)
+
+
+def make(layout, ratios=None, router_density=None, patch=2, expand=True):
+    ratios = ratios or [1 / layout.num_grains] * layout.num_grains
+    parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": patch}
+    return DQVAE(
+        layout,
+        GrainEncoder(layout, **parts),
+        QuantileRouter(layout, router_density or EntropyDensity(), ratios),
+        EMAQuantizer(layout.codebook_size, 8),
+        GrainDecoder(layout, **parts, expand=expand),
+    )
+
+
+def photographs(count, size=(32, 32), seed=0):
+    """Smooth on one side, busy on the other, so that densities differ."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 3, *size, generator=generator) * 2 - 1
+    images[..., : size[1] // 2] = images[..., :1, :1]
+    return images
+
+
+DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
+
+
+@pytest.mark.parametrize(
+    ("layout", "patch"),
+    [
+        (CodeLayout((32, 32), ((8, 8),), 16), 2),
+        (CodeLayout((32, 32), ((4, 8),), 16), 1),
+        (DUAL, 4),
+        (DUAL, 1),
+        (CodeLayout((32, 64), ((16, 16), (8, 8), (4, 4)), 16), 2),
+        (CodeLayout((64, 32), ((16, 8), (4, 8)), 16), 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("expand", [True, False])
+def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expand):
+    tokenizer, images = make(layout, patch=patch, expand=expand), photographs(3, layout.image_size)
+    tokenizer.calibrate([images])
+    tokenizer(images)  # sets the codebook
+    for parameter in tokenizer.decoder.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    tokenizer.eval()
+    codes = tokenizer.tokenize(images)
+    made = tokenizer.detokenize(codes)
+    assert made.shape == images.shape
+    reconstruction = tokenizer(images)
+    assert torch.equal(reconstruction.routing.grains, codes.grains)
+    torch.testing.assert_close(reconstruction.images.clamp(-1, 1), made, atol=1e-5, rtol=0)
+    assert len(reconstruction.quantized.indices) == int(codes.lengths.sum())
+
+
+def test_every_part_gets_a_gradient_whatever_the_grains():
+    tokenizer, images = make(DUAL), photographs(2)
+    tokenizer.calibrate([images])
+    for ratios in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
+        tokenizer.zero_grad()
+        objective = ReconstructionObjective()
+        terms = objective(images, tokenizer(images, ratios))
+        sum(term.mean * term.weight for term in terms.values()).backward()
+        assert all(parameter.grad is not None for parameter in tokenizer.parameters())
+
+
+def test_any_ratio_can_be_asked_for():
+    tokenizer = make(DUAL).eval()
+    images = torch.cat([photographs(8, seed=s) for s in range(8)])
+    tokenizer.calibrate([images])
+    lengths = [
+        float(tokenizer.tokenize(images, [1 - fine, fine]).lengths.float().mean())
+        for fine in (0.0, 0.1, 0.25, 0.4, 1.0)
+    ]
+    assert lengths[0] == 16
+    assert lengths[-1] == 64
+    assert lengths == sorted(lengths)
+    assert lengths[2] == pytest.approx(16 * (1 + 3 * 0.25), abs=1)
+
+
+def test_codes_of_one_image_do_not_depend_on_the_others():
+    tokenizer = make(DUAL)
+    images = photographs(6)
+    tokenizer.calibrate([images])
+    tokenizer(images)
+    tokenizer.eval()
+    together = tokenizer.tokenize(images)
+    for row in range(6):
+        assert torch.equal(tokenizer.tokenize(images[[row]]).grains, together[[row]].grains)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.065, 0.3])
+def test_entropy_is_that_of_the_histogram_written_out(sigma):
+    images = photographs(2, (16, 16)).double()
+    found = density.region_entropy(images, (8, 8), bins=32, sigma=sigma)
+    grey = (images * torch.tensor([0.2989, 0.5870, 0.1140]).double()[:, None, None]).sum(dim=1)
+    centers = torch.linspace(-1, 1, 32).double()
+    for row, column in ((0, 0), (1, 1)):
+        pixels = grey[1, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8].flatten()
+        weight = torch.exp(-0.5 * ((pixels[:, None] - centers) / sigma) ** 2).mean(dim=0)
+        share = weight / weight.sum()
+        expected = -sum(float(p) * math.log(float(p)) for p in share if p > 0)
+        assert float(found[1, row, column]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_entropy_is_finite_and_orders_regions():
+    flat, busy = torch.full((1, 3, 8, 8), -1.0), torch.rand(1, 3, 8, 8) * 2 - 1
+    values = [float(density.region_entropy(x, (8, 8))) for x in (flat, busy)]
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert values[1] > 2
+    levels = torch.linspace(-1, 1, 999)[:, None, None, None].expand(-1, 3, 8, 8)
+    entropy = density.region_entropy(levels, (8, 8))
+    assert entropy.isfinite().all()
+    assert 0.6 < float(entropy.max()) <= 0.7  # a flat patch between two bins: ln 2
+    with pytest.raises(GraincodeError, match=r"density\.sigma"):
+        density.region_entropy(flat, (8, 8), sigma=1e-4)
+
+
+def test_ties_stay_coarse_and_calibration_says_so(caplog):
+    router = QuantileRouter(DUAL, EntropyDensity(), [0.2, 0.8])
+    images = torch.full((4, 3, 32, 32), -1.0)
+    images[..., 16:] = torch.rand(4, 3, 32, 16) * 2 - 1
+    report = router.calibrate([images])
+    assert report["achieved_0"] == pytest.approx(0.5)
+    assert report["asked_0"] == 0.2
+    assert "stay coarse" in caplog.text
+    assert router(images).grains[..., :2].sum() == 0
+
+
+def test_random_routing_is_a_function_of_the_image_and_meets_the_ratio():
+    router = QuantileRouter(DUAL, RandomDensity(), [0.5, 0.5])
+    images = torch.cat([photographs(32, seed=s) for s in range(8)])
+    router.calibrate([images])
+    grains = router(images).grains
+    assert float(grains.float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(router(images[5:7]).grains, grains[5:7])
+    assert float(grains[..., :2].float().mean()) == pytest.approx(0.5, abs=0.06)  # not where the image is smooth
+    assert len({tuple(map(tuple, g)) for g in grains.tolist()}) > 250
+
+
+def test_thresholds_travel_with_their_definition():
+    router = QuantileRouter(DUAL, EntropyDensity(sigma=0.02), [0.5, 0.5])
+    router.calibrate([photographs(8)])
+    twin = QuantileRouter(DUAL, EntropyDensity(sigma=0.02), [0.5, 0.5])
+    twin.load_state_dict(router.state_dict())
+    assert torch.equal(twin(photographs(8)).grains, router(photographs(8)).grains)
+    with pytest.raises(GraincodeError, match="another density definition"):
+        QuantileRouter(DUAL, EntropyDensity(sigma=0.03), [0.5, 0.5]).load_state_dict(router.state_dict())
+
+
+def test_an_uncalibrated_router_refuses_to_route():
+    with pytest.raises(GraincodeError, match="calibrate"):
+        QuantileRouter(DUAL, EntropyDensity(), [0.5, 0.5])(photographs(1))
+
+
+@pytest.mark.parametrize("ratios", [[0.5], [0.6, 0.6], [1.5, -0.5]])
+def test_impossible_ratios_are_refused(ratios):
+    with pytest.raises(GraincodeError, match=r"tokenizer\.ratios="):
+        QuantileRouter(DUAL, EntropyDensity(), ratios)
+
+
+def test_quantiser_picks_the_nearest_entry_and_learns_means():
+    quantizer = EMAQuantizer(4, 2, decay=0.0, restart_below=0.0)
+    corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    quantizer.train()
+    quantizer(corners)
+    vectors = corners.repeat(50, 1) + torch.randn(200, 2)
+    quantizer(vectors)
+    for k in range(4):
+        torch.testing.assert_close(quantizer.codebook[k], vectors[k::4].mean(dim=0), atol=1e-5, rtol=0)
+    quantizer.eval()
+    before = quantizer.codebook.clone()
+    quantized = quantizer(vectors)
+    nearest = torch.cdist(vectors, quantizer.codebook).argmin(dim=1)
+    assert torch.equal(quantized.indices, nearest)
+    assert torch.equal(quantizer.codebook, before)
+
+
+def test_gradients_pass_straight_through_and_only_the_input_commits():
+    quantizer = EMAQuantizer(4, 2)
+    vectors = torch.randn(20, 2, requires_grad=True)
+    quantized = quantizer(vectors)
+    quantized.vectors.sum().backward()
+    assert torch.equal(vectors.grad, torch.ones_like(vectors))
+    assert not quantizer.codebook.requires_grad
+
+
+def test_few_vectors_do_not_replace_a_large_codebook():
+    quantizer = EMAQuantizer(1024, 4, max_restarts=0.02)
+    quantizer(torch.randn(4096, 4))
+    for _ in range(20):
+        before = quantizer.codebook.clone()
+        quantizer(torch.randn(64, 4))
+        jumped = (quantizer.codebook - before).norm(dim=1) > 0.5
+        assert int(jumped.sum()) <= 0.02 * 1024 + 64
+
+
+def test_unused_entries_come_back_into_use():
+    quantizer = EMAQuantizer(32, 2, decay=0.9, max_restarts=0.1)
+    quantizer(torch.full((64, 2), 5.0) + 0.01 * torch.randn(64, 2))  # all entries start in one place
+    data = torch.rand(2048, 2) * 10 - 5
+    for _ in range(200):
+        quantizer(data[torch.randperm(2048)[:512]])
+    used = torch.bincount(quantizer.eval()(data).indices, minlength=32)
+    assert (used > 0).all()
+
+
+def test_images_of_another_size_and_codes_of_another_layout_are_refused():
+    tokenizer = make(DUAL).eval()
+    tokenizer.calibrate([photographs(2)])
+    with pytest.raises(GraincodeError, match=r"data.image_size=\[32, 32\]"):
+        tokenizer.tokenize(torch.zeros(1, 3, 16, 16))
+    other = make(CodeLayout((32, 32), ((8, 8), (4, 4)), 17)).eval()
+    with pytest.raises(GraincodeError, match="codebook_size 16 instead of 17"):
+        other.detokenize(tokenizer.tokenize(photographs(1)))
+
+
+def test_grains_that_halving_does_not_reach_are_refused():
+    with pytest.raises(GraincodeError, match="powers of two"):
+        make(CodeLayout((36, 36), ((12, 12), (4, 4)), 16))
