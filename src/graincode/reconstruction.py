@@ -52,7 +52,7 @@ class ReconstructionPass:
             yield made
 
     def figures(self) -> dict[str, float]:
-        """MSE in [0, 1], both PSNRs in dB, use of the codebook and codes per image, of what was reconstructed so far."""
+        """MSE in [0, 1], both PSNRs in dB, use of the codebook and codes per image, so far."""
         error, use = self._errors.result(), self._usage.result()
         return {
             "mse": error.mse,

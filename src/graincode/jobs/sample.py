@@ -70,10 +70,9 @@ def run(cfg: DictConfig) -> float:
         with replacing(run.path / "samples.png") as partial:
             columns = made.module.layout.classes if cfg.classes is None and made.module.layout.classes else 10
             Image.fromarray(grid(shown, columns, 2).permute(1, 2, 0).numpy()).save(partial)
-        print(
-            f"{cfg.num_samples} samples, {float(codes.lengths.float().mean()):.1f} codes each: {run.path / 'samples.png'}"
-        )
-        return run.finish(seconds, mean_length=float(codes.lengths.double().mean()), samples=cfg.num_samples)
+        mean_length = float(codes.lengths.double().mean())
+        print(f"{cfg.num_samples} samples, {mean_length:.1f} codes each: {run.path / 'samples.png'}")
+        return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples)
 
 
 def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tensor:

@@ -66,9 +66,10 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_generator", cfg) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
+        stage = GeneratorStage(module, objective, cfg.codes_path)
         figures = train(
-            GeneratorStage(module, objective, cfg.codes_path), hardware.accelerator(), build(cfg.optimizer), cfg.trainer,
-            cfg.seed, hardware.workers, run.path, cfg.logging.tensorboard,
+            stage, hardware.accelerator(), build(cfg.optimizer), cfg.trainer, cfg.seed, hardware.workers, run.path,
+            cfg.logging.tensorboard,
         )  # fmt: skip
         run.export("generator", config, module, tokenizer=codes.info["tokenizer"], class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)

@@ -137,7 +137,7 @@ class FeatureNetwork(ABC):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits, several hundred images a second on a CPU.
+    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits, light enough for CPUs.
 
     Its weights come with a Python package, so that it works offline.
 

@@ -106,8 +106,8 @@ class QuantileRouter(nn.Module):
             report |= {f"asked_{g}": asked, f"achieved_{g}": achieved}
             if abs(achieved - asked) > 0.01:
                 log.warning(
-                    "grain %d gets %.1f %% of the regions, not the %.1f %% that were asked for: regions that tie at the "
-                    "threshold stay coarse; choose tokenizer.ratios away from the tie",
+                    "grain %d gets %.1f %% of the regions, not the %.1f %% that were asked for: regions that tie "
+                    "at the threshold stay coarse; choose tokenizer.ratios away from the tie",
                     g, 100 * achieved, 100 * asked,
                 )  # fmt: skip
         return report
