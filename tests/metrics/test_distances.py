@@ -132,7 +132,7 @@ def test_inception_score_depends_on_its_seed_alone():
 
 @pytest.mark.parametrize("splits", [0, 11])
 def test_inception_score_refuses_more_splits_than_images(splits: int):
-    with pytest.raises(GraincodeError, match="the number of images; type splits=1"):
+    with pytest.raises(GraincodeError, match=r"type evaluation\.inception_splits=1"):
         inception_score(random_features(10), splits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -11,6 +12,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import typeguard
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -156,17 +158,25 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
     register_schemas()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
 
+    @contextmanager
+    def one_line_errors() -> Iterator[None]:
+        try:
+            yield
+        except (GraincodeError, HydraException, OmegaConfBaseException) as error:
+            if os.environ.get("GRAINCODE_DEBUG"):
+                raise
+            print(f"error: {explain(error, job, sys.argv[1:])}", file=sys.stderr)
+            sys.exit(2)
+
+    @functools.wraps(run)
     def checked(cfg: DictConfig) -> float:
-        validate(cfg)
-        return run(cfg)
+        with one_line_errors():  # here already: Hydra would add lines of its own on the way out
+            validate(cfg)
+            return run(cfg)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(checked)()
-    except (GraincodeError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("GRAINCODE_DEBUG"):
-            raise
-        print(f"error: {explain(error, job, sys.argv[1:])}", file=sys.stderr)
-        sys.exit(2)
+        with one_line_errors():
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(checked)()
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -174,19 +184,19 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
 
 def explain(error: Exception, job: str, overrides: list[str]) -> str:
     """One line that says what was wrong and what to type."""
-    cause: BaseException | None = error
-    while cause is not None:
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for cause in chain:
         if isinstance(cause, GraincodeError):
-            return str(cause).strip().splitlines()[-1]
-        cause = cause.__cause__
-    text = " ".join(str(error).split())
+            # a worker process of the loader puts its traceback before the message
+            return str(cause).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"there is no {group} {name!r}: type {group}= one of {', '.join(error.options)}"
+    text = " ".join(" ".join(str(cause) for cause in chain).split())
     if unknown := re.search(r"Could not (?:override|find|delete) '([^']+)'", text):
-        key = unknown.group(1)
-        if options := re.search(r"Available options in '[^']+': (.*)", text):
-            group, _, name = key.rpartition("/")
-            names = options.group(1).split()[0:] if "," not in options.group(1) else options.group(1).split(", ")
-            return f"there is no {group} {name!r}: type {group}= one of {', '.join(n.strip() for n in names)}"
-        key = key.lstrip("+~")
+        key = unknown.group(1).lstrip("+~")
         known = set(_known_keys(job, key, overrides))
         return f"unknown key {key!r}: {nearest(key, known)}"
     if wrong := re.search(r"Value '(.*?)'.*could not be converted to (\w+).*full_key: (\S+)", text):
@@ -291,13 +301,16 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
             continue
         return
     kind = getattr(hint, "__name__", str(hint).replace("typing.", ""))
-    example = {"int": "64", "float": "0.5", "bool": "true", "str": "name"}.get(kind)
+    example = _KIND_EXAMPLES.get(kind)
     raise GraincodeError(
         f"{key}={plain}: expected {_KINDS.get(kind, kind)}" + (f"; type for example {key}={example}" if example else "")
     )
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_KINDS = {"int": "a whole number", "float": "a number", "float | torch.Tensor": "a number", "bool": "true or false", "str": "text"}
+
+
+_KIND_EXAMPLES = {"int": "64", "float": "0.5", "float | torch.Tensor": "0.001", "bool": "true", "str": "name"}
 
 
 def _tuples(value: Any) -> Any:
@@ -305,14 +318,14 @@ def _tuples(value: Any) -> Any:
 
 
 def _hints(target: str) -> dict[str, Any] | None:
-    """Annotations of what a `_target_` of this package takes; None for other packages' classes."""
-    if not target.startswith("graincode."):
+    """Annotations of what a `_target_` of this package or an optimizer takes; None for other packages' classes."""
+    if not target.startswith(("graincode.", "torch.optim.")):
         return None
     module, _, name = target.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise GraincodeError(f"_target_ {target!r} is nothing that graincode has: look for a slip of the pen") from None
+        raise GraincodeError(f"_target_ {target!r} is not to be found: look for a slip of the pen") from None
     function = made.__init__ if inspect.isclass(made) else made
     hints = typing.get_type_hints(function)
     hints.pop("return", None)

@@ -108,6 +108,7 @@ def run(cfg: DictConfig) -> float:
             "reference": f"{reference.name} {reference.split}",
             "reference_images": len(reference),
             "reference_hash": reference.content_hash(),
+            "inception_splits": cfg.evaluation.inception_splits,
             "tokenizer": decodes.identity,
             **settings,
             "figures": figures,
@@ -127,7 +128,7 @@ def _reconstruction(
     features = real.network.extract(passed, "reconstructions")
     figures = {
         "frechet_distance": frechet_distance(features, real.features(reference)),
-        **_score(features, cfg.seed),
+        **_score(features, cfg),
         **passed.figures(),
     }
     return figures, {"images": len(features), "ratios": cfg.evaluation.ratios and list(cfg.evaluation.ratios)}
@@ -152,7 +153,7 @@ def _generation(
     figures = {
         "frechet_distance": frechet_distance(features, reals),
         "frechet_distance_of_real_images": frechet_distance(floor, reals),
-        **_score(features, cfg.seed),
+        **_score(features, cfg),
         "codes_per_image": float(torch.cat(lengths).double().mean()),
     }
     if cfg.evaluation.class_images and made.module.layout.classes > 1:
@@ -169,8 +170,8 @@ def _generation(
     return figures, {"images": count, "generator": made.identity, "sampler": sampler, "seed": cfg.seed}
 
 
-def _score(features: Features, seed: int) -> dict[str, float]:
-    score = inception_score(features, seed=seed)
+def _score(features: Features, cfg: DictConfig) -> dict[str, float]:
+    score = inception_score(features, cfg.evaluation.inception_splits, cfg.seed)
     return {"inception_score": score.mean, "inception_score_std": score.std}
 
 

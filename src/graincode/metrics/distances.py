@@ -65,7 +65,9 @@ def inception_score(features: Features, splits: int = 10, seed: int = 0) -> Ince
     Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), by torch-fidelity's function, in float64.
     """
     if not 1 <= splits <= len(features):
-        raise GraincodeError(f"splits={splits}: expected 1 to {len(features)}, the number of images; type splits=1")
+        raise GraincodeError(
+            f"splits={splits}: expected 1 to {len(features)}, the number of images; type evaluation.inception_splits=1"
+        )
     _check_finite(features.logits, "logits", features.identity)
     score = isc_features_to_metric(features.logits, splits, shuffle=True, rng_seed=seed)
     return InceptionScore(score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD])

@@ -28,6 +28,7 @@ from torch_fidelity.registry import register_feature_extractor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
+from graincode.files import replacing
 
 INCEPTION_NAME = "inception-v3-compat"
 
@@ -96,6 +97,11 @@ class FeatureNetwork(ABC):
         if self._loaded is not None:
             self._loaded.extractor.to(self._device)
         return self
+
+    @property
+    def module(self) -> nn.Module:
+        """The extractor itself. Loads the weights."""
+        return self._opened().extractor
 
     @property
     def weights_hash(self) -> str:
@@ -282,10 +288,11 @@ def cached_features(
             return _read_features(path, network.identity, origin)
         except (SafetensorError, OSError, ValueError) as error:
             _logger.warning("%s is damaged (%s): computing it again", path, error)
-    with _replacing(path) as partial:
-        found = network.extract(batches(), progress)
-        tensors = {"features": found.features, "logits": found.logits}
-        header = origin | {"count": str(len(found)), "tensors": hash_tensors(tensors)}
+    _make_writable(path.parent)
+    found = network.extract(batches(), progress)
+    tensors = {"features": found.features, "logits": found.logits}
+    header = origin | {"count": str(len(found)), "tensors": hash_tensors(tensors)}
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata=header)
     return found
 
@@ -422,17 +429,13 @@ def _read_features(path: Path, identity: str, origin: Mapping[str, str]) -> Feat
     return Features(tensors["features"], tensors["logits"], identity)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end; nothing changes if the block raises."""
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and find out before the work whether it can be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise GraincodeError(
-            f"cache folder {path.parent} cannot be written ({error.strerror}): set GRAINCODE_CACHE=/path/to/folder"
+            f"cache folder {folder} cannot be written ({error.strerror}): set GRAINCODE_CACHE=/path/to/folder"
         ) from None
-    with folder as name:
-        partial = Path(name) / path.name
-        yield partial
-        os.replace(partial, path)

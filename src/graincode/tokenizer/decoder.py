@@ -46,7 +46,7 @@ class GrainDecoder(nn.Module):
         layout: the code layout.
         channels: width of the finest level.
         multipliers: width of each level as a multiple of `channels`, finest first; the last one repeats.
-        blocks: residual blocks per level.
+        blocks: residual blocks per level, and before the first.
         attention: heights of feature maps, in cells, that get self-attention.
         code_dim: dimension D of the codes.
         patch: the last convolution draws patches of this size; the levels of finer resolution are left out.
@@ -80,7 +80,10 @@ class GrainDecoder(nn.Module):
             self.expand.append(linear)
         width = widths[-1]
         self.stem = nn.Sequential(
-            nn.Conv2d(code_dim, width, 3, padding=1), ResBlock(width), SpatialAttention(width), ResBlock(width)
+            nn.Conv2d(code_dim, width, 3, padding=1),
+            ResBlock(width),
+            SpatialAttention(width),
+            *(ResBlock(width) for _ in range(blocks - 1)),
         )
         self.levels, self.ups, self._scales = nn.ModuleList(), nn.ModuleList(), []
         for index in reversed(range(len(path))):
@@ -90,7 +93,8 @@ class GrainDecoder(nn.Module):
             if index:
                 scale = (path[index][0] // path[index - 1][0], path[index][1] // path[index - 1][1])
                 self._scales.append(tuple(float(s) for s in scale))
-                self.ups.append(nn.Conv2d(width, width, 3, padding=1))
+                self.ups.append(nn.Conv2d(width, widths[index - 1], 3, padding=1))
+                width = widths[index - 1]
         self.norm, self.last = norm(width), nn.Conv2d(width, 3 * patch**2, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor], grains: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class GrainEncoder(nn.Module):
         layout: the code layout.
         channels: width of the finest level.
         multipliers: width of each level as a multiple of `channels`, finest first; the last one repeats.
-        blocks: residual blocks per level.
+        blocks: residual blocks per level, and in each head.
         attention: heights of feature maps, in cells, that get self-attention.
         code_dim: dimension D of the vectors that are quantised.
         patch: the first convolution has this stride; the levels of finer resolution are left out.
@@ -74,7 +74,7 @@ class GrainEncoder(nn.Module):
             height = layout.image_size[0] // factor[0]
             self.levels.append(Level(previous, width, blocks, height in attention))
             if factor in layout.grains:
-                heads[layout.grains.index(factor)] = _head(width, code_dim)
+                heads[layout.grains.index(factor)] = _head(width, blocks, code_dim)
             if index + 1 < len(path):
                 stride = (path[index + 1][0] // factor[0], path[index + 1][1] // factor[1])
                 self.downs.append(nn.Conv2d(width, width, 3, stride=stride, padding=1))
@@ -106,11 +106,11 @@ def trunk_path(layout: CodeLayout, patch: int) -> list[tuple[int, int]]:
     return path[path.index((patch, patch)) :]
 
 
-def _head(width: int, code_dim: int) -> nn.Sequential:
+def _head(width: int, blocks: int, code_dim: int) -> nn.Sequential:
     return nn.Sequential(
         ResBlock(width),
         SpatialAttention(width),
-        ResBlock(width),
+        *(ResBlock(width) for _ in range(blocks - 1)),
         norm(width),
         nn.SiLU(),
         nn.Conv2d(width, code_dim, 3, padding=1),

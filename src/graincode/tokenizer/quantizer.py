@@ -47,9 +47,9 @@ class EMAQuantizer(nn.Module):
         self,
         codebook_size: int,
         code_dim: int,
-        decay: float = 0.99,
+        decay: float = 0.95,
         restart_below: float = 0.05,
-        max_restarts: float = 0.02,
+        max_restarts: float = 0.1,
     ) -> None:
         super().__init__()
         self.decay, self.restart_below = decay, restart_below

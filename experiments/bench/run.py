@@ -1,0 +1,90 @@
+"""Benchmarks: each times two things in one run, in turn, and reports their ratio.
+
+    make bench                    all of them; prints a table and writes runs/bench.json
+    make bench ARGS="-k sampler"  those whose name contains "sampler"
+
+A ratio above 1 means that graincode is faster than its reference. One thread, unless --threads says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from graincode.files import write_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """Attributes:
+    name: of the benchmark.
+    value: of what is measured, in `unit`.
+    unit: of the value.
+    reference: what it is compared with, timed in the same run.
+    ratio: how many times faster than the reference.
+    goal: for the ratio, such as ">= 60".
+    """
+
+    name: str
+    value: float
+    unit: str
+    reference: str
+    ratio: float
+    goal: str
+
+
+def paired(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of `ours`, and the median ratio reference / ours, from runs in turn after one warm-up each."""
+    ours()
+    reference()
+    seconds, ratios = [], []
+    for _ in range(repeats):
+        times = []
+        for call in (ours, reference):
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+        seconds.append(times[0])
+        ratios.append(times[1] / times[0])
+    return statistics.median(seconds), statistics.median(ratios)
+
+
+def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
+    """All benchmarks by name."""
+    from codes import sequences
+    from sampler import cached_sampler
+
+    yield "sequences", sequences
+    yield "sampler", cached_sampler
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-k", default="", metavar="NAME", help="only benchmarks whose name contains this")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    chosen = [(name, run) for name, run in benchmarks() if options.k in name]
+    if not chosen:
+        parser.error(f"no benchmark has {options.k!r} in its name: type one of {[name for name, _ in benchmarks()]}")
+    results = []
+    for name, run in chosen:
+        print(f"{name} ...", end="", flush=True)
+        results.append(run())
+        print("\r", end="")
+    print(f"{'name':<24}{'value':>12} {'unit':<16}{'ratio':>9}  {'goal':<8}  reference")
+    for r in results:
+        print(f"{r.name:<24}{r.value:>12.4g} {r.unit:<16}{r.ratio:>9.1f}  {r.goal:<8}  {r.reference}")
+    write_json(options.out, [asdict(result) for result in results])
+
+
+if __name__ == "__main__":
+    main()

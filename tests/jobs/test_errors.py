@@ -1,0 +1,141 @@
+"""Bad input ends with status 2 and one line that says what to type."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, write_images
+
+SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
+
+
+def refusal(capsys, job, *overrides):
+    """The one line of the error."""
+    with pytest.raises(SystemExit) as stop:
+        command(job, *overrides)
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]
+    assert stop.value.code == 2
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "expected"),
+    [
+        ("train_tokenizer", ["tokenizer.codebok_size=64"], "type tokenizer.codebook_size"),
+        ("train_tokenizer", ["trainer.stepz=6"], "type trainer.steps"),
+        ("train_tokenizer", ["codebook_size=6"], "type tokenizer.codebook_size"),
+        ("train_tokenizer", ["+tokenizer.model.encoder.chanels=8"], "type tokenizer.model.encoder.channels"),
+        ("train_tokenizer", ["tokeniser=dqvae_pp"], "type tokenizer"),
+        ("train_tokenizer", ["data=mnist"], "type data= one of fashion_mnist, image_folder"),
+        ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of entropy, random"),
+        ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
+        ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),
+        ("train_tokenizer", ["tokenizer.router.density.sigma=wide"], "sigma=wide: expected a number"),
+        ("train_tokenizer", ["tokenizer.model.decoder.expand=7"], "expand=7: expected true or false"),
+        ("train_tokenizer", ["tokenizer.objective.pixel=l3"], "tokenizer.objective.pixel=l3: expected"),
+        ("train_tokenizer", ["trainer.steps=ten"], "trainer.steps=ten: expected a whole number; type for example"),
+        ("train_tokenizer", ["trainer.steps=0"], "trainer.steps=0: expected 1 or more"),
+        ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
+        ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
+        ("train_tokenizer", ["data=image_folder"], "type data.root=/path/to/images"),
+        ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "type data.root=/path/to/images"),
+        ("train_tokenizer", ["tokenizer.ratios=[0.5,0.6]"], "such as tokenizer.ratios=[0.5,0.5]"),
+        ("train_tokenizer", ["tokenizer.grains=[[4,4],[8,8]]"], "list grains from coarse to fine"),
+        ("train_tokenizer", ["tokenizer.grains=[[12,12],[4,4]]"], "such as data.image_size=[36,36]"),
+        ("train_tokenizer", ["hardware=gpu"], "type hardware=cpu"),
+        ("extract_codes", [], "run graincode-train-tokenizer first"),
+        ("sample", ["generator_path=/nowhere"], "type generator_path=latest or generator_path=/path"),
+    ],
+)  # fmt: skip
+def test_what_is_typed_wrong(job, overrides, expected, capsys, tmp_path, monkeypatch):
+    import torch
+
+    if overrides == ["hardware=gpu"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    assert expected in refusal(capsys, job, *overrides)
+
+
+def test_a_directory_without_images(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    line = refusal(capsys, "train_tokenizer", *SHORT, "data=image_folder", "data.root=empty", "data.image_size=32")
+    assert "has no images" in line
+    assert "type data.root=" in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image(workers, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = write_images(tmp_path / "images")
+    for path in images.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    line = refusal(
+        capsys, "train_tokenizer", *SHORT, "data=image_folder", "data.root=images", "data.image_size=32",
+        f"hardware.workers={workers}",
+    )  # fmt: skip
+    assert ".png cannot be read as an image" in line
+    assert "remove it, or re-save it" in line
+
+
+def test_an_export_that_is_none_and_one_of_the_other_kind(inside, capsys):
+    line = refusal(capsys, "sample", "generator_path=images")
+    assert "is no export" in line
+    assert "type generator_path=/path/to/run/export" in line
+    line = refusal(capsys, "sample", "generator_path=runs/train_tokenizer/tok/export")
+    assert "is a tokenizer, expected a generator" in line
+
+
+def test_a_generator_and_a_tokenizer_that_do_not_fit(inside, capsys):
+    generator = "generator_path=runs/train_generator/ar/export"
+    for settings, expected in (
+        (["tokenizer.codebook_size=16"], "codebook_size 32 instead of 16"),
+        (["seed=1"], "was trained on codes of tokenizer"),
+    ):
+        name = f"run_name=other-{settings[0].split('=')[0]}"
+        if not Path(f"runs/train_tokenizer/{name.split('=')[1]}").exists():
+            command("train_tokenizer", *inside, *SHORT, "trainer.steps=1", *settings, name)
+        capsys.readouterr()
+        other = f"tokenizer_path=runs/train_tokenizer/{name.split('=')[1]}/export"
+        line = refusal(capsys, "sample", generator, other)
+        assert expected in line
+        assert "type the tokenizer_path" in line
+
+
+def test_images_of_another_size_than_the_tokenizer_s(inside, capsys):
+    tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
+    line = refusal(capsys, "extract_codes", *inside, "data.image_size=48", tokenizer)
+    assert "type data.image_size=[32, 32]" in line
+
+
+def test_a_run_directory_with_other_settings_is_left_alone(inside, capsys):
+    line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "optimizer.lr=0.5", "run_name=tok")
+    assert "optimizer.lr: " in line
+    assert "type another run_name" in line
+
+
+def test_a_directory_that_another_process_holds(inside, capsys):
+    import fcntl
+
+    folder = Path("runs/train_tokenizer/held")
+    folder.mkdir(parents=True)
+    with (folder / "run.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "run_name=held")
+    assert "another process works in" in line
+    shutil.rmtree(folder)
+
+
+def test_codes_that_are_none(inside, capsys):
+    line = refusal(capsys, "train_generator", *TINY_GENERATOR, "codes_path=images")
+    assert "type codes_path=" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(inside, capsys):
+    line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "optimizer.lr=1e30", "run_name=blown")
+    assert "at step" in line
+    assert "type a lower optimizer.lr" in line
+    assert not Path("runs/train_tokenizer/blown/export").exists()

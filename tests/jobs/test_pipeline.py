@@ -1,0 +1,220 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from PIL import Image
+
+import graincode
+from graincode.data import CodeDataset
+from graincode.engine.logging import read_log
+
+LITE0 = "evaluation/features=lite0_112"
+
+
+def test_training_leaves_export_log_and_events(inside):
+    for run, key in ((Path("runs/train_tokenizer/tok"), "mse"), (Path("runs/train_generator/ar"), "bits_per_image")):
+        assert result(run)["objective"] == result(run)["figures"][key]
+        lines = read_log(run)
+        assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
+        assert [line["step"] for line in lines if f"val/{key}" in line] == [3, 6]
+        assert list((run / "tensorboard").glob("events*"))
+        assert sorted(path.name for path in (run / "export").iterdir()) == ["config.json", "weights.safetensors"]
+
+
+def test_codes_on_disk_are_what_the_tokenizer_says(inside):
+    tokenizer = graincode.load_tokenizer("runs/train_tokenizer/tok/export")
+    from graincode.data import ImageFolder
+
+    source = ImageFolder(inside[1].split("=")[1], image_size=32, test_fraction=0.3)
+    for split in ("train", "val", "test"):
+        images, codes = source.split(split), CodeDataset("runs/extract_codes/codes/codes", split)
+        everything = range(len(images))
+        batch, stored = images[everything], codes[everything]
+        expected = tokenizer.tokenize(batch.images)
+        assert torch.equal(stored.codes.grains, expected.grains)
+        assert torch.equal(stored.codes.indices, expected.indices)
+        assert torch.equal(stored.labels, batch.labels)
+        assert np.load(f"runs/extract_codes/codes/codes/{split}.indices.npy", mmap_mode="r").dtype == np.uint8
+    assert codes.class_names == ("busy", "smooth")
+
+
+def test_busy_images_get_more_codes(inside):
+    batch = CodeDataset("runs/extract_codes/codes/codes", "train")[range(20)]
+    lengths = batch.codes.lengths.float()
+    assert lengths[batch.labels == 0].mean() > lengths[batch.labels == 1].mean()
+
+
+def test_samples_are_kept_with_their_codes(inside):
+    run = Path("runs/sample/samples")
+    with np.load(run / "samples.npz") as arrays:
+        assert arrays["images"].shape == (6, 32, 32, 3)
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+        tokenizer = graincode.load_tokenizer("runs/train_tokenizer/tok/export")
+        codes = graincode.GrainCodes(
+            torch.from_numpy(arrays["grains"]).long(), torch.from_numpy(arrays["indices"]).long(), tokenizer.layout
+        )
+        shown = ((tokenizer.detokenize(codes) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        assert (shown == arrays["images"]).all()
+    assert Image.open(run / "samples.png").size[0] > 64
+
+
+def test_the_public_functions_give_what_the_jobs_give(inside):
+    generator = graincode.load_generator("runs/train_generator/ar/export")
+    codes = generator.sample(torch.arange(6) % 2, seed=0, batch_size=4)
+    with np.load("runs/sample/samples/samples.npz") as arrays:
+        assert (codes.indices.numpy() == arrays["indices"]).all()
+        assert (codes.grains.numpy() == arrays["grains"]).all()
+
+
+def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
+    command("evaluate", *inside, LITE0, "evaluation=reconstruction", "evaluation.inception_splits=2", "run_name=rec")
+    record = json.loads(Path("runs/evaluate/rec/metrics.json").read_text())
+    assert record["features"] == "lite0@112"
+    assert record["images"] == record["reference_images"] == 8
+    assert record["figures"]["psnr_mean"] > 3
+    assert result(Path("runs/evaluate/rec"))["objective"] == record["figures"]["frechet_distance"]
+    settings = ["evaluation.num_samples=12", "evaluation.class_images=20", "sampler.temperature=0.5", "batch_size=5"]
+    command("evaluate", *inside, LITE0, *settings, "run_name=gen")
+    record = json.loads(Path("runs/evaluate/gen/metrics.json").read_text())
+    assert record["sampler"]["temperature"] == 0.5
+    assert record["seed"] == 0
+    assert record["reference_hash"] and record["generator"] and record["tokenizer"]
+    assert record["figures"]["frechet_distance"] > 0
+    assert 0 <= record["figures"]["class_accuracy"] <= 1
+    assert "FD (lite0@112)" in capsys.readouterr().out
+    assert list(Path(os.environ["GRAINCODE_CACHE"]).glob("features/lite0@112-*.safetensors"))
+
+
+def test_the_same_command_again_does_nothing(inside):
+    run = Path("runs/train_tokenizer/tok")
+    before = (run / "export" / "weights.safetensors").stat().st_mtime_ns
+    command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=tok")
+    assert (run / "export" / "weights.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("job", ["train_tokenizer", "train_generator"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(job, inside, monkeypatch):
+    tiny = (
+        [*inside, *TINY_TOKENIZER]
+        if job == "train_tokenizer"
+        else [*TINY_GENERATOR, "codes_path=runs/extract_codes/codes/codes"]
+    )
+    from graincode.engine import loop
+
+    save, calls = loop.Checkpoints.save, []
+
+    def dies_once(self, step, state):
+        save(self, step, state)
+        calls.append(step)
+        if step == 4 and calls.count(4) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Checkpoints, "save", dies_once)
+    with pytest.raises(SystemExit) as stop:
+        command(job, *tiny, *TINY_TRAINER, "run_name=interrupted")
+    assert stop.value.code == 130
+    command(job, *tiny, *TINY_TRAINER, "run_name=interrupted")
+    assert calls == [2, 4, 6]
+    run, whole = Path(f"runs/{job}/interrupted"), Path(f"runs/{job}/{'tok' if job == 'train_tokenizer' else 'ar'}")
+    assert (run / "export/weights.safetensors").read_bytes() == (whole / "export/weights.safetensors").read_bytes()
+    values = [[line["train/loss"] for line in read_log(path) if "train/loss" in line] for path in (run, whole)]
+    assert values[0] == values[1]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkeypatch, caplog):
+    from graincode.engine import loop
+
+    save = loop.Checkpoints.save
+
+    def dies(self, step, state):
+        save(self, step, state)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop.Checkpoints, "save", dies)
+        command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=damaged")
+    newest = Path("runs/train_tokenizer/damaged/state/step_000000004.pt")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=damaged")
+    whole = Path("runs/train_tokenizer/tok/export/weights.safetensors")
+    assert Path("runs/train_tokenizer/damaged/export/weights.safetensors").read_bytes() == whole.read_bytes()
+
+
+def test_a_sweep_gives_every_member_its_own_directory(inside):
+    before = set(Path("runs/train_tokenizer").glob("default-*"))
+    command(
+        "train_tokenizer", "--multirun", *inside, *TINY_TOKENIZER[:2], *TINY_TRAINER, "trainer.steps=2",
+        "tokenizer.codebook_size=16,32", "data.image_size=32,48",
+    )  # fmt: skip
+    made = set(Path("runs/train_tokenizer").glob("default-*")) - before
+    settings = set()
+    for run in made:
+        config = json.loads((run / "config.json").read_text())["config"]
+        settings.add((config["tokenizer"]["codebook_size"], config["data"]["image_size"]))
+        assert (run / "export").is_dir()
+    assert settings == {(16, 32), (32, 32), (16, 48), (32, 48)}
+
+
+def test_random_routing_and_fixed_length_are_configurations(inside):
+    command(
+        "train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "tokenizer/router=random", "trainer.steps=2",
+        "run_name=random",
+    )  # fmt: skip
+    command(
+        "train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "tokenizer.grains=[[4,8]]", "tokenizer.ratios=[1]",
+        "trainer.steps=2", "run_name=fixed",
+    )  # fmt: skip
+    path = "tokenizer_path=runs/train_tokenizer/fixed/export"
+    command("extract_codes", *inside, path, "run_name=fixed")
+    assert (
+        json.loads(Path("runs/extract_codes/fixed/codes/codes.json").read_text())["splits"]["val"]["mean_length"] == 32
+    )
+    codes = "codes_path=runs/extract_codes/fixed/codes"
+    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, codes, "generator/conditioning=none", "run_name=raster")
+    command(
+        "sample", path, "generator_path=runs/train_generator/raster/export", "num_samples=3", "batch_size=3",
+        "run_name=raster",
+    )  # fmt: skip
+    assert result(Path("runs/sample/raster"))["mean_length"] == 32
+
+
+def test_ratios_can_be_asked_for_when_codes_are_extracted(inside):
+    path = "tokenizer_path=runs/train_tokenizer/tok/export"
+    for name, ratios, length in (("coarse", "[1,0]", 16), ("fine", "[0,1]", 64)):
+        command("extract_codes", *inside, path, f"ratios={ratios}", "splits=[val]", f"run_name={name}")
+        assert result(Path(f"runs/extract_codes/{name}"))["objective"] == length
+
+
+@pytest.mark.parametrize("job", ["train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate"])
+def test_dry_runs_count_and_stop(job, inside, caplog):
+    caplog.set_level("INFO")
+    data = inside if job in ("train_tokenizer", "extract_codes", "evaluate") else []
+    paths = {
+        "extract_codes": ["tokenizer_path=runs/train_tokenizer/tok/export"],
+        "train_generator": ["codes_path=runs/extract_codes/codes/codes"],
+        "sample": ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/ar/export"],
+        "evaluate": ["evaluation=reconstruction", LITE0, "tokenizer_path=runs/train_tokenizer/tok/export"],
+    }.get(job, [])
+    before = {path for path in Path("runs").rglob("*") if "sweeps" not in path.parts}
+    command(job, *data, *paths, "debug=dry")
+    assert {path for path in Path("runs").rglob("*") if "sweeps" not in path.parts} == before
+
+
+def test_modules_run_from_any_directory(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "graincode.jobs.train_tokenizer", "--cfg", "job"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "codebook_size: 256" in done.stdout
+    assert not list(tmp_path.iterdir())
