@@ -98,7 +98,7 @@ class Axes:
     def svg(self, title: str, across: str, marks: str) -> str:
         """The chart with these marks; `across` is what the x axis counts."""
         parts, locator = [], MaxNLocator(5)
-        if self.log:
+        if self.log and self.y[1] > 10 * self.y[0]:
             locator = LogLocator(subs=(1, 2, 5) if self.y[1] < 100 * self.y[0] else (1,))
         for value in locator.tick_values(*self.y):
             if self.y[0] <= value <= self.y[1]:
@@ -146,10 +146,12 @@ def write_report(folder: Path) -> Path:
         arguments = shlex.join([f"runs_dir={folder}", f"run_name={step.name}", *step.settings])
         command = f"graincode-{step.job.replace('_', '-')} {arguments}"
         commands.append(f"<i># {step.name}{minutes}</i>\n{escape(command)}")
+    width = tokenizer.layout.image_size[1]
     text = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{dataset.name} in {reconstructions['figures']['codes_per_image']:.1f} codes per image"),
         headlines=_headlines(tokenizer.layout, reconstructions, samples),
-        side=f"{CARD_SIDE}px",
+        side=f"{min(max(CARD_SIDE, width), 2 * CARD_SIDE)}px",
+        rendering="pixelated" if width <= SAMPLE_SIDE else "auto",
         **_cards(tokenizer, dataset, config["evaluation"]["ratios"]),
         **_lengths(codes),
         samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, read_info(codes)["class_names"]),
@@ -170,19 +172,13 @@ def write_report(folder: Path) -> Path:
 def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> str:
     """The few figures that matter most, each with what it is to be compared with."""
     made, drawn = reconstructions["figures"], samples["figures"]
-    longest, floor = layout.num_regions * layout.codes_per_region[-1], drawn["frechet_distance_of_real_images"]
+    longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["images"]
+    floor = _number(drawn["frechet_distance_of_real_images"])
+    compared = f"in {samples['features']} features; {floor} of as many real images"
     tiles = [
         ("Codes per image", _number(made["codes_per_image"]), f"on average; {longest} with all regions fine"),
-        (
-            "PSNR of reconstructions",
-            f"{made['psnr_of_mean']:.2f} dB",
-            f"mean error of {reconstructions['images']:,} images",
-        ),
-        (
-            "Fréchet distance of samples",
-            _number(drawn["frechet_distance"]),
-            f"{samples['features']} features; as many real images: {_number(floor)}",
-        ),
+        ("PSNR of reconstructions", f"{made['psnr_of_mean']:.2f} dB", f"mean error of {count:,} images"),
+        ("Fréchet distance of samples", _number(drawn["frechet_distance"]), compared),
     ]
     if "class_accuracy_ratio" in drawn:
         accuracy, real = drawn["class_accuracy"], drawn["class_accuracy_of_real_images"]
@@ -202,8 +198,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     order = lengths.argsort(stable=True)
     shortest, longest = int(order[0]), int(order[-1])
     ranks = order[torch.linspace(0, len(order) - 1, CARDS).long()].tolist()
-    classes = [int((labels == label).nonzero()[0]) for label in labels.unique()] if names else []
-    # first of each class, then as many more as there is room for
+    classes = [int((labels == label).nonzero()[0]) for label in labels.unique()[: CARDS - 2]] if names else []
     chosen = list(dict.fromkeys([shortest, longest, *classes, *ranks]))[:CARDS]
     chosen.sort(key=lambda index: (int(lengths[index]), index))
     images, tags = dataset[chosen].images, {longest: " (longest)", shortest: " (shortest)"}
@@ -231,21 +226,20 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
         )
     note = (
         f"{len(chosen)} of the first {len(lengths):,} {escape(dataset.split)} images: the shortest, the longest, "
-        f"{'the first of each class, ' if names else ''}and some between."
+        f"{f'the first of {len(classes)} classes, ' if classes else ''}and some between."
     )
     return {"cards": "".join(cards), "cards_note": note, "legend": _legend(layout, density)}
 
 
 def _legend(layout: CodeLayout, density: Tensor) -> str:
     scale = _img(density_maps(torch.linspace(0, 1, 64)[None, None], (1, 64))[0], "dark blue to yellow", "scale")
-    items = [f"density {_number(float(density.min()))} {scale} {_number(float(density.max()))}"]
+    items = [f"density {density.min():.2f} {scale} {density.max():.2f}"]
     height, width = layout.grains[0]
     for grain, ((high, wide), count) in enumerate(zip(layout.grains, layout.codes_per_region, strict=True)):
         flat, grains = torch.full((1, 3, 2 * height, 2 * width), -1.0), torch.full((1, 2, 2), grain)
         swatch = _img(_outlined(flat, grains, layout, 32)[0], f"outlines of grain {grain}", "smooth")
-        items.append(
-            f"{swatch} {count} {'code' if count == 1 else 'codes'} a region, one for {high}&times;{wide} pixels"
-        )
+        codes = "1 code" if count == 1 else f"{count} codes"
+        items.append(f"{swatch} {codes} a region, one for {high}&times;{wide} pixels")
     return "".join(f"<li>{item}</li>" for item in items)
 
 
@@ -260,16 +254,18 @@ def _lengths(codes: Path) -> dict[str, str]:
     step = math.gcd(*(cost - costs[0] for cost in costs)) or 1  # between two lengths that an image can have
     width = step * math.ceil(((fixed[-1] - fixed[0]) // step + 1) / BARS)
     counts = np.bincount((lengths - fixed[0]) // width)
-    axes, marks = Axes((fixed[0] - width, fixed[-1] + width), (0, 1.05 * counts.max())), ""
+    room = max(width, (fixed[-1] - fixed[0]) // 12)
+    axes, marks = Axes((fixed[0] - room, fixed[-1] + room), (0, 1.15 * counts.max())), ""
     for start, count in zip(range(fixed[0], fixed[-1] + 1, width), counts, strict=False):
         middle = start + (width - step) / 2
         (left, top), (right, bottom) = axes.at(middle - 0.42 * width, count), axes.at(middle + 0.42 * width, 0)
         box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
         about = f"{start}{f' to {start + width - step}' if width > step else ''} codes: {count:,} images"
         marks += f'<rect class="bar" {box}><title>{about}</title></rect>'
-    lines = [(at, f"all {high}&times;{wide}: {at}", 12) for at, (high, wide) in zip(fixed, layout.grains, strict=True)]
-    for place, name, level in [*lines, (lengths.mean(), f"mean: {lengths.mean():.1f}", 28)]:
+    lines = [(at, f"all {high}&times;{wide}: {at}") for at, (high, wide) in zip(fixed, layout.grains, strict=True)]
+    for number, (place, name) in enumerate([*lines, (lengths.mean(), f"mean: {lengths.mean():.1f}")]):
         x, _ = axes.at(place, 0)
+        level = 12 + 14 * (number % 3)  # names of lines that are close must not meet
         marks += f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{level + 6}" y2="215"/>'
         marks += f'<text class="strong" x="{x:.1f}" y="{level}" text-anchor="middle">{name}</text>'
     low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95))
@@ -289,12 +285,9 @@ def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
     for label in labels.unique()[:CLASSES].tolist():
         chosen = (labels == label).nonzero()[: SAMPLES_OF_CLASS if names else SAMPLES_WITHOUT, 0]
         pixels, regions = images[chosen].permute(0, 3, 1, 2), grains[chosen].long()
-        outlined, lengths = (
-            _outlined(from_uint8(pixels), regions, layout, SAMPLE_SIDE),
-            layout.lengths(regions).tolist(),
-        )
+        outlined = _outlined(from_uint8(pixels), regions, layout, SAMPLE_SIDE)
         name, items = f"sample of {names[label]}" if names else "sample", ""
-        for image, outlines, length in zip(pixels, outlined, lengths, strict=True):
+        for image, outlines, length in zip(pixels, outlined, layout.lengths(regions).tolist(), strict=True):
             pictures = _img(image, name, "pixels") + _img(outlines, f"grain map: {name}", "smooth")
             items += f'<li title="{length} codes">{pictures}{length}</li>'
         heading = f"<h3>{escape(names[label])}</h3>" if names else ""
@@ -302,27 +295,24 @@ def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
     return "".join(blocks)
 
 
-def _curve(curve: Curve, log: Sequence[dict[str, float]]) -> str:
+def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:
     """A chart of a log; nothing if the log has none of its keys."""
-    line = [(entry["step"], entry[curve.training] * curve.factor) for entry in log if curve.training in entry]
-    points = [(entry["step"], entry[curve.validation]) for entry in log if curve.validation in entry]
+    line = [(entry["step"], entry[curve.training] * curve.factor) for entry in entries if curve.training in entry]
+    points = [(entry["step"], entry[curve.validation]) for entry in entries if curve.validation in entry]
     if not line + points:
         return ""
     steps, values = zip(*line, *points, strict=True)
-    margin = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1
-    axes = Axes(
-        (0, max(steps)), (min(values) * 0.9 if curve.log else min(values) - margin, max(values) + margin), curve.log
-    )
-    marks = ""
+    low, high = min(values), max(values)
+    margin, log = 0.05 * (high - low) or 0.05 * abs(high) or 1, curve.log and low > 0
+    axes, marks = Axes((0, max(steps)), (0.9 * low if log else low - margin, high + margin), log), ""
     if line:
         raw, window = np.array(line)[:, 1], np.ones(max(1, len(line) // 20))
         smooth = np.convolve(raw, window, "same") / np.convolve(np.ones_like(raw), window, "same")
         marks += axes.line(line, "faint") + axes.line(zip(steps, smooth, strict=False), "line")
     for step, value in points:
         x, y = axes.at(step, value)
-        marks += (
-            f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>step {step}: {value:.4g}</title></circle>'
-        )
+        about = f"<title>step {step}: {_number(value)}</title>"
+        marks += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{about}</circle>'
     return f'<figure class="box"><h3>{curve.title}</h3>{axes.svg(curve.title, "step", marks)}</figure>'
 
 
@@ -333,7 +323,8 @@ def _figures(title: str, record: dict[str, Any]) -> str:
         if key in figures:
             spread = f" ± {figures[f'{key}_std']:.2g}" if f"{key}_std" in figures else ""
             name = escape(name.format(features=record["features"]))
-            rows += f'<tr><th scope="row">{name}&nbsp;{better}</th><td class="value">{_number(figures[key])}{spread}</td></tr>'
+            rows += f'<tr><th scope="row">{name}&nbsp;{better}</th>'
+            rows += f'<td class="value">{_number(figures[key])}{spread}</td></tr>'
     facts = {
         "images": f"{record['images']:,}",
         "reference": f"{record['reference']}, {record['reference_images']:,} images",
@@ -355,9 +346,10 @@ def _figures(title: str, record: dict[str, Any]) -> str:
 
 
 def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> Tensor:
-    """Grain maps that are shown about `side` pixels wide, at twice that size, so that lines survive scaling."""
-    maps = grain_maps(images, grains, layout.grains, max(1, side // images.shape[-1]))
-    return maps.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    """Grain maps to be shown `side` pixels wide: small ones at twice that size, so that lines survive scaling."""
+    width = images.shape[-1]
+    maps = grain_maps(images, grains, layout.grains, max(1, side // width))
+    return maps.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1) if width <= side else maps
 
 
 def _img(image: Tensor, alt: str, style: str = "") -> str:

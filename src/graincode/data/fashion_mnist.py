@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from graincode.core.errors import GraincodeError
+from graincode.core.rng import permutation
 from graincode.data.images import TensorImages, check_split
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -105,9 +106,8 @@ def validation_mask(count: int) -> Tensor:
         (count,) bool with count // 12 true: those with the smallest of the random 64-bit numbers that Philox draws
         under a fixed key, a stream that does not change with numpy's version.
     """
-    draws = np.random.Philox(key=_SPLIT_KEY).random_raw(count)
     mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.from_numpy(np.argsort(draws, kind="stable")[: count // 12])] = True
+    mask[torch.from_numpy(permutation(_SPLIT_KEY, 0, count)[: count // 12])] = True
     return mask
 
 

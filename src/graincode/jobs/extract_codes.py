@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -53,6 +54,7 @@ def run(cfg: DictConfig) -> float:
             "layout": layout.to_config(),
             "class_names": list(source.class_names),
             "tokenizer": export.identity,
+            "tokenizer_path": str(Path(cfg.tokenizer_path).resolve()),
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "splits": splits,
         }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from graincode.core.codes import GrainCodes
+from graincode.core.errors import GraincodeError
+from graincode.core.images import to_uint8
 from graincode.core.losses import Term, weighted_sum
 from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.loader import in_order
@@ -15,8 +19,12 @@ from graincode.engine.config import build, job_main, open_run, resolve_path, wit
 from graincode.engine.dry import dry_run
 from graincode.engine.logging import Meter
 from graincode.engine.loop import train
+from graincode.export import load_export
 from graincode.generator import AutoregressiveObjective, DGiTAR
 from graincode.pictures import code_maps, grid
+from graincode.tokenizer import DQVAE
+
+log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 250
 
@@ -24,8 +32,10 @@ EVALUATION_BATCH = 250
 class GeneratorStage:
     """Codes and a generator, as the training loop sees them."""
 
-    def __init__(self, module: DGiTAR, objective: AutoregressiveObjective, codes_path: str) -> None:
-        self.module, self.objective = module, objective
+    def __init__(
+        self, module: DGiTAR, objective: AutoregressiveObjective, codes_path: str, tokenizer: DQVAE | None
+    ) -> None:
+        self.module, self.objective, self.tokenizer = module, objective, tokenizer
         self.dataset, self.validation = CodeDataset(codes_path, "train"), CodeDataset(codes_path, "val")
         self.device = torch.device("cpu")
 
@@ -45,11 +55,16 @@ class GeneratorStage:
         return {"objective": bits, "bits_per_image": bits, **figures}
 
     def pictures(self) -> dict[str, Tensor]:
-        """Sampled codes, a colour for each; images need a tokenizer, which stage 2 never sees."""
-        labels = torch.arange(16) % max(self.module.layout.classes, 1)
-        samples = self.module.sample(labels, batch_size=16)
-        real = self.validation[range(min(16, len(self.validation)))].codes
-        return {"codes of samples": grid(code_maps(samples), 8, 8), "codes of images": grid(code_maps(real), 8, 8)}
+        """Samples and their codes, a colour for each, above those of validation images."""
+        count = min(16, len(self.validation))
+        real = self.validation[range(count)]
+        samples = self.module.sample(real.labels, batch_size=count)
+        both = GrainCodes.cat([samples, real.codes])
+        shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
+        if self.tokenizer is not None:
+            images = to_uint8(self.tokenizer.detokenize(both))
+            shown["samples, reconstructions"] = grid(images, count, 2)
+        return shown
 
 
 def run(cfg: DictConfig) -> float:
@@ -66,13 +81,26 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_generator", cfg) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        stage = GeneratorStage(module, objective, cfg.codes_path)
+        stage = GeneratorStage(module, objective, cfg.codes_path, _decoder_of(codes))
         figures = train(
             stage, hardware.accelerator(), build(cfg.optimizer), cfg.trainer, cfg.seed, hardware.workers, run.path,
             cfg.logging.tensorboard,
         )  # fmt: skip
         run.export("generator", config, module, tokenizer=codes.info["tokenizer"], class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)
+
+
+def _decoder_of(codes: CodeDataset) -> DQVAE | None:
+    """The tokenizer that made the codes, for pictures alone, if it is still where it was."""
+    path = codes.info["tokenizer_path"]
+    try:
+        export = load_export(path, "tokenizer")
+    except GraincodeError:
+        export = None
+    if export is None or export.identity != codes.info["tokenizer"]:
+        log.info("samples are logged as codes, not as images: the tokenizer that made them is no longer at %s", path)
+        return None
+    return export.module
 
 
 def _dry(module: DGiTAR, objective: AutoregressiveObjective, batch: CodeBatch) -> float:
