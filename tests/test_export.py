@@ -100,7 +100,7 @@ def test_a_class_of_one_s_own_can_be_registered(tmp_path, monkeypatch):
             self.linear = nn.Linear(width, width)
 
     config = {TARGET: "mylab.Mine", "width": 3}
-    with pytest.raises(GraincodeError, match="graincode.export.register"):
+    with pytest.raises(GraincodeError, match=r"graincode\.export\.register"):
         export.save_export(tmp_path / "mine", "tokenizer", config, Mine(3))
     assert not (tmp_path / "mine").exists()
     export.register("mylab.Mine", Mine)

@@ -9,21 +9,25 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graincode.core.errors import GraincodeError
-from graincode.engine.config import SCHEMAS, nearest
+from graincode.engine.config import SCHEMAS, check, nearest
 from graincode.files import short_hash, write_json
 from graincode.report import write_report
 
 USAGE = """usage: graincode-demo [OVERRIDE ...]
 
 Runs all five jobs in runs/demo and writes a page. An override goes to every job that knows its first word;
-with STEP: before it, to that step alone:
+with STEP: before it, to that step alone (the evaluations are evaluate_reconstructions and evaluate_samples):
   graincode-demo data=image_folder data.root=/my/images data.image_size=32
   graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
+
+
+DEMO_SAMPLES = "evaluation.num_samples=2000"  # of 10,000, to stay within ten minutes
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,44 @@ class Step:
     Attributes:
         name: of the step, and of its run.
         job: that it runs.
-        settings: overrides that make the jobs fit together.
+        arguments: all its overrides.
     """
 
     name: str
     job: str
-    settings: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What to type to run the step alone."""
+        return f"graincode-{self.job.replace('_', '-')} {shlex.join(self.arguments)}"
 
 
-def plan(folder: Path) -> list[Step]:
-    """The steps of a demo in `folder`, in order."""
+def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
+    """The steps of a demo in `folder`, in order, each with those of the overrides that are its own.
+
+    Raises:
+        GraincodeError: an override belongs to no step, or a step cannot be composed with its own.
+    """
     tokenizer = f"tokenizer_path={folder}/train_tokenizer/train_tokenizer/export"
     generator = f"generator_path={folder}/train_generator/train_generator/export"
     codes = f"codes_path={folder}/extract_codes/extract_codes/codes"
     features = "evaluation/features=lite0_112"
-    return [
+    steps = [
         Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
         Step("extract_codes", "extract_codes", (tokenizer,)),
         Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
         Step("sample", "sample", (generator, tokenizer)),
         Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),
-        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features)),
+        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, DEMO_SAMPLES)),
     ]
+    chosen = _assign(steps, overrides)
+    complete = []
+    for step in steps:
+        common = (f"runs_dir={folder}", f"run_name={step.name}")
+        complete.append(replace(step, arguments=(*common, *step.arguments, *chosen[step.name])))
+        check(step.job, list(complete[-1].arguments))
+    return complete
 
 
 def main() -> None:
@@ -80,33 +100,26 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
     Raises:
         GraincodeError: an override belongs to no job, or a job failed.
     """
-    steps = plan(folder)
-    chosen = assign(steps, overrides)
+    steps = plan(folder, overrides)
     timing = folder / "seconds.json"
     for number, step in enumerate(steps, start=1):
-        arguments = [f"runs_dir={folder}", f"run_name={step.name}", *step.settings, *chosen[step.name]]
-        command = f"graincode-{step.job.replace('_', '-')} {shlex.join(arguments)}"
-        print(f"\n[{number}/{len(steps)}] {step.name}\n  {command}", flush=True)
+        print(f"\n[{number}/{len(steps)}] {step.name}\n  {step.command}", flush=True)
         finished = (folder / step.job / step.name / "result.json").is_file()
         began = time.perf_counter()
-        if status := subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *arguments]).returncode:
+        if status := subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *step.arguments]).returncode:
             raise GraincodeError(
                 f"{step.name} ended with status {status}; once that is mended, the same command goes on"
             )
         if not finished:
             seconds = json.loads(timing.read_text()) if timing.is_file() else {}
             write_json(timing, {**seconds, step.name: time.perf_counter() - began})
-    page, minutes = write_report(folder), sum(json.loads(timing.read_text()).values()) / 60
+    page, minutes = write_report(folder, steps), sum(json.loads(timing.read_text()).values()) / 60
     print(f"\n{len(steps)} steps in {minutes:.1f} minutes. Open {os.path.abspath(page)}")
     return page
 
 
-def assign(steps: list[Step], overrides: list[str]) -> dict[str, list[str]]:
-    """Which overrides each step gets, by its name.
-
-    Raises:
-        GraincodeError: an override belongs to no step.
-    """
+def _assign(steps: Sequence[Step], overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Which overrides each step gets, by its name."""
     chosen: dict[str, list[str]] = {step.name: [] for step in steps}
     for override in overrides:
         name, prefixed, rest = override.partition(":")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from graincode.files import replacing
 from graincode.metrics import PairErrors
 from graincode.pictures import density_maps, grain_maps
 from graincode.tokenizer import DQVAE
+
+if TYPE_CHECKING:  # the demo imports this module
+    from graincode.demo import Step
 
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
@@ -113,19 +116,17 @@ class Axes:
         return f'<svg viewBox="0 0 480 250" role="img" aria-label="{title}">{"".join(parts)}{marks}</svg>'
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, steps: Sequence[Step]) -> Path:
     """Write `index.html` into the folder of a demo.
 
     Args:
-        folder: in which every step of `demo.plan` has finished.
+        folder: in which every step has finished.
+        steps: of the demo, as `demo.plan` gives them.
     Returns:
         the page.
     Raises:
         GraincodeError: a step has not finished.
     """
-    from graincode.demo import plan  # here, because the demo imports this module
-
-    steps = plan(folder)
     runs = {step.name: folder / step.job / step.name for step in steps}
     for name, run in runs.items():
         if not (run / "result.json").is_file():
@@ -143,9 +144,7 @@ def write_report(folder: Path) -> Path:
     commands = []
     for step in steps:
         minutes = f", {seconds[step.name] / 60:.1f} minutes" if step.name in seconds else ""
-        arguments = shlex.join([f"runs_dir={folder}", f"run_name={step.name}", *step.settings])
-        command = f"graincode-{step.job.replace('_', '-')} {arguments}"
-        commands.append(f"<i># {step.name}{minutes}</i>\n{escape(command)}")
+        commands.append(f"<i># {step.name}{minutes}</i>\n{escape(step.command)}")
     width = tokenizer.layout.image_size[1]
     text = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{dataset.name} in {reconstructions['figures']['codes_per_image']:.1f} codes per image"),

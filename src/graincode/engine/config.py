@@ -210,11 +210,26 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
 
 def nearest(word: str, known: set[str]) -> str:
     """What to type instead of an unknown word."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, sorted(known - {word}), n=1, cutoff=0.5)
     if near:
         return f"type {near[0]}"
     heads = sorted({name.split(".")[0] for name in known})
     return f"type a key that begins with one of {', '.join(heads)}"
+
+
+def check(job: str, overrides: list[str]) -> None:
+    """Compose and validate a job's configuration without running it.
+
+    Raises:
+        GraincodeError: what the job itself would say.
+    """
+    register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+            validate(hydra.compose(job, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise GraincodeError(explain(error, job, overrides)) from error
 
 
 _EXAMPLES = {"Integer": "100", "Float": "0.5", "Boolean": "true"}
@@ -307,7 +322,13 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
     )
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "float | torch.Tensor": "a number", "bool": "true or false", "str": "text"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "float | torch.Tensor": "a number",
+    "bool": "true or false",
+    "str": "text",
+}
 
 
 _KIND_EXAMPLES = {"int": "64", "float": "0.5", "float | torch.Tensor": "0.001", "bool": "true", "str": "name"}

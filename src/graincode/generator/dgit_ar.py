@@ -45,7 +45,8 @@ class DGiTAR(nn.Module):
     """Position and content transformers, stacked: p(next position | past) p(content | next position, past).
 
     The region that comes next is what a position says; the other cells of a region, and all positions of the last
-    grain, are implied. Likelihood and sampling use one distribution, renormalised over the legal regions.
+    grain, are implied. Likelihood and sampling use one distribution, renormalised over the legal regions. What an image
+    is conditioned on is added to every token.
 
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
     """
@@ -106,8 +107,7 @@ class DGiTAR(nn.Module):
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
         tokens = self.embedding(slots, contents)
-        condition = F.pad(self.conditioning(labels)[:, None], (0, 0, 0, slots.shape[1] - 1))
-        hidden = self.position_transformer(tokens + condition)
+        hidden = self.position_transformer(tokens + self.conditioning(labels)[:, None])
         states = self.content_transformer(hidden + self.embedding.at(targets.slots))
         return hidden, self.content_head(states)
 
@@ -168,7 +168,8 @@ class CachedLogits:
     """
 
     def __init__(self, model: DGiTAR, labels: Tensor) -> None:
-        self.model, self.labels, self.step = model, labels, 0
+        self.model, self.step = model, 0
+        self.condition = model.conditioning(labels)[:, None]
         self.grain = torch.zeros_like(labels)
         capacity = model.layout.max_tokens + 1
         self.position_cache = KeyValueCache(model.position_transformer, len(labels), capacity)
@@ -178,9 +179,7 @@ class CachedLogits:
         """See `AutoregressiveLogits`."""
         model, table = self.model, self.model.layout.slots(slots.device)
         token = model.embedding(slots[:, None], contents[:, None], self.step)
-        if self.step == 0:
-            token = token + model.conditioning(self.labels)[:, None]
-        self.hidden = model.position_transformer(token, self.position_cache)
+        self.hidden = model.position_transformer(token + self.condition, self.position_cache)
         self.step += 1
         known = slots.clamp(max=model.layout.num_slots - 1)
         ended = table.is_end[known] & (slots < model.layout.num_slots)

@@ -40,7 +40,7 @@ class HeterogeneousEmbedding(nn.Module):
 
 
 class ClassConditioning(nn.Module):
-    """A learned vector for each class of the layout: (B,) long labels to (B, width).
+    """A learned vector for each class of the layout, added to every token: (B,) long labels to (B, width).
 
     Raises:
         GraincodeError: the layout has no classes, or a label is not one of them.

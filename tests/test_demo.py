@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, write_images
+
+from graincode.core.errors import GraincodeError
+from graincode.demo import plan, run_demo
+
+
+def test_overrides_go_to_the_jobs_that_know_them():
+    overrides = ["data=image_folder", "data.root=x", "tokenizer.codebook_size=64", "sample:seed=3", "trainer.steps=7"]
+    given = {
+        step.name: [o for o in overrides if o.removeprefix("sample:") in step.arguments]
+        for step in plan(Path("d"), overrides)
+    }
+    assert given == {
+        "train_tokenizer": [*overrides[:3], "trainer.steps=7"],
+        "extract_codes": overrides[:2],
+        "train_generator": ["trainer.steps=7"],
+        "sample": ["sample:seed=3"],
+        "evaluate_reconstructions": overrides[:2],
+        "evaluate_samples": overrides[:2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tokenzier.codebook_size=3", "type tokenizer"),
+        ("tokenizer.codebok_size=3", "type tokenizer.codebook_size"),
+        ("evaluation.num_samples=5", "unknown key 'evaluation.num_samples'"),
+        ("trainer.steps=x", "expected a whole number"),
+    ],
+)
+def test_a_wrong_override_is_refused_before_anything_runs(override, message, tmp_path):
+    with pytest.raises(GraincodeError, match=message):
+        run_demo(tmp_path / "demo", [override])
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "images", count=60)
+    overrides = [
+        "data=image_folder", "data.root=images", "data.image_size=32", "data.test_fraction=0.3",
+        *TINY_TOKENIZER, *TINY_GENERATOR, *TINY_TRAINER, "evaluation.inception_splits=2",
+        "sample:num_samples=4", "evaluate_samples:evaluation.num_samples=12", "evaluate_samples:batch_size=6",
+    ]  # fmt: skip
+    page = run_demo(Path("runs/demo"), overrides)
+    text = page.read_text()
+    assert "smooth" in text
+    assert "FD (lite0@112)" in text
+    assert "data.root=images" in text
+    seconds = json.loads(Path("runs/demo/seconds.json").read_text())
+    assert len(seconds) == 6
+    first = capfd.readouterr().out
+    assert "[6/6] evaluate_samples" in first
+    run_demo(Path("runs/demo"), overrides)  # again: nothing is left to do
+    assert json.loads(Path("runs/demo/seconds.json").read_text()) == seconds
