@@ -46,7 +46,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
     nearest = ((pixels + 1) / spacing).round().long()
     histogram = pixels.new_zeros(*pixels.shape[:3], bins)
     # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them
-    reach = min(math.ceil(6 * sigma / spacing + 0.5), bins - 1)
+    reach = min(int(6 * sigma / spacing + 0.5), bins - 1)
     for offset in range(-reach, reach + 1):
         index = nearest + offset
         weight = torch.exp(-0.5 * ((pixels + 1 - index * spacing) / sigma) ** 2)

@@ -76,9 +76,8 @@ def check_image_size(source: ImageSource, tokenizer: DQVAE) -> None:
 def _encode(
     tokenizer: DQVAE, dataset: ImageDataset, ratios: list[float] | None, batch_size: int, device: torch.device
 ) -> Iterator[CodeBatch]:
-    for batch in tqdm(
-        in_order(dataset, batch_size), total=-(-len(dataset) // batch_size), unit="batch", desc=dataset.split
-    ):
+    batches = -(-len(dataset) // batch_size)
+    for batch in tqdm(in_order(dataset, batch_size), dataset.split, batches, unit=" batches", mininterval=1.0):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), ratios), batch.labels)
 
 

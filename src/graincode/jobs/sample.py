@@ -93,7 +93,7 @@ def draw(
     """Samples for (N,) labels, batch by batch; sample i depends on (seed, i) and its label alone."""
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
-    with tqdm(total=len(labels), unit="image", dynamic_ncols=True, desc="samples") as bar:
+    with tqdm(total=len(labels), unit=" images", desc="samples", leave=False, mininterval=1.0) as bar:
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
             codes = generator.sample(part, seed, start, batch_size, **settings)

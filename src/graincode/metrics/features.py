@@ -124,7 +124,7 @@ class FeatureNetwork(ABC):
         """
         loaded = self._opened()
         features, logits = [], []
-        with tqdm(desc=progress, disable=progress is None, unit=" images", leave=False) as bar:
+        with tqdm(desc=progress, disable=progress is None, unit=" images", leave=False, mininterval=1.0) as bar:
             for images in _regroup(batches, self.batch_size):
                 with torch.inference_mode():
                     of_batch = loaded.extractor(images.to(self._device))
