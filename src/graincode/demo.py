@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graincode.core.errors import GraincodeError
-from graincode.engine.config import SCHEMAS, check, nearest
+from graincode.engine.config import SCHEMAS, build, check, nearest
 from graincode.files import short_hash, write_json
+from graincode.jobs.evaluate import table
 from graincode.report import write_report
 
 USAGE = """usage: graincode-demo [OVERRIDE ...]
@@ -27,6 +28,8 @@ with STEP: before it, to that step alone (the evaluations are evaluate_reconstru
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
 
 
+# keys that the demo sets so that its steps fit together
+_OWN = {"runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
 DEMO_SAMPLES = "evaluation.num_samples=2000"  # of 10,000, to stay within ten minutes
 
 
@@ -69,11 +72,15 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, DEMO_SAMPLES)),
     ]
     chosen = _assign(steps, overrides)
-    complete = []
+    complete, labelled = [], True
     for step in steps:
-        common = (f"runs_dir={folder}", f"run_name={step.name}")
+        common = [f"runs_dir={folder}", f"run_name={step.name}"]
+        if step.job == "train_generator" and not labelled:
+            common.append("generator/conditioning=none")
         complete.append(replace(step, arguments=(*common, *step.arguments, *chosen[step.name])))
-        check(step.job, list(complete[-1].arguments))
+        cfg = check(step.job, list(complete[-1].arguments))
+        if step.job == "train_tokenizer":
+            labelled = bool(build(cfg.data).class_names)
     return complete
 
 
@@ -106,15 +113,22 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
         print(f"\n[{number}/{len(steps)}] {step.name}\n  {step.command}", flush=True)
         finished = (folder / step.job / step.name / "result.json").is_file()
         began = time.perf_counter()
-        if status := subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *step.arguments]).returncode:
-            raise GraincodeError(
-                f"{step.name} ended with status {status}; once that is mended, the same command goes on"
-            )
-        if not finished:
+        try:
+            done = subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *step.arguments])
+        finally:  # an interrupted attempt counts too
             seconds = json.loads(timing.read_text()) if timing.is_file() else {}
-            write_json(timing, {**seconds, step.name: time.perf_counter() - began})
-    page, minutes = write_report(folder, steps), sum(json.loads(timing.read_text()).values()) / 60
-    print(f"\n{len(steps)} steps in {minutes:.1f} minutes. Open {os.path.abspath(page)}")
+            if not finished:
+                seconds[step.name] = seconds.get(step.name, 0) + time.perf_counter() - began
+                write_json(timing, seconds)
+        if done.returncode:
+            raise GraincodeError(
+                f"{step.name} ended with status {done.returncode}; once that is mended, the same command goes on"
+            )
+    page = write_report(folder, steps)
+    print()
+    for step in steps[-2:]:
+        print(table(json.loads((folder / step.job / step.name / "metrics.json").read_text())))
+    print(f"\n{len(steps)} steps in {sum(seconds.values()) / 60:.1f} minutes. Open {os.path.abspath(page)}")
     return page
 
 
@@ -138,7 +152,7 @@ def _assign(steps: Sequence[Step], overrides: Sequence[str]) -> dict[str, list[s
 
 def _words(job: str) -> set[str]:
     """First words of the overrides that a job takes: its top-level keys; experiments are the demo's own choice."""
-    return set(SCHEMAS[job].__dataclass_fields__)
+    return set(SCHEMAS[job].__dataclass_fields__) - _OWN
 
 
 if __name__ == "__main__":

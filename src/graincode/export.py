@@ -165,7 +165,7 @@ def load_pair(
 def _check_targets(node: Any, path: Path) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
-            if key == "_target_" and value not in _ALLOWED:
+            if key == "_target_" and not (isinstance(value, str) and value in _ALLOWED):
                 raise GraincodeError(
                     f"{path} asks for {value!r}, which is not among the classes that an export may name: "
                     "if it is your own, call graincode.export.register(name, class) first"

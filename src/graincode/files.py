@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,6 @@ def write_json(path: Path, value: Any) -> None:
 def short_hash(value: Any) -> str:
     """8 hex digits over the JSON form of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def keep_newest(folder: Path, pattern: str, keep: int, remove: Callable[[Path], None] = Path.unlink) -> None:
-    """Remove all but the `keep` last files of a pattern, by name."""
-    for path in sorted(folder.glob(pattern))[:-keep]:
-        remove(path)
 
 
 def _umask() -> int:

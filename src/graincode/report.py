@@ -141,6 +141,8 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
     seconds, codes = _read(folder / "seconds.json"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
     dataset = build(config["data"]).split(config["evaluation"]["split"])
+    # an unconditional generator is asked for no class, whatever labels the codes have
+    names = read_info(codes)["class_names"] if _read(runs["sample"] / "result.json")["classes"] else []
     commands = []
     for step in steps:
         minutes = f", {seconds[step.name] / 60:.1f} minutes" if step.name in seconds else ""
@@ -153,7 +155,7 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
         rendering="pixelated" if width <= SAMPLE_SIDE else "auto",
         **_cards(tokenizer, dataset, config["evaluation"]["ratios"]),
         **_lengths(codes),
-        samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, read_info(codes)["class_names"]),
+        samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, names),
         curves="".join(_curve(curve, read_log(runs[curve.run])) for curve in CURVES),
         figures=_figures("Reconstructions", reconstructions) + _figures("Samples", samples),
         commands="\n\n".join(commands),

@@ -33,7 +33,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         (B, H / region height, W / region width) float32 in [0, ln bins], in nats. It is computed in float64 and rounded
         to 2^-20, so that the last bit, which depends on the batch, never decides whether a region ties.
     Raises:
-        GraincodeError: sigma is so small that a value between two bins would reach neither in float32.
+        GraincodeError: sigma is so small that a value between two bins would reach neither.
     Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
     """
     spacing = 2 / (bins - 1)
@@ -45,8 +45,9 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
     pixels = rearrange(grey(images.double()), "b 1 (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
     nearest = ((pixels + 1) / spacing).round().long()
     histogram = pixels.new_zeros(*pixels.shape[:3], bins)
-    # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them
-    reach = min(int(6 * sigma / spacing + 0.5), bins - 1)
+    # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them; the
+    # neighbours always count, since a pixel midway between two bins belongs to both
+    reach = min(max(int(6 * sigma / spacing + 0.5), 1), bins - 1)
     for offset in range(-reach, reach + 1):
         index = nearest + offset
         weight = torch.exp(-0.5 * ((pixels + 1 - index * spacing) / sigma) ** 2)
@@ -91,11 +92,13 @@ def thresholds(table: Tensor, ratios: Sequence[float]) -> Tensor:
         ratios: K shares of the regions, coarsest first, that add up to 1.
     Returns:
         (K - 1,) ascending; a region belongs to the grain that counts the thresholds *below* its density, so regions
-        equal to a threshold stay coarse. A cumulative ratio of 0 gives -inf, so that all regions pass it.
+        equal to a threshold stay coarse. A cumulative ratio of 0 gives -inf and one of 1 gives inf, so that all regions
+        or none pass it, denser than any in the table or not.
     """
-    cumulative = torch.tensor(ratios, dtype=torch.float64).cumsum(0)[:-1]
-    place = (cumulative * (len(table) - 1)).round().long().clamp(0, len(table) - 1)
-    return table[place].where(cumulative.to(table.device) > 1e-9, -torch.inf)
+    cumulative = torch.tensor(ratios, dtype=torch.float64, device=table.device).cumsum(0)[:-1]
+    limits = table[(cumulative * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
+    limits = limits.masked_fill(cumulative < 1e-9, -torch.inf)
+    return limits.masked_fill(cumulative > 1 - 1e-9, torch.inf)
 
 
 def grains_from_density(density: Tensor, limits: Tensor) -> Tensor:
@@ -114,7 +117,7 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
         example = ",".join(f"{1 / num_grains:.2g}" for _ in range(num_grains))
         raise GraincodeError(
             f"ratios {list(values)}: expected {num_grains} shares (one per grain, coarsest first) that add up to 1, "
-            f"such as tokenizer.ratios=[{example}]"
+            f"such as tokenizer.ratios=[{example}] in training, ratios=[{example}] when codes are extracted"
         )
     return values
 

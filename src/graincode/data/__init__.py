@@ -8,6 +8,7 @@ from graincode.data.images import (
     ImageDataset,
     ImageFolder,
     ImageSource,
+    Subset,
     TensorImages,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImageSource",
+    "Subset",
     "TensorImages",
 ]

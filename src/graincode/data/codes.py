@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,11 @@ class CodeBatch:
         """The same batch on another device."""
         return CodeBatch(self.codes.to(device), self.labels.to(device))
 
+    def pin_memory(self) -> CodeBatch:
+        """The same batch in memory that a GPU copies from directly."""
+        grains, indices = self.codes.grains.pin_memory(), self.codes.indices.pin_memory()
+        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory())
+
 
 class CodeDataset:
     """One split of codes on disk; an index list gives a batch.
@@ -48,6 +54,7 @@ class CodeDataset:
     def __init__(self, path: str | os.PathLike[str], split: str) -> None:
         self.path, self.split = Path(path), split
         self.info = read_info(self.path)
+        self.identity = hashlib.sha256((self.path / "codes.json").read_bytes()).hexdigest()[:16]
         self.layout = CodeLayout.from_config(self.info["layout"])
         self.class_names: tuple[str, ...] = tuple(self.info["class_names"])
         files = {name: self.path / f"{split}.{name}.npy" for name in _ARRAYS}

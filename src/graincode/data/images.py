@@ -7,7 +7,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
+from graincode.core.rng import permutation
 
 SPLITS = ("train", "val", "test")
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -45,7 +46,14 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
-        return ImageBatch(self.images.to(device), self.labels.to(device), self.indices.to(device))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ImageBatch:
+        """The same batch in memory that a GPU copies from directly."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> ImageBatch:
+        return ImageBatch(change(self.images), change(self.labels), change(self.indices))
 
 
 class ImageDataset(ABC):
@@ -56,12 +64,14 @@ class ImageDataset(ABC):
         split: "train", "val" or "test".
         image_size: (height, width) in pixels.
         class_names: name of each label; empty if there are no labels.
+        labels: (N,) long, the labels of all images.
     """
 
     name: str
     split: str
     image_size: tuple[int, int]
     class_names: tuple[str, ...]
+    labels: Tensor
 
     @abstractmethod
     def __len__(self) -> int:
@@ -140,6 +150,23 @@ class TensorImages(ImageDataset):
         return ImageBatch(images, self.labels[chosen], chosen)
 
 
+class Subset(ImageDataset):
+    """The first `count` images of a fixed permutation of a split, so that a part is not one class."""
+
+    def __init__(self, dataset: ImageDataset, count: int) -> None:
+        self.name, self.split = dataset.name, f"{dataset.split} (part)"
+        self.image_size, self.class_names = dataset.image_size, dataset.class_names
+        self._dataset, self._order = dataset, torch.from_numpy(permutation(0, 0, len(dataset))[:count])
+        self.labels = dataset.labels[self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
+        batch = self._dataset[self._order[_index_tensor(indices, len(self))].tolist()]
+        return ImageBatch(batch.images, batch.labels, _index_tensor(indices, len(self)))
+
+
 @dataclass(frozen=True, eq=False)
 class FolderImages(ImageDataset):
     """A split of image files, decoded when they are asked for.
@@ -175,10 +202,10 @@ class ImageFolder:
 
     Files with a known extension count, at any depth, except those whose name or directory begins with a dot.
 
-    Splits. If the root has train/ and also val/ or test/, these are the splits, and one of val and test that is
-    missing is taken out of train/. Otherwise all three are taken out of the root. What is taken out is decided by a
-    hash of each file's relative path, so a file keeps its split when others come and go; only a split that would
-    have no file at all, as in small folders, gets the one with the nearest hash.
+    Splits. If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and
+    those of val and test that are missing are taken out of train/. Otherwise all three are taken out of the root. What
+    is taken out is decided by a hash of each file's relative path, so a file keeps its split when others come and go;
+    only a split that would have no file at all, as in small folders, gets the one with the nearest hash.
 
     Classes. The first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
 
@@ -271,7 +298,8 @@ class ImageFolder:
         if not self._root.is_dir():
             raise GraincodeError(f"data.root={self._root} is not a directory: type data.root=/path/to/images")
         given = [name for name in SPLITS if (self._root / name).is_dir()]
-        if "train" not in given or len(given) == 1:
+        folders = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if "train" not in given or (len(given) == 1 and len(folders) > 1):
             given = []
         base = self._root / "train" if given else self._root
         missing = {name: fraction for name, fraction in self._fractions.items() if name not in given}

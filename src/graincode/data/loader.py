@@ -62,8 +62,8 @@ def training_loader(
     )
 
 
-def in_order(dataset: Dataset[Any], batch_size: int, limit: int | None = None) -> Iterator[Any]:
+def in_order(dataset: Dataset[Any], batch_size: int, limit: int | None = None, workers: int = 0) -> Iterator[Any]:
     """Batches of the first `limit` items (all by default), in order."""
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    for start in range(0, count, batch_size):
-        yield dataset[range(start, min(start + batch_size, count))]
+    parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    yield from DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers)

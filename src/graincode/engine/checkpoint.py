@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from graincode.core.errors import GraincodeError
-from graincode.files import keep_newest, replacing
+from graincode.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class Checkpoints:
         """Write the state after `step` steps, as a whole, and let older ones go."""
         with replacing(self.folder / f"step_{step:09d}.pt") as partial:
             torch.save({"step": step, **state}, partial)
-        keep_newest(self.folder, "step_*.pt", self.keep)
+        for older in sorted(self.folder.glob("step_*.pt"))[: -self.keep]:
+            older.unlink()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The newest state that can be read, or None; a damaged one is named, and the one before is taken.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -35,7 +36,7 @@ from graincode.files import short_hash
 log = logging.getLogger(__name__)
 
 # keys that change how a run is carried out, not what comes out of it
-_INCIDENTAL = ("hardware", "logging", "debug", "runs_dir", "run_name")
+_INCIDENTAL = ("hardware", "logging", "debug", "runs_dir", "run_name", "cache_dir")
 _INCIDENTAL_TRAINER = ("log_every", "eval_every", "checkpoint_every")
 
 
@@ -171,7 +172,7 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
     @functools.wraps(run)
     def checked(cfg: DictConfig) -> float:
         with one_line_errors():  # here already: Hydra would add lines of its own on the way out
-            validate(cfg)
+            validate(job, cfg)
             return run(cfg)
 
     try:
@@ -210,15 +211,16 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
 
 def nearest(word: str, known: set[str]) -> str:
     """What to type instead of an unknown word."""
-    near = difflib.get_close_matches(word, sorted(known - {word}), n=1, cutoff=0.5)
+    shown = sorted(name for name in known - {word} if "._" not in name)
+    near = difflib.get_close_matches(word, shown, n=1, cutoff=0.5)
     if near:
         return f"type {near[0]}"
     heads = sorted({name.split(".")[0] for name in known})
     return f"type a key that begins with one of {', '.join(heads)}"
 
 
-def check(job: str, overrides: list[str]) -> None:
-    """Compose and validate a job's configuration without running it.
+def check(job: str, overrides: list[str]) -> DictConfig:
+    """Compose and validate a job's configuration, and give it.
 
     Raises:
         GraincodeError: what the job itself would say.
@@ -227,9 +229,11 @@ def check(job: str, overrides: list[str]) -> None:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            validate(hydra.compose(job, overrides=overrides))
+            cfg = hydra.compose(job, overrides=overrides)
+            validate(job, cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise GraincodeError(explain(error, job, overrides)) from error
+    return cfg
 
 
 _EXAMPLES = {"Integer": "100", "Float": "0.5", "Boolean": "true"}
@@ -262,7 +266,7 @@ def _flatten(node: Any, prefix: str = "", leaves_only: bool = True) -> dict[str,
     return flat
 
 
-def validate(cfg: DictConfig) -> None:
+def validate(job: str, cfg: DictConfig) -> None:
     """Check a composed configuration: types of everything that will be instantiated, and numbers across keys.
 
     Raises:
@@ -273,12 +277,18 @@ def validate(cfg: DictConfig) -> None:
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
     _check_types(cfg, raw, "")
-    positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every",
+    positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
                 "trainer.checkpoint_every", "batch_size", "num_samples"]  # fmt: skip
     for key in positive:
         value = OmegaConf.select(cfg, key, default=1)
         if value < 1:
             raise GraincodeError(f"{key}={value}: expected 1 or more; type for example {key}=100")
+    if cfg.run_name is not None and (not re.fullmatch(r"[\w.-]+", cfg.run_name) or cfg.run_name == "latest"):
+        raise GraincodeError(f"run_name={cfg.run_name}: expected letters, digits, '_', '-' and '.', and not latest")
+    known = {f.name for f in dataclasses.fields(SCHEMAS[job])}
+    for key in raw:
+        if key not in known:
+            raise GraincodeError(f"unknown key {key!r}: {nearest(key, known)}")
     if cfg.seed < 0:
         raise GraincodeError(f"seed={cfg.seed}: expected 0 or more; type seed=0")
 
@@ -315,23 +325,24 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
         except typeguard.TypeCheckError:
             continue
         return
-    kind = getattr(hint, "__name__", str(hint).replace("typing.", ""))
-    example = _KIND_EXAMPLES.get(kind)
-    raise GraincodeError(
-        f"{key}={plain}: expected {_KINDS.get(kind, kind)}" + (f"; type for example {key}={example}" if example else "")
-    )
+    if typing.get_origin(hint) is typing.Literal:
+        raise GraincodeError(f"{key}={plain}: type {key}= one of {', '.join(map(str, typing.get_args(hint)))}")
+    for pattern, kind, example in _KINDS:
+        if re.search(pattern, str(hint)):
+            raise GraincodeError(f"{key}={plain}: expected {kind}; type for example {key}={example}")
+    raise GraincodeError(f"{key}={plain}: expected {hint}")
 
 
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "float | torch.Tensor": "a number",
-    "bool": "true or false",
-    "str": "text",
-}
-
-
-_KIND_EXAMPLES = {"int": "64", "float": "0.5", "float | torch.Tensor": "0.001", "bool": "true", "str": "name"}
+# the first pattern that fits an annotation; what it is in words; an example
+_KINDS = (
+    (r"tuple\[tuple", "a list of pairs", "[[8,8],[4,4]]"),
+    (r"(Sequence|list)\[float", "a list of numbers", "[0.5,0.5]"),
+    (r"(Sequence|list|tuple)\[", "a list", "[16,32]"),
+    (r"\bbool\b", "true or false", "true"),
+    (r"\bfloat\b", "a number", "0.5"),
+    (r"\bint\b", "a whole number", "64"),
+    (r"\bstr\b", "text", "name"),
+)
 
 
 def _tuples(value: Any) -> Any:
@@ -369,16 +380,18 @@ def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
     return OmegaConf.to_container(model, resolve=True)
 
 
-def open_run(job: str, cfg: DictConfig) -> Run:
+def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """The directory of this run: `runs_dir/job/run_name`.
 
     The default name is the experiment's with 8 hex digits over the keys that matter, so that different runs, or the
-    members of a sweep, never share a directory.
+    members of a sweep, never share a directory. What a run reads (`inputs`: names and content hashes of exports and
+    codes) counts by its content, not by its path.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
-    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL}
+    kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")} | {"inputs": inputs}
     if "trainer" in kept:
         kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _INCIDENTAL_TRAINER}
+        kept["precision"] = {k: config["hardware"][k] for k in ("mixed_precision", "tf32")}
     identity = _flatten(kept)
     name = cfg.run_name or f"{_experiment()}-{short_hash(identity)}"
     return Run(Path(cfg.runs_dir) / job / name, config, identity)
@@ -406,7 +419,7 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
         path = newest.resolve() / inside
         log.info("%s: %s", key, path)
     else:
-        path = Path(value).expanduser()
+        path = Path(value).expanduser().resolve()
     if not path.exists():
         raise GraincodeError(f"{key}={value}: there is nothing at {path}; type {key}=latest or {key}=/path")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DebugSettings:
+    """What `conf/debug` gives.
+
+    Attributes:
+        dry: compose, count parameters, FLOPs and memory, and stop.
+    """
+
+    dry: bool = False
 
 
 def dry_run(call: Callable[[], Any], modules: dict[str, nn.Module], what: str, training: bool) -> float:

@@ -7,8 +7,11 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from graincode.core.errors import GraincodeError
+
+_DEFAULT_THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,14 @@ class Hardware:
 
     Attributes:
         device: "cpu" or "gpu".
-        mixed_precision: "no", "fp16" or "bf16".
+        mixed_precision: of training, "no" or "bf16"; codes, samples and figures are made in float32.
         workers: processes that load data; 0 loads in the main one, best for data sets that lie in memory.
         threads: CPU threads of one process; None leaves torch's choice.
         tf32: whether float32 matrix products may use TF32.
     """
 
     device: Literal["cpu", "gpu"] = "cpu"
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     workers: int = 0
     threads: int | None = None
     tf32: bool = True
@@ -37,7 +40,7 @@ class Hardware:
         """
         if self.device == "gpu" and not torch.cuda.is_available():
             raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads or _DEFAULT_THREADS)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a sweep runs several jobs in one process
         torch.set_float32_matmul_precision("high" if self.tf32 and self.device == "gpu" else "highest")
         return Accelerator(cpu=self.device == "cpu", mixed_precision=self.mixed_precision)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from graincode.core.losses import Term
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What `conf/logging` gives.
+
+    Attributes:
+        tensorboard: whether to write TensorBoard events beside log.jsonl.
+    """
+
+    tensorboard: bool = True
 
 
 class RunLog:

@@ -97,7 +97,7 @@ def train(
                 terms = stage.terms(module, batch.to(accelerator.device))
                 loss = weighted_sum(terms)
             accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(module.parameters(), trainer.clip_grad_norm)
+            norm = accelerator.clip_grad_norm_(module.parameters(), trainer.clip_grad_norm or math.inf)
             optimizer.step()
             optimizer.zero_grad()
             meter.add({**terms, "loss": Term(loss, 1), "gradient_norm": Term(norm, 1)})
@@ -106,11 +106,7 @@ def train(
             if step % trainer.log_every == 0 or last:
                 values = meter.flush()
                 for name, value in values.items():
-                    if not math.isfinite(value):
-                        raise GraincodeError(
-                            f"{name} is {value} at step {step}: the last good checkpoint is in {checkpoints.folder}; "
-                            "type a lower optimizer.lr"
-                        )
+                    _check_finite(name, value, step, checkpoints)
                 rate = images / (time.perf_counter() - began)
                 log.scalars(
                     step,
@@ -124,10 +120,11 @@ def train(
                 module.eval()
                 figures = stage.evaluate(trainer.eval_images)
                 log.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-                for name, picture in stage.pictures().items():
+                for name, picture in stage.pictures().items() if tensorboard else ():
                     log.image(step, name, picture)
                 began, images = time.perf_counter(), 0
             if step % trainer.checkpoint_every == 0 or last:
+                _check_finite("the loss", loss.item(), step, checkpoints)
                 checkpoints.save(
                     step,
                     {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict(), "figures": figures},
@@ -137,6 +134,14 @@ def train(
         log.close()
     stage.module.eval()
     return figures
+
+
+def _check_finite(name: str, value: float, step: int, checkpoints: Checkpoints) -> None:
+    if not math.isfinite(value):
+        raise GraincodeError(
+            f"{name} is {value} at step {step}: the last good checkpoint is in {checkpoints.folder}; "
+            "type a lower optimizer.lr"
+        )
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout, CodeSequences, GrainCodes, from_sequences, to_sequences
+from graincode.core.errors import GraincodeError
 from graincode.core.logits import legal_regions
 from graincode.core.rng import uniforms
 from graincode.generator.embedding import ClassConditioning, HeterogeneousEmbedding, NoConditioning
@@ -71,6 +72,11 @@ class DGiTAR(nn.Module):
                 nn.init.normal_(head.weight, std=0.02)
                 nn.init.zeros_(head.bias)
 
+    @property
+    def classes(self) -> int:
+        """Number of classes that samples can be asked for; 0 without conditioning."""
+        return self.conditioning.classes
+
     def forward(self, codes: GrainCodes, labels: Tensor) -> SequenceLikelihood:
         """Likelihood of a batch of codes, with gradients.
 
@@ -124,7 +130,7 @@ class DGiTAR(nn.Module):
         labels: Tensor,
         seed: int = 0,
         first_index: int = 0,
-        batch_size: int = 256,
+        batch_size: int = 32,
         on_step: Callable[[int], None] = lambda _: None,
         **settings: float,
     ) -> GrainCodes:
@@ -143,10 +149,18 @@ class DGiTAR(nn.Module):
         Returns:
             N valid codes, on the CPU.
         Raises:
-            GraincodeError: a label is not a class of this generator, or a setting is out of range.
+            GraincodeError: a label is not a class of this generator, there are none, or a setting is out of range.
         """
+        if not len(labels):
+            raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
         self.conditioning.check(labels)
         sampler = AutoregressiveSampler(**settings)
+        guided = sampler.guidance_scale != 1
+        if guided and not self.classes:
+            raise GraincodeError(
+                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
+                "type sampler.guidance_scale=1"
+            )
         device = self.content_head.weight.device
         parts = []
         for start in range(0, len(labels), batch_size):
@@ -154,6 +168,8 @@ class DGiTAR(nn.Module):
             padded = F.pad(part, (0, batch_size - len(part))).to(device)
             indices = range(first_index + start, first_index + start + batch_size)
             numbers = uniforms(seed, indices, self.layout.max_tokens, 2).to(device)
+            if guided:
+                padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
             sequences = sampler(CachedLogits(self, padded), self.layout, numbers, on_step)
             parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
         return GrainCodes.cat(parts)
@@ -171,7 +187,7 @@ class CachedLogits:
         self.model, self.step = model, 0
         self.condition = model.conditioning(labels)[:, None]
         self.grain = torch.zeros_like(labels)
-        capacity = model.layout.max_tokens + 1
+        capacity = model.layout.max_tokens
         self.position_cache = KeyValueCache(model.position_transformer, len(labels), capacity)
         self.content_cache = KeyValueCache(model.content_transformer, len(labels), capacity)
 

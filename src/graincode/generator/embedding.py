@@ -40,23 +40,32 @@ class HeterogeneousEmbedding(nn.Module):
 
 
 class ClassConditioning(nn.Module):
-    """A learned vector for each class of the layout, added to every token: (B,) long labels to (B, width).
+    """A learned vector for each class of the layout, and one for no class: (B,) long labels to (B, width).
 
+    Args:
+        layout: with at least one class; its `null_class` is the label for no class.
+        width: of each token.
+        dropout: share of the labels that training replaces by the null class, in [0, 1); guidance needs some.
     Raises:
-        GraincodeError: the layout has no classes, or a label is not one of them.
+        GraincodeError: the layout has no classes, or the dropout is out of range.
     """
 
-    def __init__(self, layout: CodeLayout, width: int) -> None:
+    def __init__(self, layout: CodeLayout, width: int, dropout: float = 0.1) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise GraincodeError(f"dropout={dropout}: expected 0 to 1; type generator.conditioning.dropout=0.1")
         if layout.classes == 0:
             raise GraincodeError(
                 "the codes have no classes: type generator/conditioning=none, or extract labelled data"
             )
-        self.classes = layout.classes
-        self.table = nn.Embedding(layout.classes, width)
+        self.classes, self.dropout, self.null_class = layout.classes, dropout, layout.null_class
+        self.table = nn.Embedding(layout.classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, labels: Tensor) -> Tensor:
+        if self.training and self.dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+            labels = torch.where(dropped, self.null_class, labels)
         return self.table(labels)
 
     def check(self, labels: Tensor) -> None:
@@ -70,6 +79,8 @@ class ClassConditioning(nn.Module):
 
 class NoConditioning(nn.Module):
     """Unconditional generation: zeros in place of a class, whatever the labels."""
+
+    classes = 0
 
     def __init__(self, layout: CodeLayout, width: int) -> None:
         super().__init__()

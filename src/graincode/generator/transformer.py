@@ -82,7 +82,9 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, dropout: float = 0.0, causal: bool = True) -> None:
         super().__init__()
         if width % heads:
-            raise GraincodeError(f"a width of {width} has no {heads} equal heads: type generator.heads that divides it")
+            raise GraincodeError(
+                f"a width of {width} has no {heads} equal heads: type generator.size.heads that divides it"
+            )
         self.causal = causal
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

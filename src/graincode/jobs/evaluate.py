@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
-from graincode.core.rng import permutation
-from graincode.data.images import ImageDataset, ImageSource
+from graincode.data.images import ImageDataset, ImageSource, Subset
 from graincode.data.loader import in_order
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
-from graincode.export import Export, load_export, load_pair
+from graincode.export import load_export, load_pair
 from graincode.files import write_json
-from graincode.jobs.extract_codes import check_image_size
-from graincode.jobs.sample import balanced_labels, draw
 from graincode.metrics import (
     FeatureNetwork,
     Features,
@@ -30,149 +27,159 @@ from graincode.metrics import (
     frechet_distance,
     inception_score,
 )
-from graincode.reconstruction import ReconstructionPass
-
-MODES = ("generation", "reconstruction")
+from graincode.passes import ReconstructionPass, SampleBatch, balanced_labels, check_image_size, draw
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
+class Generation:
+    """Samples against a split, `evaluation=generation`.
+
+    Attributes:
+        features: the network that images are measured with.
+        split: the reference.
+        num_samples: None for as many as the reference has images.
+        class_images: real training images behind the class consistency; 0 leaves it out.
+        inception_splits: parts of the Inception score; None for 10, or fewer if there are fewer images.
+    """
+
+    features: FeatureNetwork
+    split: Literal["train", "val", "test"] = "test"
+    num_samples: int | None = None
+    class_images: int = 10000
+    inception_splits: int | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Reconstructions against the images that they were made from, `evaluation=reconstruction`.
+
+    Attributes:
+        features, split, inception_splits: as in `Generation`.
+        ratios: share of regions at each grain; None for the tokenizer's own.
+    """
+
+    features: FeatureNetwork
+    split: Literal["train", "val", "test"] = "test"
+    ratios: Sequence[float] | None = None
+    inception_splits: int | None = None
+
+
+@dataclass(frozen=True)
 class RealImages:
-    """Real images as the metrics take them: their features are computed once and kept under a hash of their content."""
+    """Features of real images, computed once and kept under a hash of the images' content."""
 
     network: FeatureNetwork
     cache_dir: str | None
     batch_size: int
+    workers: int
 
     def features(self, dataset: ImageDataset) -> Features:
         """Features of a whole split."""
-        batches = lambda: (to_uint8(b.images) for b in in_order(dataset, self.batch_size))  # noqa: E731
-        return cached_features(
-            self.network, dataset.content_hash(), batches, self.cache_dir, f"{dataset.name} {dataset.split}"
-        )
 
-    def labels(self, dataset: ImageDataset) -> Tensor:
-        """(N,) labels of a whole split."""
-        return torch.cat([batch.labels for batch in in_order(dataset, self.batch_size)])
+        def batches() -> Iterator[Tensor]:
+            return (to_uint8(b.images) for b in in_order(dataset, self.batch_size, workers=self.workers))
 
-
-class Subset(ImageDataset):
-    """The first `count` images of a fixed permutation of a split, so that a part is not one class."""
-
-    def __init__(self, dataset: ImageDataset, count: int) -> None:
-        self.name, self.split = dataset.name, f"{dataset.split} (part)"
-        self.image_size, self.class_names = dataset.image_size, dataset.class_names
-        self._dataset, self._order = dataset, permutation(0, 0, len(dataset))[:count]
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, indices: Any) -> Any:
-        return self._dataset[self._order[torch.as_tensor(indices).reshape(-1).numpy()].tolist()]
+        name = f"{dataset.name} {dataset.split}"
+        return cached_features(self.network, dataset.content_hash(), batches, self.cache_dir, name)
 
 
 def run(cfg: DictConfig) -> float:
     """Measure, write `metrics.json`, and give the Fréchet distance."""
-    if cfg.evaluation.mode not in MODES:
-        raise GraincodeError(f"evaluation.mode={cfg.evaluation.mode}: type evaluation={' or evaluation='.join(MODES)}")
-    generation = cfg.evaluation.mode == "generation"
-    cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
-    if generation:
-        cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
-    else:  # neither is used, so neither may tell two runs apart
-        OmegaConf.update(cfg, "generator_path", "unused")
-        OmegaConf.update(cfg, "sampler", {}, merge=False)
+    settings: Generation | Reconstruction = build(cfg.evaluation)
+    generation = isinstance(settings, Generation)
+    hardware = build(cfg.hardware)
+    device = hardware.accelerator().device
+    network = settings.features.to(device)
     source: ImageSource = build(cfg.data)
-    device = build(cfg.hardware).accelerator().device
-    network: FeatureNetwork = build(cfg.evaluation.features).to(device)
     if cfg.debug.dry:
         return _dry(network, source.image_size)
+    tokenizer_path = resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export")
+    if generation:
+        made, decodes = load_pair(
+            resolve_path(cfg, "generator_path", "train_generator", "export"), tokenizer_path, device
+        )
+        sampler, inputs = build(cfg.sampler), {"tokenizer": decodes.identity, "generator": made.identity}
+    else:  # no sampler is used, so none may tell two runs apart
+        decodes = load_export(tokenizer_path, "tokenizer", device)
+        cfg.sampler, inputs = None, {"tokenizer": decodes.identity}
+    check_image_size(source, decodes.module)
     network.load()
-    reference = source.split(cfg.evaluation.split)
-    real = RealImages(network, cfg.cache_dir, cfg.batch_size)
+    reference = source.split(settings.split)
+    real = RealImages(network, cfg.cache_dir, cfg.batch_size, hardware.workers)
     began = time.perf_counter()
-    with open_run("evaluate", cfg) as run:
+    with open_run("evaluate", cfg, **inputs, features=network.identity, reference=reference.content_hash()) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        if generation:
-            made, decodes = load_pair(cfg.generator_path, cfg.tokenizer_path, device)
-            check_image_size(source, decodes.module)
-            figures, settings = _generation(cfg, made, decodes, source, reference, real)
+        if isinstance(settings, Generation):
+            labels = balanced_labels(settings.num_samples or len(reference), made.module.classes, None)
+            batches = draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size)
+            features, figures = _generation(settings, batches, labels, made.module.classes, source, reference, real)
+            details = {"sampler": asdict(sampler), "seed": cfg.seed, "batch_size": cfg.batch_size}
         else:
-            decodes = load_export(cfg.tokenizer_path, "tokenizer", device)
-            check_image_size(source, decodes.module)
-            figures, settings = _reconstruction(cfg, decodes, reference, real, device)
+            passed = ReconstructionPass(
+                decodes.module, reference, cfg.batch_size, None, settings.ratios, device, hardware.workers
+            )
+            features = network.extract(passed, "reconstructions")
+            figures = {"frechet_distance": frechet_distance(features, real.features(reference)), **passed.figures()}
+            details = {"ratios": settings.ratios}
+        splits = settings.inception_splits or min(10, len(features))
+        score = inception_score(features, splits, cfg.seed)
         record = {
-            "mode": cfg.evaluation.mode,
+            "mode": "generation" if generation else "reconstruction",
+            "images": len(features),
             "features": network.name,
             "features_identity": network.identity,
             "reference": f"{reference.name} {reference.split}",
             "reference_images": len(reference),
             "reference_hash": reference.content_hash(),
-            "inception_splits": cfg.evaluation.inception_splits,
-            "tokenizer": decodes.identity,
-            **settings,
-            "figures": figures,
+            **inputs,
+            **details,
+            "inception_splits": splits,
+            "figures": figures | {"inception_score": score.mean, "inception_score_std": score.std},
             "seconds": time.perf_counter() - began,
+            "device": str(device),
             "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
         }
         write_json(run.path / "metrics.json", record)
         print(table(record))
         print(f"metrics: {run.path / 'metrics.json'}")
-        return run.finish(figures["frechet_distance"], figures=figures)
-
-
-def _reconstruction(
-    cfg: DictConfig, decodes: Export, reference: ImageDataset, real: RealImages, device: torch.device
-) -> tuple[dict[str, float], dict[str, Any]]:
-    passed = ReconstructionPass(decodes.module, reference, cfg.batch_size, ratios=cfg.evaluation.ratios, device=device)
-    features = real.network.extract(passed, "reconstructions")
-    figures = {
-        "frechet_distance": frechet_distance(features, real.features(reference)),
-        **_score(features, cfg),
-        **passed.figures(),
-    }
-    return figures, {"images": len(features), "ratios": cfg.evaluation.ratios and list(cfg.evaluation.ratios)}
+        return run.finish(figures["frechet_distance"], figures=record["figures"])
 
 
 def _generation(
-    cfg: DictConfig, made: Export, decodes: Export, source: ImageSource, reference: ImageDataset, real: RealImages
-) -> tuple[dict[str, float], dict[str, Any]]:
-    count = cfg.evaluation.num_samples or len(reference)
-    labels = balanced_labels(count, made.module.layout.classes, None)
-    lengths = []
+    settings: Generation,
+    batches: Iterator[SampleBatch],
+    labels: Tensor,
+    classes: int,
+    source: ImageSource,
+    reference: ImageDataset,
+    real: RealImages,
+) -> tuple[Features, dict[str, float]]:
+    lengths: list[Tensor] = []
 
-    def images() -> Any:
-        for batch in draw(made.module, decodes.module, build(cfg.sampler), labels, cfg.seed, cfg.batch_size):
+    def images() -> Iterator[Tensor]:
+        for batch in batches:
             lengths.append(batch.codes.lengths)
             yield batch.images
 
     features, reals = real.network.extract(images()), real.features(reference)
     train = source.split("train")
-    # the same number of real images from the training split: what a perfect generator would score
-    floor = real.features(Subset(train, min(count, len(train))))
+    # as many real images of the training split: what a perfect generator would score
+    floor = real.features(Subset(train, min(len(labels), len(train))))
     figures = {
         "frechet_distance": frechet_distance(features, reals),
         "frechet_distance_of_real_images": frechet_distance(floor, reals),
-        **_score(features, cfg),
         "codes_per_image": float(torch.cat(lengths).double().mean()),
     }
-    if cfg.evaluation.class_images and made.module.layout.classes > 1:
-        part = Subset(train, min(cfg.evaluation.class_images, len(train)))
-        consistency = class_consistency(
-            real.features(part), real.labels(part), reals, real.labels(reference), features, labels
-        )
+    if settings.class_images and classes > 1:
+        part = Subset(train, min(settings.class_images, len(train)))
+        consistency = class_consistency(real.features(part), part.labels, reals, reference.labels, features, labels)
         figures |= {
             "class_accuracy": consistency.accuracy,
             "class_accuracy_of_real_images": consistency.real_accuracy,
             "class_accuracy_ratio": consistency.ratio,
         }
-    sampler = {key: value for key, value in OmegaConf.to_container(cfg.sampler).items() if key != "_target_"}
-    return figures, {"images": count, "generator": made.identity, "sampler": sampler, "seed": cfg.seed}
-
-
-def _score(features: Features, cfg: DictConfig) -> dict[str, float]:
-    score = inception_score(features, cfg.evaluation.inception_splits, cfg.seed)
-    return {"inception_score": score.mean, "inception_score_std": score.std}
+    return features, figures
 
 
 def table(record: dict[str, Any]) -> str:

@@ -20,12 +20,15 @@ from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
 from graincode.export import load_export
 from graincode.files import write_json
+from graincode.passes import check_image_size
 from graincode.tokenizer import DQVAE
 
 
 def run(cfg: DictConfig) -> float:
     """Write the codes of all splits; gives the mean number of codes per training image (or of the first split)."""
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
+    if not cfg.splits:
+        raise GraincodeError("splits=[]: type for example splits=[train,val]")
     hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
     device = hardware.accelerator().device
@@ -36,7 +39,7 @@ def run(cfg: DictConfig) -> float:
         call = partial(tokenizer.tokenize, images, cfg.ratios)
         return dry_run(call, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_image_size(source, tokenizer)
-    with open_run("extract_codes", cfg) as run:
+    with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         layout = CodeLayout(**{**tokenizer.layout.to_config(), "classes": len(source.class_names)})
@@ -46,7 +49,7 @@ def run(cfg: DictConfig) -> float:
             report = folder / f"{split}.json"
             if not report.is_file():  # a split that an interrupted run finished stays
                 dataset = source.split(split)
-                batches = _encode(tokenizer, dataset, cfg.ratios, cfg.batch_size, device)
+                batches = _encode(tokenizer, dataset, cfg.ratios, cfg.batch_size, device, hardware.workers)
                 write_json(report, write_split(folder, split, layout, len(dataset), batches))
             splits[split] = json.loads(report.read_text())
         info = {
@@ -63,21 +66,18 @@ def run(cfg: DictConfig) -> float:
         return run.finish(chosen["mean_length"], figures=splits)
 
 
-def check_image_size(source: ImageSource, tokenizer: DQVAE) -> None:
-    """Refuse a data set whose images are not of the tokenizer's size."""
-    if tuple(source.image_size) != tokenizer.layout.image_size:
-        wanted = list(tokenizer.layout.image_size)
-        raise GraincodeError(
-            f"data.image_size={list(source.image_size)}, but the tokenizer takes {wanted}: "
-            f"type data.image_size={wanted} if the data set can be resized, or another tokenizer_path"
-        )
-
-
 def _encode(
-    tokenizer: DQVAE, dataset: ImageDataset, ratios: list[float] | None, batch_size: int, device: torch.device
+    tokenizer: DQVAE,
+    dataset: ImageDataset,
+    ratios: list[float] | None,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
 ) -> Iterator[CodeBatch]:
     batches = -(-len(dataset) // batch_size)
-    for batch in tqdm(in_order(dataset, batch_size), dataset.split, batches, unit=" batches", mininterval=1.0):
+    for batch in tqdm(
+        in_order(dataset, batch_size, workers=workers), dataset.split, batches, unit=" batches", mininterval=1.0
+    ):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), ratios), batch.labels)
 
 

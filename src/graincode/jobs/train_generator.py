@@ -78,7 +78,7 @@ def run(cfg: DictConfig) -> float:
     if cfg.debug.dry:
         return _dry(module, objective, codes[0])
     hardware = build(cfg.hardware)
-    with open_run("train_generator", cfg) as run:
+    with open_run("train_generator", cfg, codes=codes.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         stage = GeneratorStage(module, objective, cfg.codes_path, _decoder_of(codes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -14,9 +16,11 @@ from graincode.data.loader import in_order
 from graincode.engine.config import build, job_main, open_run, with_layout
 from graincode.engine.dry import dry_run
 from graincode.engine.loop import train
+from graincode.passes import ReconstructionPass
 from graincode.pictures import density_maps, grain_maps, grid
-from graincode.reconstruction import ReconstructionPass
 from graincode.tokenizer import DQVAE, ReconstructionObjective
+
+log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 250
 
@@ -24,8 +28,8 @@ EVALUATION_BATCH = 250
 class TokenizerStage:
     """Images and a tokenizer, as the training loop sees them."""
 
-    def __init__(self, module: DQVAE, objective: ReconstructionObjective, source: ImageSource) -> None:
-        self.module, self.objective = module, objective
+    def __init__(self, module: DQVAE, objective: ReconstructionObjective, source: ImageSource, workers: int) -> None:
+        self.module, self.objective, self.workers = module, objective, workers
         self.dataset, self.validation = source.split("train"), source.split("val")
         self.device = torch.device("cpu")
 
@@ -37,7 +41,9 @@ class TokenizerStage:
     @torch.no_grad()
     def evaluate(self, limit: int) -> dict[str, float]:
         """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
-        reconstructions = ReconstructionPass(self.module, self.validation, EVALUATION_BATCH, limit, device=self.device)
+        reconstructions = ReconstructionPass(
+            self.module, self.validation, EVALUATION_BATCH, limit, device=self.device, workers=self.workers
+        )
         for _ in reconstructions:
             pass
         figures = reconstructions.figures()
@@ -73,15 +79,18 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_tokenizer", cfg) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        stage = TokenizerStage(module, objective, source)
+        stage = TokenizerStage(module, objective, source, hardware.workers)
         accelerator = hardware.accelerator()
-        module.calibrate(batch.images for batch in in_order(stage.dataset, EVALUATION_BATCH))
+        batches = in_order(stage.dataset, EVALUATION_BATCH, workers=hardware.workers)
+        calibration = module.to(accelerator.device).calibrate(batch.images.to(accelerator.device) for batch in batches)
+        shares = (f"{100 * calibration[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
+        log.info("share of the training regions at each grain: %s", ", ".join(shares))
         figures = train(
             stage, accelerator, build(cfg.optimizer), cfg.trainer, cfg.seed, hardware.workers, run.path,
             cfg.logging.tensorboard,
         )  # fmt: skip
         run.export("tokenizer", config, module, data=stage.dataset.name)
-        return run.finish(figures["objective"], figures=figures)
+        return run.finish(figures["objective"], figures=figures, calibration=calibration)
 
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:

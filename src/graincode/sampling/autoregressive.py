@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,23 +11,10 @@ from torch import Tensor
 from graincode.core.codes import CodeLayout, CodeSequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import draw, legal_regions, truncate
+from graincode.sampling.guidance import GuidedLogits
+from graincode.sampling.protocol import AutoregressiveLogits
 
 _CHECK_EVERY = 16
-
-
-class AutoregressiveLogits(Protocol):
-    """What a sampler needs of a model: two questions for each token, asked in turn."""
-
-    def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
-        """Take in the last token, (B,) slots and contents, and give (B, R + 1) logits of the region that comes next.
-
-        The last entry is the end of the grain. Illegal regions need not be masked.
-        """
-        ...
-
-    def next_content(self, slots: Tensor) -> Tensor:
-        """Given the (B,) slots of the next token, give the (B, V) logits of its content."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +26,7 @@ class AutoregressiveSampler:
     Attributes:
         temperature, top_k, top_p: of the contents; 0 or 1 means no truncation.
         region_temperature, region_top_k: of the next region.
+        guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
     Raises:
         GraincodeError: a setting is out of range.
     """
@@ -49,6 +36,7 @@ class AutoregressiveSampler:
     top_p: float = 1.0
     region_temperature: float = 1.0
     region_top_k: int = 0
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("temperature", "region_temperature"):
@@ -75,13 +63,16 @@ class AutoregressiveSampler:
         """Draw one sequence for each row of random numbers.
 
         Args:
-            logits: the model, with whatever it is conditioned on.
+            logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
+                then again without.
             layout: of the codes that it makes.
             uniforms: (B, max_tokens, 2) in [0, 1): for each token, one number for its region and one for its content.
             on_step: called with the number of tokens drawn so far, for a progress bar.
         Returns:
             sequences that `from_sequences` takes.
         """
+        if self.guidance_scale != 1:
+            logits = GuidedLogits(logits, self.guidance_scale)
         batch, device, table = len(uniforms), uniforms.device, layout.slots(uniforms.device)
         last_grain = layout.num_grains - 1
         cells = torch.arange(layout.num_regions, device=device)

@@ -70,7 +70,7 @@ class DQVAE(nn.Module):
             ratios: share of regions at each grain, coarsest first; by default the one of training. Shares refer to the
                 training data: a busy image gets more fine regions than a smooth one.
         Raises:
-            GraincodeError: the images' size is not the layout's, or the ratios do not fit it.
+            GraincodeError: the images' size or range is not as above, or the ratios do not fit the layout.
         """
         expected = (3, *self.layout.image_size)
         if tuple(images.shape[1:]) != expected:
@@ -79,8 +79,12 @@ class DQVAE(nn.Module):
                 f"in [-1, 1]; resize them, or type data.image_size={list(self.layout.image_size)}"
             )
         routing = self.router(images, ratios)
+        if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
+            raise GraincodeError(
+                "a density is not finite: expected images in [-1, 1]; see graincode.core.images.from_uint8"
+            )
         vectors = gather_cells(self.encoder(images), routing.grains, self.layout)
-        indices = self.quantizer(vectors).indices[:, None]
+        indices = self.quantizer.nearest(vectors)[:, None]
         maps = scatter_cells(indices, routing.grains, self.layout)
         finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
         return GrainCodes(routing.grains, finest, self.layout)
