@@ -91,7 +91,7 @@ def name_classes(folder: Path, names: list[str]) -> None:
 
 
 def test_the_page_needs_no_other_file(folder):
-    text = write_report(folder, plan(folder)).read_text()
+    text = write_report(folder, plan(Path("demo"))).read_text()
     page = Page(text)
     assert "http" not in text
     assert "url(" not in text
@@ -102,7 +102,7 @@ def test_the_page_needs_no_other_file(folder):
 
 
 def test_the_page_shows_every_part(folder):
-    text = write_report(folder, plan(folder)).read_text()
+    text = write_report(folder, plan(Path("demo"))).read_text()
     page = Page(text)
     cards = page.count("figure", "card")
     assert f"{cards} of the first" in text
@@ -113,11 +113,11 @@ def test_the_page_shows_every_part(folder):
     for part in ("12.35", "2.500 ± 0.12", "lite0@112:0123", "abcdefabcdefabcd", "feedbeef", "cafe", "temperature 0.75"):
         assert part in text
     assert "train_tokenizer, 1.5 minutes" in text
-    assert write_report(folder, plan(folder)).read_text() == text
+    assert write_report(folder, plan(Path("demo"))).read_text() == text
 
 
 def test_names_from_outside_are_escaped(folder):
-    text = write_report(folder, plan(folder)).read_text()
+    text = write_report(folder, plan(Path("demo"))).read_text()
     assert escape(HOSTILE) in text
     assert HOSTILE not in text
     assert "demo &lt;1&gt;" in text
@@ -136,7 +136,7 @@ def test_unlabelled_data_has_neither_classes_nor_their_accuracy(folder):
         record["figures"] = {key: value for key, value in record["figures"].items() if key not in CLASSES}
         write_json(run / "config.json", config)
         write_json(run / "metrics.json", record)
-    text = write_report(folder, plan(folder)).read_text()
+    text = write_report(folder, plan(Path("demo"))).read_text()
     assert "Class accuracy" not in text
     assert "smooth<" not in text
     assert Page(text).count("img") >= 4 * 2 + 2 * 6 + 3
@@ -147,7 +147,7 @@ def test_an_unfinished_step_is_named_and_the_page_stays(folder, step):
     (folder / "index.html").write_text("before")
     (folder / step.job / step.name / "result.json").unlink()
     with pytest.raises(GraincodeError, match=rf"{step.name} has not finished .*type graincode-demo"):
-        write_report(folder, plan(folder))
+        write_report(folder, plan(Path("demo")))
     assert (folder / "index.html").read_text() == "before"
 
 

@@ -6,6 +6,7 @@ from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.codes import CodeLayout, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
+from graincode.core.rng import uniforms
 from graincode.generator import (
     AutoregressiveObjective,
     CachedLogits,
@@ -15,6 +16,7 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
+from graincode.sampling import AutoregressiveSampler
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
@@ -177,6 +179,32 @@ def test_with_conditioning_labels_matter():
         model.sample(labels + 10)
     with pytest.raises(GraincodeError, match="generator/conditioning=none"):
         ClassConditioning(LAYOUTS[0], WIDTH)
+
+
+def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from_the_unconditional():
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.float64), labels_for(layout, 6)
+    plain = model.sample(labels, batch_size=6)
+    assert torch.equal(model.sample(labels, batch_size=6, guidance_scale=1.0 + 1e-13).indices, plain.indices)
+    null = torch.full_like(labels, layout.null_class)
+    unguided = AutoregressiveSampler(guidance_scale=1e-13)(
+        CachedLogits(model, torch.cat([labels, null])), layout, uniforms(0, range(6), layout.max_tokens, 2)
+    )
+    unconditional = AutoregressiveSampler()(
+        CachedLogits(model, null), layout, uniforms(0, range(6), layout.max_tokens, 2)
+    )
+    assert torch.equal(from_sequences(unguided).indices, from_sequences(unconditional).indices)
+    assert not torch.equal(model.sample(labels, batch_size=6, guidance_scale=3.0).indices, plain.indices)
+    with pytest.raises(GraincodeError, match=r"type sampler\.guidance_scale=1"):
+        make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
+
+
+def test_label_dropout_happens_in_training_alone():
+    conditioning = ClassConditioning(LAYOUTS[2], WIDTH, dropout=0.5)
+    labels = torch.zeros(2000, dtype=torch.long)
+    hidden = (conditioning.train()(labels) == conditioning.table.weight[LAYOUTS[2].null_class]).all(dim=1)
+    assert float(hidden.float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert (conditioning.eval()(labels) == conditioning.table.weight[0]).all()
 
 
 def test_greedy_and_truncated_sampling():

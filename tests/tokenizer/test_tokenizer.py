@@ -81,6 +81,21 @@ def test_every_part_gets_a_gradient_whatever_the_grains():
         assert all(parameter.grad is not None for parameter in tokenizer.parameters())
 
 
+def test_all_coarse_and_all_fine_hold_for_images_denser_than_any_in_the_training_data():
+    tokenizer = make(DUAL).eval()
+    tokenizer.calibrate([torch.full((4, 3, 32, 32), -1.0)])
+    busy = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert (tokenizer.tokenize(busy, [1.0, 0.0]).lengths == 16).all()
+    assert (tokenizer.tokenize(busy, [0.0, 1.0]).lengths == 64).all()
+
+
+def test_images_in_another_range_are_refused():
+    tokenizer = make(DUAL).eval()
+    tokenizer.calibrate([photographs(2)])
+    with pytest.raises(GraincodeError, match="from_uint8"):
+        tokenizer.tokenize(torch.rand(1, 3, 32, 32) * 255 + 10)
+
+
 def test_any_ratio_can_be_asked_for():
     tokenizer = make(DUAL).eval()
     images = torch.cat([photographs(8, seed=s) for s in range(8)])
@@ -106,7 +121,7 @@ def test_codes_of_one_image_do_not_depend_on_the_others():
         assert torch.equal(tokenizer.tokenize(images[[row]]).grains, together[[row]].grains)
 
 
-@pytest.mark.parametrize("sigma", [0.01, 0.065, 0.3])
+@pytest.mark.parametrize("sigma", [0.004, 0.01, 0.065, 0.3])
 def test_entropy_is_that_of_the_histogram_written_out(sigma):
     images = photographs(2, (16, 16)).double()
     found = density.region_entropy(images, (8, 8), bins=32, sigma=sigma)
@@ -191,6 +206,24 @@ def test_quantiser_picks_the_nearest_entry_and_learns_means():
     nearest = torch.cdist(vectors, quantizer.codebook).argmin(dim=1)
     assert torch.equal(quantized.indices, nearest)
     assert torch.equal(quantizer.codebook, before)
+
+
+def test_the_first_codebook_and_restarts_come_from_all_over_the_batch():
+    quantizer = EMAQuantizer(256, 1)
+    columns = torch.arange(8.0).repeat(64 * 8)[:, None]  # what a raster scan of 64 images with 8 columns looks like
+    quantizer(columns)
+    started = torch.bincount(quantizer.codebook.round().long().flatten(), minlength=8)
+    assert (started > 10).all()
+
+
+def test_tokenizing_never_changes_the_codebook():
+    tokenizer, images = make(DUAL), photographs(3)
+    tokenizer.calibrate([images])
+    tokenizer(images)
+    before = tokenizer.quantizer.codebook.clone()
+    tokenizer.tokenize(images)
+    assert tokenizer.training
+    assert torch.equal(tokenizer.quantizer.codebook, before)
 
 
 def test_gradients_pass_straight_through_and_only_the_input_commits():

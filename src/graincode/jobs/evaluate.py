@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -22,46 +22,14 @@ from graincode.files import write_json
 from graincode.metrics import (
     FeatureNetwork,
     Features,
+    Generation,
+    Reconstruction,
     cached_features,
     class_consistency,
     frechet_distance,
     inception_score,
 )
 from graincode.passes import ReconstructionPass, SampleBatch, balanced_labels, check_image_size, draw
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Samples against a split, `evaluation=generation`.
-
-    Attributes:
-        features: the network that images are measured with.
-        split: the reference.
-        num_samples: None for as many as the reference has images.
-        class_images: real training images behind the class consistency; 0 leaves it out.
-        inception_splits: parts of the Inception score; None for 10, or fewer if there are fewer images.
-    """
-
-    features: FeatureNetwork
-    split: Literal["train", "val", "test"] = "test"
-    num_samples: int | None = None
-    class_images: int = 10000
-    inception_splits: int | None = None
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Reconstructions against the images that they were made from, `evaluation=reconstruction`.
-
-    Attributes:
-        features, split, inception_splits: as in `Generation`.
-        ratios: share of regions at each grain; None for the tokenizer's own.
-    """
-
-    features: FeatureNetwork
-    split: Literal["train", "val", "test"] = "test"
-    ratios: Sequence[float] | None = None
-    inception_splits: int | None = None
 
 
 @dataclass(frozen=True)

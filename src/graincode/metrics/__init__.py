@@ -15,6 +15,7 @@ from graincode.metrics.features import (
     cached_features,
     default_cache_dir,
 )
+from graincode.metrics.protocols import Generation, Reconstruction
 from graincode.metrics.reconstruction import CodebookUsage, CodebookUse, PairErrors, ReconstructionError
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "CodebookUse",
     "FeatureNetwork",
     "Features",
+    "Generation",
     "InceptionFeatures",
     "InceptionScore",
     "Lite0Features",
     "PairErrors",
+    "Reconstruction",
     "ReconstructionError",
     "cached_features",
     "class_consistency",
