@@ -74,14 +74,16 @@ def test_the_public_functions_give_what_the_jobs_give(inside):
 
 
 def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
-    command("evaluate", *inside, LITE0, "evaluation=reconstruction", "run_name=rec")
+    tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
+    generator = "generator_path=runs/train_generator/ar/export"
+    command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", "run_name=rec")
     record = json.loads(Path("runs/evaluate/rec/metrics.json").read_text())
     assert record["features"] == "lite0@112"
     assert record["images"] == record["reference_images"] == 8
     assert record["figures"]["psnr_mean"] > 3
     assert result(Path("runs/evaluate/rec"))["objective"] == record["figures"]["frechet_distance"]
     settings = ["evaluation.num_samples=12", "evaluation.class_images=20", "sampler.guidance_scale=1.5", "batch_size=5"]
-    command("evaluate", *inside, LITE0, *settings, "run_name=gen")
+    command("evaluate", *inside, LITE0, tokenizer, generator, *settings, "run_name=gen")
     record = json.loads(Path("runs/evaluate/gen/metrics.json").read_text())
     assert record["sampler"]["guidance_scale"] == 1.5
     assert record["seed"] == 0

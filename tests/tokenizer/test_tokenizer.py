@@ -198,8 +198,10 @@ def test_quantiser_picks_the_nearest_entry_and_learns_means():
     quantizer(corners)
     vectors = corners.repeat(50, 1) + torch.randn(200, 2)
     quantizer(vectors)
+    entry = torch.cdist(corners, quantizer.codebook).argmin(dim=1)
+    assert sorted(entry.tolist()) == [0, 1, 2, 3]
     for k in range(4):
-        torch.testing.assert_close(quantizer.codebook[k], vectors[k::4].mean(dim=0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(quantizer.codebook[entry[k]], vectors[k::4].mean(dim=0), atol=1e-5, rtol=0)
     quantizer.eval()
     before = quantizer.codebook.clone()
     quantized = quantizer(vectors)
