@@ -130,7 +130,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(job, inside, mo
     assert values[0] == values[1]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkeypatch, caplog):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkeypatch, capsys):
     from graincode.engine import loop
 
     save = loop.Checkpoints.save
@@ -146,6 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkey
     newest = Path("runs/train_tokenizer/damaged/state/step_000000004.pt")
     newest.write_bytes(newest.read_bytes()[:1000])
     command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=damaged")
+    assert f"{newest} is damaged" in capsys.readouterr().out
     whole = Path("runs/train_tokenizer/tok/export/weights.safetensors")
     assert Path("runs/train_tokenizer/damaged/export/weights.safetensors").read_bytes() == whole.read_bytes()
 
@@ -196,8 +197,7 @@ def test_ratios_can_be_asked_for_when_codes_are_extracted(inside):
 
 
 @pytest.mark.parametrize("job", ["train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate"])
-def test_dry_runs_count_and_stop(job, inside, caplog):
-    caplog.set_level("INFO")
+def test_dry_runs_count_and_stop(job, inside, capsys):
     data = inside if job in ("train_tokenizer", "extract_codes", "evaluate") else []
     paths = {
         "extract_codes": ["tokenizer_path=runs/train_tokenizer/tok/export"],
@@ -208,6 +208,8 @@ def test_dry_runs_count_and_stop(job, inside, caplog):
     before = {path for path in Path("runs").rglob("*") if "sweeps" not in path.parts}
     command(job, *data, *paths, "debug=dry")
     assert {path for path in Path("runs").rglob("*") if "sweeps" not in path.parts} == before
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("parameters", "GFLOPs", "MiB"))
 
 
 def test_modules_run_from_any_directory(tmp_path):

@@ -95,7 +95,7 @@ def run(cfg: DictConfig) -> float:
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
     images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
-    module.calibrate([images])
+    module.calibrate([torch.rand(64, *images.shape[1:]) * 2 - 1])
 
     def step() -> None:
         weighted_sum(objective(images, module(images))).backward()
