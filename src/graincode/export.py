@@ -19,7 +19,7 @@ from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.files import new_directory, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 # the only names that a configuration may ask for; compared as text, nothing is imported to find out
 _ALLOWED: dict[str, type] = {
@@ -83,7 +83,9 @@ def save_export(path: Path, kind: str, config: dict[str, Any], module: nn.Module
     with new_directory(path) as partial:
         weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
         save_file(weights, partial / "weights.safetensors")
-        write_json(partial / "config.json", {"format": FORMAT, "kind": kind, "provenance": provenance, "model": config})
+        digest = _sha256(partial / "weights.safetensors")
+        about = {"format": FORMAT, "kind": kind, "provenance": provenance, "weights_sha256": digest, "model": config}
+        write_json(partial / "config.json", about)
         return _identity(partial)
 
 
@@ -104,15 +106,20 @@ def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | 
     try:
         config = json.loads(files[0].read_text())
         found_format, found_kind, node = config["format"], config["kind"], config["model"]
+        digest = config["weights_sha256"] if found_format == FORMAT else None
     except (ValueError, KeyError, TypeError) as error:
         raise GraincodeError(f"{files[0]} is damaged ({error!r}): export the model anew") from error
     if found_format != FORMAT:
+        newer = isinstance(found_format, int) and found_format > FORMAT
         raise GraincodeError(
-            f"{folder} has export format {found_format}, this version reads {FORMAT}: type pip install -U graincode"
+            f"{folder} has export format {found_format}, this version reads {FORMAT}: "
+            + ("type pip install -U graincode" if newer else "export the model anew, with the same command")
         )
     if found_kind != kind:
         raise GraincodeError(f"{folder} is a {found_kind}, expected a {kind}: type it as {found_kind}_path={folder}")
     _check_targets(node, folder)
+    if _sha256(files[1]) != digest:
+        raise GraincodeError(f"{files[1]} is damaged (its content has changed since it was written): copy it anew")
     try:
         module = _build(node)
         module.load_state_dict(load_file(files[1]))
@@ -122,6 +129,24 @@ def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | 
         reason = " ".join(str(error).split())[:200]
         raise GraincodeError(f"{folder} is damaged ({reason}): export the model anew") from error
     return Export(module.eval().to(device), _identity(folder), config.get("provenance", {}))
+
+
+def load_weights(module: nn.Module, path: str | os.PathLike[str], kind: str) -> str:
+    """Start a model from an export's weights, for fine-tuning; gives the export's identity.
+
+    Raises:
+        GraincodeError: as `load_export`, or the model is built otherwise than the export's.
+    """
+    export = load_export(path, kind)
+    try:
+        module.load_state_dict(export.module.state_dict())
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise GraincodeError(
+            f"init_from={path} is built otherwise than the configured {kind} ({lines[0][:160]}): "
+            f"type the {kind} settings that stand in its config.json"
+        ) from error
+    return export.identity
 
 
 def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tokenizer.DQVAE:
@@ -183,6 +208,11 @@ def _build(node: Any) -> Any:
         values = {key: _build(value) for key, value in node.items() if key != "_target_"}
         return _ALLOWED[node["_target_"]](**values) if "_target_" in node else values
     return [_build(value) for value in node] if isinstance(node, list) else node
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _identity(folder: Path) -> str:

@@ -25,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
+        _to_disk(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -44,6 +45,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     os.chmod(partial, 0o777 & ~_umask())
     try:
         yield partial
+        for file in partial.iterdir():
+            _to_disk(file)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -58,6 +61,12 @@ def write_json(path: Path, value: Any) -> None:
 def short_hash(value: Any) -> str:
     """8 hex digits over the JSON form of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until a file's content is on the disk: a rename may get there first, and a crash then leaves an empty one."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_data import one_line, write_images
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,15 +19,9 @@ from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
 from graincode.data import FashionMNIST, ImageFolder, TensorImages, fashion_mnist
 from graincode.data.images import EXTENSIONS, read_image, split_by_hash
+from graincode.data.published import validation_mask
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
-
-
-def one_line(error: pytest.ExceptionInfo, *parts: str) -> None:
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 # core: the two representations
@@ -185,7 +180,7 @@ def test_fashion_mnist_is_padded_with_black_and_gray(tmp_path):
 
 
 def test_the_validation_images_never_change():
-    mask = fashion_mnist.validation_mask(60_000)
+    mask = validation_mask(60_000, 12)
     assert mask.sum() == 5_000
     assert mask.nonzero().flatten()[:6].tolist() == [1, 27, 54, 58, 67, 85]
 
@@ -330,16 +325,6 @@ def test_a_label_without_a_class_is_corrupt(tmp_path):
 
 
 # folders of images
-
-
-def write_images(root: Path, *names: str, size: tuple[int, int] = (9, 7)) -> Path:
-    """Noise that depends on the name, of `size` (width, height)."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(list(name.encode()))
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
-    return root
 
 
 def files_of(source: ImageFolder, root: Path) -> dict[str, set[str]]:

@@ -10,8 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
-
-_HASH_PRIMES = (73856093, 19349663, 83492791)
+from graincode.core.rng import hashed_uniforms, mix
 
 
 def grey(images: Tensor) -> Tensor:
@@ -68,11 +67,10 @@ def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
     """
     pixels = ((images + 1) * 127.5).round().long().flatten(1)
     place = torch.arange(pixels.shape[1], device=pixels.device)
-    state = ((pixels + 1) * _mix(place + 1)).sum(dim=1) & 0x7FFFFFFF
+    state = ((pixels + 1) * mix(place)).sum(dim=1)
     rows, columns = images.shape[-2] // region[0], images.shape[-1] // region[1]
     cell = torch.arange(rows * columns, device=pixels.device)
-    mixed = _mix(_mix(state)[:, None] + _mix(cell * 2 + 1)[None, :])
-    return ((mixed & 0xFFFFFF).float() / 0x1000000).view(-1, rows, columns)
+    return hashed_uniforms(mix(state)[:, None] + mix(cell)).float().clamp(max=1 - 2**-24).view(-1, rows, columns)
 
 
 def quantile_table(densities: Tensor, size: int = 4097) -> Tensor:
@@ -120,11 +118,3 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
             f"such as tokenizer.ratios=[{example}] in training, ratios=[{example}] when codes are extracted"
         )
     return values
-
-
-def _mix(value: Tensor) -> Tensor:
-    """A 31-bit integer hash (multiply and shift), on int64 tensors."""
-    for prime in _HASH_PRIMES:
-        value = (value * prime) & 0x7FFFFFFF
-        value = value ^ (value >> 15)
-    return value

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,14 +22,42 @@ class Term:
 
     total: Tensor
     count: Tensor | float
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
     @property
-    def mean(self) -> Tensor:
-        """total / count, 0 where nothing is counted."""
-        return self.total / torch.as_tensor(self.count, device=self.total.device).clamp(min=1)
+    def is_reported_only(self) -> bool:
+        """Whether the loss is without it."""
+        return not isinstance(self.weight, Tensor) and self.weight == 0
 
 
-def weighted_sum(terms: Mapping[str, Term]) -> Tensor:
-    """The loss: the sum of all means times their weights."""
-    return sum(term.weight * term.mean for term in terms.values() if term.weight)
+def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+    """The loss: the sum of all means times their weights.
+
+    Args:
+        terms: of this batch.
+        counts: what each total is divided by, when the batch is a part of a larger one; by default the terms' own.
+            A count of 0 makes a mean of 0.
+    """
+    parts = []
+    for name, term in terms.items():
+        if not term.is_reported_only:
+            count = torch.as_tensor(term.count if counts is None else counts[name], device=term.total.device)
+            parts.append(term.weight * (term.total / count.clamp(min=1)))
+    return sum(parts)
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """What a discriminator minimises: it wants logits above 1 for real and below -1 for fake images.
+
+    Args:
+        real, fake: (B, ...) logits of B images.
+    Returns:
+        (B,), half the sum of both hinges, each averaged over an image's logits.
+    Source: Geometric GAN (Lim and Ye, 2017), as in VQGAN (Esser et al., 2021).
+    """
+    return 0.5 * (F.relu(1 - real).flatten(1).mean(1) + F.relu(1 + fake).flatten(1).mean(1))
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """What its opponent minimises: (B, ...) logits of fake images to (B,), minus their mean, so that they look real."""
+    return -fake.flatten(1).mean(1)

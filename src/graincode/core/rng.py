@@ -1,12 +1,14 @@
 """Random numbers that depend on what they are for: (seed, index), never on a batch, a rank or what ran before.
 
-They come from the raw stream of Philox 4x64 (Salmon et al., 2011) keyed by the pair, which no numpy version changes.
+Samples take them from the raw stream of Philox 4x64 (Salmon et al., 2011) keyed by the pair, which no numpy version
+changes; training takes them from an integer hash, on the device, since it needs few and fast ones for each item.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +25,50 @@ def uniforms(seed: int, indices: Iterable[int], *shape: int) -> Tensor:
 def permutation(seed: int, index: int, size: int) -> np.ndarray:
     """(size,) int64, a permutation of 0 .. size - 1 that depends on (seed, index) alone."""
     return np.argsort(_raw(seed, index, size), kind="stable")
+
+
+def mix(values: Tensor) -> Tensor:
+    """A hash of int64 values to int64 values, one to one. Source: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    values = values + _GOLDEN
+    values = (values ^ _shift(values, 30)) * _FIRST
+    values = (values ^ _shift(values, 27)) * _SECOND
+    return values ^ _shift(values, 31)
+
+
+def hashed_uniforms(values: Tensor) -> Tensor:
+    """int64 values to float64 in [0, 1), by `mix`."""
+    return _shift(mix(values), 11).double() * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one batch in training, functions of the seed and of each item's place alone.
+
+    Attributes:
+        seed: of the run, >= 0.
+        places: (B,) long, each item's place in the endless stream of training items (step and place in the step's
+            batch in one), whichever process and micro-batch it comes to.
+    """
+
+    seed: int
+    places: Tensor
+
+    def uniforms(self, purpose: int, *shape: int) -> Tensor:
+        """(B, *shape) float64 in [0, 1), other numbers for every purpose."""
+        items = mix(mix(torch.full_like(self.places, self.seed * 64 + purpose)) + self.places)
+        each = torch.arange(math.prod(shape), device=self.places.device)
+        return hashed_uniforms(items[:, None] + mix(each)).view(len(self.places), *shape)
+
+
+# what the numbers of `Draws` are for
+LABEL_DROPOUT, RESTARTS, AUGMENTATION = range(3)
+
+_GOLDEN, _FIRST, _SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    """Right shift that fills with zeros; `>>` on int64 repeats the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _raw(seed: int, index: int, count: int) -> np.ndarray:

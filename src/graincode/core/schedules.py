@@ -18,3 +18,12 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     if step <= warmup:
         return step / max(warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / max(steps - warmup, 1)))
+
+
+def ramp(step: int, start: int, length: int) -> float:
+    """Factor on a loss that comes in late: 0 up to step `start`, then linear up to 1 over `length` steps (>= 0).
+
+    Args:
+        step: 1-based step about to be taken.
+    """
+    return min(max(step - start, 0) / max(length, 1), 1.0)

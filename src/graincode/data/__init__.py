@@ -1,26 +1,32 @@
 """Data sets of images and of codes, and the order in which training sees them."""
 
+from graincode.data.augmentation import Augmentation
+from graincode.data.cache import CachedImages
+from graincode.data.cifar10 import CIFAR10
 from graincode.data.codes import CodeBatch, CodeDataset
+from graincode.data.encoded import EncodedImages
 from graincode.data.fashion_mnist import FashionMNIST
-from graincode.data.images import (
-    FolderImages,
-    ImageBatch,
-    ImageDataset,
-    ImageFolder,
-    ImageSource,
-    Subset,
-    TensorImages,
-)
+from graincode.data.folders import FFHQ, ImageFolder, ImageNet
+from graincode.data.hugging_face import HuggingFace
+from graincode.data.images import ImageBatch, ImageDataset, ImageSource, Subset, TensorImages
+from graincode.data.webdataset import WebDataset
 
 __all__ = [
+    "CIFAR10",
+    "FFHQ",
+    "Augmentation",
+    "CachedImages",
     "CodeBatch",
     "CodeDataset",
+    "EncodedImages",
     "FashionMNIST",
-    "FolderImages",
+    "HuggingFace",
     "ImageBatch",
     "ImageDataset",
     "ImageFolder",
+    "ImageNet",
     "ImageSource",
     "Subset",
     "TensorImages",
+    "WebDataset",
 ]

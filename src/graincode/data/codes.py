@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graincode import processes
 from graincode.core.codes import CodeLayout, GrainCodes
 from graincode.core.errors import GraincodeError
 
@@ -88,16 +89,17 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def write_split(
-    path: Path, split: str, layout: CodeLayout, size: int, batches: Iterable[CodeBatch]
+    path: Path, split: str, layout: CodeLayout, size: int, batches: Iterable[CodeBatch], first: int = 0
 ) -> dict[str, float]:
-    """Write one split of codes; a split is there as a whole or not at all.
+    """Write one split of codes, all processes together; a split is there as a whole or not at all.
 
     Args:
-        path: directory, which exists.
+        path: directory.
         split: name of the split.
         layout: of the codes.
         size: number of images.
-        batches: all of them, in order.
+        batches: of this process, in order.
+        first: index of this process's first image.
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.
     """
@@ -106,11 +108,16 @@ def write_split(
         "indices": (np.min_scalar_type(layout.codebook_size - 1), (size, *layout.grids[-1])),
         "labels": (np.min_scalar_type(max(layout.classes - 1, 0)), (size,)),
     }
-    arrays, names = {}, {}
-    for name, (kind, shape) in shapes.items():
-        names[name] = path / f".{split}.{name}.npy.partial"
-        arrays[name] = np.lib.format.open_memmap(names[name], mode="w+", dtype=kind, shape=shape)
-    lengths, start = [], 0
+    names = {name: path / f".{split}.{name}.npy.partial" for name in shapes}
+
+    def make() -> None:
+        path.mkdir(exist_ok=True)
+        for name, (kind, shape) in shapes.items():
+            np.lib.format.open_memmap(names[name], mode="w+", dtype=kind, shape=shape)
+
+    processes.on_main(make)
+    arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in names.items()}
+    lengths, start = [torch.zeros(0, dtype=torch.long)], first
     for batch in batches:
         stop = start + len(batch.codes)
         arrays["grains"][start:stop] = batch.codes.grains.cpu().numpy()
@@ -118,10 +125,13 @@ def write_split(
         arrays["labels"][start:stop] = batch.labels.cpu().numpy()
         lengths.append(batch.codes.lengths.cpu())
         start = stop
-    for name, array in arrays.items():
+    for array in arrays.values():
         array.flush()
-        os.replace(names[name], path / f"{split}.{name}.npy")
-    joined = torch.cat(lengths).double()
+    all_lengths = processes.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
+    if len(all_lengths) != size:
+        raise GraincodeError(f"{len(all_lengths)} codes for {size} images of {split}: the data set has changed meanwhile")
+    processes.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in names.items()])
+    joined = all_lengths.double()
     return {
         "images": len(joined),
         "mean_length": float(joined.mean()),

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import os
-import socket
 import subprocess
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +16,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import permutation
+from graincode.data.cache import cache_root
 from graincode.data.images import TensorImages, check_split
+from graincode.data.published import (
+    NETWORK_TIMEOUT_SECONDS,
+    corrupt,
+    fetch,
+    first_complete,
+    network_timeout,
+    validation_mask,
+)
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -32,11 +36,7 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
-_SPLIT_KEY = 0xFA5410
-_NETWORK_TIMEOUT_SECONDS = 20
 _COMMAND_TIMEOUT_SECONDS = 600
-
-_logger = logging.getLogger(__name__)
 
 
 class FashionMNIST:
@@ -78,7 +78,7 @@ class FashionMNIST:
         folder = locate(self._root)
         images, labels = self._read(folder, "t10k" if name == "test" else "train")
         if name != "test":
-            chosen = validation_mask(len(images))
+            chosen = validation_mask(len(images), 12)
             chosen = chosen if name == "val" else ~chosen
             images, labels = images[chosen], labels[chosen]
         return TensorImages("fashion_mnist", name, images, labels, self.class_names)
@@ -95,20 +95,6 @@ class FashionMNIST:
             raise _corrupt(files[1], f"expected labels from 0 to 9, found {labels.max()}")
         padded = functional.pad(torch.from_numpy(images), (2, 2, 2, 2)).unsqueeze(1)
         return padded, torch.from_numpy(labels).long()
-
-
-def validation_mask(count: int) -> Tensor:
-    """Which training images are for validation: one in twelve, the same in every run and on every machine.
-
-    Args:
-        count: number of training images in the files (60,000 in the published ones).
-    Returns:
-        (count,) bool with count // 12 true: those with the smallest of the random 64-bit numbers that Philox draws
-        under a fixed key, a stream that does not change with numpy's version.
-    """
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.from_numpy(permutation(_SPLIT_KEY, 0, count)[: count // 12])] = True
-    return mask
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -147,24 +133,11 @@ def locate(root: str | None) -> Path:
     """
     if root is not None:
         return _in_root(Path(root).expanduser())
-    cache = Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser() / "fashion-mnist"
-    for folder in (DEBIAN_FOLDER, cache):
-        if _is_complete(folder):
-            _logger.info("Fashion-MNIST is read from %s", folder)
-            return folder
-    for way, fetch in FETCHERS.items():
-        _logger.info("Fashion-MNIST is not on this computer: trying %s", way)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            # a temporary directory, from which whole files are moved, so that other processes never see half of one
-            with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
-                _move_files(fetch(Path(scratch)), cache)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            reason = getattr(error, "stderr", None) or str(error)
-            _logger.info("Fashion-MNIST: %s failed: %s", way, " ".join(reason.split()))
-        else:
-            _logger.info("Fashion-MNIST was fetched into %s by %s", cache, way)
-            return cache
+    cache = cache_root() / "fashion-mnist"
+    if found := first_complete("Fashion-MNIST", (DEBIAN_FOLDER, cache), _is_complete):
+        return found
+    if fetch("Fashion-MNIST", cache, FETCHERS, lambda folder: [_find(folder, file) for file in FILES]):
+        return cache
     raise GraincodeError(
         f"Fashion-MNIST is neither in {DEBIAN_FOLDER} nor in {cache}, and {' and '.join(FETCHERS)} failed: connect to "
         f"the network, or install Debian's package {DEBIAN_PACKAGE}, or set GRAINCODE_CACHE to a directory that can "
@@ -174,7 +147,7 @@ def locate(root: str | None) -> Path:
 
 def _fetch_with_torchvision(scratch: Path) -> Path:
     """Download the files, with their checksums verified; return the directory they are in."""
-    with _socket_timeout(_NETWORK_TIMEOUT_SECONDS):
+    with network_timeout():
         return Path(torchvision.datasets.FashionMNIST(str(scratch), download=True).raw_folder)
 
 
@@ -186,7 +159,7 @@ def _fetch_with_apt(scratch: Path) -> Path:
             command, cwd=scratch, check=True, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS
         )
 
-    apt = ("apt-get", "-q", "-o", f"Acquire::http::Timeout={_NETWORK_TIMEOUT_SECONDS}")
+    apt = ("apt-get", "-q", "-o", f"Acquire::http::Timeout={NETWORK_TIMEOUT_SECONDS}")
     try:
         run(*apt, "download", DEBIAN_PACKAGE)
     except subprocess.CalledProcessError:
@@ -205,27 +178,9 @@ FETCHERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _move_files(source: Path, target: Path) -> None:
-    for file in FILES:
-        found = _find(source, file)
-        os.replace(found, target / found.name)
-
-
 def _in_root(root: Path) -> Path:
-    for folder in (root, root / "FashionMNIST" / "raw"):
-        if _is_complete(folder):
-            _logger.info("Fashion-MNIST is read from %s", folder)
-            return folder
+    if found := first_complete("Fashion-MNIST", (root, root / "FashionMNIST" / "raw"), _is_complete):
+        return found
     raise GraincodeError(
         f"data.root={root} lacks files of Fashion-MNIST: expected {', '.join(FILES)}, each with .gz or without, in it "
         "or in its FashionMNIST/raw: type data.root=/folder/of/these/files, or data.root=null to have them fetched"
@@ -248,7 +203,4 @@ def _candidates(folder: Path, file: str) -> list[Path]:
 
 
 def _corrupt(path: Path, reason: str) -> GraincodeError:
-    return GraincodeError(
-        f"{path} is corrupt ({reason}): remove it, so that it is fetched again if it was fetched, "
-        "or type data.root=/folder/of/intact/idx/files"
-    )
+    return corrupt(path, reason, "idx/files")

@@ -3,67 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from graincode import processes
 from graincode.core.rng import permutation
 
 
-class StepSampler(Sampler[list[int]]):
-    """The index lists of steps `start` + 1 to `stop`.
+@dataclass(frozen=True)
+class Schedule:
+    """How the items of each step are divided.
 
-    Training is one endless stream of indices, epoch after epoch, each epoch a permutation of the whole data set; step
-    s takes the s-th `batch_size` of them. A resumed run therefore sees just what it would have seen.
+    Training is one endless stream of items, epoch after epoch, each epoch a permutation of the whole data set; step s
+    takes the s-th `batch_size` of them, whatever the number of processes. Each process takes a contiguous part of a
+    step's batch, in `micro_batches` equal parts.
 
-    Args:
-        size: images in the data set.
-        batch_size: images in each step.
+    Attributes:
+        size: items in the data set.
+        batch_size: items in each step, of all processes and micro-batches together; divisible by their product.
         seed: of the permutations.
-        start: steps done before.
-        stop: steps of the whole training.
+        rank: of this process.
+        processes: number of them.
+        micro_batches: per step and process.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int, stop: int) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.start, self.stop = start, stop
+    size: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    processes: int = 1
+    micro_batches: int = 1
+
+    def places(self, step: int, micro_batch: int) -> range:
+        """Places in the stream of a micro-batch of a 1-based step."""
+        each = self.batch_size // (self.processes * self.micro_batches)
+        first = (step - 1) * self.batch_size + (self.rank * self.micro_batches + micro_batch) * each
+        return range(first, first + each)
+
+    def indices(self, places: range) -> list[int]:
+        """Indices into the data set of places in the stream."""
+        chosen: list[int] = []
+        while len(chosen) < len(places):
+            epoch, offset = divmod(places[len(chosen)], self.size)
+            part = _order(self.seed, epoch, self.size)[offset : offset + len(places) - len(chosen)]
+            chosen += part.tolist()
+        return chosen
+
+
+class StepSampler(Sampler[list[int]]):
+    """The index lists of the micro-batches of steps `start` + 1 to `stop`, for one process.
+
+    A resumed run therefore sees just what it would have seen.
+    """
+
+    def __init__(self, schedule: Schedule, start: int, stop: int) -> None:
+        self.schedule, self.start, self.stop = schedule, start, stop
 
     def __len__(self) -> int:
-        return max(self.stop - self.start, 0)
+        return max(self.stop - self.start, 0) * self.schedule.micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in range(self.start, self.stop):
-            batch: list[int] = []
-            position = step * self.batch_size
-            while len(batch) < self.batch_size:
-                if position // self.size != epoch:
-                    epoch = position // self.size
-                    order = permutation(self.seed, epoch, self.size)
-                offset = position % self.size
-                part = order[offset : offset + self.batch_size - len(batch)]
-                batch += part.tolist()
-                position += len(part)
-            yield batch
+        for step in range(self.start + 1, self.stop + 1):
+            for micro_batch in range(self.schedule.micro_batches):
+                yield self.schedule.indices(self.schedule.places(step, micro_batch))
 
 
 def training_loader(
-    dataset: Dataset[Any], batch_size: int, seed: int, start: int, stop: int, workers: int, pin_memory: bool
+    dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
 ) -> DataLoader[Any]:
-    """A loader of whole batches for steps `start` + 1 to `stop`."""
+    """A loader of the micro-batches of steps `start` + 1 to `stop`."""
     return DataLoader(
         dataset,
-        sampler=StepSampler(len(dataset), batch_size, seed, start, stop),
+        sampler=StepSampler(schedule, start, stop),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
     )
 
 
-def in_order(dataset: Dataset[Any], batch_size: int, limit: int | None = None, workers: int = 0) -> Iterator[Any]:
-    """Batches of the first `limit` items (all by default), in order."""
+def in_order(
+    dataset: Dataset[Any], batch_size: int, limit: int | None = None, workers: int = 0, shared: bool = False
+) -> Iterator[Any]:
+    """Batches of the first `limit` items (all by default), in order.
+
+    Args:
+        dataset: indexed by lists.
+        batch_size: items at once; batches are the same for any number of processes.
+        limit: the first so many items.
+        workers: processes that load them.
+        shared: give this process its contiguous share of the batches, not all of them.
+    """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    starts = range(0, count, batch_size)
+    if shared:
+        mine = processes.share(len(starts))
+        starts = starts[mine.start : mine.stop]
+    parts = [range(start, min(start + batch_size, count)) for start in starts]
     yield from DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers)
+
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The permutation of an epoch."""
+    return permutation(seed, epoch, size)

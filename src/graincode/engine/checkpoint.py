@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import pickle
+import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,28 +15,76 @@ from typing import Any
 import torch
 
 from graincode.core.errors import GraincodeError
-from graincode.files import replacing
+from graincode.files import new_directory, write_json
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
+
 
 class Checkpoints:
-    """The resume states of one run.
+    """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`.
+
+    The best state, by the objective of an evaluation, stays besides the newest ones.
 
     Args:
-        folder: where they lie.
+        folder: where they lie; this process is the only one that writes there.
         keep: how many of the newest stay.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state after `step` steps, as a whole, and let older ones go."""
-        with replacing(self.folder / f"step_{step:09d}.pt") as partial:
-            torch.save({"step": step, **state}, partial)
-        for older in sorted(self.folder.glob("step_*.pt"))[: -self.keep]:
-            older.unlink()
+    def steps(self) -> list[int]:
+        """Steps that a state was saved after, the newest first."""
+        found = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*"))
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """Directory of a state."""
+        return self.folder / f"step_{step:09d}"
+
+    def save(self, step: int, state: dict[str, Any], **about: Any) -> None:
+        """Write the state after `step` steps, as a whole, and let older ones go; one that is there already stays.
+
+        Args:
+            step: steps done.
+            state: tensors, numbers and containers of them.
+            about: JSON that `state.json` keeps besides.
+        Raises:
+            GraincodeError: it cannot be written; states before are as they were.
+        """
+        for leftover in self.folder.glob(".step_*"):  # of a process that was killed while it wrote
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not self.path(step).is_dir():
+            try:
+                with new_directory(self.path(step)) as partial:
+                    torch.save({"step": step, **state}, partial / "state.pt")
+                    digest = _sha256(partial / "state.pt")
+                    write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                raise GraincodeError(
+                    f"the state after step {step} cannot be written to {self.folder} "
+                    f"({' '.join(str(error).split())[:120]}): make room; the same command then goes on from "
+                    f"step {next(iter(self.steps()), 0)}"
+                ) from error
+        self._prune()
+
+    def mark_best(self, step: int, figures: dict[str, float]) -> None:
+        """Keep a saved state as the best, with the figures of its evaluation, and let the one before go."""
+        write_json(self.folder / "best.json", {"step": step, "figures": figures})
+        self._prune()
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """What `mark_best` was given last; empty if it never was."""
+        file = self.folder / "best.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best state, if one was marked."""
+        return self.best.get("step")
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The newest state that can be read, or None; a damaged one is named, and the one before is taken.
@@ -40,12 +92,58 @@ class Checkpoints:
         Raises:
             GraincodeError: there are states, and all of them are damaged.
         """
-        files = sorted(self.folder.glob("step_*.pt"), reverse=True)
-        for file in files:
+        for step in self.steps():
             try:
-                return torch.load(file, map_location=device, weights_only=True)
-            except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError) as error:
-                log.warning("%s is damaged (%s): trying the one before", file, " ".join(str(error).split())[:100])
-        if files:
-            raise GraincodeError(f"all checkpoints in {self.folder} are damaged: move them away to start from step 0")
+                return read_state(self.path(step), device)
+            except GraincodeError as error:
+                log.warning("%s: trying the one before", error)
+        if self.steps():
+            raise GraincodeError(f"all states in {self.folder} are damaged: move them away to start from step 0")
         return None
+
+    def drop_after(self, step: int) -> None:
+        """Remove states of later steps: damaged ones, whose steps are about to be done again."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.path(later))
+
+    def _prune(self) -> None:
+        for older in self.steps()[self.keep :]:
+            if older != self.best_step:
+                shutil.rmtree(self.path(older))
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `state.json` of a state says.
+
+    Raises:
+        GraincodeError: there is none, it is damaged, or of a newer format.
+    """
+    try:
+        about = json.loads((path / "state.json").read_text())
+        found = about["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GraincodeError(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+    if found != FORMAT:
+        raise GraincodeError(f"{path} has state format {found}, this version reads {FORMAT}")
+    return about
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A state, proven to be what was written.
+
+    Raises:
+        GraincodeError: it is damaged or of a newer format.
+    """
+    about = read_about(path)
+    try:
+        if _sha256(path / "state.pt") != about["sha256"]:
+            raise ValueError("its content has changed since it was written")
+        return torch.load(path / "state.pt", map_location=device, weights_only=True)
+    except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
+        raise GraincodeError(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

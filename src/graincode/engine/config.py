@@ -30,28 +30,47 @@ from omegaconf.errors import OmegaConfBaseException
 import graincode
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.engine.checkpoint import read_about
+from graincode.engine.hardware import Hardware
+from graincode.engine.interruption import STATUS, Stopped
+from graincode.engine.launch import ProcessFailed, launch
 from graincode.engine.run import Run
 from graincode.files import short_hash
 
 log = logging.getLogger(__name__)
 
 # keys that change how a run is carried out, not what comes out of it
-_INCIDENTAL = ("hardware", "logging", "debug", "runs_dir", "run_name", "cache_dir")
-_INCIDENTAL_TRAINER = ("log_every", "eval_every", "checkpoint_every")
+_INCIDENTAL = ("experiment", "hardware", "logging", "debug", "runs_dir", "run_name", "cache_dir", "init_from")
+_INCIDENTAL_TRAINER = ("log_every", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "resume")
 
 
 @dataclass
 class TrainerConfig:
-    """How long to train, and how often to look, evaluate and save; all in steps."""
+    """How long to train, and how often to look, evaluate and save; all in steps.
+
+    Attributes:
+        batch_size: items in each step, of all processes and micro-batches together.
+        clip_grad_norm: limit of the gradients' norm; 0: none.
+        ema_decay: of the averaged weights that are evaluated and exported; 0: the trained ones themselves.
+        eval_images: of the validation split, at each evaluation.
+        keep_checkpoints: how many of the newest states stay, besides the best.
+        resume: "auto" goes on where this run stands, "never" refuses if it stands anywhere, and the path of a state of
+            another run starts from it.
+        export: the "last" weights, or those of the "best" evaluation.
+    """
 
     steps: int = MISSING
     batch_size: int = MISSING
     warmup_steps: int = MISSING
     clip_grad_norm: float = MISSING
+    ema_decay: float = MISSING
     log_every: int = MISSING
     eval_every: int = MISSING
     eval_images: int = MISSING
     checkpoint_every: int = MISSING
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    export: str = "last"
 
 
 @dataclass
@@ -59,6 +78,7 @@ class JobConfig:
     """Keys that all jobs have. Groups are `Any`: their keys are checked against what they instantiate."""
 
     seed: int = 0
+    experiment: str | None = None
     runs_dir: str = "runs"
     run_name: str | None = None
     hardware: Any = MISSING
@@ -71,6 +91,9 @@ class TrainTokenizerConfig(JobConfig):
 
     data: Any = MISSING
     tokenizer: Any = MISSING
+    augmentation: Any = MISSING
+    calibration_images: int | None = None
+    init_from: str | None = None
     optimizer: Any = MISSING
     logging: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -93,6 +116,7 @@ class TrainGeneratorConfig(JobConfig):
 
     codes_path: str = MISSING
     generator: Any = MISSING
+    init_from: str | None = None
     optimizer: Any = MISSING
     logging: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -154,7 +178,8 @@ def config_directory() -> Path:
 def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
     """Run one job from the command line: compose its configuration, check it, and hand it over.
 
-    Bad input ends the process with status 2 and one line on standard error; GRAINCODE_DEBUG=1 shows the traceback.
+    Exit statuses: 0; 1 for a crash; 2 and one line on standard error for bad input (GRAINCODE_DEBUG=1 shows the
+    traceback); 75 for a training that a signal stopped and that saved its state; 130 for Ctrl-C otherwise.
     """
     register_schemas()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
@@ -166,13 +191,25 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
         except (GraincodeError, HydraException, OmegaConfBaseException) as error:
             if os.environ.get("GRAINCODE_DEBUG"):
                 raise
-            print(f"error: {explain(error, job, sys.argv[1:])}", file=sys.stderr)
+            rank = os.environ.get("RANK", "0")
+            who = "" if rank == "0" else f"process {rank}: "
+            print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
             sys.exit(2)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(STATUS)
+        except ProcessFailed as failed:
+            print(f"error: {failed}", file=sys.stderr)
+            sys.exit(1)
 
     @functools.wraps(run)
     def checked(cfg: DictConfig) -> float:
         with one_line_errors():  # here already: Hydra would add lines of its own on the way out
             validate(job, cfg)
+            cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
+            hardware: Hardware = build(cfg.hardware)
+            if hardware.is_spread and not cfg.debug.dry:
+                return launch(job, cfg, hardware)
             return run(cfg)
 
     try:
@@ -190,8 +227,7 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
         chain.append(chain[-1].__cause__)
     for cause in chain:
         if isinstance(cause, GraincodeError):
-            # a worker process of the loader puts its traceback before the message
-            return str(cause).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
+            return cause.line
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"there is no {group} {name!r}: type {group}= one of {', '.join(error.options)}"
@@ -278,11 +314,16 @@ def validate(job: str, cfg: DictConfig) -> None:
             raise GraincodeError(f"{key} is not set: type {key}=...")
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
-                "trainer.checkpoint_every", "batch_size", "num_samples"]  # fmt: skip
+                "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
+                "num_samples"]  # fmt: skip
     for key in positive:
-        value = OmegaConf.select(cfg, key, default=1)
-        if value < 1:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < 1:
             raise GraincodeError(f"{key}={value}: expected 1 or more; type for example {key}=100")
+    if not 0 <= (decay := OmegaConf.select(cfg, "trainer.ema_decay", default=0)) < 1:
+        raise GraincodeError(f"trainer.ema_decay={decay}: expected 0 (off) to below 1; type trainer.ema_decay=0.999")
+    if (export := OmegaConf.select(cfg, "trainer.export", default="last")) not in ("last", "best"):
+        raise GraincodeError(f"trainer.export={export}: type trainer.export= one of last, best")
     if cfg.run_name is not None and (not re.fullmatch(r"[\w.-]+", cfg.run_name) or cfg.run_name == "latest"):
         raise GraincodeError(f"run_name={cfg.run_name}: expected letters, digits, '_', '-' and '.', and not latest")
     known = {f.name for f in dataclasses.fields(SCHEMAS[job])}
@@ -390,16 +431,16 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     config = OmegaConf.to_container(cfg, resolve=True)
     kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")} | {"inputs": inputs}
     if "trainer" in kept:
-        kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _INCIDENTAL_TRAINER}
+        trainer = kept["trainer"]
+        kept["trainer"] = {k: v for k, v in trainer.items() if k not in _INCIDENTAL_TRAINER}
+        if trainer["export"] == "best":  # then it matters which steps are looked at, and how
+            kept["trainer"] |= {k: trainer[k] for k in ("eval_every", "eval_images")}
+        if trainer["resume"] not in ("auto", "never"):
+            inputs["resume"] = read_about(Path(trainer["resume"]))["sha256"]
         kept["precision"] = {k: config["hardware"][k] for k in ("mixed_precision", "tf32")}
     identity = _flatten(kept)
-    name = cfg.run_name or f"{_experiment()}-{short_hash(identity)}"
+    name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
     return Run(Path(cfg.runs_dir) / job / name, config, identity)
-
-
-def _experiment() -> str:
-    chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
-    return chosen or "default"
 
 
 def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:

@@ -1,16 +1,24 @@
-"""Where a run's figures and pictures go: a JSON-lines file always, TensorBoard if it is configured."""
+"""Where a run's figures and pictures go: a JSON-lines file always, TensorBoard and Weights & Biases if configured."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from graincode import processes
+from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
+from graincode.files import short_hash
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,11 @@ class LogSettings:
 
     Attributes:
         tensorboard: whether to write TensorBoard events beside log.jsonl.
+        wandb_project: project of Weights & Biases to log to, too; None logs to none.
     """
 
     tensorboard: bool = True
+    wandb_project: str | None = None
 
 
 class RunLog:
@@ -30,18 +40,47 @@ class RunLog:
     Args:
         folder: of the run.
         step: steps done before; lines of later ones, left by an interrupted run, are dropped.
-        tensorboard: whether to write TensorBoard events too.
+        evaluated: whether the evaluation after that step, if any, is done; if not, its line is dropped too.
+        settings: what to write besides log.jsonl.
+        config: of the run, for Weights & Biases.
+    Raises:
+        GraincodeError: Weights & Biases is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        evaluated: bool,
+        settings: LogSettings,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._file = folder / "log.jsonl"
-        kept = [line for line in read_log(folder) if line["step"] <= step]
+        kept = [
+            line
+            for line in read_log(folder)
+            if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
+        ]
         self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._writer = None
-        if tensorboard:
+        self._writer = self._wandb = None
+        if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+        if settings.wandb_project is not None:
+            try:
+                import wandb
+            except ImportError:
+                raise GraincodeError("logging=wandb, but wandb is missing: type pip install graincode[wandb]") from None
+            self._wandb = wandb.init(
+                project=settings.wandb_project, name=folder.name, id=short_hash(str(folder.resolve())), resume="allow",
+                dir=str(folder), config=dict(config or {}),
+            )  # fmt: skip
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether images go anywhere."""
+        return self._writer is not None or self._wandb is not None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by name; a name's part before "/" groups it in TensorBoard."""
@@ -50,16 +89,28 @@ class RunLog:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
 
     def image(self, step: int, name: str, image: Tensor) -> None:
-        """Log a (3, H, W) uint8 image, in TensorBoard alone."""
+        """Log a (3, H, W) uint8 image."""
         if self._writer is not None:
             self._writer.add_image(name, image, step)
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(image.permute(1, 2, 0).numpy())}, step=step)
 
     def close(self) -> None:
         """Flush what is buffered."""
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _is_evaluation(line: Mapping[str, float]) -> bool:
+    return any(name.startswith("val/") for name in line)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
@@ -74,22 +125,56 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 class Meter:
-    """Means of terms over a logging interval, kept on the device: one synchronisation per `flush`."""
+    """Means of terms and frequencies over a logging interval, kept on the device.
+
+    `flush` adds up all processes and synchronises once; until then nothing waits for the device.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._histograms: dict[str, Tensor] = {}
 
-    def add(self, terms: Mapping[str, Term]) -> None:
-        """Take in one step's terms."""
+    def add(self, terms: Mapping[str, Term], weight: float = 1.0) -> None:
+        """Take in one batch's terms; with a weight of 0, their names alone."""
         for name, term in terms.items():
             total = term.total.detach().double()
             pair = torch.stack([total, torch.as_tensor(term.count, dtype=torch.float64, device=total.device)])
+            pair = pair * weight
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
+    def add_histograms(self, histograms: Mapping[str, Tensor]) -> None:
+        """Take in (V,) counts of what one batch chose among V things."""
+        for name, counts in histograms.items():
+            counts = counts.double()
+            self._histograms[name] = self._histograms[name] + counts if name in self._histograms else counts
+
     def flush(self) -> dict[str, float]:
-        """The means since the last flush, by name."""
-        if not self._sums:
-            return {}
-        names, values = list(self._sums), torch.stack(list(self._sums.values())).cpu()
-        self._sums = {}
-        return {name: float(total / max(count, 1)) for name, (total, count) in zip(names, values, strict=True)}
+        """The means since the last flush, and of each histogram the share of things chosen and the perplexity."""
+        state = self.state()
+        self._sums, self._histograms = {}, {}
+        figures = {}
+        for name, (total, count) in state["sums"].items():
+            figures[name] = float(total / max(count, 1))
+        for name, counts in state["histograms"].items():
+            frequencies = counts / counts.sum().clamp(min=1)
+            figures[f"{name}_usage"] = float((counts > 0).double().mean())
+            figures[f"{name}_perplexity"] = math.exp(float(torch.special.entr(frequencies).sum()))
+        return figures
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What was taken in since the last flush, on all processes together, on the CPU."""
+        parts: dict[str, dict[str, Tensor]] = {"sums": self._sums, "histograms": self._histograms}
+        tensors = [tensor for part in parts.values() for tensor in part.values()]
+        if not tensors:
+            return {name: {} for name in parts}
+        joined = processes.sum_(torch.cat([tensor.flatten() for tensor in tensors])).cpu()
+        pieces = iter(joined.split([tensor.numel() for tensor in tensors]))
+        return {name: {key: next(pieces) for key in part} for name, part in parts.items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
+        """The inverse of `state`: what all processes had taken in counts once, on process 0."""
+        share = 1.0 if processes.is_main() else 0.0
+        self._sums, self._histograms = (
+            {key: tensor.double().to(device) * share for key, tensor in state[name].items()}
+            for name in ("sums", "histograms")
+        )

@@ -2,145 +2,446 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import resource
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, weighted_sum
+from graincode.core.rng import Draws
 from graincode.core.schedules import warmup_cosine
-from graincode.data.loader import training_loader
-from graincode.engine.checkpoint import Checkpoints
+from graincode.data.loader import Schedule, training_loader
+from graincode.engine.checkpoint import Checkpoints, read_about, read_state
 from graincode.engine.config import TrainerConfig
-from graincode.engine.logging import Meter, RunLog
+from graincode.engine.ema import AveragedWeights
+from graincode.engine.hardware import Machine, load_training_state, training_state
+from graincode.engine.interruption import Interruption, Stopped
+from graincode.engine.logging import LogSettings, Meter, RunLog
+from graincode.engine.run import Run
+from graincode.files import write_json
+from graincode.stages import Player, Stage, Step
+
+log = logging.getLogger(__name__)
 
 
-class Stage(Protocol):
-    """What a stage brings to the loop."""
+@dataclass
+class _Seat:
+    """A player at the table: as it is called in training, and what moves it."""
 
-    module: nn.Module
-    dataset: Any
+    player: Player
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    base_rates: list[float]
 
-    def terms(self, module: nn.Module, batch: Any) -> Mapping[str, Term]:
-        """The terms of the loss on one batch, on its device."""
-        ...
-
-    def evaluate(self, limit: int) -> dict[str, float]:
-        """Figures on the first `limit` validation items; `objective` is among them, less is better."""
-        ...
-
-    def pictures(self) -> dict[str, Tensor]:
-        """(3, H, W) uint8 images to look at, by name."""
-        ...
+    @property
+    def trained(self) -> nn.Module:
+        """Its module without the wrapper that exchanges gradients."""
+        return self.wrapped.module if isinstance(self.wrapped, nn.parallel.DistributedDataParallel) else self.wrapped
 
 
 def train(
     stage: Stage,
-    accelerator: Accelerator,
+    machine: Machine,
     make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     trainer: TrainerConfig,
     seed: int,
-    workers: int,
-    folder: Path,
-    tensorboard: bool,
-) -> dict[str, float]:
+    run: Run,
+    logs: LogSettings,
+    start: Callable[[], None] = lambda: None,
+) -> tuple[nn.Module, dict[str, float]]:
     """Train a stage from where its run stands to the end.
 
-    Every step is a function of (state, seed, step), so an interrupted run that goes on gives what an uninterrupted one
-    gives.
+    Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
+    interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware.
 
     Args:
-        stage: module, data and loss; its module is trained in place.
-        accelerator: device and precision.
-        make_optimizer: from parameter groups.
+        stage: modules, data and losses.
+        machine: this process's device, and its part among the others.
+        make_optimizer: from parameter groups; one for each player.
         trainer: lengths and intervals.
-        seed: of batches and dropout.
-        workers: processes that load data.
-        folder: of the run; states go to `state/`, figures to `log.jsonl`.
-        tensorboard: whether to write events too.
+        seed: of batches, dropout and all other random numbers.
+        run: states go to its `state/`, figures to its `log.jsonl`.
+        logs: what else is logged.
+        start: done once before step 1, not when a run goes on.
     Returns:
-        the figures of the last evaluation.
+        the module to export, in evaluation mode, and the figures of the evaluation that it had.
     Raises:
-        GraincodeError: the loss is no longer finite.
+        GraincodeError: the loss is no longer finite, the batch cannot be divided, or a state is damaged.
+        Stopped: a signal came; the state is saved.
     """
-    optimizer = make_optimizer(parameter_groups(stage.module))
-    module, optimizer = accelerator.prepare(stage.module, optimizer)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    checkpoints = Checkpoints(folder / "state")
-    step, figures = 0, {}
-    if (state := checkpoints.load(accelerator.device)) is not None:
-        stage.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, figures = state["step"], state["figures"]
-    log, meter = RunLog(folder, step, tensorboard), Meter()
-    loader = training_loader(
-        stage.dataset, trainer.batch_size, seed, step, trainer.steps, workers, accelerator.device.type == "cuda"
+    schedule = _schedule(stage, machine, trainer, seed)
+    checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
+    state = _find_state(checkpoints, trainer, run)
+    plain = stage.players[0].module.to(machine.device)
+    if state is None:
+        start()
+    flops = _training_flops(stage, machine, schedule) if state is None else state["flops"]
+    average = AveragedWeights(plain, trainer.ema_decay, machine)
+    seats = [_seat(player, machine, make_optimizer) for player in stage.players]
+    scaler, meter = machine.accelerator.scaler, Meter()
+    step, figures, best, evaluated = 0, {}, math.inf, True
+    if state is not None:
+        # the state after an evaluation's step is saved before the evaluation, which is then done again
+        step, figures, best, evaluated = (state[key] for key in ("step", "figures", "best", "evaluated"))
+        for seat in seats:
+            load_training_state(seat.wrapped, seat.optimizer, state["players"][seat.player.name])
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        average.load_state(state["average"])
+        meter.load_state(state["meter"], machine.device)
+        log.info("going on from step %d", step)
+    is_main = processes.is_main()
+    run_log = RunLog(run.path, step, evaluated, logs, run.config) if is_main else None
+    speed, health = _Speed(machine, trainer.batch_size, flops), _Health()
+    batches = iter(
+        training_loader(
+            stage.dataset, schedule, step, trainer.steps, machine.hardware.workers, machine.device.type == "cuda"
+        )
     )
-    bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
-    began, images = time.perf_counter(), 0
+    bar = tqdm(
+        total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not is_main
+    )
+
+    def save() -> None:
+        health.check(run, seats, schedule, checkpoints)
+        check_equal_weights({seat.player.name: seat.wrapped for seat in seats})
+        state = {
+            "players": {seat.player.name: training_state(seat.wrapped, seat.optimizer) for seat in seats},
+            "average": average.state(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "meter": meter.state(),
+            "figures": figures,
+            "best": best,
+            "evaluated": evaluated,
+            "flops": flops,
+        }
+        processes.on_main(lambda: checkpoints.save(step, state, identity=run.identity))
+
     try:
-        for batch in loader:
-            step += 1
-            factor = warmup_cosine(step, trainer.steps, trainer.warmup_steps)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            torch.manual_seed((seed << 32) + step)
-            module.train()
-            with accelerator.autocast():
-                terms = stage.terms(module, batch.to(accelerator.device))
-                loss = weighted_sum(terms)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(module.parameters(), trainer.clip_grad_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
-            meter.add({**terms, "loss": Term(loss, 1), "gradient_norm": Term(norm, 1)})
-            images += trainer.batch_size
-            last = step == trainer.steps
-            if step % trainer.log_every == 0 or last:
-                values = meter.flush()
-                for name, value in values.items():
-                    _check_finite(name, value, step, checkpoints)
-                rate = images / (time.perf_counter() - began)
-                log.scalars(
-                    step,
-                    {f"train/{name}": value for name, value in values.items()}
-                    | {"train/learning_rate": base_rates[0] * factor, "speed/images_per_second": rate},
-                )
-                bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{rate:.0f}", refresh=False)
-                began, images = time.perf_counter(), 0
-            bar.update()
-            if step % trainer.eval_every == 0 or last:
-                module.eval()
-                figures = stage.evaluate(trainer.eval_images)
-                log.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-                for name, picture in stage.pictures().items() if tensorboard else ():
-                    log.image(step, name, picture)
-                began, images = time.perf_counter(), 0
-            if step % trainer.checkpoint_every == 0 or last:
-                _check_finite("the loss", loss.item(), step, checkpoints)
-                checkpoints.save(
-                    step,
-                    {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict(), "figures": figures},
-                )
+        with Interruption() as interruption:
+            while True:
+                if not evaluated:
+                    with average.in_use(seats[0].trained) as module:
+                        figures = stage.evaluate(module, trainer.eval_images)
+                        pictures = stage.pictures(module) if is_main and run_log.shows_images else {}
+                    evaluated = True
+                    if is_main:
+                        run_log.scalars(step, {f"val/{name}": value for name, value in figures.items()})
+                        for name, picture in pictures.items():
+                            run_log.image(step, name, picture)
+                    if figures["objective"] < best:
+                        best = figures["objective"]
+                        processes.on_main(lambda: checkpoints.mark_best(step, figures))
+                    speed.restart()
+                if step == trainer.steps:
+                    break
+                step += 1
+                factor, last = warmup_cosine(step, trainer.steps, trainer.warmup_steps), step == trainer.steps
+                stop = _train_step(
+                    step, factor, stage, seats, machine, schedule, batches, trainer.clip_grad_norm or math.inf,
+                    meter, health, speed, interruption,
+                )  # fmt: skip
+                average.update(seats[0].trained, step)
+                if step % trainer.log_every == 0 or last:
+                    values = meter.flush()
+                    health.check(run, seats, schedule, checkpoints)
+                    rates = speed.figures()
+                    if is_main:
+                        rates["train/learning_rate"] = seats[0].base_rates[0] * factor
+                        if skipped := getattr(stage.dataset, "skipped", 0):
+                            rates["data/skipped_images"] = skipped
+                        run_log.scalars(step, {f"train/{name}": value for name, value in values.items()} | rates)
+                    bar.set_postfix(
+                        loss=f"{values['loss']:.4f}", images_per_s=f"{rates['speed/images_per_second']:.0f}",
+                        refresh=False,
+                    )  # fmt: skip
+                bar.update()
+                evaluated = not (step % trainer.eval_every == 0 or last)
+                if step % trainer.checkpoint_every == 0 or not evaluated or stop:
+                    save()
+                if stop:
+                    name = interruption.signal.name if interruption.signal else "a signal to another process"
+                    raise Stopped(f"stopped by {name} after step {step}, state saved: the same command goes on")
+        with average.in_use(seats[0].trained) as module:
+            if trainer.export == "best" and checkpoints.best_step not in (None, step):
+                figures = _load_best(checkpoints, stage.players[0].name, module)
+        return module.eval(), figures
     finally:
         bar.close()
-        log.close()
-    stage.module.eval()
-    return figures
+        if is_main:
+            run_log.close()
 
 
-def _check_finite(name: str, value: float, step: int, checkpoints: Checkpoints) -> None:
-    if not math.isfinite(value):
+def _load_best(checkpoints: Checkpoints, name: str, module: nn.Module) -> dict[str, float]:
+    """Load the weights of the best evaluation, and give its figures."""
+    step = checkpoints.best_step
+    state = read_state(checkpoints.path(step), torch.device("cpu"))
+    module.load_state_dict(state["players"][name]["module"] if state["average"] is None else state["average"])
+    log.info("the weights of step %d are exported, whose evaluation was the best", step)
+    return checkpoints.best["figures"]
+
+
+def _train_step(
+    step: int, factor: float, stage: Stage, seats: list[_Seat], machine: Machine, schedule: Schedule, batches: Any,
+    limit: float, meter: Meter, health: _Health, speed: _Speed, interruption: Interruption,
+) -> bool:  # fmt: skip
+    """One optimizer step of every player; gives whether some process was asked to stop."""
+    device, parts = machine.device, schedule.micro_batches
+    seats = [seat for seat in seats if seat.player.plays(step)]
+    for seat in seats:
+        seat.wrapped.train()
+        for group, rate in zip(seat.optimizer.param_groups, seat.base_rates, strict=True):
+            group["lr"] = rate * factor
+    micro_batches = []
+    for part in range(parts):
+        with speed.waiting():
+            batch = next(batches)
+        places = schedule.places(step, part)
+        draws = Draws(schedule.seed, torch.arange(places.start, places.stop, device=device))
+        micro_batches.append((stage.prepare(batch.to(device), draws), Step(step, draws)))
+    stop = torch.tensor([float(interruption.signal is not None)], dtype=torch.float64, device=device)
+    counts: list[dict[str, Tensor] | None] = [None] * len(seats)
+    if parts > 1:
+        counts, stop = _global_counts([[s.player.counts(batch) for batch, _ in micro_batches] for s in seats], stop)
+    totals: dict[str, Tensor] = {}
+    for part, (batch, details) in enumerate(micro_batches):
+        # dropout: other numbers for every micro-batch, whichever process it comes to
+        torch.manual_seed((schedule.seed << 40) + schedule.places(step, part).start)
+        for index, seat in enumerate(seats):
+            with machine.no_sync(seat.wrapped, part == parts - 1):
+                with machine.accelerator.autocast():
+                    terms = seat.player.terms(seat.wrapped, batch, details)
+                if parts == 1 and processes.count() > 1:  # the terms themselves tell
+                    own = {name: term.count for name, term in terms.items() if not term.is_reported_only}
+                    (counts[index],), agreed = _global_counts([[own]], stop)
+                loss = weighted_sum(terms, counts[index])
+                # gradients are averaged over the processes, but these losses are parts of one sum
+                machine.accelerator.backward(loss * processes.count())
+            meter.add(terms)
+            meter.add_histograms(seat.player.histograms())
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0) + term.total.detach().double()
+            if index == 0:
+                totals["loss"] = totals.get("loss", 0) + loss.detach().double()
+    if parts == 1 and processes.count() > 1:
+        stop = agreed
+    meter.add({"loss": Term(totals["loss"] * processes.count(), 1)})
+    for seat in seats:
+        norm = machine.clip_gradients(seat.wrapped, limit).detach()
+        seat.optimizer.step()
+        seat.optimizer.zero_grad()
+        seat.player.update(seat.trained)
+        if not seat.optimizer.step_was_skipped:  # a loss scale that was too high: it is lowered, nothing is amiss
+            name = "gradient_norm" if seat.player is stage.players[0] else f"gradient_norm_{seat.player.name}"
+            meter.add({name: Term(norm, 1)})
+            totals[name] = norm.double()
+    health.add(step, totals)
+    speed.step()
+    return bool(stop > 0)
+
+
+def _global_counts(
+    counts: list[list[Mapping[str, Tensor | float]]], stop: Tensor
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Counts of all micro-batches (inner list) of all processes, for each player; and whether any wants to stop."""
+    names = [list(micro_batches[0]) for micro_batches in counts]
+    flat = [
+        sum(torch.as_tensor(part[name], dtype=torch.float64, device=stop.device) for part in micro_batches)
+        for micro_batches, own in zip(counts, names, strict=True)
+        for name in own
+    ]
+    joined = processes.sum_(torch.cat([stop, torch.stack(flat)]))
+    numbers = iter(joined[1:].unbind())
+    return [{name: next(numbers) for name in own} for own in names], joined[:1]
+
+
+class _Health:
+    """Watches every step's terms and gradient norms, and looks at them once per logging interval."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, list[str], Tensor]] = []
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        self._seen.append((step, list(values), torch.stack([value.reshape(()) for value in values.values()])))
+
+    def check(self, run: Run, seats: list[_Seat], schedule: Schedule, checkpoints: Checkpoints) -> None:
+        """Stop the run if something was not finite since the last check, on any process.
+
+        Raises:
+            GraincodeError: on all processes; `nonfinite.json` of the run then says what is known.
+        """
+        if not self._seen:
+            return
+        seen, self._seen = self._seen, []
+        values = torch.cat([found for _, _, found in seen]).cpu()
+        labels = [(step, name) for step, names, _ in seen for name in names]
+        wrong = (~values.isfinite()).nonzero().flatten()
+        first = int(wrong[0]) if len(wrong) else len(labels)
+        first = int(processes.gather_rows(torch.tensor([first]), equal=True).min())
+        if first == len(labels):
+            return
+        step, name = labels[first]
+        weights = [
+            key
+            for seat in seats
+            for key, tensor in seat.wrapped.named_parameters()
+            if not bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
+        ]
+        places = range((step - 1) * schedule.batch_size, step * schedule.batch_size)
+        good = next(iter(checkpoints.steps()), 0)
+        dump = {
+            "step": step,
+            "term": name,
+            "values": [[s, n, repr(v)] for (s, n), v in zip(labels, values.tolist(), strict=True)],
+            "images": schedule.indices(places),
+            "weights_not_finite": weights,
+            "last_good_step": good,
+        }
+        processes.on_main(lambda: write_json(run.path / "nonfinite.json", dump))
         raise GraincodeError(
-            f"{name} is {value} at step {step}: the last good checkpoint is in {checkpoints.folder}; "
+            f"{name} is not finite at step {step}: the last good state is of step {good}, and "
+            f"{run.path / 'nonfinite.json'} has the images of the step and the values before it; "
             "type a lower optimizer.lr"
+        )
+
+
+class _Speed:
+    """How fast training is, of all processes together.
+
+    Args:
+        machine: that it runs on.
+        items: in each step.
+        flops: of one item, forward and backward.
+    """
+
+    def __init__(self, machine: Machine, items: int, flops: float) -> None:
+        self._machine, self._items, self._flops = machine, items, flops
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval, as after an evaluation."""
+        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def step(self) -> None:
+        """A step is done."""
+        self._steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the interval, which ends; the device has just been waited for."""
+        seconds, steps = time.perf_counter() - self._began, max(self._steps, 1)
+        rate = self._items * self._steps / seconds
+        if self._machine.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+        figures = {
+            "speed/images_per_second": rate,
+            "speed/step_seconds": seconds / steps,
+            "speed/data_wait_share": self._waited / seconds,
+            "speed/peak_memory_gib": memory,
+            "speed/model_tflops": rate * self._flops / 1e12,
+        }
+        if (peak := self._machine.hardware.peak_tflops) is not None:
+            figures["speed/model_flops_utilization"] = figures["speed/model_tflops"] / (peak * processes.count())
+        self.restart()
+        return figures
+
+
+def _schedule(stage: Stage, machine: Machine, trainer: TrainerConfig, seed: int) -> Schedule:
+    parts = processes.count() * machine.hardware.gradient_accumulation
+    if trainer.batch_size % parts:
+        raise GraincodeError(
+            f"trainer.batch_size={trainer.batch_size} is not divisible by {processes.count()} processes x "
+            f"{machine.hardware.gradient_accumulation} micro-batches: "
+            f"type trainer.batch_size={-(-trainer.batch_size // parts) * parts}"
+        )
+    return Schedule(
+        len(stage.dataset), trainer.batch_size, seed, processes.rank(), processes.count(),
+        machine.hardware.gradient_accumulation,
+    )  # fmt: skip
+
+
+def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> dict[str, Any] | None:
+    """The state to go on from, the same on all processes, or None to begin at step 1."""
+    if trainer.resume == "never" and checkpoints.steps():
+        raise GraincodeError(
+            f"trainer.resume=never, but {checkpoints.folder} has states up to step {checkpoints.steps()[0]}: "
+            "type another run_name, or trainer.resume=auto"
+        )
+    state = checkpoints.load(torch.device("cpu"))
+    if state is None and trainer.resume not in ("auto", "never"):
+        path = Path(trainer.resume)
+        differing = run.differing(read_about(path)["identity"], but=("trainer.steps", "inputs.resume"))
+        if differing:
+            raise GraincodeError(
+                f"trainer.resume={path} is of a run with other settings ({differing}): type the settings of that run; "
+                "only trainer.steps may differ"
+            )
+        state = read_state(path, torch.device("cpu"))
+    found = 0 if state is None else state["step"]
+    processes.check_agreement("the step to go on from", found)
+    processes.on_main(lambda: checkpoints.drop_after(found))
+    return state
+
+
+def _seat(player: Player, machine: Machine, make_optimizer: Callable[..., torch.optim.Optimizer]) -> _Seat:
+    wrapped, optimizer = machine.prepare(player.module, lambda module: make_optimizer(parameter_groups(module)))
+    return _Seat(player, wrapped, optimizer, [group["lr"] for group in optimizer.param_groups])
+
+
+def _training_flops(stage: Stage, machine: Machine, schedule: Schedule) -> float:
+    """FLOPs of the first player's training on one item, counted on the first four of the stream."""
+    player, items = stage.players[0], range(min(4, schedule.batch_size))
+    batch, step = stage.dataset[schedule.indices(items)], Step(0, Draws(0, torch.arange(4, device=machine.device)))
+    player.module.eval()
+    with FlopCounterMode(display=False) as counter:
+        loss = weighted_sum(player.terms(player.module, batch.to(machine.device), step))
+        torch.autograd.grad(loss, list(player.module.parameters()), allow_unused=True)
+    return counter.get_total_flops() / len(items)
+
+
+def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse to go on when processes that should hold the same weights do not, to the last bit.
+
+    Raises:
+        GraincodeError: naming the first tensor that differs.
+    """
+    if processes.count() == 1:
+        return
+    named = [
+        (f"{name}.{key}", tensor)
+        for name, module in modules.items()
+        for key, tensor in module.state_dict().items()
+        if not isinstance(tensor, DTensor)
+    ]
+    sums = torch.stack([tensor.detach().double().sum() for _, tensor in named])
+    every = processes.gather_rows(sums[None], equal=True)
+    differing = (every.nan_to_num() != every[:1].nan_to_num()).any(dim=0).nonzero().flatten()
+    if len(differing):
+        raise GraincodeError(
+            f"{named[int(differing[0])][0]} differs between processes: this is a bug or a broken machine; "
+            "the states that were saved before are good"
         )
 
 

@@ -6,14 +6,17 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.export import save_export
-from graincode.files import write_json
+from graincode.files import short_hash, write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +35,14 @@ class Run:
     """
 
     def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
-        self.path, self._config, self._identity = path, config, identity
+        self.path, self.config, self.identity = path, config, identity
 
     def __enter__(self) -> Run:
+        processes.check_agreement("their configuration", int(short_hash(self.identity), 16))
+        processes.on_main(self._open)
+        return self
+
+    def _open(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "run.lock").open("a")
         try:
@@ -49,47 +57,52 @@ class Run:
         except BaseException:
             self._lock.close()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if processes.is_main():
+            self._lock.close()
 
     def _claim(self) -> None:
         file = self.path / "config.json"
         if file.is_file():
-            before = json.loads(file.read_text())["identity"]
-            differing = sorted(
-                key for key in before.keys() | self._identity.keys() if before.get(key) != self._identity.get(key)
-            )
-            if differing:
-                changes = ", ".join(f"{key}: {before.get(key)} -> {self._identity.get(key)}" for key in differing[:4])
+            if changes := self.differing(json.loads(file.read_text())["identity"]):
                 raise GraincodeError(
-                    f"{self.path} holds a run with other settings ({changes}"
-                    f"{', ...' if len(differing) > 4 else ''}): type another run_name, or the settings of that run"
+                    f"{self.path} holds a run with other settings ({changes}): type another run_name, or the settings "
+                    "of that run"
                 )
         else:
-            write_json(file, {"config": self._config, "identity": self._identity})
+            write_json(file, {"config": self.config, "identity": self.identity})
+
+    def differing(self, before: dict[str, Any], but: Sequence[str] = ()) -> str:
+        """Which settings of another run's identity differ from this one's, in words; empty if none does."""
+        keys = sorted(key for key in (before.keys() | self.identity.keys()) - set(but))
+        changed = [key for key in keys if before.get(key) != self.identity.get(key)]
+        named = ", ".join(f"{key}: {before.get(key)} -> {self.identity.get(key)}" for key in changed[:4])
+        return named + (", ..." if len(changed) > 4 else "")
 
     @property
     def result(self) -> dict[str, Any] | None:
         """What a finished run recorded, or None."""
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        found = processes.broadcast_(torch.tensor([float(file.is_file())]))
+        return json.loads(file.read_text()) if bool(found) else None
 
     def finish(self, objective: float, **more: Any) -> float:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
-        write_json(self.path / "result.json", {"objective": objective, **more})
+        processes.on_main(lambda: self._finish({"objective": objective, **more}))
+        return objective
+
+    def _finish(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
         link = self.path.parent / f".latest-{os.getpid()}"
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         os.replace(link, self.path.parent / "latest")
-        return objective
 
     def export(self, kind: str, config: dict[str, Any], module: nn.Module, **provenance: Any) -> None:
         """Write the trained model to `export/`, unless an interrupted run has done so already."""
         path = self.path / "export"
-        if not path.exists():
-            save_export(path, kind, config, module, **provenance)
+        processes.on_main(lambda: path.exists() or save_export(path, kind, config, module, **provenance))
         log.info("export: %s", path)
 
     def report_finished(self, result: dict[str, Any]) -> float:

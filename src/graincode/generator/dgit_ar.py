@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graincode.core.codes import CodeLayout, CodeSequences, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import legal_regions
-from graincode.core.rng import uniforms
+from graincode.core.rng import Draws, uniforms
 from graincode.generator.embedding import ClassConditioning, HeterogeneousEmbedding, NoConditioning
 from graincode.generator.transformer import KeyValueCache, Transformer
 from graincode.sampling import AutoregressiveSampler
@@ -77,16 +77,17 @@ class DGiTAR(nn.Module):
         """Number of classes that samples can be asked for; 0 without conditioning."""
         return self.conditioning.classes
 
-    def forward(self, codes: GrainCodes, labels: Tensor) -> SequenceLikelihood:
+    def forward(self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, with gradients.
 
         Args:
             codes: of this layout.
             labels: (B,) long classes; unused without conditioning.
+            draws: random numbers of this batch, for the conditioning; taken from torch's generator if not given.
         """
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
-        hidden, content_logits = self.hidden_and_contents(targets, labels)
+        hidden, content_logits = self.hidden_and_contents(targets, labels, draws)
         content = F.cross_entropy(
             content_logits.transpose(1, 2), targets.contents, ignore_index=layout.no_content, reduction="none"
         )
@@ -108,12 +109,14 @@ class DGiTAR(nn.Module):
             )
         return SequenceLikelihood(content, position, targets.is_code, decides, grain)
 
-    def hidden_and_contents(self, targets: CodeSequences, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden_and_contents(
+        self, targets: CodeSequences, labels: Tensor, draws: Draws | None = None
+    ) -> tuple[Tensor, Tensor]:
         """States (B, L, width) that decide each token's region, and the (B, L, V) logits of its content."""
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
         tokens = self.embedding(slots, contents)
-        hidden = self.position_transformer(tokens + self.conditioning(labels)[:, None])
+        hidden = self.position_transformer(tokens + self.conditioning(labels, draws)[:, None])
         states = self.content_transformer(hidden + self.embedding.at(targets.slots))
         return hidden, self.content_head(states)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.rng import LABEL_DROPOUT, Draws
 
 
 class HeterogeneousEmbedding(nn.Module):
@@ -42,6 +43,8 @@ class HeterogeneousEmbedding(nn.Module):
 class ClassConditioning(nn.Module):
     """A learned vector for each class of the layout, and one for no class: (B,) long labels to (B, width).
 
+    In training, labels are dropped by the batch's `Draws`, or by torch's generator where none are given.
+
     Args:
         layout: with at least one class; its `null_class` is the label for no class.
         width: of each token.
@@ -62,9 +65,10 @@ class ClassConditioning(nn.Module):
         self.table = nn.Embedding(layout.classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, labels: Tensor) -> Tensor:
+    def forward(self, labels: Tensor, draws: Draws | None = None) -> Tensor:
         if self.training and self.dropout > 0:
-            dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+            chance = torch.rand_like(labels, dtype=torch.float) if draws is None else draws.uniforms(LABEL_DROPOUT)
+            dropped = chance < self.dropout
             labels = torch.where(dropped, self.null_class, labels)
         return self.table(labels)
 
@@ -86,7 +90,7 @@ class NoConditioning(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, labels: Tensor) -> Tensor:
+    def forward(self, labels: Tensor, draws: Draws | None = None) -> Tensor:
         return torch.zeros(len(labels), self.width, device=labels.device)
 
     def check(self, labels: Tensor) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from graincode.core.codes import GrainCodes
 from graincode.core.losses import Term
 from graincode.generator.dgit_ar import SequenceLikelihood
 
@@ -27,3 +30,13 @@ class AutoregressiveObjective:
             )
         terms["nats_per_image"] = Term(likelihood.total.detach().sum(), len(likelihood.content), 0.0)
         return terms
+
+    def counts(self, codes: GrainCodes) -> dict[str, Tensor | float]:
+        """The counts of the terms that the loss has, known before the model has run.
+
+        A grain's decisions are where its regions come next, and its end.
+        """
+        counts: dict[str, Tensor | float] = {"content": codes.lengths.sum()}
+        for g in range(codes.layout.num_grains - 1):
+            counts[f"position_{g}"] = (codes.grains == g).sum() + len(codes)
+        return counts

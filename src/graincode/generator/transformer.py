@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError
+from graincode.recompute import Recomputable
 
 
 class KeyValueCache:
@@ -51,7 +52,7 @@ class SelfAttention(nn.Module):
         return self.out(rearrange(x, "b h l d -> b l (h d)"))
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """Attention and a two-layer perceptron, each behind a layer norm and around a skip."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

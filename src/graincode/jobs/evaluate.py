@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from graincode import processes
 from graincode.core.images import to_uint8
 from graincode.data.images import ImageDataset, ImageSource, Subset
 from graincode.data.loader import in_order
@@ -45,7 +46,7 @@ class RealImages:
         """Features of a whole split."""
 
         def batches() -> Iterator[Tensor]:
-            return (to_uint8(b.images) for b in in_order(dataset, self.batch_size, workers=self.workers))
+            return (to_uint8(b.images) for b in in_order(dataset, self.batch_size, workers=self.workers, shared=True))
 
         name = f"{dataset.name} {dataset.split}"
         return cached_features(self.network, dataset.content_hash(), batches, self.cache_dir, name)
@@ -56,7 +57,7 @@ def run(cfg: DictConfig) -> float:
     settings: Generation | Reconstruction = build(cfg.evaluation)
     generation = isinstance(settings, Generation)
     hardware = build(cfg.hardware)
-    device = hardware.accelerator().device
+    device = hardware.machine().device
     network = settings.features.to(device)
     source: ImageSource = build(cfg.data)
     if cfg.debug.dry:
@@ -108,9 +109,10 @@ def run(cfg: DictConfig) -> float:
             "device": str(device),
             "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
         }
-        write_json(run.path / "metrics.json", record)
-        print(table(record))
-        print(f"metrics: {run.path / 'metrics.json'}")
+        processes.on_main(lambda: write_json(run.path / "metrics.json", record))
+        if processes.is_main():
+            print(table(record))
+            print(f"metrics: {run.path / 'metrics.json'}")
         return run.finish(figures["frechet_distance"], figures=record["figures"])
 
 
@@ -137,7 +139,7 @@ def _generation(
     figures = {
         "frechet_distance": frechet_distance(features, reals),
         "frechet_distance_of_real_images": frechet_distance(floor, reals),
-        "codes_per_image": float(torch.cat(lengths).double().mean()),
+        "codes_per_image": float(processes.gather_rows(torch.cat([torch.zeros(0).long(), *lengths])).double().mean()),
     }
     if settings.class_images and classes > 1:
         part = Subset(train, min(settings.class_images, len(train)))

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from graincode import processes
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.data.codes import FORMAT, CodeBatch, write_split
@@ -31,7 +32,7 @@ def run(cfg: DictConfig) -> float:
         raise GraincodeError("splits=[]: type for example splits=[train,val]")
     hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
-    device = hardware.accelerator().device
+    device = hardware.machine().device
     export = load_export(cfg.tokenizer_path, "tokenizer", device)
     tokenizer: DQVAE = export.module
     if cfg.debug.dry:
@@ -44,13 +45,15 @@ def run(cfg: DictConfig) -> float:
             return run.report_finished(result)
         layout = CodeLayout(**{**tokenizer.layout.to_config(), "classes": len(source.class_names)})
         folder, splits = run.path / "codes", {}
-        folder.mkdir(exist_ok=True)
         for split in cfg.splits:
             report = folder / f"{split}.json"
-            if not report.is_file():  # a split that an interrupted run finished stays
+            # a split that an interrupted run finished stays
+            if not bool(processes.broadcast_(torch.tensor([float(report.is_file())]))):
                 dataset = source.split(split)
                 batches = _encode(tokenizer, dataset, cfg.ratios, cfg.batch_size, device, hardware.workers)
-                write_json(report, write_split(folder, split, layout, len(dataset), batches))
+                first = processes.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
+                figures = write_split(folder, split, layout, len(dataset), batches, first)
+                processes.on_main(partial(write_json, report, figures))
             splits[split] = json.loads(report.read_text())
         info = {
             "format": FORMAT,
@@ -61,7 +64,7 @@ def run(cfg: DictConfig) -> float:
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "splits": splits,
         }
-        write_json(folder / "codes.json", info)
+        processes.on_main(lambda: write_json(folder / "codes.json", info))
         chosen = splits.get("train", next(iter(splits.values())))
         return run.finish(chosen["mean_length"], figures=splits)
 
@@ -74,9 +77,10 @@ def _encode(
     device: torch.device,
     workers: int,
 ) -> Iterator[CodeBatch]:
-    batches = -(-len(dataset) // batch_size)
+    batches = in_order(dataset, batch_size, workers=workers, shared=True)
+    total = len(processes.share(-(-len(dataset) // batch_size)))
     for batch in tqdm(
-        in_order(dataset, batch_size, workers=workers), dataset.split, batches, unit=" batches", mininterval=1.0
+        batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()
     ):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), ratios), batch.labels)
 

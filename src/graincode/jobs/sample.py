@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
+from torch import Tensor
 
+from graincode import processes
 from graincode.core.codes import GrainCodes
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
 from graincode.export import load_pair
 from graincode.files import replacing
-from graincode.passes import balanced_labels, draw
+from graincode.passes import balanced_labels, draw, gathered
 from graincode.pictures import grid
 from graincode.sampling import AutoregressiveSampler
 
@@ -24,7 +27,7 @@ def run(cfg: DictConfig) -> float:
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     sampler: AutoregressiveSampler = build(cfg.sampler)
-    device = build(cfg.hardware).accelerator().device
+    device = build(cfg.hardware).machine().device
     made, decodes = load_pair(cfg.generator_path, cfg.tokenizer_path, device)
     if cfg.debug.dry:
         parts = {"generator": made.module, "tokenizer": decodes.module}
@@ -39,24 +42,26 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         began = time.perf_counter()
-        batches = list(draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size))
-        seconds = (time.perf_counter() - began) / cfg.num_samples
-        images, codes = (
-            torch.cat([batch.images for batch in batches]),
-            GrainCodes.cat([batch.codes for batch in batches]),
+        images, codes = gathered(
+            draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size), made.module.layout
         )
-        with replacing(run.path / "samples.npz") as partial:
-            np.savez_compressed(
-                partial, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy(),
-                grains=codes.grains.byte().numpy(), indices=codes.indices.int().numpy(),
-            )  # fmt: skip
-        shown = images[:400]
-        with replacing(run.path / "samples.png") as partial:
-            columns = made.module.classes if cfg.classes is None and made.module.classes else 10
-            Image.fromarray(grid(shown, columns, 2).permute(1, 2, 0).numpy()).save(partial)
+        seconds = (time.perf_counter() - began) / cfg.num_samples
         mean_length = float(codes.lengths.double().mean())
-        print(f"{cfg.num_samples} samples, {mean_length:.1f} codes each: {run.path / 'samples.png'}")
+        columns = made.module.classes if cfg.classes is None and made.module.classes else 10
+        processes.on_main(lambda: _write(run.path, images, codes, labels, columns))
+        if processes.is_main():
+            print(f"{cfg.num_samples} samples, {mean_length:.1f} codes each: {run.path / 'samples.png'}")
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=made.module.classes)
+
+
+def _write(folder: Path, images: Tensor, codes: GrainCodes, labels: Tensor, columns: int) -> None:
+    with replacing(folder / "samples.npz") as partial:
+        np.savez_compressed(
+            partial, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy(),
+            grains=codes.grains.byte().numpy(), indices=codes.indices.int().numpy(),
+        )  # fmt: skip
+    with replacing(folder / "samples.png") as partial:
+        Image.fromarray(grid(images[:400], columns, 2).permute(1, 2, 0).numpy()).save(partial)
 
 
 def main() -> None:

@@ -6,96 +6,75 @@ import logging
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from graincode.core.codes import CodeLayout
-from graincode.core.images import to_uint8
-from graincode.core.losses import Term, weighted_sum
-from graincode.data.images import ImageBatch, ImageSource
-from graincode.data.loader import in_order
+from graincode.core.errors import GraincodeError
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import Draws
+from graincode.data.images import ImageSource, Subset
+from graincode.data.loader import Schedule, in_order
 from graincode.engine.config import build, job_main, open_run, with_layout
 from graincode.engine.dry import dry_run
+from graincode.engine.hardware import Hardware
 from graincode.engine.loop import train
-from graincode.passes import ReconstructionPass
-from graincode.pictures import density_maps, grain_maps, grid
-from graincode.tokenizer import DQVAE, ReconstructionObjective
+from graincode.export import load_weights
+from graincode.stages import EVALUATION_BATCH, TokenizerStage
+from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 
 log = logging.getLogger(__name__)
-
-EVALUATION_BATCH = 250
-
-
-class TokenizerStage:
-    """Images and a tokenizer, as the training loop sees them."""
-
-    def __init__(self, module: DQVAE, objective: ReconstructionObjective, source: ImageSource, workers: int) -> None:
-        self.module, self.objective, self.workers = module, objective, workers
-        self.dataset, self.validation = source.split("train"), source.split("val")
-        self.device = torch.device("cpu")
-
-    def terms(self, module: torch.nn.Module, batch: ImageBatch) -> dict[str, Term]:
-        """See `Stage`."""
-        self.device = batch.images.device
-        return self.objective(batch.images, module(batch.images))
-
-    @torch.no_grad()
-    def evaluate(self, limit: int) -> dict[str, float]:
-        """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
-        reconstructions = ReconstructionPass(
-            self.module, self.validation, EVALUATION_BATCH, limit, device=self.device, workers=self.workers
-        )
-        for _ in reconstructions:
-            pass
-        figures = reconstructions.figures()
-        return {"objective": figures["mse"], **figures}
-
-    @torch.no_grad()
-    def pictures(self) -> dict[str, Tensor]:
-        """The first validation images over their density map, grain map and reconstruction."""
-        images = self.validation[range(min(8, len(self.validation)))].images.to(self.device)
-        routing, cells = self.module.router(images), self.module.layout.grains
-        rows = [
-            to_uint8(images),
-            density_maps(routing.density, self.module.layout.image_size),
-            grain_maps(images, routing.grains, cells),
-            to_uint8(self.module.detokenize(self.module.tokenize(images))),
-        ]
-        return {
-            "original, density, grains, reconstruction": grid(torch.cat([row.cpu() for row in rows]), len(images), 2)
-        }
 
 
 def run(cfg: DictConfig) -> float:
     """Train and export; gives the mean squared error on validation images, in [0, 1]."""
+    hardware: Hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
     layout = CodeLayout(source.image_size, cfg.tokenizer.grains, cfg.tokenizer.codebook_size, len(source.class_names))
     config = with_layout(cfg.tokenizer.model, layout)
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(config)
     objective: ReconstructionObjective = build(cfg.tokenizer.objective)
+    opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
         return _dry(module, objective)
-    hardware = build(cfg.hardware)
-    with open_run("train_tokenizer", cfg) as run:
+    if opponent is not None and (hardware.compile or hardware.strategy == "fsdp"):
+        raise GraincodeError(
+            "tokenizer/adversary=patch looks at the gradients of one layer, which hardware.compile=true and "
+            "hardware.strategy=fsdp hide: type hardware.compile=false hardware.strategy=ddp"
+        )
+    inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
+    machine = hardware.machine()
+    with open_run("train_tokenizer", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        stage = TokenizerStage(module, objective, source, hardware.workers)
-        accelerator = hardware.accelerator()
-        batches = in_order(stage.dataset, EVALUATION_BATCH, workers=hardware.workers)
-        calibration = module.to(accelerator.device).calibrate(batch.images.to(accelerator.device) for batch in batches)
-        shares = (f"{100 * calibration[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
-        log.info("share of the training regions at each grain: %s", ", ".join(shares))
-        figures = train(
-            stage, accelerator, build(cfg.optimizer), cfg.trainer, cfg.seed, hardware.workers, run.path,
-            cfg.logging.tensorboard,
-        )  # fmt: skip
-        run.export("tokenizer", config, module, data=stage.dataset.name)
-        return run.finish(figures["objective"], figures=figures, calibration=calibration)
+        dataset = source.split("train")
+
+        def start() -> None:
+            shown = dataset if cfg.calibration_images is None else Subset(dataset, cfg.calibration_images)
+            batches = in_order(shown, EVALUATION_BATCH, workers=hardware.workers, shared=True)
+            report = module.calibrate(batch.images.to(machine.device) for batch in batches)
+            shares = (f"{100 * report[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
+            log.info("share of the training regions at each grain: %s", ", ".join(shares))
+            if cfg.init_from is None:
+                first = Schedule(len(dataset), len(dataset), cfg.seed)
+                order = first.indices(range(min(len(dataset), 4096)))
+                places = torch.arange(len(order), device=machine.device)
+                images = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, len(order), 32))
+                module.initialize(images, Draws(cfg.seed, places))
+
+        stage = TokenizerStage(
+            module, objective, opponent, dataset, source.split("val"), build(cfg.augmentation), hardware.workers
+        )
+        trained, figures = train(
+            stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging), start
+        )
+        run.export("tokenizer", config, trained, data=dataset.name)
+        return run.finish(figures["objective"], figures=figures)
 
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
     images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
     module.calibrate([torch.rand(64, *images.shape[1:]) * 2 - 1])
+    module.eval()  # the codebook is empty
 
     def step() -> None:
         weighted_sum(objective(images, module(images))).backward()

@@ -27,6 +27,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import register_feature_extractor
 from tqdm import tqdm
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.files import replacing
 
@@ -117,23 +118,30 @@ class FeatureNetwork(ABC):
         """Features and logits of all images. How the images are grouped into batches does not matter.
 
         Args:
-            batches: uint8 (B, 3, H, W), any B, one H and W; on any device.
+            batches: uint8 (B, 3, H, W), any B, one H and W; on any device. With several processes, each one's share of
+                the images; all get the features of all, in the order of the processes.
             progress: label of a progress bar; none is shown without it.
         Raises:
             GraincodeError: there are no images, or they are not of that type and shape.
         """
         loaded = self._opened()
         features, logits = [], []
-        with tqdm(desc=progress, disable=progress is None, unit=" images", leave=False, mininterval=1.0) as bar:
+        hidden = progress is None or not processes.is_main()
+        with tqdm(desc=progress, disable=hidden, unit=" images", leave=False, mininterval=1.0) as bar:
             for images in _regroup(batches, self.batch_size):
                 with torch.inference_mode():
                     of_batch = loaded.extractor(images.to(self._device))
                 features.append(of_batch[0].cpu())
                 logits.append(of_batch[1].cpu())
                 bar.update(len(images))
+        if not features and processes.count() > 1:  # an empty share; the shapes are still needed
+            with torch.inference_mode():
+                empty = loaded.extractor(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self._device))
+            features, logits = [empty[0][:0].cpu()], [empty[1][:0].cpu()]
         if not features:
             raise GraincodeError(f"no images to extract {self.name} features from: expected at least one batch")
-        return Features(torch.cat(features), torch.cat(logits), self.identity)
+        gathered = (processes.gather_rows(torch.cat(part).clone()) for part in (features, logits))
+        return Features(*gathered, self.identity)
 
     def _opened(self) -> _Loaded:
         if self._loaded is None:
@@ -272,7 +280,8 @@ def cached_features(
     Args:
         network: whose features.
         content_hash: names the images and their order; letters and digits.
-        batches: returns the images as `FeatureNetwork.extract` takes them; called only when nothing is stored.
+        batches: returns the images as `FeatureNetwork.extract` takes them (this process's share); called only when
+            nothing is stored.
         cache_dir: None for `default_cache_dir()`.
         progress: label of the progress bar of an extraction.
     Raises:
@@ -283,7 +292,7 @@ def cached_features(
     folder = (default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()) / "features"
     path = folder / f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
     origin = {"weights": network.weights_hash, "content": content_hash}
-    if path.is_file():
+    if bool(processes.broadcast_(torch.tensor([float(path.is_file())]))):
         try:
             return _read_features(path, network.identity, origin)
         except (SafetensorError, OSError, ValueError) as error:
@@ -292,8 +301,12 @@ def cached_features(
     found = network.extract(batches(), progress)
     tensors = {"features": found.features, "logits": found.logits}
     header = origin | {"count": str(len(found)), "tensors": hash_tensors(tensors)}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata=header)
+
+    def store() -> None:
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=header)
+
+    processes.on_main(store)
     return found
 
 

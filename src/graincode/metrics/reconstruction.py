@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 
 MSE_FLOOR = (1 / 255) ** 2 / 12
@@ -57,12 +58,12 @@ class PairErrors:
         self._mse.append(squares.sum(1).double().cpu() / (squares.shape[1] * 255**2))
 
     def result(self) -> ReconstructionError:
-        """The figures of all pairs so far.
+        """The figures of all pairs so far, of all processes; each of them must ask.
 
         Raises:
             GraincodeError: there are none.
         """
-        mse = torch.cat([torch.zeros(0, dtype=torch.float64), *self._mse])
+        mse = processes.gather_rows(torch.cat([torch.zeros(0, dtype=torch.float64), *self._mse]))
         if len(mse) == 0:
             raise GraincodeError("reconstruction error of 0 images: expected at least 1; call update first")
         return ReconstructionError(
@@ -125,15 +126,16 @@ class CodebookUsage:
         self._counts += torch.bincount(flat, minlength=size).cpu()
 
     def result(self) -> CodebookUse:
-        """The figures of all codes so far.
+        """The figures of all codes so far, of all processes; each of them must ask.
 
         Raises:
             GraincodeError: there are none.
         """
-        count = int(self._counts.sum())
+        counts = processes.sum_(self._counts.clone())
+        count = int(counts.sum())
         if count == 0:
             raise GraincodeError("codebook usage of 0 codes: expected at least 1; call update first")
-        frequencies = self._counts[self._counts > 0].double() / count
+        frequencies = counts[counts > 0].double() / count
         return CodebookUse(
             usage=len(frequencies) / len(self._counts),
             perplexity=math.exp(torch.special.entr(frequencies).sum().item()),

@@ -1,5 +1,6 @@
 """Stage 1: images to variable-length codes and back."""
 
+from graincode.tokenizer.adversary import Adversary, PatchDiscriminator
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
@@ -8,11 +9,13 @@ from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
 from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
 
 __all__ = [
+    "Adversary",
     "DQVAE",
     "EMAQuantizer",
     "EntropyDensity",
     "GrainDecoder",
     "GrainEncoder",
+    "PatchDiscriminator",
     "QuantileRouter",
     "Quantized",
     "RandomDensity",

@@ -7,13 +7,15 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graincode.recompute import Recomputable
+
 
 def norm(channels: int) -> nn.GroupNorm:
     """Group norm with 32 groups, or as many as divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Recomputable):
     """Two 3x3 convolutions, each behind norm and SiLU, around a skip: (B, C, h, w) to (B, C', h, w)."""
 
     def __init__(self, channels: int, out_channels: int | None = None) -> None:
@@ -28,7 +30,7 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(Recomputable):
     """Single-head self-attention over all cells of a feature map, with a skip: (B, C, h, w) to the same."""
 
     def __init__(self, channels: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout, GrainCodes, gather_cells, scatter_cells
 from graincode.core.errors import GraincodeError
+from graincode.core.rng import RESTARTS, Draws
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
@@ -50,14 +51,22 @@ class DQVAE(nn.Module):
         for part in (encoder, decoder):  # convolutions are faster so, on CPU and GPU
             part.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, ratios: Sequence[float] | None = None) -> Reconstruction:
-        """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients."""
+    def forward(
+        self, images: Tensor, ratios: Sequence[float] | None = None, draws: Draws | None = None
+    ) -> Reconstruction:
+        """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients.
+
+        Args:
+            images: of the layout's size.
+            ratios: as in `tokenize`.
+            draws: random numbers of this batch, for the quantiser; taken from torch's generator if not given.
+        """
         features = self.encoder(images)
         routing = self.router(images, ratios)
         vectors = gather_cells(features, routing.grains, self.layout)
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         vectors = vectors + 0 * sum(feature.sum() for feature in features)
-        quantized = self.quantizer(vectors)
+        quantized = self.quantizer(vectors, None if draws is None else self._keys(draws, routing.grains))
         maps = scatter_cells(quantized.vectors, routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
@@ -107,6 +116,32 @@ class DQVAE(nn.Module):
     def calibrate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """`QuantileRouter.calibrate`, on training images."""
         return self.router.calibrate(batches)
+
+    @torch.no_grad()
+    def initialize(self, batches: Iterable[Tensor], draws: Draws) -> None:
+        """Set the codebook to what the encoder makes of the first training images; the router must be calibrated.
+
+        Args:
+            batches: of training images; as many are taken as give four vectors for each entry, or all.
+            draws: random numbers for the images of all batches, in order.
+        """
+        vectors, keys, start = [], [], 0
+        for images in batches:
+            grains = self.router(images).grains
+            vectors.append(gather_cells(self.encoder(images), grains, self.layout))
+            part = Draws(draws.seed, draws.places[start : start + len(images)].to(images.device))
+            keys.append(self._keys(part, grains))
+            start += len(images)
+            if sum(map(len, vectors)) >= 4 * self.layout.codebook_size:
+                break
+        self.quantizer.initialize(torch.cat(vectors), torch.cat(keys))
+
+    def _keys(self, draws: Draws, grains: Tensor) -> Tensor:
+        """(N,) a random number for each code, a function of its image's place and its cell."""
+        rows, columns = self.layout.grids[-1]
+        finest = draws.uniforms(RESTARTS, 1, rows, columns)
+        maps = [finest[:, :, :: rows // h, :: columns // w] for h, w in self.layout.grids]
+        return gather_cells(maps, grains, self.layout)[:, 0]
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 
 
@@ -27,9 +28,11 @@ class Quantized:
 class EMAQuantizer(nn.Module):
     """One codebook, learned as a moving average of the vectors that choose each entry.
 
-    The first training batch sets the codebook. In later steps, entries whose running count is below `restart_below`
-    times what uniform use would give are replaced with vectors of the batch, at most `max_restarts` at once: tying the
-    rule to the expected count keeps a step with few vectors from replacing most of the codebook.
+    `forward` in training mode only takes note of what it sees; `update`, once per optimizer step, moves the codebook by
+    what all micro-batches and all processes have seen, so that neither changes the result. Entries whose running count
+    is below `restart_below` times what uniform use would give are replaced with vectors of the batch, at most
+    `max_restarts` at once: tying the rule to the expected count keeps a step with few vectors from replacing most of
+    the codebook.
 
     Args:
         codebook_size: number of entries V.
@@ -45,7 +48,6 @@ class EMAQuantizer(nn.Module):
     codebook: Tensor
     counts: Tensor
     sums: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -66,67 +68,97 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._started = False
+        # what has been seen since the last update; empty whenever a state is saved
+        self.register_buffer("_seen_counts", torch.zeros(codebook_size), persistent=False)
+        self.register_buffer("_seen_sums", torch.zeros(codebook_size, code_dim), persistent=False)
+        self.register_buffer("_fresh", torch.zeros(self.max_restarts, code_dim), persistent=False)
+        self.register_buffer("_keys", torch.full((self.max_restarts,), torch.inf).double(), persistent=False)
 
-    def forward(self, vectors: Tensor) -> Quantized:
-        """Quantise (N, D) vectors; in training mode the codebook is updated afterwards."""
+    def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
+        """Quantise (N, D) vectors.
+
+        Args:
+            vectors: any N, 0 too.
+            keys: (N,) random numbers that decide which vectors entries restart at; drawn here if they are not given.
+        """
         with torch.autocast(vectors.device.type, enabled=False):
-            return self._quantize(vectors.float())
+            vectors = vectors.to(self.codebook.dtype)
+            indices = self.nearest(vectors)
+            chosen = F.embedding(indices, self.codebook)
+            error = (vectors - chosen).square().mean(dim=1)
+            if self.training:
+                self._observe(vectors.detach(), indices, keys)
+            return Quantized(vectors + (chosen - vectors).detach(), indices, error)
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """(N,) long, the entry nearest to each of (N, D) vectors; nothing is updated."""
         with torch.autocast(vectors.device.type, enabled=False):
-            scores = torch.addmm(self.codebook.square().sum(dim=1), vectors.float(), self.codebook.T, alpha=-2)
+            vectors = vectors.to(self.codebook.dtype)
+            scores = torch.addmm(self.codebook.square().sum(dim=1), vectors, self.codebook.T, alpha=-2)
         return scores.argmin(dim=1)
-
-    def _quantize(self, vectors: Tensor) -> Quantized:
-        if self.training and not self.started:
-            self._start(vectors.detach())
-        indices = self.nearest(vectors)
-        chosen = F.embedding(indices, self.codebook)
-        error = (vectors - chosen).square().mean(dim=1)
-        quantized = Quantized(vectors + (chosen - vectors).detach(), indices, error)
-        if self.training:
-            self._update(vectors.detach(), indices)
-        return quantized
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook entries: (...) long to (..., D)."""
         return F.embedding(indices, self.codebook)
 
     @torch.no_grad()
-    def _start(self, vectors: Tensor) -> None:
+    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
+        """Set the codebook to (N, D) vectors chosen at random, N >= 1; all processes get that of process 0.
+
+        Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from few columns.
+        """
         size = len(self.codebook)
-        self.codebook.copy_(vectors[_choose(len(vectors), size, vectors.device)])
+        order = (torch.rand(len(vectors), device=vectors.device) if keys is None else keys).argsort(stable=True)
+        chosen = vectors[order[torch.arange(size, device=order.device) % len(order)]].to(self.codebook.dtype)
         if len(vectors) < size:  # repeated entries must differ, or all but the first stay unused
-            jitter = torch.sin(torch.arange(self.codebook.numel(), device=vectors.device) * 12.9898)
-            self.codebook.add_(0.01 * vectors.std() * jitter.view_as(self.codebook))
+            jitter = torch.sin(torch.arange(chosen.numel(), device=chosen.device) * 12.9898)
+            chosen = chosen + 0.01 * vectors.std() * jitter.view_as(chosen)
+        self.codebook.copy_(processes.broadcast_(chosen.contiguous()))
         self.counts.fill_(len(vectors) / size)
         self.sums.copy_(self.codebook * self.counts[:, None])
-        self.started.fill_(True)
+        self._started = True
 
     @torch.no_grad()
-    def _update(self, vectors: Tensor, indices: Tensor) -> None:
-        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(vectors[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        if self.restart_below > 0 and len(vectors):
+    def update(self) -> None:
+        """Move the codebook by what was seen since the last update, here and by all other processes."""
+        both = processes.sum_(torch.cat([self._seen_counts[:, None], self._seen_sums], dim=1))
+        seen_counts, seen_sums = both[:, 0], both[:, 1:]
+        keys, fresh = (processes.gather_rows(seen, equal=True) for seen in (self._keys, self._fresh))
+        first = keys.argsort(stable=True)[: self.max_restarts]
+        keys, fresh = keys[first], fresh[first]
+        self.counts.lerp_(seen_counts, 1 - self.decay)
+        self.sums.lerp_(seen_sums, 1 - self.decay)
+        if self.restart_below > 0:
             expected = self.counts.sum() / len(self.counts)
             rarest = self.counts.topk(self.max_restarts, largest=False).indices
-            restart = (self.counts[rarest] < self.restart_below * expected)[:, None]
-            fresh = vectors[_choose(len(vectors), self.max_restarts, vectors.device)]
-            self.sums[rarest] = torch.where(restart, fresh * expected, self.sums[rarest])
-            self.counts[rarest] = torch.where(restart[:, 0], expected, self.counts[rarest])
+            restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
+            self.sums[rarest] = torch.where(restart[:, None], fresh * expected, self.sums[rarest])
+            self.counts[rarest] = torch.where(restart, expected, self.counts[rarest])
         used = self.counts > 1e-6
         self.codebook.copy_(torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-6)[:, None], self.codebook))
+        self.forget()
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Drop what was seen since the last update."""
+        self._seen_counts.zero_()
+        self._seen_sums.zero_()
+        self._keys.fill_(torch.inf)
 
-def _choose(available: int, wanted: int, device: torch.device) -> Tensor:
-    """`wanted` random indices below `available`, none twice unless there are too few.
+    @torch.no_grad()
+    def _observe(self, vectors: Tensor, indices: Tensor, keys: Tensor | None) -> None:
+        if not self._started:
+            raise GraincodeError("the codebook is empty: call initialize(vectors of training images), or load weights")
+        self._seen_counts.index_add_(0, indices, torch.ones_like(vectors[:, 0]))
+        self._seen_sums.index_add_(0, indices, vectors)
+        # the vectors with the smallest keys are a random choice that does not depend on how a batch is divided
+        keys = torch.rand(len(vectors), device=vectors.device).double() if keys is None else keys
+        keys, order = torch.cat([self._keys, keys]).topk(self.max_restarts, largest=False, sorted=True)
+        self._fresh.copy_(torch.cat([self._fresh, vectors])[order])
+        self._keys.copy_(keys)
 
-    Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from a few columns.
-    """
-    order = torch.randperm(available, device=device)
-    return order[torch.arange(wanted, device=device) % available]
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._started = bool(self.counts.any())

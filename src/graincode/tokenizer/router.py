@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from graincode import processes
 from graincode.core import density as core
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
@@ -90,12 +91,13 @@ class QuantileRouter(nn.Module):
         """Set the quantile function from training images.
 
         Args:
-            batches: batches of (B, 3, H, W) images in [-1, 1].
+            batches: batches of (B, 3, H, W) images in [-1, 1]; with several processes, each one's share of them.
         Returns:
             for each grain g, `asked_g` and `achieved_g`: the share that was asked for and the share that the
             thresholds give on these images. They differ where many regions tie; more than 1 % is logged as a warning.
         """
-        densities = torch.cat([self.density(images, self.layout.grains[0]).flatten().cpu() for images in batches])
+        found = [self.density(images, self.layout.grains[0]).flatten().cpu() for images in batches]
+        densities = processes.gather_rows(torch.cat([torch.zeros(0), *found]))
         self.quantiles.copy_(core.quantile_table(densities))
         self._calibrated = True
         limits = core.thresholds(self.quantiles.cpu(), self.ratios)

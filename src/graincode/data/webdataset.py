@@ -1,0 +1,256 @@
+"""Images in uncompressed tar shards of the WebDataset layout, read at random.
+
+Training takes image i of the split where its order says so, at any number of processes. So the shards are not streamed,
+as the package of that name does: their headers are read once, with the standard library, and every image after that
+with one read at its place.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from graincode.core.errors import GraincodeError
+from graincode.data.cache import build_once, cache_root
+from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, file_error, files_identity
+from graincode.data.images import EXTENSIONS, SPLITS
+from graincode.files import replacing
+
+FORMAT = 1
+
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
+_SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:idation)?(?![a-z])", re.IGNORECASE)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Image files in tar shards (see `Encoded`).
+
+    Args:
+        shards: the tar files.
+        index: of each image the number of its "shard", its "offset" there and "size" in bytes, and its "name" there.
+        shards_identity: hex digest of the shards' names, sizes and times of change.
+    """
+
+    shards: tuple[Path, ...]
+    index: Mapping[str, np.ndarray]
+    shards_identity: str
+
+    def __len__(self) -> int:
+        return len(self.index["offset"])
+
+    def name(self, index: int) -> str:
+        return f"{os.fsdecode(self.index['name'][index])} in {self.shards[self.index['shard'][index]]}"
+
+    def read(self, index: int) -> bytes:
+        shard = self.shards[self.index["shard"][index]]
+        try:
+            with shard.open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), int(self.index["size"][index]), int(self.index["offset"][index]))
+        except OSError as error:
+            raise file_error(shard, error) from error
+
+    def identity(self) -> str:
+        digest = hashlib.sha256(self.shards_identity.encode())
+        for field in ("shard", "offset"):
+            digest.update(self.index[field].tobytes())
+        return digest.hexdigest()
+
+
+class WebDataset(EncodedSource):
+    """Tar shards as a data set: a sample is the members of a shard that share their name up to its first dot.
+
+    Of a sample count the image, a member with one of the extensions of `ImageFolder`, and its label, a whole number
+    as text in a member with the extension .cls, if there is one; either all samples have labels, or none.
+
+    Splits. If shards are named after splits, as in train-000.tar or imagenet-val-7.tar, and some are called train,
+    these are the splits, and those of val and test that are missing are taken out of train. Otherwise all three are
+    taken out of all shards. What is taken out is decided by a hash of each sample's name.
+
+    Args:
+        root: a directory of .tar files, or a glob such as /data/imagenet-*.tar; `~` is expanded.
+        image_size, crop, cache, on_corrupt: as in `EncodedSource`.
+        val_fraction: share of the images to validate on, in [0, 1); unused if there are shards named val.
+        test_fraction: share of the images to test on, in [0, 1); unused if there are shards named test.
+        class_names: name of each label; by default "0", "1" and so on up to the largest label.
+    Raises:
+        GraincodeError: an argument is not as above. Whether the shards are there is found out on the first use.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        image_size: int | Sequence[int] = 256,
+        crop: Crop = "center",
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        class_names: Sequence[str] | None = None,
+        cache: bool = False,
+        on_corrupt: OnCorrupt = "error",
+    ):
+        if not root:
+            raise GraincodeError("data.root is not set: type data.root=/folder/of/tar/files")
+        fractions = {"test": test_fraction, "val": val_fraction}
+        super().__init__(f"data.root={root}", image_size, crop, cache, on_corrupt, fractions)
+        self._root = Path(os.path.abspath(os.path.expanduser(root)))
+        self._given_names = None if class_names is None else tuple(class_names)
+        self.name = (self._root if self._root.is_dir() else self._root.parent).name
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        labels = self._index["label"]
+        unlabelled = np.flatnonzero(labels < 0)
+        if len(unlabelled) == len(labels):
+            if self._given_names:
+                raise GraincodeError(f"{self._origin} has no labels (.cls members): type data.class_names=null")
+            return ()
+        if len(unlabelled):
+            first = Members(self._shards, self._index, "").name(unlabelled[0])
+            raise GraincodeError(f"{first} has no label, but others have: add its .cls, or remove those of all")
+        count = int(labels.max()) + 1
+        names = self._given_names or tuple(map(str, range(count)))
+        if len(names) < count:
+            raise GraincodeError(
+                f"data.class_names has {len(names)} names, but {self._origin} has the label {count - 1}: "
+                f"expected {count} names or more: type data.class_names=null to number them"
+            )
+        return names
+
+    def _encoded(self, split: str) -> tuple[Members, Tensor]:
+        chosen = {field: values[self._splits[split]] for field, values in self._index.items()}
+        labels = chosen["label"] if self.class_names else np.zeros_like(chosen["label"])
+        return Members(self._shards, chosen, self._shards_identity), torch.from_numpy(labels)
+
+    @cached_property
+    def _shards(self) -> tuple[Path, ...]:
+        root = str(self._root)
+        pattern = os.path.join(glob.escape(root), "*") if self._root.is_dir() else root
+        found = sorted(Path(path) for path in glob.glob(pattern))
+        for path in found:
+            if _COMPRESSED.search(path.name):
+                raise GraincodeError(
+                    f"{path} is compressed, so no image in it can be read by itself: expected an uncompressed .tar: "
+                    "unpack it with gunzip or the like, or move it away"
+                )
+        shards = tuple(path for path in found if path.suffix == ".tar")
+        if not shards:
+            raise GraincodeError(
+                f"{self._origin} has no .tar files: type data.root=/folder/of/tar/files, or a glob such as "
+                "data.root='/folder/train-*.tar' (with * in place of {000..146})"
+            )
+        return shards
+
+    @cached_property
+    def _shards_identity(self) -> str:
+        return files_identity((shard.name, shard) for shard in self._shards)
+
+    @cached_property
+    def _index(self) -> dict[str, np.ndarray]:
+        """Of all images in order: "shard", "offset", "size", "label" (-1 without one), (N,) int64, and "name" bytes."""
+        key = hashlib.sha256(f"{FORMAT} {self._shards_identity}".encode()).hexdigest()[:32]
+        file = cache_root() / "webdataset" / f"{key}.npz"
+        try:
+            build_once(file, lambda: _write_index(self._shards, file))
+        except OSError as error:
+            raise GraincodeError(
+                f"{file.parent} cannot take the index of {self._origin} ({error.strerror or error}): "
+                "set GRAINCODE_CACHE to a directory that can be written"
+            ) from error
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    @cached_property
+    def _splits(self) -> dict[str, np.ndarray]:
+        """(N,) int64 of each split, the places of its images in the index."""
+        named = [_SPLIT_IN_NAME.search(shard.name) for shard in self._shards]
+        part_of_shard = ["train" if match is None else match[1].lower() for match in named]
+        given = set(part_of_shard) if any(match and match[1].lower() == "train" for match in named) else set()
+        if given and None in named:
+            raise GraincodeError(
+                f"{self._shards[named.index(None)]} is of no split, but others are named after theirs: "
+                "rename it to train-*.tar, val-*.tar or test-*.tar, or move it away"
+            )
+        parts = np.array([SPLITS.index(part) if given else 0 for part in part_of_shard])[self._index["shard"]]
+        train = np.flatnonzero(parts == 0)
+        keys = [_sample(os.fsdecode(name))[0] for name in self._index["name"][train]]
+        taken = {key: SPLITS.index(part) for part, keys in self._take_out(set(keys), given).items() for key in keys}
+        parts[train] = [taken[key] for key in keys]
+        return {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
+
+
+def _sample(name: str) -> tuple[str, str]:
+    """The sample that a member belongs to, and the member's extension, without a dot and in small letters."""
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return folder + slash + key, extension.lower()
+
+
+def _write_index(shards: Sequence[Path], file: Path) -> None:
+    rows: list[tuple[int, int, int, int]] = []
+    names: list[bytes] = []
+    for number, shard in enumerate(tqdm(shards, "reading the shards' headers", unit=" shards", leave=False)):
+        images, labels = _headers(shard)
+        for key, member in images.items():
+            rows.append((number, member.offset_data, member.size, labels.get(key, -1)))
+            names.append(os.fsencode(member.name))
+    columns = np.array(rows, dtype=np.int64).T
+    with replacing(file) as partial:
+        np.savez(partial, name=np.array(names), **dict(zip(("shard", "offset", "size", "label"), columns, strict=True)))
+    _logger.info("%d images in %d shards were listed in %s", len(rows), len(shards), file)
+
+
+def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
+    """The image and, if there is one, the label of each sample in a shard.
+
+    Raises:
+        GraincodeError: it cannot be read, is no tar, has no images or two in a sample, or a label is no number.
+    """
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                key, extension = _sample(member.name)
+                if not member.isfile():
+                    continue
+                if f".{extension}" in EXTENSIONS:
+                    if key in images:
+                        raise GraincodeError(
+                            f"{shard} has two images of one sample, {images[key].name} and {member.name}: "
+                            "give them different names"
+                        )
+                    images[key] = member
+                elif extension == "cls":
+                    content = tar.extractfile(member).read()
+                    if not content.strip().isdigit():
+                        raise GraincodeError(
+                            f"{member.name} in {shard} has {content[:20]!r}: expected a whole number from 0, as text"
+                        )
+                    labels[key] = int(content)
+    except tarfile.TarError as error:
+        raise GraincodeError(
+            f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it away"
+        ) from error
+    except OSError as error:
+        raise file_error(shard, error) from error
+    if not images:
+        raise GraincodeError(
+            f"{shard} has no images, that is, members that end in {' '.join(EXTENSIONS)} after their first dot: "
+            "move it away, or type data.root=/folder/of/tar/files"
+        )
+    return images, labels

@@ -1,0 +1,23 @@
+"""Blocks that trade time for memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Recomputable(nn.Module):
+    """A block that can drop its activations in training and compute them anew in the backward pass.
+
+    `hardware.gradient_checkpointing=true` sets `recompute` on all of them; results do not change.
+    """
+
+    recompute = False
+
+    def __call__(self, *args: Any) -> Any:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *args, use_reentrant=False)
+        return super().__call__(*args)

@@ -1,0 +1,282 @@
+"""The two stages as the training loop sees them: what is trained, on what, and how it is judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from graincode.core.codes import GrainCodes
+from graincode.core.images import to_uint8
+from graincode.core.losses import Term
+from graincode.core.rng import Draws
+from graincode.data.augmentation import Augmentation
+from graincode.data.codes import CodeBatch, CodeDataset
+from graincode.data.images import ImageBatch, ImageDataset
+from graincode.data.loader import in_order
+from graincode.engine.logging import Meter
+from graincode.generator import AutoregressiveObjective, DGiTAR
+from graincode.passes import ReconstructionPass
+from graincode.pictures import code_maps, density_maps, grain_maps, grid
+from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a player needs to know of a step.
+
+    Attributes:
+        number: 1-based.
+        draws: random numbers of the batch.
+    """
+
+    number: int
+    draws: Draws
+
+
+class Player(Protocol):
+    """A module with an optimizer and a loss of its own; most stages have one, a GAN has two.
+
+    In each step all players see the same micro-batches in turn, and then make their optimizer steps.
+    """
+
+    name: str
+    module: nn.Module
+
+    def plays(self, step: int) -> bool:
+        """Whether it trains in this 1-based step."""
+
+    def counts(self, batch: Any) -> Mapping[str, Tensor | float]:
+        """Counts of the terms of its loss, known before any module has run."""
+
+    def terms(self, wrapped: nn.Module, batch: Any, step: Step) -> Mapping[str, Term]:
+        """The terms of its loss on a batch; `wrapped` is its module, and is called once."""
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """What the last batch chose among things, to be logged: (V,) counts by name."""
+
+    def update(self, trained: nn.Module) -> None:
+        """After the optimizer step: what is learned without gradients; `trained` is the module, sharded or not."""
+
+
+class Stage(Protocol):
+    """What the training loop trains. `players[0]` is what is evaluated and exported."""
+
+    players: list[Player]
+    dataset: Any
+
+    def prepare(self, batch: Any, draws: Draws) -> Any:
+        """What the players see of a batch on its device, such as augmented images."""
+
+    def evaluate(self, module: nn.Module, limit: int) -> dict[str, float]:
+        """Figures on the first `limit` validation items; `objective` is among them, less is better.
+
+        All processes take part, and all get the same.
+        """
+
+    def pictures(self, module: nn.Module) -> dict[str, Tensor]:
+        """(3, H, W) uint8 images to look at, by name."""
+
+
+class TokenizerPlayer:
+    """A tokenizer against its objective, and against a discriminator if there is one."""
+
+    name = "tokenizer"
+
+    def __init__(self, module: DQVAE, objective: ReconstructionObjective, opponent: Adversary | None) -> None:
+        self.module, self.objective, self.opponent = module, objective, opponent
+        self.made = torch.empty(0)
+        self._codes: list[Tensor] = []
+
+    def plays(self, step: int) -> bool:
+        return True
+
+    def counts(self, batch: ImageBatch) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            found = self.objective.counts(self.module.router(batch.images), self.module.layout)
+        return found | {"adversarial": len(batch.images)}
+
+    def terms(self, wrapped: nn.Module, batch: ImageBatch, step: Step) -> dict[str, Term]:
+        made = wrapped(batch.images, draws=step.draws)
+        self.made, terms = made.images.detach(), self.objective(batch.images, made)
+        grains = [made.routing.grains == g for g in range(self.module.layout.num_grains)]
+        per_grain = [int(n) for n in torch.stack([g.sum() for g in grains]).tolist()]
+        sizes = [n * cells for n, cells in zip(per_grain, self.module.layout.codes_per_region, strict=True)]
+        self._codes = list(made.quantized.indices.split(sizes))
+        if self.opponent is not None and self.opponent.is_on(step.number):
+            last = self.module.decoder.last.weight
+            terms["adversarial"] = self.opponent.generator_term(
+                made.images, terms[self.objective.pixel], last, step.number
+            )
+        return terms
+
+    def histograms(self) -> dict[str, Tensor]:
+        size = self.module.layout.codebook_size
+        grains = {f"codebook_{g}": torch.bincount(codes, minlength=size) for g, codes in enumerate(self._codes)}
+        return grains | {"codebook": sum(grains.values())}
+
+    def update(self, trained: DQVAE) -> None:
+        trained.quantizer.update()
+        if self.opponent is not None:
+            self.opponent.update()
+
+
+class DiscriminatorPlayer:
+    """The discriminator of a tokenizer: sees the images and what the tokenizer made of them."""
+
+    name = "discriminator"
+
+    def __init__(self, module: Adversary, tokenizer: TokenizerPlayer) -> None:
+        self.module, self.tokenizer = module, tokenizer
+
+    def plays(self, step: int) -> bool:
+        return self.module.is_on(step)
+
+    def counts(self, batch: ImageBatch) -> dict[str, Tensor | float]:
+        return {"discriminator": len(batch.images)}
+
+    def terms(self, wrapped: nn.Module, batch: ImageBatch, step: Step) -> dict[str, Term]:
+        logits = wrapped(torch.cat([batch.images, self.tokenizer.made.to(batch.images.dtype)]))
+        weight = self.module.adaptive.clone()
+        return {
+            "discriminator": self.module.discriminator_term(logits),
+            "adaptive_weight": Term(weight, 1, 0.0),
+        }
+
+    def histograms(self) -> dict[str, Tensor]:
+        return {}
+
+    def update(self, trained: nn.Module) -> None:
+        pass
+
+
+class TokenizerStage:
+    """Images and a tokenizer.
+
+    Args:
+        module: the tokenizer.
+        objective: of its reconstructions.
+        opponent: a discriminator, or None.
+        dataset: to train on.
+        validation: to judge on.
+        augmentation: of the images that are trained on.
+        workers: processes that load images for evaluation.
+    """
+
+    def __init__(
+        self,
+        module: DQVAE,
+        objective: ReconstructionObjective,
+        opponent: Adversary | None,
+        dataset: ImageDataset,
+        validation: ImageDataset,
+        augmentation: Augmentation,
+        workers: int,
+    ) -> None:
+        player = TokenizerPlayer(module, objective, opponent)
+        self.players: list[Player] = [player]
+        if opponent is not None:
+            self.players.append(DiscriminatorPlayer(opponent, player))
+        self.dataset, self.validation, self.workers = dataset, validation, workers
+        self.augmentation = augmentation
+
+    def prepare(self, batch: ImageBatch, draws: Draws) -> ImageBatch:
+        return replace(batch, images=self.augmentation(batch.images, draws))
+
+    def evaluate(self, module: DQVAE, limit: int) -> dict[str, float]:
+        """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
+        device = module.quantizer.codebook.device
+        reconstructions = ReconstructionPass(
+            module, self.validation, EVALUATION_BATCH, limit, device=device, workers=self.workers
+        )
+        for _ in reconstructions:
+            pass
+        figures = reconstructions.figures()
+        return {"objective": figures["mse"], **figures}
+
+    def pictures(self, module: DQVAE) -> dict[str, Tensor]:
+        """The first validation images over their density map, grain map and reconstruction."""
+        images = self.validation[range(min(8, len(self.validation)))].images.to(module.quantizer.codebook.device)
+        routing, cells = module.router(images), module.layout.grains
+        rows = [
+            to_uint8(images),
+            density_maps(routing.density, module.layout.image_size),
+            grain_maps(images, routing.grains, cells),
+            to_uint8(module.detokenize(module.tokenize(images))),
+        ]
+        return {"images, density, grains, reconstructions": grid(torch.cat([r.cpu() for r in rows]), len(images), 2)}
+
+
+class GeneratorPlayer:
+    """A generator against the likelihood of codes."""
+
+    name = "generator"
+
+    def __init__(self, module: DGiTAR, objective: AutoregressiveObjective) -> None:
+        self.module, self.objective = module, objective
+
+    def plays(self, step: int) -> bool:
+        return True
+
+    def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
+        return self.objective.counts(batch.codes)
+
+    def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
+        return self.objective(wrapped(batch.codes, batch.labels, step.draws), self.module.layout.num_grains)
+
+    def histograms(self) -> dict[str, Tensor]:
+        return {}
+
+    def update(self, trained: nn.Module) -> None:
+        pass
+
+
+class GeneratorStage:
+    """Codes and a generator.
+
+    Args:
+        module: the generator.
+        objective: of its likelihood.
+        codes_path: a directory of codes, with the splits "train" and "val".
+        tokenizer: that made the codes, for pictures alone; None shows codes only.
+    """
+
+    def __init__(
+        self, module: DGiTAR, objective: AutoregressiveObjective, codes_path: str, tokenizer: DQVAE | None
+    ) -> None:
+        self.players: list[Player] = [GeneratorPlayer(module, objective)]
+        self.objective, self.tokenizer = objective, tokenizer
+        self.dataset, self.validation = CodeDataset(codes_path, "train"), CodeDataset(codes_path, "val")
+
+    def prepare(self, batch: CodeBatch, draws: Draws) -> CodeBatch:
+        return batch
+
+    def evaluate(self, module: DGiTAR, limit: int) -> dict[str, float]:
+        """Bits per image (less is better) and the terms of the loss, on validation codes."""
+        meter, device = Meter(), module.content_head.weight.device
+        batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True))
+        # a process without a share must still name the terms that all add up
+        for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
+            batch = batch.to(device)
+            meter.add(self.objective(module(batch.codes, batch.labels), module.layout.num_grains), weight)
+        figures = meter.flush()
+        bits = figures.pop("nats_per_image") / math.log(2)
+        return {"objective": bits, "bits_per_image": bits, **figures}
+
+    def pictures(self, module: DGiTAR) -> dict[str, Tensor]:
+        """Samples and their codes, a colour for each, above those of validation images."""
+        count = min(16, len(self.validation))
+        real = self.validation[range(count)]
+        samples = module.sample(real.labels, batch_size=count)
+        both = GrainCodes.cat([samples, real.codes])
+        shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
+        if self.tokenizer is not None:
+            images = to_uint8(self.tokenizer.detokenize(both))
+            shown["samples, reconstructions"] = grid(images, count, 2)
+        return shown

@@ -1,0 +1,131 @@
+"""The opponent of a tokenizer: a discriminator of patches, and how much it may say."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from graincode import processes
+from graincode.core.errors import GraincodeError
+from graincode.core.losses import Term, hinge_discriminator, hinge_generator
+from graincode.core.schedules import ramp
+from graincode.tokenizer.blocks import norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Tells real patches from made ones: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
+
+    Args:
+        channels: width of the first layer; each further one doubles it, up to 8 times.
+        layers: convolutions of stride 2; H and W are at least 2^(layers + 1).
+    Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm instead of batch norm, whose statistics would
+        depend on how a batch is divided into micro-batches and processes.
+    """
+
+    def __init__(self, channels: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            stride = 2 if index < layers else 1
+            convolution = nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False)
+            parts += [convolution, norm(after), nn.LeakyReLU(0.2)]
+        parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.layers = nn.Sequential(*parts)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class Adversary(nn.Module):
+    """A discriminator and the adaptive weight of what it says.
+
+    The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last layer,
+    both of the whole global batch, and at most `max_weight`. It is the one of the step before: the gradients of a whole
+    batch are known only when its last micro-batch has been seen on all processes, so that any other weight would depend
+    on how the batch was divided.
+
+    Args:
+        discriminator: (B, 3, H, W) to logits.
+        start_step: steps before it begins to train; the tokenizer hears of it from the step after.
+        ramp_steps: over which its weight then rises from 0.
+        weight: of the adversarial loss, times the adaptive weight.
+        max_weight: of the adaptive weight.
+    Raises:
+        GraincodeError: a number is negative.
+    Source: VQGAN (Esser et al., 2021), eq. 7; the clamp is DQ-VAE's.
+    """
+
+    adaptive: Tensor
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        start_step: int,
+        ramp_steps: int = 1000,
+        weight: float = 1.0,
+        max_weight: float = 0.75,
+    ) -> None:
+        super().__init__()
+        settings = {"start_step": start_step, "ramp_steps": ramp_steps, "weight": weight, "max_weight": max_weight}
+        for name, value in settings.items():
+            if value < 0:
+                raise GraincodeError(
+                    f"{name}={value}: expected 0 or more; type for example tokenizer.adversary.{name}=1"
+                )
+        self.discriminator = discriminator
+        self.start_step, self.ramp_steps, self.weight, self.max_weight = start_step, ramp_steps, weight, max_weight
+        self.register_buffer("adaptive", torch.zeros(()))
+        self._gradients: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of (B, 3, H, W) images."""
+        return self.discriminator(images)
+
+    def is_on(self, step: int) -> bool:
+        """Whether the discriminator trains in this 1-based step."""
+        return step > self.start_step
+
+    def generator_term(self, fake: Tensor, reconstruction: Term, last_layer: Tensor, step: int) -> Term:
+        """What the tokenizer minimises so that its images pass; takes note of both gradients.
+
+        Args:
+            fake: (B, 3, H, W) reconstructions, with a gradient.
+            reconstruction: what the adversarial loss is weighed against.
+            last_layer: the weight of the decoder's last layer.
+            step: 1-based.
+        """
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(fake)
+        self.discriminator.requires_grad_(True)
+        term = Term(
+            hinge_generator(logits).sum(),
+            len(fake),
+            self.adaptive * (self.weight * ramp(step, self.start_step, self.ramp_steps)),
+        )
+        pairs = []
+        for part in (reconstruction, term):
+            (gradient,) = torch.autograd.grad(part.total, last_layer, retain_graph=True)
+            pairs.append(torch.cat([gradient.flatten(), gradient.new_tensor([float(part.count)])]))
+        found = torch.stack(pairs)
+        self._gradients = found if self._gradients is None else self._gradients + found
+        return term
+
+    @staticmethod
+    def discriminator_term(logits: Tensor) -> Term:
+        """What the discriminator minimises, from the logits of real images and as many fake ones, in this order."""
+        real, fake = logits.chunk(2)
+        return Term(hinge_discriminator(real, fake).sum(), len(real))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Set the adaptive weight from all gradients since the last update, here and on all other processes."""
+        if self._gradients is None:
+            return
+        found = processes.sum_(self._gradients)
+        reconstruction, adversarial = (found[:, :-1] / found[:, -1:]).norm(dim=1)
+        self.adaptive.copy_((reconstruction / (adversarial + 1e-4)).clamp(max=self.max_weight))
+        self._gradients = None

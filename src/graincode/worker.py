@@ -1,0 +1,63 @@
+"""One of the processes that `engine.launch` starts: `python -m graincode.worker JOB FOLDER PARENT`.
+
+The folder holds the composed configuration; a problem goes into a file there, for the parent process to tell.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from graincode.core.errors import GraincodeError
+from graincode.engine.interruption import STATUS, Stopped
+from graincode.files import write_json
+from graincode.processes import OtherProcessFailed
+
+
+def work(job: str, folder: Path, parent: int) -> int:
+    """Run a job as the process that the environment says; gives the exit status."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    rank = int(os.environ["RANK"])
+    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
+    problem: dict[str, Any] | None = None
+    try:
+        objective = importlib.import_module(f"graincode.jobs.{job}").run(OmegaConf.load(folder / "config.yaml"))
+        if rank == 0:
+            write_json(folder / "objective.json", objective)
+    except Stopped as stopped:
+        problem = {"status": STATUS, "message": str(stopped)}
+    except OtherProcessFailed:  # which tells its own story
+        return 2
+    except GraincodeError as error:
+        problem = {"status": 2, "message": error.line}
+    except Exception as error:
+        problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}
+        raise
+    finally:
+        if problem is not None:
+            write_json(folder / f"error_{rank}.json", problem | {"time": time.time()})
+    if dist.is_initialized() and (problem is None or problem["status"] == STATUS):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
+        dist.barrier()
+        dist.destroy_process_group()
+    return 0 if problem is None else problem["status"]
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
