@@ -10,7 +10,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "engine")]
 
 TINY_TOKENIZER = ["tokenizer.size.channels=8", "tokenizer.code_dim=8", "tokenizer.codebook_size=32"]
 TINY_GENERATOR = ["generator.size.width=32", "generator.size.position_layers=1", "generator.size.content_layers=1"]

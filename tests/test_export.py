@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -60,8 +61,12 @@ class Boom:
         return (pytest.fail, ("a pickle ran",))
 
 
-def test_a_pickle_in_place_of_weights_is_refused(tokenizer):
-    (tokenizer / "weights.safetensors").write_bytes(pickle.dumps(Boom()))
+@pytest.mark.parametrize("matching", [False, True])
+def test_a_pickle_in_place_of_weights_is_refused(tokenizer, matching):
+    content = pickle.dumps(Boom())
+    (tokenizer / "weights.safetensors").write_bytes(content)
+    if matching:
+        edit(tokenizer, lambda c: c.update(weights_sha256=hashlib.sha256(content).hexdigest()))
     with pytest.raises(GraincodeError, match="is damaged"):
         graincode.load_tokenizer(tokenizer)
 
@@ -69,7 +74,8 @@ def test_a_pickle_in_place_of_weights_is_refused(tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "reads 1: type pip install -U graincode"),
+        (lambda c: c.update(format=99), "reads 2: type pip install -U graincode"),
+        (lambda c: c.update(format=1), "export the model anew"),
         (lambda c: c.pop("model"), "is damaged"),
         (lambda c: c["model"]["encoder"].update(channels=16), "is damaged"),
         (lambda c: c["model"]["encoder"].update(chanels=16), "is damaged"),
@@ -79,6 +85,15 @@ def test_a_pickle_in_place_of_weights_is_refused(tokenizer):
 def test_damaged_or_newer_exports_are_refused(tokenizer, change, message):
     edit(tokenizer, change)
     with pytest.raises(GraincodeError, match=message):
+        graincode.load_tokenizer(tokenizer)
+
+
+def test_a_flipped_bit_is_noticed(tokenizer):
+    weights = tokenizer / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(GraincodeError, match="its content has changed"):
         graincode.load_tokenizer(tokenizer)
 
 

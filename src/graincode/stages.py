@@ -243,16 +243,22 @@ class GeneratorStage:
     Args:
         module: the generator.
         objective: of its likelihood.
-        codes_path: a directory of codes, with the splits "train" and "val".
+        dataset: codes to train on.
+        validation: codes to judge on.
         tokenizer: that made the codes, for pictures alone; None shows codes only.
     """
 
     def __init__(
-        self, module: DGiTAR, objective: AutoregressiveObjective, codes_path: str, tokenizer: DQVAE | None
+        self,
+        module: DGiTAR,
+        objective: AutoregressiveObjective,
+        dataset: CodeDataset,
+        validation: CodeDataset,
+        tokenizer: DQVAE | None,
     ) -> None:
         self.players: list[Player] = [GeneratorPlayer(module, objective)]
         self.objective, self.tokenizer = objective, tokenizer
-        self.dataset, self.validation = CodeDataset(codes_path, "train"), CodeDataset(codes_path, "val")
+        self.dataset, self.validation = dataset, validation
 
     def prepare(self, batch: CodeBatch, draws: Draws) -> CodeBatch:
         return batch

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_data import KINDS, gray, make, one_line, photo, write_files
+from helpers_data import KINDS, gray, make, one_line, photo, write_files, write_tar
 from torch.utils.data import DataLoader
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
-from graincode.data import CachedImages, ImageFolder, TensorImages, encoded
+from graincode.data import CachedImages, ImageFolder, TensorImages, WebDataset, encoded
 from graincode.data.encoded import EncodedImages
 from graincode.data.images import read_image
 
@@ -45,7 +45,8 @@ def decoded(tmp_path, monkeypatch):
 
 
 def folder(root: Path, count: int = 12, **arguments) -> ImageFolder:
-    write_files(root, {f"{'ab'[i % 2]}/{i:03d}.jpg": photo(i) for i in range(count)})
+    if not root.exists():
+        write_files(root, {f"{'ab'[i % 2]}/{i:03d}.jpg": photo(i) for i in range(count)})
     return ImageFolder(str(root), **({"image_size": [8, 6], "cache": True} | arguments))
 
 
@@ -98,45 +99,40 @@ def test_each_image_is_decoded_once_and_never_again(tmp_path, decoded):
     source = folder(tmp_path / "data")
     first = source.split("train")
     assert decoded() == len(first)
-    again = ImageFolder(str(tmp_path / "data"), image_size=[8, 6], cache=True).split("train")
+    again = folder(tmp_path / "data").split("train")
     assert all(map(torch.equal, everything(again), everything(first)))
     shutil.copytree(tmp_path / "data", tmp_path / "moved")  # with its times
-    moved = ImageFolder(str(tmp_path / "moved"), image_size=[8, 6], cache=True).split("train")
+    moved = folder(tmp_path / "moved").split("train")
     assert moved.content_hash() == first.content_hash()
     assert decoded() == len(first)
 
 
-def test_a_changed_data_set_is_noticed(tmp_path, decoded):
-    def hashes():
-        source = ImageFolder(str(root), image_size=8, val_fraction=0, test_fraction=0, cache=True)
-        plain = ImageFolder(str(root), image_size=8, val_fraction=0, test_fraction=0)
-        assert source.split("train").content_hash() == plain.split("train").content_hash()
-        return source.split("train").content_hash()
+def test_a_changed_data_set_is_noticed(tmp_path):
+    def content():
+        hashes = {folder(root, image_size=8, cache=cache).split("train").content_hash() for cache in (False, True)}
+        assert len(hashes) == 1
+        return hashes.pop()
 
-    root = write_files(tmp_path / "data", {f"a/{i}.bmp": b"" for i in range(4)})
-    for i in range(4):
-        path = root / "a" / f"{i}.bmp"
-        image = read_image(gray(i), (8, 8), "none")
-        _save(path, image)
-    seen = [hashes()]
-    before = (root / "a" / "0.bmp").stat()
-    _save(root / "a" / "0.bmp", read_image(gray(77), (8, 8), "none"))
-    after = (root / "a" / "0.bmp").stat()
-    assert before.st_size == after.st_size  # only its time tells
-    os.utime(root / "a" / "0.bmp", ns=(after.st_atime_ns, before.st_mtime_ns + 1))
-    seen.append(hashes())
-    (root / "a" / "1.bmp").rename(root / "a" / "9.bmp")
-    seen.append(hashes())
+    def put(name: str, content: bytes, later: int) -> None:
+        times = (root / name).stat()
+        write_files(root, {name: content})
+        os.utime(root / name, ns=(times.st_atime_ns, times.st_mtime_ns + later))
+
+    root = write_files(tmp_path / "data", {f"a/{level}.png": gray(level) for level in range(10, 18)})
+    seen = [content()]
+    for index, file in enumerate(folder(root, cache=False).split("train").files):
+        name = Path(file).relative_to(root).as_posix()
+        if index % 2:
+            size = (root / name).stat().st_size
+            put(name, gray(100 + index), later=1)  # only its time tells
+            assert (root / name).stat().st_size == size
+        else:
+            put(name, photo(index), later=0)  # only its size tells
+        seen.append(content())
     (root / "b").mkdir()
-    (root / "a" / "3.bmp").rename(root / "b" / "3.bmp")
-    seen.append(hashes())
-    assert len(set(seen)) == 4
-
-
-def _save(path: Path, image: torch.Tensor) -> None:
-    from PIL import Image
-
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (root / name).rename(root / "b" / Path(name).name)
+    seen.append(content())
+    assert len(set(seen)) == len(seen) >= 6
 
 
 @pytest.mark.parametrize("change", [{"image_size": [6, 8]}, {"image_size": 8}, {"crop": "none"}, {"classes": "none"}])
@@ -144,6 +140,23 @@ def test_another_way_to_read_is_another_cache(tmp_path, change):
     folder(tmp_path / "data").split("train")
     cached, plain = folder(tmp_path / "data", **change), folder(tmp_path / "data", cache=False, **change)
     assert cached.split("train").content_hash() == plain.split("train").content_hash()
+
+
+def test_another_decoder_is_another_cache(tmp_path, monkeypatch, decoded):
+    first = folder(tmp_path / "data").split("train")
+    monkeypatch.setattr("PIL.__version__", "0")
+    folder(tmp_path / "data").split("train")
+    assert decoded() == 2 * len(first)
+
+
+def test_parts_of_the_same_shards_have_caches_of_their_own(tmp_path):
+    write_tar(tmp_path / "all.tar", {f"{level}.png": gray(level) for level in range(30)})
+    found = {}
+    for cached in (False, True):
+        source = WebDataset(str(tmp_path), image_size=8, val_fraction=0.01, test_fraction=0.01, cache=cached)
+        found[cached] = [levels_of(source.split(name)) for name in SPLITS]
+        assert len(found[cached][1][0]) == len(found[cached][2][0]) == 1
+    assert found[True] == found[False]
 
 
 @pytest.mark.parametrize("kind", ["hf", "webdataset"])
@@ -328,6 +341,20 @@ def test_what_a_cache_has_skipped_is_an_error_where_errors_are_asked_for(tmp_pat
     make("image_folder", tmp_path, damaged(range(40), *range(30)), cache=True, on_corrupt="skip").split("train")
     with pytest.raises(GraincodeError, match="cannot be read as an image"):
         ImageFolder(str(tmp_path), image_size=8, cache=True).split("train")
+
+
+def test_a_build_by_several_processes_names_and_counts_what_is_corrupt(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    every = {"val_fraction": 0, "test_fraction": 0, "cache": True}
+    images = damaged(range(150), 20, 140, 148)
+    with pytest.raises(GraincodeError) as error:
+        make("image_folder", tmp_path, images, **every).split("train")
+    one_line(error, "cannot be read as an image", "data.on_corrupt=skip")
+    assert folders(cache) == []
+    skipping = make("image_folder", tmp_path, images, on_corrupt="skip", **every).split("train")
+    assert skipping.skipped == 3
+    plain = make("image_folder", tmp_path, images, on_corrupt="skip", **every | {"cache": False}).split("train")
+    assert levels_of(skipping) == levels_of(plain)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -1,32 +1,49 @@
+import hashlib
+import json
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, weighted_sum
-from graincode.core.schedules import warmup_cosine
-from graincode.data.loader import StepSampler, in_order
-from graincode.engine.checkpoint import Checkpoints
+from graincode.core.rng import Draws
+from graincode.core.schedules import ramp, warmup_cosine
+from graincode.data.augmentation import Augmentation
+from graincode.data.loader import Schedule, StepSampler, in_order
+from graincode.engine.checkpoint import Checkpoints, read_about, read_state
 from graincode.engine.config import SCHEMAS, config_directory, nearest
-from graincode.engine.logging import Meter, RunLog, read_log
+from graincode.engine.logging import LogSettings, Meter, RunLog, read_log
 from graincode.engine.loop import parameter_groups
 from graincode.files import new_directory, replacing
 
+CPU = torch.device("cpu")
+
 
 def test_each_epoch_is_a_permutation_and_any_step_can_be_started_from():
-    whole = list(StepSampler(size=10, batch_size=4, seed=3, start=0, stop=25))
+    whole = list(StepSampler(Schedule(size=10, batch_size=4, seed=3), 0, 25))
     stream = [index for batch in whole for index in batch]
     for epoch in range(10):
         assert sorted(stream[epoch * 10 : epoch * 10 + 10]) == list(range(10))
     assert stream[:10] != stream[10:20]
     for start in (1, 7, 24):
-        assert list(StepSampler(10, 4, 3, start, 25)) == whole[start:]
-    assert list(StepSampler(10, 4, 4, 0, 25)) != whole
+        assert list(StepSampler(Schedule(10, 4, 3), start, 25)) == whole[start:]
+    assert list(StepSampler(Schedule(10, 4, 4), 0, 25)) != whole
 
 
 def test_a_batch_larger_than_the_data_set():
-    assert len(next(iter(StepSampler(3, 7, 0, 0, 1)))) == 7
+    assert len(next(iter(StepSampler(Schedule(3, 7, 0), 0, 1)))) == 7
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (4, 2), (12, 2)])
+def test_the_global_batch_does_not_depend_on_how_it_is_divided(processes, micro_batches):
+    whole = list(StepSampler(Schedule(17, 24, 5), 2, 6))
+    ranks = [list(StepSampler(Schedule(17, 24, 5, r, processes, micro_batches), 2, 6)) for r in range(processes)]
+    for step in range(4):
+        first = step * micro_batches
+        parts = [part for rank in ranks for part in rank[first : first + micro_batches]]
+        assert [index for part in parts for index in part] == whole[step]
 
 
 def test_in_order_gives_everything_once():
@@ -67,13 +84,62 @@ def test_decay_spares_norms_biases_and_embeddings():
     assert len(spared["params"]) + 2 == len(list(module.parameters()))
 
 
-def test_checkpoints_keep_the_newest(tmp_path):
+def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.load(torch.device("cpu")) is None
-    for step in (5, 10, 15):
-        checkpoints.save(step, {"value": torch.tensor(step)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000000010.pt", "step_000000015.pt"]
-    assert checkpoints.load(torch.device("cpu"))["step"] == 15
+    assert checkpoints.load(CPU) is None
+    for step in (5, 10, 15, 20):
+        checkpoints.save(step, {"value": torch.tensor(step)}, identity={"seed": 1})
+        if step == 5:
+            checkpoints.mark_best(5, {"objective": 1.0})
+    assert checkpoints.steps() == [20, 15, 5]
+    assert checkpoints.load(CPU)["value"] == 20
+    assert read_about(checkpoints.path(5))["identity"] == {"seed": 1}
+    checkpoints.mark_best(20, {"objective": 0.5})
+    assert checkpoints.steps() == [20, 15]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "newer", "empty"])
+def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, {"value": torch.full((1000,), float(step))})
+    state, about = tmp_path / "step_000000002" / "state.pt", tmp_path / "step_000000002" / "state.json"
+    content = bytearray(state.read_bytes())
+    if damage == "truncated":
+        content = content[:-100]
+    elif damage == "flipped bit":
+        content[len(content) // 2] ^= 4
+    elif damage == "newer":
+        about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
+    else:
+        about.write_text("")
+    state.write_bytes(content)
+    found = checkpoints.load(CPU)
+    assert found["step"] == 1
+    assert str(tmp_path / "step_000000002") in caplog.text
+    checkpoints.drop_after(1)
+    assert checkpoints.steps() == [1]
+
+
+def test_a_state_that_is_a_pickle_is_not_run(tmp_path):
+    class Boom:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle ran",))
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {})
+    torch.save(Boom(), checkpoints.path(1) / "state.pt")
+    about = checkpoints.path(1) / "state.json"
+    digest = hashlib.sha256((checkpoints.path(1) / "state.pt").read_bytes()).hexdigest()
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"sha256": digest}))
+    with pytest.raises(GraincodeError, match="is damaged"):
+        read_state(checkpoints.path(1), CPU)
+
+
+def test_what_a_killed_process_left_behind_is_cleared(tmp_path):
+    (tmp_path / ".step_000000007-abc").mkdir()
+    Checkpoints(tmp_path).save(8, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000008"]
 
 
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -90,13 +156,74 @@ def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 
 def test_a_resumed_log_has_no_lines_of_steps_that_were_lost(tmp_path):
-    log = RunLog(tmp_path, 0, tensorboard=False)
+    settings = LogSettings(tensorboard=False)
+    log = RunLog(tmp_path, 0, True, settings)
     for step in (1, 2, 3):
         log.scalars(step, {"loss": math.sqrt(step)})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    RunLog(tmp_path, 2, tensorboard=False).scalars(3, {"loss": 7.0})
+    RunLog(tmp_path, 2, True, settings).scalars(3, {"loss": 7.0})
     assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(1, 1.0), (2, math.sqrt(2)), (3, 7.0)]
+
+
+def test_an_evaluation_that_is_done_again_is_logged_once(tmp_path):
+    settings = LogSettings(tensorboard=False)
+    for _ in range(2):
+        log = RunLog(tmp_path, 0, True, settings)
+        log.scalars(2, {"train/loss": 1.0})
+        log.scalars(2, {"val/loss": 1.5})
+    RunLog(tmp_path, 2, False, settings).scalars(2, {"val/loss": 1.5})
+    assert read_log(tmp_path) == [{"step": 2, "train/loss": 1.0}, {"step": 2, "val/loss": 1.5}]
+
+
+def test_a_meter_goes_on_from_its_state():
+    whole, first, second = Meter(), Meter(), Meter()
+    for index in range(4):
+        terms = {"x": Term(torch.tensor(float(index)), index)}
+        seen = {"codebook": torch.bincount(torch.tensor([index, 0]), minlength=5)}
+        for meter in (whole, first if index < 2 else second):
+            if meter is second and index == 2:
+                second.load_state(first.state(), CPU)
+            meter.add(terms)
+            meter.add_histograms(seen)
+    figures = whole.flush()
+    assert figures == second.flush()
+    assert figures["x"] == 1.0
+    assert figures["codebook_usage"] == 0.8
+
+
+def test_a_ramp_rises_from_nothing_to_the_whole():
+    assert [ramp(step, 10, 4) for step in (1, 10, 11, 12, 14, 100)] == [0, 0, 0.25, 0.5, 1, 1]
+
+
+def test_draws_depend_on_seed_place_and_purpose_alone():
+    together = Draws(3, torch.arange(100)).uniforms(0, 4, 5)
+    assert torch.equal(Draws(3, torch.arange(50, 60)).uniforms(0, 4, 5), together[50:60])
+    assert not torch.equal(Draws(3, torch.arange(100)).uniforms(1, 4, 5), together)
+    assert not torch.equal(Draws(4, torch.arange(100)).uniforms(0, 4, 5), together)
+    many = Draws(0, torch.arange(2000)).uniforms(2, 50).flatten()
+    assert len(many.unique()) == len(many)
+    assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
+    assert 0 <= many.min() <= many.max() < 1
+    assert float(torch.corrcoef(torch.stack([many[:-1], many[1:]]))[0, 1]) == pytest.approx(0, abs=0.02)
+
+
+def test_augmentation_is_a_function_of_the_place():
+    images = torch.randn(64, 3, 6, 8)
+    draws = Draws(1, torch.arange(64))
+    assert Augmentation()(images, draws) is images
+    flipped = Augmentation(flip=True)(images, draws)
+    mirrored = (flipped != images).flatten(1).any(1)
+    assert 16 < int(mirrored.sum()) < 48
+    assert torch.equal(flipped[mirrored], images[mirrored].flip(-1))
+    shifted = Augmentation(shift=1)(images, draws)
+    part = Augmentation(shift=1)(images[10:20], Draws(1, torch.arange(10, 20)))
+    assert torch.equal(part, shifted[10:20])
+    inner = [torch.stack([images[i, :, 1 + a : 5 + a, 1 + b : 7 + b] for a in (-1, 0, 1) for b in (-1, 0, 1)])
+             for i in range(64)]  # fmt: skip
+    found = [(options == shifted[i, :, 1:5, 1:7]).flatten(1).all(1) for i, options in enumerate(inner)]
+    assert all(bool(match.any()) for match in found)
+    assert len({int(match.nonzero()[0]) for match in found}) == 9
 
 
 def test_the_nearest_key_is_suggested():

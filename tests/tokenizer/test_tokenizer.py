@@ -6,6 +6,7 @@ import torch
 from graincode.core import density
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.rng import Draws
 from graincode.tokenizer import (
     DQVAE,
     EMAQuantizer,
@@ -38,6 +39,12 @@ def photographs(count, size=(32, 32), seed=0):
     return images
 
 
+def start(tokenizer, images):
+    """What training does before its first step."""
+    tokenizer.calibrate([images])
+    tokenizer.initialize([images], Draws(0, torch.arange(len(images))))
+
+
 DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
 
 
@@ -56,8 +63,7 @@ DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
 @pytest.mark.parametrize("expand", [True, False])
 def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expand):
     tokenizer, images = make(layout, patch=patch, expand=expand), photographs(3, layout.image_size)
-    tokenizer.calibrate([images])
-    tokenizer(images)  # sets the codebook
+    start(tokenizer, images)
     for parameter in tokenizer.decoder.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     tokenizer.eval()
@@ -72,7 +78,7 @@ def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expa
 
 def test_every_part_gets_a_gradient_whatever_the_grains():
     tokenizer, images = make(DUAL), photographs(2)
-    tokenizer.calibrate([images])
+    start(tokenizer, images)
     for ratios in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
         tokenizer.zero_grad()
         objective = ReconstructionObjective()
@@ -113,8 +119,7 @@ def test_any_ratio_can_be_asked_for():
 def test_codes_of_one_image_do_not_depend_on_the_others():
     tokenizer = make(DUAL)
     images = photographs(6)
-    tokenizer.calibrate([images])
-    tokenizer(images)
+    start(tokenizer, images)
     tokenizer.eval()
     together = tokenizer.tokenize(images)
     for row in range(6):
@@ -191,13 +196,46 @@ def test_impossible_ratios_are_refused(ratios):
         QuantileRouter(DUAL, EntropyDensity(), ratios)
 
 
+def learn(quantizer, *parts, keys=None):
+    """One training step that sees its vectors in several parts."""
+    for index, part in enumerate(parts):
+        quantizer(part, None if keys is None else keys[index])
+    quantizer.update()
+
+
+def test_the_codebook_does_not_depend_on_how_a_batch_is_divided():
+    vectors, keys = torch.randn(90, 3).double(), torch.rand(90).double()
+    books = []
+    for order, sizes in ((torch.arange(90), [90]), (torch.arange(90), [30, 60]), (torch.randperm(90), [1, 0, 88, 1])):
+        quantizer = EMAQuantizer(64, 3, decay=0.5, restart_below=0.9, max_restarts=0.3).double()
+        quantizer.initialize(vectors[:64], keys[:64])
+        quantizer.codebook[32:] += 100  # out of use
+        for _ in range(3):
+            learn(quantizer, *vectors[order].split(sizes), keys=keys[order].split(sizes))
+        books.append(quantizer.codebook)
+    for book in books[1:]:
+        torch.testing.assert_close(book, books[0], rtol=1e-12, atol=1e-12)
+    assert (books[0] < 50).all()
+
+
+def test_nothing_seen_changes_nothing_and_an_empty_codebook_says_so():
+    quantizer = EMAQuantizer(8, 2, restart_below=0.0)
+    with pytest.raises(GraincodeError, match="the codebook is empty"):
+        quantizer(torch.randn(5, 2))
+    quantizer.initialize(torch.randn(50, 2))
+    before = quantizer.codebook.clone()
+    assert len(quantizer(torch.zeros(0, 2)).indices) == 0
+    quantizer.update()
+    torch.testing.assert_close(quantizer.codebook, before)
+
+
 def test_quantiser_picks_the_nearest_entry_and_learns_means():
     quantizer = EMAQuantizer(4, 2, decay=0.0, restart_below=0.0)
     corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
     quantizer.train()
-    quantizer(corners)
+    quantizer.initialize(corners)
     vectors = corners.repeat(50, 1) + torch.randn(200, 2)
-    quantizer(vectors)
+    learn(quantizer, vectors)
     entry = torch.cdist(corners, quantizer.codebook).argmin(dim=1)
     assert sorted(entry.tolist()) == [0, 1, 2, 3]
     for k in range(4):
@@ -213,15 +251,14 @@ def test_quantiser_picks_the_nearest_entry_and_learns_means():
 def test_the_first_codebook_and_restarts_come_from_all_over_the_batch():
     quantizer = EMAQuantizer(256, 1)
     columns = torch.arange(8.0).repeat(64 * 8)[:, None]  # what a raster scan of 64 images with 8 columns looks like
-    quantizer(columns)
+    quantizer.initialize(columns)
     started = torch.bincount(quantizer.codebook.round().long().flatten(), minlength=8)
     assert (started > 10).all()
 
 
 def test_tokenizing_never_changes_the_codebook():
     tokenizer, images = make(DUAL), photographs(3)
-    tokenizer.calibrate([images])
-    tokenizer(images)
+    start(tokenizer, images)
     before = tokenizer.quantizer.codebook.clone()
     tokenizer.tokenize(images)
     assert tokenizer.training
@@ -230,6 +267,7 @@ def test_tokenizing_never_changes_the_codebook():
 
 def test_gradients_pass_straight_through_and_only_the_input_commits():
     quantizer = EMAQuantizer(4, 2)
+    quantizer.initialize(torch.randn(20, 2))
     vectors = torch.randn(20, 2, requires_grad=True)
     quantized = quantizer(vectors)
     quantized.vectors.sum().backward()
@@ -239,20 +277,20 @@ def test_gradients_pass_straight_through_and_only_the_input_commits():
 
 def test_few_vectors_do_not_replace_a_large_codebook():
     quantizer = EMAQuantizer(1024, 4, max_restarts=0.02)
-    quantizer(torch.randn(4096, 4))
+    quantizer.initialize(torch.randn(4096, 4))
     for _ in range(20):
         before = quantizer.codebook.clone()
-        quantizer(torch.randn(64, 4))
+        learn(quantizer, torch.randn(64, 4))
         jumped = (quantizer.codebook - before).norm(dim=1) > 0.5
         assert int(jumped.sum()) <= 0.02 * 1024 + 64
 
 
 def test_unused_entries_come_back_into_use():
     quantizer = EMAQuantizer(32, 2, decay=0.9, max_restarts=0.1)
-    quantizer(torch.full((64, 2), 5.0) + 0.01 * torch.randn(64, 2))  # all entries start in one place
+    quantizer.initialize(torch.full((64, 2), 5.0) + 0.01 * torch.randn(64, 2))  # all entries start in one place
     data = torch.rand(2048, 2) * 10 - 5
     for _ in range(200):
-        quantizer(data[torch.randperm(2048)[:512]])
+        learn(quantizer, data[torch.randperm(2048)[:512]])
     used = torch.bincount(quantizer.eval()(data).indices, minlength=32)
     assert (used > 0).all()
 

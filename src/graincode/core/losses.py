@@ -25,6 +25,15 @@ class Term:
     weight: float | Tensor = 1.0
 
     @property
+    def mean(self) -> Tensor:
+        """total / count, 0 where nothing is counted."""
+        return self.over(self.count)
+
+    def over(self, count: Tensor | float) -> Tensor:
+        """total / another count, 0 if that is 0."""
+        return self.total / torch.as_tensor(count, device=self.total.device).clamp(min=1)
+
+    @property
     def is_reported_only(self) -> bool:
         """Whether the loss is without it."""
         return not isinstance(self.weight, Tensor) and self.weight == 0
@@ -38,12 +47,11 @@ def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float]
         counts: what each total is divided by, when the batch is a part of a larger one; by default the terms' own.
             A count of 0 makes a mean of 0.
     """
-    parts = []
-    for name, term in terms.items():
-        if not term.is_reported_only:
-            count = torch.as_tensor(term.count if counts is None else counts[name], device=term.total.device)
-            parts.append(term.weight * (term.total / count.clamp(min=1)))
-    return sum(parts)
+    return sum(
+        term.weight * (term.mean if counts is None else term.over(counts[name]))
+        for name, term in terms.items()
+        if not term.is_reported_only
+    )
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

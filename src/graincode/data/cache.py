@@ -69,6 +69,11 @@ def build_once(path: Path, build: Callable[[], None]) -> None:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 
+def warn_of(name: str, reason: str) -> None:
+    """Say that an image is skipped."""
+    _logger.warning("%s is corrupt (%s): the next image of the split stands in for it", name, " ".join(reason.split()))
+
+
 def cached(images: EncodedImages) -> CachedImages:
     """The same split with its images decoded once and for all, by a process on each CPU.
 
@@ -119,7 +124,7 @@ class CachedImages(ImageDataset):
             images.decode(self._corrupt[:1])  # raises the error that names it
         for index in self._corrupt:
             if not images.corrupt[index]:  # building it has not just said so
-                _logger.warning("skipped, the next image of the split stands in for it: %s", images.encoded.name(index))
+                warn_of(images.encoded.name(index), "when it was cached")
 
     @cached_property
     def _images(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
-from graincode.data.cache import cached
+from graincode.data.cache import cached, warn_of
 from graincode.data.images import (
     ImageBatch,
     ImageDataset,
@@ -152,7 +152,7 @@ class EncodedImages(ImageDataset):
                 if self.on_corrupt == "error":
                     raise
                 self.corrupt[candidate] = True
-                _logger.warning("skipped, the next image of the split stands in for it: %s", error)
+                warn_of(self.encoded.name(candidate), str(error.__cause__))
         raise GraincodeError(
             f"none of the {len(self)} {self.split} images of {self.name} can be read, "
             f"{self.encoded.name(index)} for one: type data.root=/path/to/intact/images"

@@ -242,6 +242,8 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
                             f"{member.name} in {shard} has {content[:20]!r}: expected a whole number from 0, as text"
                         )
                     labels[key] = int(content)
+            if tar.offset >= shard.stat().st_size:
+                raise tarfile.ReadError("it has no end mark, so it is cut short")
     except tarfile.TarError as error:
         raise GraincodeError(
             f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it away"

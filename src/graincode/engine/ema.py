@@ -60,11 +60,10 @@ class AveragedWeights:
         """For a resume state."""
         if self.average is None:
             return None
-        return get_model_state_dict(
-            self.average.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
+        whole = StateDictOptions(full_state_dict=self._is_sharded, cpu_offload=True)
+        return get_model_state_dict(self.average.module, options=whole)
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """The inverse of `state`."""
         if self.average is not None and state is not None:
-            set_model_state_dict(self.average.module, state, options=StateDictOptions(full_state_dict=True))
+            set_model_state_dict(self.average.module, state, options=StateDictOptions(full_state_dict=self._is_sharded))

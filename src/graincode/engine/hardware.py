@@ -18,7 +18,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -192,6 +198,8 @@ class Machine:
     def shard(self, module: nn.Module) -> None:
         """Spread a module's parameters over the processes, block by block."""
         mesh = init_device_mesh(self.device.type, (processes.count(),))
+        for parameter in module.parameters():  # channels_last cannot be sharded
+            parameter.data = parameter.data.contiguous()
         for part in module.modules():
             if isinstance(part, Recomputable):
                 fully_shard(part, mesh=mesh)
@@ -210,9 +218,6 @@ class Machine:
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
 def full_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's weights as whole tensors, on every process, whether or not it is sharded."""
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in module.state_dict().items()}
@@ -220,16 +225,18 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 def training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Weights and moments under names that do not depend on the strategy or the number of processes."""
-    module, moments = get_state_dict(wrapped, getattr(optimizer, "optimizer", optimizer), options=_WHOLE)
+    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule), cpu_offload=True)
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    if not optimizer.state:  # torch would make a step to fill it, and so change what comes after
+        return {"module": get_model_state_dict(wrapped, options=whole), "optimizer": None}
+    module, moments = get_state_dict(wrapped, optimizer, options=whole)
     return {"module": module, "optimizer": moments}
 
 
 def load_training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of `training_state`."""
-    set_state_dict(
-        wrapped,
-        getattr(optimizer, "optimizer", optimizer),
-        model_state_dict=state["module"],
-        optim_state_dict=state["optimizer"],
-        options=StateDictOptions(full_state_dict=True),
-    )
+    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule))
+    set_model_state_dict(wrapped, state["module"], options=whole)
+    if state["optimizer"] is not None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=whole)

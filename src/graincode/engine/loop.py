@@ -427,14 +427,14 @@ def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         GraincodeError: naming the first tensor that differs.
     """
-    if processes.count() == 1:
-        return
     named = [
         (f"{name}.{key}", tensor)
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
         if not isinstance(tensor, DTensor)
     ]
+    if processes.count() == 1 or not named:
+        return
     sums = torch.stack([tensor.detach().double().sum() for _, tensor in named])
     every = processes.gather_rows(sums[None], equal=True)
     differing = (every.nan_to_num() != every[:1].nan_to_num()).any(dim=0).nonzero().flatten()

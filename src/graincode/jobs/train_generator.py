@@ -40,7 +40,8 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_generator", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        stage = GeneratorStage(module, objective, cfg.codes_path, _decoder_of(codes))
+        validation = CodeDataset(cfg.codes_path, "val")
+        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes))
         trained, figures = train(stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging))
         run.export("generator", config, trained, tokenizer=codes.info["tokenizer"], class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)

@@ -1,0 +1,182 @@
+"""Small trainings of both stages, for any number of processes: `torchrun tests/engine/cases.py FOLDER NAME ...`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+from graincode import processes
+from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.images import from_uint8
+from graincode.core.rng import Draws
+from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
+from graincode.engine.hardware import Hardware
+from graincode.engine.logging import LogSettings
+from graincode.engine.loop import train
+from graincode.engine.run import Run
+from graincode.generator import (
+    AutoregressiveObjective,
+    ClassConditioning,
+    DGiTAR,
+    HeterogeneousEmbedding,
+    Transformer,
+)
+from graincode.stages import GeneratorStage, TokenizerStage
+from graincode.tokenizer import (
+    DQVAE,
+    Adversary,
+    EMAQuantizer,
+    EntropyDensity,
+    GrainDecoder,
+    GrainEncoder,
+    PatchDiscriminator,
+    QuantileRouter,
+    ReconstructionObjective,
+)
+
+STEPS, BATCH = 10, 8
+LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 32, 2)
+
+
+class Precise(TensorImages):
+    """Images in float64."""
+
+    def __getitem__(self, indices):
+        batch = super().__getitem__(indices)
+        return ImageBatch(batch.images.double(), batch.labels, batch.indices)
+
+
+def images(precise: bool) -> TensorImages:
+    """Half of them nearly flat, so that there are batches without any fine code."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, 3, 32, 32))
+    pixels[::2] = rng.integers(8, 248, (12, 3, 1, 1)) + rng.integers(-8, 9, (12, 3, 32, 32))
+    made = torch.from_numpy(pixels.astype(np.uint8))
+    return (Precise if precise else TensorImages)("made", "train", made, torch.arange(24) % 2, ("flat", "busy"))
+
+
+def tokenizer_stage(precise: bool, opponent: bool) -> tuple[TokenizerStage, object]:
+    torch.manual_seed(0)
+    parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": 2}
+    module = DQVAE(
+        LAYOUT, GrainEncoder(LAYOUT, **parts), QuantileRouter(LAYOUT, EntropyDensity(), [0.75, 0.25]),
+        EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2), GrainDecoder(LAYOUT, **parts, expand=True),
+    )  # fmt: skip
+    adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4) if opponent else None
+    if precise:
+        module.double()
+        if adversary is not None:
+            adversary.double()
+    dataset = images(precise)
+
+    def start() -> None:
+        batch = dataset[range(24)]
+        share = processes.share(24)
+        module.calibrate([from_uint8(dataset.images)[share.start : share.stop]])
+        module.initialize([batch.images], Draws(0, torch.arange(24)))
+
+    augmentation = Augmentation(flip=True)
+    stage = TokenizerStage(module, ReconstructionObjective(), adversary, dataset, images(False), augmentation, 0)
+    stage.evaluate = lambda module, limit: {"objective": 1.0}  # compared by other tests
+    return stage, start
+
+
+class Codes:
+    """A data set of codes; those of even index are all coarse."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        grains = torch.randint(0, 2, (24, 4, 4), generator=generator)
+        grains[::2] = 0
+        indices = torch.randint(0, 32, (24, 8, 8), generator=generator)
+        coarse = grains.repeat_interleave(2, 1).repeat_interleave(2, 2) == 0
+        own = indices[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
+        self.codes = GrainCodes(grains, torch.where(coarse, own, indices), LAYOUT)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, indices) -> CodeBatch:
+        chosen = torch.as_tensor(list(indices))
+        return CodeBatch(self.codes[chosen], chosen % 2)
+
+
+def generator_stage(precise: bool) -> GeneratorStage:
+    torch.manual_seed(0)
+    module = DGiTAR(
+        LAYOUT, 16, HeterogeneousEmbedding(LAYOUT, 16), ClassConditioning(LAYOUT, 16, dropout=0.3),
+        Transformer(16, 1, 2), Transformer(16, 1, 2),
+    )  # fmt: skip
+    if precise:
+        module.double()
+    stage = GeneratorStage(module, AutoregressiveObjective(), Codes(), Codes(), None)
+    stage.evaluate = lambda module, limit: {"objective": 1.0}
+    return stage
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Run cases: STAGE-PRECISION-WAY, such as `gan-64-whole`."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    for name in names:
+        kind, precision, way = name.split("-")
+        precise = precision == "64"
+        stage, start = (
+            (generator_stage(precise), lambda: None) if kind == "generator" else tokenizer_stage(precise, kind == "gan")
+        )
+        hardware = Hardware(
+            num_processes=world, gradient_accumulation=1 if way == "whole" else 2, tf32=False, threads=1,
+            gradient_checkpointing=way == "parts", strategy="fsdp" if way == "sharded" else "ddp",
+        )  # fmt: skip
+        # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
+        optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        if way in ("straight", "resumed"):  # of which the second must be bit-equal to the first
+            optimizer = partial(torch.optim.Adam, lr=1e-3)
+        trainer = OmegaConf.create({
+            "steps": STEPS, "batch_size": BATCH, "warmup_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.9,
+            "log_every": 3, "eval_every": 4, "eval_images": 8, "checkpoint_every": 100, "keep_checkpoints": 2,
+            "resume": "auto", "export": "last",
+        })  # fmt: skip
+        run = Run(folder / f"{name}-{world}", {}, {"case": name})
+        machine = hardware.machine()
+        with run:
+            again = partial(train, machine=machine, make_optimizer=optimizer, trainer=trainer, seed=5, run=run,
+                            logs=LogSettings(False))  # fmt: skip
+            if way == "resumed":
+                player, update = stage.players[0], stage.players[0].update
+
+                def interrupt(trained: nn.Module, update=update, calls=[]) -> None:  # noqa: B006
+                    update(trained)
+                    calls.append(0)
+                    if len(calls) == STEPS // 2 and processes.rank() == world - 1:
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+                player.update = interrupt
+                try:
+                    again(stage, start=start)
+                except Exception as stopped:
+                    assert "state saved" in str(stopped), stopped
+                stage = generator_stage(precise) if kind == "generator" else tokenizer_stage(precise, kind == "gan")[0]
+                module, _ = again(stage, start=lambda: sys.exit("a resumed run starts anew"))
+            else:
+                module, _ = again(stage, start=start)
+            weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+            save_file(weights, folder / f"{name}-{world}-{processes.rank()}.safetensors")
+            if processes.is_main():
+                lines = [line for line in (run.path / "log.jsonl").read_text().splitlines() if "train/loss" in line]
+                (folder / f"{name}-{world}.json").write_text(json.dumps([json.loads(line) for line in lines]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,141 @@
+"""The laws of training on several processes; what is trained is in cases.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import BATCH, LAYOUT, STEPS, Codes, images, tokenizer_stage
+from safetensors.torch import load_file
+
+from graincode import processes
+from graincode.core.rng import Draws
+from graincode.data.loader import Schedule
+from graincode.engine.hardware import Hardware
+from graincode.generator import AutoregressiveObjective
+from graincode.stages import Step
+
+COMMON = [
+    "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
+    "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
+]  # fmt: skip
+SHARDED = ["tokenizer-64-sharded", "generator-64-sharded"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """All cases, by one process and by two."""
+    folder = tmp_path_factory.mktemp("cases")
+    script = str(Path(__file__).parent / "cases.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script]
+    for command in ([sys.executable, script, str(folder), *COMMON], [*torchrun, str(folder), *COMMON, *SHARDED]):
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def weights(folder, name, world, rank=0):
+    return load_file(folder / f"{name}-{world}-{rank}.safetensors")
+
+
+def distance(a, b):
+    """Of all weights together, relative."""
+    joined = [torch.cat([w[key].double().flatten() for key in sorted(w)]) for w in (a, b)]
+    return float((joined[0] - joined[1]).norm() / joined[0].norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("gan-64-whole", 1e-10), ("gan-64-parts", 1e-10), ("generator-64-whole", 1e-10), ("generator-64-parts", 1e-10),
+        ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
+    ],
+)  # fmt: skip
+def test_two_processes_train_as_one_does(trained, name, limit):
+    assert distance(weights(trained, name, 1), weights(trained, name, 2)) < limit
+    logs = [json.loads((trained / f"{name}-{world}.json").read_text()) for world in (1, 2)]
+    assert [line["step"] for line in logs[0]] == [3, 6, 9, 10]
+    for one, two in zip(*logs, strict=True):
+        assert one["train/loss"] == pytest.approx(two["train/loss"], rel=limit)
+        assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=100 * limit)
+
+
+@pytest.mark.parametrize("kind", ["gan", "generator"])
+def test_micro_batches_change_nothing(trained, kind):
+    assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_sharded_training_is_the_same_training(trained, kind):
+    assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-sharded", 2)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["gan", "generator"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_was_interrupted_ends_bit_equal(trained, kind, world):
+    straight, resumed = (weights(trained, f"{kind}-32-{way}", world) for way in ("straight", "resumed"))
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    first, second = ((trained / f"{kind}-32-{way}-{world}.json").read_text() for way in ("straight", "resumed"))
+    values = [[line["train/loss"] for line in json.loads(text)] for text in (first, second)]
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", COMMON + SHARDED)
+def test_all_processes_hold_the_same_bits(trained, name):
+    first, second = (weights(trained, name, 2, rank) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
+    stage, start = tokenizer_stage(False, False)
+    start()
+    grains = stage.players[0].module.router(images(False)[range(24)].images).grains.flatten(1)
+    schedules = [Schedule(24, BATCH, 5, rank, 2, 2) for rank in (0, 1)]
+    for coarse in ((grains == 0).all(dim=1), (Codes().codes.grains.flatten(1) == 0).all(dim=1)):
+        found = [
+            bool(coarse[schedule.indices(schedule.places(step, part))].all())
+            for schedule in schedules
+            for step in range(1, STEPS + 1)
+            for part in (0, 1)
+        ]
+        assert any(found)
+        assert not all(found)
+
+
+def test_counts_are_known_before_the_model_runs():
+    stage, start = tokenizer_stage(False, True)
+    start()
+    batch, step = stage.dataset[range(6)], Step(9, Draws(0, torch.arange(6)))
+    for player in stage.players:
+        terms = player.terms(player.module, batch, step)
+        counts = player.counts(batch)
+        told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
+        assert told == {name: float(counts[name]) for name in told}
+    batch = Codes()[range(9)]
+    assert set(AutoregressiveObjective().counts(batch.codes)) == {"content", "position_0"}
+    assert int(AutoregressiveObjective().counts(batch.codes)["content"]) == int(batch.codes.lengths.sum())
+    assert LAYOUT.num_grains == 2
+
+
+def test_one_process_alone_needs_no_others():
+    rows = torch.arange(3)
+    assert processes.gather_rows(rows) is rows
+    assert processes.sum_(rows) is rows
+    assert processes.on_main(lambda: 5) == 5
+    assert list(processes.share(7)) == list(range(7))
+    with pytest.raises(ZeroDivisionError):
+        processes.on_main(lambda: 1 / 0)
+
+
+def test_a_wrapped_module_is_left_without_autocast():
+    machine = Hardware(mixed_precision="bf16").machine()
+    module = torch.nn.Linear(4, 4)
+    wrapped, _ = machine.prepare(module, lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+    assert module(torch.zeros(1, 4)).dtype == torch.float32
+    with machine.accelerator.autocast():
+        assert wrapped(torch.zeros(1, 4)).dtype == torch.bfloat16
