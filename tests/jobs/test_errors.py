@@ -1,5 +1,6 @@
 """Bad input ends with status 2 and one line that says what to type."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["codebook_size=6"], "type tokenizer.codebook_size"),
         ("train_tokenizer", ["+tokenizer.model.encoder.chanels=8"], "type tokenizer.model.encoder.channels"),
         ("train_tokenizer", ["tokeniser=dqvae_pp"], "type tokenizer"),
-        ("train_tokenizer", ["data=mnist"], "type data= one of fashion_mnist, image_folder"),
+        ("train_tokenizer", ["data=mnist"], "type data= one of cifar10, fashion_mnist, ffhq, hf, image_folder, imagenet"),
         ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of entropy, random"),
         ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
         ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),
@@ -41,7 +42,19 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["+foo=1"], "unknown key 'foo'"),
         ("train_tokenizer", ["logging.tensorboard=maybe"], "logging.tensorboard=maybe: expected true or false"),
         ("train_tokenizer", ["debug.dry=perhaps"], "debug.dry=perhaps: expected true or false"),
-        ("train_tokenizer", ["hardware.mixed_precision=fp8"], "type hardware.mixed_precision= one of no, bf16"),
+        ("train_tokenizer", ["hardware.mixed_precision=fp8"], "type hardware.mixed_precision= one of no, fp16, bf16"),
+        ("train_tokenizer", ["hardware.mixed_precision=fp16"], "type hardware.mixed_precision=bf16"),
+        ("train_tokenizer", ["hardware=multi_node"], "hardware.num_nodes is not set: type hardware.num_nodes="),
+        ("train_tokenizer", ["hardware.num_processes=0"], "expected 1 or more, or null for all GPUs"),
+        ("train_tokenizer", ["hardware.gradient_accumulation=3"], "type trainer.batch_size=18"),
+        ("train_tokenizer", ["hardware.num_nodes=2", "hardware.node_rank=2"], "expected 0 to 1"),
+        ("train_tokenizer", ["trainer.ema_decay=1"], "type trainer.ema_decay=0.999"),
+        ("train_tokenizer", ["trainer.export=newest"], "type trainer.export= one of last, best"),
+        ("train_tokenizer", ["trainer.resume=/nowhere"], "/nowhere is damaged"),
+        ("train_tokenizer", ["init_from=/nowhere"], "is no export"),
+        ("train_tokenizer", ["augmentation.shift=-1"], "type augmentation.shift=0"),
+        ("train_tokenizer", ["tokenizer/adversary=patch", "hardware.compile=true"], "type hardware.compile=false"),
+        ("train_tokenizer", ["tokenizer/adversary=patch", "tokenizer.adversary.weight=-1"], "expected 0 or more"),
         ("train_tokenizer", ["tokenizer.quantizer.max_restarts=5"], "type for example tokenizer.quantizer.max"),
         ("train_tokenizer", ["run_name=latest"], "run_name=latest"),
         ("train_tokenizer", ["tokenizer.ratios=half"], "tokenizer.ratios=half: expected a list of numbers"),
@@ -126,6 +139,27 @@ def test_a_run_directory_with_other_settings_is_left_alone(inside, capsys):
     assert "type another run_name" in line
 
 
+def test_a_state_of_a_run_with_other_settings_is_refused(inside, capsys):
+    state = "trainer.resume=runs/train_tokenizer/tok/state/step_000000006"
+    line = refusal(capsys, "train_tokenizer", *inside, *SHORT, state, "optimizer.lr=0.5", "run_name=mixed")
+    assert "optimizer.lr: " in line
+    assert "only trainer.steps may differ" in line
+
+
+def test_a_run_that_must_not_resume_leaves_what_is_there(inside, capsys):
+    folder = Path("runs/train_tokenizer/never")
+    command("train_tokenizer", *inside, *SHORT, "run_name=never")
+    (folder / "result.json").unlink()
+    line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "trainer.resume=never", "run_name=never")
+    assert "has states up to step 6: type another run_name" in line
+
+
+def test_weights_of_another_architecture_are_refused(inside, capsys):
+    start = "init_from=runs/train_tokenizer/tok/export"
+    line = refusal(capsys, "train_tokenizer", *inside, *SHORT, start, "tokenizer.size.channels=16", "run_name=wide")
+    assert "is built otherwise than the configured tokenizer" in line
+
+
 def test_a_directory_that_another_process_holds(inside, capsys):
     import fcntl
 
@@ -145,6 +179,13 @@ def test_codes_that_are_none(inside, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run(inside, capsys):
     line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "optimizer.lr=1e30", "run_name=blown")
-    assert "at step" in line
+    assert "not finite at step" in line
     assert "type a lower optimizer.lr" in line
-    assert not Path("runs/train_tokenizer/blown/export").exists()
+    run = Path("runs/train_tokenizer/blown")
+    assert not (run / "export").exists()
+    dump = json.loads((run / "nonfinite.json").read_text())
+    assert f"{dump['term']} is not finite at step {dump['step']}" in line
+    assert len(dump["images"]) == 4
+    assert dump["weights_not_finite"]
+    assert dump["last_good_step"] == 0
+    assert any(value in ("nan", "inf") for _, _, value in dump["values"])

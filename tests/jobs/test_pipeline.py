@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,54 +102,139 @@ def test_the_same_command_again_does_nothing(inside):
     assert (run / "export" / "weights.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("job", ["train_tokenizer", "train_generator"])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(job, inside, monkeypatch):
-    tiny = (
-        [*inside, *TINY_TOKENIZER]
-        if job == "train_tokenizer"
-        else [*TINY_GENERATOR, "codes_path=runs/extract_codes/codes/codes"]
-    )
+def overrides_of(job, inside):
+    if job == "train_tokenizer":
+        return [*inside, *TINY_TOKENIZER, *TINY_TRAINER]
+    return [*TINY_GENERATOR, *TINY_TRAINER, "codes_path=runs/extract_codes/codes/codes"]
+
+
+def signal_after(monkeypatch, step, number):
+    """Let this process get a signal in a step's optimizer update."""
     from graincode.engine import loop
 
-    save, calls = loop.Checkpoints.save, []
+    add = loop._Health.add
 
-    def dies_once(self, step, state):
-        save(self, step, state)
-        calls.append(step)
-        if step == 4 and calls.count(4) == 1:
-            raise KeyboardInterrupt
+    def watched(self, now, values):
+        if now == step:
+            os.kill(os.getpid(), number)
+        add(self, now, values)
 
-    monkeypatch.setattr(loop.Checkpoints, "save", dies_once)
-    with pytest.raises(SystemExit) as stop:
-        command(job, *tiny, *TINY_TRAINER, "run_name=interrupted")
-    assert stop.value.code == 130
-    command(job, *tiny, *TINY_TRAINER, "run_name=interrupted")
-    assert calls == [2, 4, 6]
-    run, whole = Path(f"runs/{job}/interrupted"), Path(f"runs/{job}/{'tok' if job == 'train_tokenizer' else 'ar'}")
+    monkeypatch.setattr(loop._Health, "add", watched)
+
+
+@pytest.mark.parametrize("job", ["train_tokenizer", "train_generator"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_stops_a_run_and_the_same_command_ends_it_as_if_nothing_had_been(job, number, inside, monkeypatch, capsys):
+    name, before = f"stopped-{number.name}", signal.getsignal(number)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        signal_after(patch, 3, number)
+        command(job, *overrides_of(job, inside), f"run_name={name}")
+    assert stop.value.code == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"stopped by {number.name} after step 4, state saved: the same command goes on"
+    assert signal.getsignal(number) == before
+    command(job, *overrides_of(job, inside), f"run_name={name}")
+    run, whole = Path(f"runs/{job}/{name}"), Path(f"runs/{job}/{'tok' if job == 'train_tokenizer' else 'ar'}")
     assert (run / "export/weights.safetensors").read_bytes() == (whole / "export/weights.safetensors").read_bytes()
-    values = [[line["train/loss"] for line in read_log(path) if "train/loss" in line] for path in (run, whole)]
-    assert values[0] == values[1]
+    lines = [[{k: v for k, v in line.items() if "speed" not in k} for line in read_log(path)] for path in (run, whole)]
+    assert lines[0] == lines[1]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkeypatch, capsys):
-    from graincode.engine import loop
-
-    save = loop.Checkpoints.save
-
-    def dies(self, step, state):
-        save(self, step, state)
-        if step == 4:
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop.Checkpoints, "save", dies)
-        command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=damaged")
-    newest = Path("runs/train_tokenizer/damaged/state/step_000000004.pt")
+        signal_after(patch, 3, signal.SIGTERM)
+        command("train_tokenizer", *overrides_of("train_tokenizer", inside), "run_name=damaged")
+    states = Path("runs/train_tokenizer/damaged/state")
+    assert sorted(path.name for path in states.glob("step_*")) == ["step_000000003", "step_000000004"]
+    newest = states / "step_000000004/state.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=damaged")
-    assert f"{newest} is damaged" in capsys.readouterr().out
+    command("train_tokenizer", *overrides_of("train_tokenizer", inside), "run_name=damaged")
+    assert f"{newest.parent} is damaged".replace("runs", "runs") in capsys.readouterr().out
     whole = Path("runs/train_tokenizer/tok/export/weights.safetensors")
     assert Path("runs/train_tokenizer/damaged/export/weights.safetensors").read_bytes() == whole.read_bytes()
+
+
+def test_a_run_can_start_from_the_state_of_another(inside, capsys):
+    base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER]
+    state = "trainer.resume=runs/train_tokenizer/tok/state/step_000000006"
+    command("train_tokenizer", *base, state, "trainer.steps=8", "run_name=longer")
+    assert "going on from step 6" in capsys.readouterr().out
+    assert [line["step"] for line in read_log(Path("runs/train_tokenizer/longer"))] == [8, 8]
+
+
+def test_the_best_weights_can_be_exported(inside, monkeypatch):
+    from graincode import stages
+
+    judge = stages.TokenizerStage.evaluate
+    calls = []
+
+    def worse_after_the_third(self, module, limit):
+        calls.append(1)
+        return judge(self, module, limit) | {"objective": float(abs(len(calls) % 6 - 3))}
+
+    monkeypatch.setattr(stages.TokenizerStage, "evaluate", worse_after_the_third)
+    base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "trainer.ema_decay=0", "trainer.eval_every=1"]
+    figures = {}
+    for choice in ("best", "last"):
+        command("train_tokenizer", *base, f"trainer.export={choice}", f"run_name=export-{choice}")
+        run = Path(f"runs/train_tokenizer/export-{choice}")
+        figures[choice] = result(run)["objective"]
+        evaluations = [line["val/objective"] for line in read_log(run) if "val/objective" in line]
+    assert figures["best"] == min(evaluations) < figures["last"] == evaluations[-1]
+    best = json.loads((Path("runs/train_tokenizer/export-best") / "state/best.json").read_text())["step"]
+    assert best == 3
+    from graincode.engine.checkpoint import read_state
+
+    state = read_state(Path(f"runs/train_tokenizer/export-best/state/step_{best:09d}"), torch.device("cpu"))
+    module = graincode.load_tokenizer("runs/train_tokenizer/export-best/export")
+    kept = state["players"]["tokenizer"]["module"]
+    assert all(torch.equal(kept[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("job", ["train_tokenizer", "train_generator"])
+def test_fine_tuning_starts_from_an_export(job, inside):
+    source = f"runs/{job}/{'tok' if job == 'train_tokenizer' else 'ar'}/export"
+    more = [f"init_from={source}", "optimizer.lr=1e-12", "trainer.ema_decay=0", "run_name=tuned"]
+    command(job, *overrides_of(job, inside), *more)
+    load = graincode.load_tokenizer if job == "train_tokenizer" else graincode.load_generator
+    before, after = load(source).state_dict(), load(f"runs/{job}/tuned/export").state_dict()
+    learned = [key for key in before if not key.startswith(("quantizer.", "router."))]
+    assert all(torch.allclose(before[key], after[key], atol=1e-8) for key in learned)
+
+
+def test_a_discriminator_is_a_configuration(inside):
+    base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "tokenizer.adversary.discriminator.channels=8"]
+    more = ["tokenizer/adversary=patch", "tokenizer.adversary.start_step=2", "tokenizer.adversary.ramp_steps=2"]
+    command("train_tokenizer", *base, *more, "tokenizer.adversary.discriminator.layers=2", "trainer.log_every=1",
+            "run_name=gan")  # fmt: skip
+    lines = [line for line in read_log(Path("runs/train_tokenizer/gan")) if "train/loss" in line]
+    assert ["train/discriminator" in line for line in lines] == [False] * 2 + [True] * 4
+    assert lines[2]["train/adaptive_weight"] == 0
+    assert all(line["train/adaptive_weight"] > 0 for line in lines[3:])
+    assert lines[-1]["train/gradient_norm_discriminator"] > 0
+
+
+def test_what_is_logged(inside):
+    run = Path("runs/train_tokenizer/tok")
+    line = next(line for line in read_log(run) if "train/loss" in line)
+    for grain in ("codebook", "codebook_0", "codebook_1"):
+        assert 0 < line[f"train/{grain}_usage"] <= 1
+        assert 1 <= line[f"train/{grain}_perplexity"] <= 32
+    assert line["train/codebook_usage"] >= max(line["train/codebook_0_usage"], line["train/codebook_1_usage"])
+    assert 0 <= line["speed/data_wait_share"] < 1
+    for name in ("images_per_second", "step_seconds", "peak_memory_gib", "model_tflops"):
+        assert line[f"speed/{name}"] > 0
+    assert "speed/model_flops_utilization" not in line
+    command("train_tokenizer", *overrides_of("train_tokenizer", inside), "hardware.peak_tflops=0.5", "run_name=peak")
+    line = next(line for line in read_log(Path("runs/train_tokenizer/peak")) if "train/loss" in line)
+    assert line["speed/model_flops_utilization"] == pytest.approx(line["speed/model_tflops"] / 0.5)
+
+
+def test_weights_and_biases_offline(inside, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    command("train_tokenizer", *overrides_of("train_tokenizer", inside), "logging=wandb", "run_name=wandb")
+    assert list(Path("runs/train_tokenizer/wandb/wandb").glob("offline-run-*/run-*.wandb"))
 
 
 def test_a_sweep_gives_every_member_its_own_directory(inside):

@@ -429,7 +429,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     codes) counts by its content, not by its path.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
-    kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")} | {"inputs": inputs}
+    kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")}
+    if "data" in kept:
+        kept["data"] = {k: v for k, v in kept["data"].items() if k != "cache"}
     if "trainer" in kept:
         trainer = kept["trainer"]
         kept["trainer"] = {k: v for k, v in trainer.items() if k not in _INCIDENTAL_TRAINER}
@@ -438,6 +440,8 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
         if trainer["resume"] not in ("auto", "never"):
             inputs["resume"] = read_about(Path(trainer["resume"]))["sha256"]
         kept["precision"] = {k: config["hardware"][k] for k in ("mixed_precision", "tf32")}
+    if inputs:
+        kept["inputs"] = inputs
     identity = _flatten(kept)
     name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
     return Run(Path(cfg.runs_dir) / job / name, config, identity)

@@ -63,8 +63,8 @@ class Hardware:
     device: Literal["cpu", "gpu"] = "cpu"
     num_processes: int | None = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    num_nodes: int = 1
-    node_rank: int = 0
+    num_nodes: int | None = 1
+    node_rank: int | None = 0
     main_address: str | None = None
     main_port: int | None = None
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -78,11 +78,19 @@ class Hardware:
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
+        for name in ("num_nodes", "node_rank"):
+            if getattr(self, name) is None:
+                raise GraincodeError(f"hardware.{name} is not set: type hardware.{name}=...")
         for name in ("num_nodes", "gradient_accumulation"):
             if getattr(self, name) < 1:
-                raise GraincodeError(f"hardware.{name}={getattr(self, name)}: expected 1 or more; type {name}=1")
+                raise GraincodeError(
+                    f"hardware.{name}={getattr(self, name)}: expected 1 or more; type hardware.{name}=1"
+                )
         if self.num_processes is not None and self.num_processes < 1:
-            raise GraincodeError(f"hardware.num_processes={self.num_processes}: expected 1 or more, or null for all GPUs")
+            raise GraincodeError(
+                f"hardware.num_processes={self.num_processes}: expected 1 or more, or null for all GPUs; "
+                "type hardware.num_processes=1"
+            )
         if not 0 <= self.node_rank < self.num_nodes:
             raise GraincodeError(
                 f"hardware.node_rank={self.node_rank}: expected 0 to {self.num_nodes - 1}; "

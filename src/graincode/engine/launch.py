@@ -116,15 +116,20 @@ def _others_failed(store: TCPStore) -> bool:
 
 
 def _error(folder: Path, failures: dict[int, int], total: int) -> Exception:
-    """The error that came first, as the process that had it wrote it down."""
+    """The error that came first, as the process that had it wrote it down.
+
+    Args:
+        folder: where the processes write.
+        failures: exit statuses in the order in which they were noticed.
+        total: number of processes on all machines.
+    """
+    index, status = next(iter(failures.items()))
     reports = sorted((json.loads(f.read_text()) for f in folder.glob("error_*.json")), key=lambda r: r["time"])
-    if reports:
+    was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
+    if reports and not was_killed:
         first = reports[0]
         kinds = {2: GraincodeError, STATUS: Stopped}
         return kinds.get(first["status"], ProcessFailed)(first["message"])
-    index, status = next(iter(sorted(failures.items(), key=lambda item: item[1] == -signal.SIGTERM)))
-    if status == 130 or -status == signal.SIGINT:
-        return KeyboardInterrupt()
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     return ProcessFailed(f"process {index} of {total} {how}: the same command goes on from the last checkpoint")
 

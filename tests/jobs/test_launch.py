@@ -1,0 +1,244 @@
+"""One command, many processes: what starts them, what stops them, and what is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from safetensors.torch import load_file
+
+LITE0 = "evaluation/features=lite0_112"
+TWO = "hardware.num_processes=2"
+LONG = ["trainer.steps=100000", "trainer.eval_every=100000", "trainer.checkpoint_every=20"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def start(job, *overrides, prefix=("-m",), **environment):
+    """A job in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *prefix, f"graincode.jobs.{job}", *overrides], env=ENVIRONMENT | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process, seconds=120):
+    """Its exit status, and what it said."""
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+def wait_for_step(run, step, seconds=90):
+    """Wait until a run has logged a step."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        log = run / "log.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{run} has not come to step {step}")
+
+
+def children(pid):
+    """Process numbers of the workers that a process started."""
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def close(first, second, limit=1e-3):
+    """Whether two exports hold nearly the same weights."""
+    a, b = (load_file(run / "export/weights.safetensors") for run in (first, second))
+    joined = [torch.cat([w[key].double().flatten() for key in sorted(w)]) for w in (a, b)]
+    return float((joined[0] - joined[1]).norm() / joined[0].norm()) < limit
+
+
+def test_all_jobs_run_on_two_processes_from_one_command(inside):
+    base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, TWO]
+    command("train_tokenizer", *base, "run_name=two")
+    assert close(Path("runs/train_tokenizer/two"), Path("runs/train_tokenizer/tok"), 0.05)
+    tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
+    command("extract_codes", *inside, tokenizer, TWO, "batch_size=4", "run_name=two")
+    command("extract_codes", *inside, tokenizer, "batch_size=4", "run_name=one")
+    for split in ("train", "val", "test"):
+        for name in ("grains", "indices", "labels"):
+            one, two = (Path(f"runs/extract_codes/{r}/codes/{split}.{name}.npy").read_bytes() for r in ("one", "two"))
+            assert one == two
+    codes = "codes_path=runs/extract_codes/codes/codes"
+    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, codes, TWO, "run_name=two")
+    assert close(Path("runs/train_generator/two"), Path("runs/train_generator/ar"))
+    pair = [tokenizer, "generator_path=runs/train_generator/ar/export"]
+    for run, more in (("three", [TWO]), ("four", [])):
+        command("sample", *pair, "num_samples=7", "batch_size=2", f"run_name={run}", *more)
+        settings = ["evaluation.num_samples=7", "evaluation.class_images=20", "batch_size=2"]
+        command("evaluate", *inside, LITE0, *pair, *settings, f"run_name=gen-{run}", *more)
+        command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", f"run_name=rec-{run}", *more)
+    assert Path("runs/sample/three/samples.npz").read_bytes() == Path("runs/sample/four/samples.npz").read_bytes()
+    for kind in ("gen", "rec"):
+        three, four = (json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four"))
+        assert three["images"] == four["images"]
+        assert three["figures"] == pytest.approx(four["figures"], rel=1e-4)
+
+
+def test_a_sweep_of_runs_on_two_processes(inside):
+    command("train_tokenizer", "--multirun", *inside, *TINY_TOKENIZER[:2], *TINY_TRAINER, "trainer.steps=2", TWO,
+            "tokenizer.codebook_size=16,24", "seed=11")  # fmt: skip
+    found = set()
+    for file in Path("runs/train_tokenizer").glob("default-*/config.json"):
+        config = json.loads(file.read_text())["config"]
+        if config["seed"] == 11:
+            assert result(file.parent)["objective"] > 0
+            found.add(config["tokenizer"]["codebook_size"])
+    assert found == {16, 24}
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_other_launchers(launcher, inside):
+    prefix = {
+        "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"],
+        "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                       "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
+    }[launcher]  # fmt: skip
+    arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, f"run_name={launcher}"]
+    status, out, err = finish(start("train_tokenizer", *arguments, prefix=prefix))
+    assert status == 0, err
+    assert close(Path(f"runs/train_tokenizer/{launcher}"), Path("runs/train_tokenizer/tok"), 0.05)
+
+
+def test_slurm_s_launcher_on_this_machine(inside):
+    """submitit's local executor stands in for SLURM; the job that it starts starts the processes."""
+    arguments = ["--multirun", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hardware=slurm"]
+    arguments += ["hardware.device=cpu", "hardware.mixed_precision='no'", TWO, "hardware.workers=0"]
+    status, out, err = finish(
+        start("train_tokenizer", *arguments, *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=submitted")
+    )
+    assert status == 0, err
+    assert close(Path("runs/train_tokenizer/submitted"), Path("runs/train_tokenizer/tok"), 0.05)
+
+
+def free_ports():
+    """The first of two ports in a row that are free."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            try:
+                two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            except OSError:
+                continue
+            return one.getsockname()[1]
+
+
+def test_two_machines_and_one_that_dies(inside):
+    """Both "machines" are this one."""
+    nodes = ["hardware.num_nodes=2", "hardware.main_address=127.0.0.1", f"hardware.main_port={free_ports()}"]
+    arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, *nodes]
+    both = [start("train_tokenizer", *arguments, "run_name=nodes", f"hardware.node_rank={n}") for n in (0, 1)]
+    for process in both:
+        status, _, err = finish(process)
+        assert status == 0, err
+    assert close(Path("runs/train_tokenizer/nodes"), Path("runs/train_tokenizer/tok"), 0.05)
+    arguments += [*LONG, f"hardware.main_port={free_ports()}", "run_name=nodes-die"]
+    both = [start("train_tokenizer", *arguments, f"hardware.node_rank={n}") for n in (0, 1)]
+    wait_for_step(Path("runs/train_tokenizer/nodes-die"), 4)
+    os.kill(children(both[1].pid)[0], signal.SIGKILL)
+    began = time.monotonic()
+    for process in both:
+        status, _, err = finish(process, 60)
+        assert status == 1, err
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_others_with_its_error(victim, inside):
+    run = Path(f"runs/train_tokenizer/dies-{victim}")
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, f"run_name={run.name}")
+    wait_for_step(run, 30)
+    os.kill(children(process.pid)[victim], signal.SIGKILL)
+    began = time.monotonic()
+    status, _, err = finish(process, 60)
+    assert time.monotonic() - began < 60
+    assert status == 1
+    assert f"error: process {victim} of 2 was killed by SIGKILL" in err
+    assert list((run / "state").glob("step_*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_to_the_command_stops_all_processes_with_a_state(number, inside):
+    run = Path(f"runs/train_tokenizer/two-{number.name}")
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, f"run_name={run.name}")
+    wait_for_step(run, 4)
+    process.send_signal(number)
+    status, _, err = finish(process, 60)
+    assert status == 75, err
+    last = err.splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} after step ")
+    assert (run / f"state/step_{int(last.split()[5].rstrip(',')):09d}").is_dir()
+
+
+def test_a_second_ctrl_c_ends_all_at_once(inside):
+    run = Path("runs/train_tokenizer/impatient")
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, f"run_name={run.name}")
+    wait_for_step(run, 4)
+    workers = children(process.pid)
+    os.kill(workers[1], signal.SIGSTOP)  # so that the first cannot be obeyed
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert finish(process, 10)[0] == 130
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_processes_do_not_outlive_the_command(inside):
+    run = Path("runs/train_tokenizer/orphans")
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, f"run_name={run.name}")
+    wait_for_step(run, 2)
+    workers = children(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_an_error_of_the_user_is_one_line_from_many_processes(inside):
+    arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, TWO, "run_name=tok", "optimizer.lr=0.7"]
+    status, _, err = finish(start("train_tokenizer", *arguments))
+    assert status == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert "holds a run with other settings (optimizer.lr: " in lines[0]
+
+
+def test_an_image_that_one_process_cannot_read(inside, tmp_path):
+    from conftest import write_images
+
+    images = write_images(tmp_path / "some")
+    chosen = sorted(images.rglob("*.png"))[5]
+    chosen.write_bytes(b"no image")
+    arguments = ["data=image_folder", f"data.root={images}", *inside[2:], *TINY_TOKENIZER, *TINY_TRAINER, TWO]
+    status, _, err = finish(start("train_tokenizer", *arguments, "run_name=unreadable"))
+    assert status == 2
+    assert f"error: {chosen} cannot be read as an image" in err.splitlines()[-1]
+
+
+def test_processes_started_with_different_settings_refuse_to_go_on(inside):
+    port = str(free_ports())
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=differ"]
+    both = [
+        start("train_tokenizer", *arguments, f"seed={n}", RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)
+    ]
+    for process in both:
+        status, _, err = finish(process, 60)
+        assert status == 2
+        assert "the 2 processes differ in their configuration" in err
