@@ -58,10 +58,14 @@ def paired(ours: Callable[[], object], reference: Callable[[], object], repeats:
 def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     """All benchmarks by name."""
     from codes import sequences
+    from engine import cached_loader, data_wait, engine_overhead
     from sampler import cached_sampler
 
     yield "sequences", sequences
     yield "sampler", cached_sampler
+    yield "engine", engine_overhead
+    yield "loader", cached_loader
+    yield "wait", data_wait
 
 
 def main() -> None:

@@ -58,13 +58,18 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
+def cache_root() -> Path:
+    """Where what was computed or fetched once is kept: $GRAINCODE_CACHE, or ~/.cache/graincode."""
+    return Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser()
+
+
 def short_hash(value: Any) -> str:
     """8 hex digits over the JSON form of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _to_disk(file: Path) -> None:
-    """Wait until a file's content is on the disk: a rename may get there first, and a crash then leaves an empty one."""
+    """Wait until a file's content is on the disk; a rename may get there first, and a crash then leave it empty."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
 

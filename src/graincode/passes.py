@@ -17,7 +17,7 @@ from graincode.core.images import to_uint8
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.generator import DGiTAR
-from graincode.metrics import CodebookUsage, PairErrors
+from graincode.metrics.reconstruction import CodebookUsage, PairErrors
 from graincode.sampling import AutoregressiveSampler
 from graincode.tokenizer import DQVAE
 

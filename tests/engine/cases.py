@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from graincode.core.images import from_uint8
 from graincode.core.rng import Draws
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
 from graincode.engine.hardware import Hardware
+from graincode.engine.interruption import Stopped
 from graincode.engine.logging import LogSettings
 from graincode.engine.loop import train
 from graincode.engine.run import Run
@@ -161,10 +163,9 @@ def main(folder: Path, names: list[str]) -> None:
                         os.kill(os.getpid(), signal.SIGTERM)
 
                 player.update = interrupt
-                try:
+                with suppress(Stopped):
                     again(stage, start=start)
-                except Exception as stopped:
-                    assert "state saved" in str(stopped), stopped
+                    sys.exit("the signal was not obeyed")
                 stage = generator_stage(precise) if kind == "generator" else tokenizer_stage(precise, kind == "gan")[0]
                 module, _ = again(stage, start=lambda: sys.exit("a resumed run starts anew"))
             else:

@@ -30,7 +30,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["codebook_size=6"], "type tokenizer.codebook_size"),
         ("train_tokenizer", ["+tokenizer.model.encoder.chanels=8"], "type tokenizer.model.encoder.channels"),
         ("train_tokenizer", ["tokeniser=dqvae_pp"], "type tokenizer"),
-        ("train_tokenizer", ["data=mnist"], "type data= one of cifar10, fashion_mnist, ffhq, hf, image_folder, imagenet"),
+        ("train_tokenizer", ["data=mnist"], "type data= one of cifar10, fashion_mnist, ffhq, hf, image_folder, "),
         ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of entropy, random"),
         ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
         ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),

@@ -80,7 +80,9 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
         command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", f"run_name=rec-{run}", *more)
     assert Path("runs/sample/three/samples.npz").read_bytes() == Path("runs/sample/four/samples.npz").read_bytes()
     for kind in ("gen", "rec"):
-        three, four = (json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four"))
+        three, four = (
+            json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four")
+        )
         assert three["images"] == four["images"]
         assert three["figures"] == pytest.approx(four["figures"], rel=1e-4)
 
@@ -105,7 +107,7 @@ def test_other_launchers(launcher, inside):
                        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
     }[launcher]  # fmt: skip
     arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, f"run_name={launcher}"]
-    status, out, err = finish(start("train_tokenizer", *arguments, prefix=prefix))
+    status, _, err = finish(start("train_tokenizer", *arguments, prefix=prefix))
     assert status == 0, err
     assert close(Path(f"runs/train_tokenizer/{launcher}"), Path("runs/train_tokenizer/tok"), 0.05)
 
@@ -114,7 +116,7 @@ def test_slurm_s_launcher_on_this_machine(inside):
     """submitit's local executor stands in for SLURM; the job that it starts starts the processes."""
     arguments = ["--multirun", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hardware=slurm"]
     arguments += ["hardware.device=cpu", "hardware.mixed_precision='no'", TWO, "hardware.workers=0"]
-    status, out, err = finish(
+    status, _, err = finish(
         start("train_tokenizer", *arguments, *inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=submitted")
     )
     assert status == 0, err
@@ -235,9 +237,7 @@ def test_processes_started_with_different_settings_refuse_to_go_on(inside):
     port = str(free_ports())
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=differ"]
-    both = [
-        start("train_tokenizer", *arguments, f"seed={n}", RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)
-    ]
+    both = [start("train_tokenizer", *arguments, f"seed={n}", RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)]
     for process in both:
         status, _, err = finish(process, 60)
         assert status == 2

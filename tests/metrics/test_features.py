@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.core.errors import GraincodeError
-from graincode.metrics import FeatureNetwork, InceptionFeatures, Lite0Features, cached_features, default_cache_dir
+from graincode.files import cache_root
+from graincode.metrics import FeatureNetwork, InceptionFeatures, Lite0Features, cached_features
 from graincode.metrics.features import read_weights
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "evaluation" / "features"
@@ -301,8 +302,8 @@ def test_cache_errors_say_what_to_type(lite0: Lite0Features, tmp_path: Path):
         cached_features(lite0, "../escape", Images(), tmp_path)
 
 
-def test_default_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_cache_s_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
+    assert cache_root() == tmp_path
     monkeypatch.delenv("GRAINCODE_CACHE")
-    assert default_cache_dir() == Path.home() / ".cache" / "graincode"
+    assert cache_root() == Path.home() / ".cache" / "graincode"

@@ -28,7 +28,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.shift < 0:
-            raise GraincodeError(f"augmentation.shift={self.shift}: expected 0 or more pixels; type augmentation.shift=0")
+            raise GraincodeError(
+                f"augmentation.shift={self.shift}: expected 0 or more pixels; type augmentation.shift=0"
+            )
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, 3, H, W) images to the same."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
 from graincode.data.images import ImageBatch, ImageDataset, index_tensor
-from graincode.files import new_directory, replacing
+from graincode.files import cache_root, new_directory, replacing
 
 if TYPE_CHECKING:
     from graincode.data.encoded import EncodedImages
@@ -36,11 +36,6 @@ FORMAT = 1
 _CHUNK = 64
 
 _logger = logging.getLogger(__name__)
-
-
-def cache_root() -> Path:
-    """$GRAINCODE_CACHE, or ~/.cache/graincode."""
-    return Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser()
 
 
 def build_once(path: Path, build: Callable[[], None]) -> None:

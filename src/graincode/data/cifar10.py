@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets.utils import download_and_extract_archive
 
 from graincode.core.errors import GraincodeError
-from graincode.data.cache import cache_root
 from graincode.data.images import TensorImages, check_split
 from graincode.data.published import corrupt, fetch, first_complete, network_timeout, validation_mask
+from graincode.files import cache_root
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -103,6 +102,8 @@ def locate(root: str | None) -> Path:
 
 def _download(scratch: Path) -> Path:
     """Download and unpack the archive, its checksum verified; return the directory the files are in."""
+    from torchvision.datasets.utils import download_and_extract_archive  # seconds, and only once
+
     with network_timeout():
         download_and_extract_archive(URL, str(scratch), md5=MD5, remove_finished=True)
     return scratch / FOLDER

@@ -129,7 +129,9 @@ def write_split(
         array.flush()
     all_lengths = processes.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
     if len(all_lengths) != size:
-        raise GraincodeError(f"{len(all_lengths)} codes for {size} images of {split}: the data set has changed meanwhile")
+        raise GraincodeError(
+            f"{len(all_lengths)} codes for {size} images of {split}: the data set has changed meanwhile"
+        )
     processes.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in names.items()])
     joined = all_lengths.double()
     return {

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional
 
 from graincode.core.errors import GraincodeError
-from graincode.data.cache import cache_root
 from graincode.data.images import TensorImages, check_split
 from graincode.data.published import (
     NETWORK_TIMEOUT_SECONDS,
@@ -26,6 +24,7 @@ from graincode.data.published import (
     network_timeout,
     validation_mask,
 )
+from graincode.files import cache_root
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -147,6 +146,8 @@ def locate(root: str | None) -> Path:
 
 def _fetch_with_torchvision(scratch: Path) -> Path:
     """Download the files, with their checksums verified; return the directory they are in."""
+    import torchvision  # seconds, and only once
+
     with network_timeout():
         return Path(torchvision.datasets.FashionMNIST(str(scratch), download=True).raw_folder)
 

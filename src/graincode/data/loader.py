@@ -107,7 +107,6 @@ def in_order(
     yield from DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers)
 
 
-
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The permutation of an epoch."""

@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
-from graincode.data.cache import build_once, cache_root
+from graincode.data.cache import build_once
 from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, file_error, files_identity
 from graincode.data.images import EXTENSIONS, SPLITS
-from graincode.files import replacing
+from graincode.files import cache_root, replacing
 
 FORMAT = 1
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from graincode.engine.hardware import Machine, full_state
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 class AveragedWeights:
@@ -31,6 +33,8 @@ class AveragedWeights:
         self._plain, self._is_sharded = plain, machine.is_sharded
         self.average: ModelEmaV3 | None = None
         if decay > 0:
+            from timm.utils import ModelEmaV3  # which imports all of timm's models
+
             self.average = ModelEmaV3(plain, decay=decay, use_warmup=True, exclude_buffers=True)
             self.average.requires_grad_(False)
             if machine.is_sharded:

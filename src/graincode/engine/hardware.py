@@ -149,7 +149,8 @@ class Hardware:
         if not on_cpu and not torch.cuda.is_available():
             raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(self.threads or max((os.cpu_count() or 1) // together, 1) if together > 1 else self.threads or _DEFAULT_THREADS)  # fmt: skip
+        divided = max((os.cpu_count() or 1) // together, 1)
+        torch.set_num_threads(self.threads or (divided if together > 1 else _DEFAULT_THREADS))
         torch.set_float32_matmul_precision("high" if self.tf32 and not on_cpu else "highest")
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -70,9 +70,7 @@ def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
         }
         store = None
         if nodes > 1:
-            store = TCPStore(
-                hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5)
-            )
+            store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
         context = start_processes(
             name=job,
             entrypoint=sys.executable,
@@ -143,10 +141,8 @@ def _forwarding(context: PContext) -> Iterator[None]:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         for pid in context.pids().values():
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL if interrupts > 1 else number)
-            except ProcessLookupError:
-                pass
         if interrupts > 1:
             os._exit(130)
 

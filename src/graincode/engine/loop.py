@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,7 @@ def train(
             stage.dataset, schedule, step, trainer.steps, machine.hardware.workers, machine.device.type == "cuda"
         )
     )
-    bar = tqdm(
-        total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not is_main
-    )
+    bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not is_main)
 
     def save() -> None:
         health.check(run, seats, schedule, checkpoints)
@@ -145,7 +144,7 @@ def train(
                             run_log.image(step, name, picture)
                     if figures["objective"] < best:
                         best = figures["objective"]
-                        processes.on_main(lambda: checkpoints.mark_best(step, figures))
+                        processes.on_main(partial(checkpoints.mark_best, step, figures))
                     speed.restart()
                 if step == trainer.steps:
                     break

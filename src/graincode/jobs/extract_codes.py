@@ -79,9 +79,7 @@ def _encode(
 ) -> Iterator[CodeBatch]:
     batches = in_order(dataset, batch_size, workers=workers, shared=True)
     total = len(processes.share(-(-len(dataset) // batch_size)))
-    for batch in tqdm(
-        batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()
-    ):
+    for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), ratios), batch.labels)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import socket
 import tempfile
 from abc import ABC, abstractmethod
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
-from graincode.files import replacing
+from graincode.files import cache_root, replacing
 
 INCEPTION_NAME = "inception-v3-compat"
 
@@ -282,14 +281,14 @@ def cached_features(
         content_hash: names the images and their order; letters and digits.
         batches: returns the images as `FeatureNetwork.extract` takes them (this process's share); called only when
             nothing is stored.
-        cache_dir: None for `default_cache_dir()`.
+        cache_dir: None for `cache_root()`.
         progress: label of the progress bar of an extraction.
     Raises:
         GraincodeError: the content hash is malformed, the folder cannot be written, or extraction fails.
     """
     if not content_hash.isalnum():
         raise GraincodeError(f"content hash {content_hash!r}: expected letters and digits, as a SHA-256 in hex has")
-    folder = (default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()) / "features"
+    folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "features"
     path = folder / f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
     origin = {"weights": network.weights_hash, "content": content_hash}
     if bool(processes.broadcast_(torch.tensor([float(path.is_file())]))):
@@ -308,11 +307,6 @@ def cached_features(
 
     processes.on_main(store)
     return found
-
-
-def default_cache_dir() -> Path:
-    """The folder in the environment variable GRAINCODE_CACHE, or else ~/.cache/graincode."""
-    return Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], salt: str = "") -> str:

@@ -9,8 +9,8 @@ from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
 from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
 
 __all__ = [
-    "Adversary",
     "DQVAE",
+    "Adversary",
     "EMAQuantizer",
     "EntropyDensity",
     "GrainDecoder",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for index, (before, after) in enumerate(pairwise(widths), start=1):
             stride = 2 if index < layers else 1
             convolution = nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False)
             parts += [convolution, norm(after), nn.LeakyReLU(0.2)]
@@ -43,10 +45,10 @@ class PatchDiscriminator(nn.Module):
 class Adversary(nn.Module):
     """A discriminator and the adaptive weight of what it says.
 
-    The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last layer,
-    both of the whole global batch, and at most `max_weight`. It is the one of the step before: the gradients of a whole
-    batch are known only when its last micro-batch has been seen on all processes, so that any other weight would depend
-    on how the batch was divided.
+    The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last
+    layer, both of the whole global batch, and at most `max_weight`. It is the one of the step before: the gradients of
+    a whole batch are known only when its last micro-batch has been seen on all processes, so that any other weight
+    would depend on how the batch was divided.
 
     Args:
         discriminator: (B, 3, H, W) to logits.
