@@ -3,7 +3,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, write_images
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, write_images
 
 from graincode.core.errors import GraincodeError
 from graincode.demo import plan, run_demo

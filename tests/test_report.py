@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from helpers import write_images
 from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.errors import GraincodeError

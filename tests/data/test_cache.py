@@ -191,6 +191,7 @@ def test_processes_that_ask_at_once_build_it_once(tmp_path, decoded, cache):
     barrier, hashes = FORK.Barrier(3), FORK.SimpleQueue()
 
     def ask():
+        torch.set_num_threads(1)  # a fork cannot use the thread pool of its parent
         barrier.wait()
         hashes.put(source.split("train").content_hash())
 
@@ -220,7 +221,12 @@ def test_an_interrupted_build_counts_for_nothing(tmp_path, monkeypatch, cache, h
     with monkeypatch.context() as patch:
         patch.setattr(encoded, "read_image", interrupted)
         if how == "kill":
-            process = FORK.Process(target=source.split, args=("train",))
+
+            def build():
+                torch.set_num_threads(1)
+                source.split("train")
+
+            process = FORK.Process(target=build)
             process.start()
             process.join(60)
             assert process.exitcode == -signal.SIGKILL

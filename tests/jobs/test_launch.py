@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
 from safetensors.torch import load_file
 
 LITE0 = "evaluation/features=lite0_112"
@@ -222,7 +222,7 @@ def test_an_error_of_the_user_is_one_line_from_many_processes(inside):
 
 
 def test_an_image_that_one_process_cannot_read(inside, tmp_path):
-    from conftest import write_images
+    from helpers import write_images
 
     images = write_images(tmp_path / "some")
     chosen = sorted(images.rglob("*.png"))[5]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
 from PIL import Image
 
 import graincode

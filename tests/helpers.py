@@ -1,0 +1,48 @@
+"""What tests of several parts share."""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+TINY_TOKENIZER = ["tokenizer.size.channels=8", "tokenizer.code_dim=8", "tokenizer.codebook_size=32"]
+TINY_GENERATOR = ["generator.size.width=32", "generator.size.position_layers=1", "generator.size.content_layers=1"]
+TINY_TRAINER = [
+    "trainer.steps=6", "trainer.batch_size=4", "trainer.log_every=2", "trainer.eval_every=3",
+    "trainer.checkpoint_every=2", "trainer.warmup_steps=2", "trainer.eval_images=8",
+]  # fmt: skip
+
+
+def write_images(root: Path, count: int = 40, size: int = 24, seed: int = 0) -> Path:
+    """A folder of small PNG images in two classes, smooth and busy."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        name = ("busy", "smooth")[index % 2]
+        pixels = rng.integers(0, 256, (size, size, 3)) if index % 2 == 0 else np.full((size, size, 3), index * 6)
+        pixels[: size // 3] = rng.integers(0, 256, (1, 1, 3))
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index:03d}.png")
+    return root
+
+
+def command(job: str, *overrides: str) -> None:
+    """Run a job as its console script does, in this process and in the current directory."""
+    before = sys.argv, dict(os.environ)
+    sys.argv = [f"graincode-{job}", *overrides]
+    GlobalHydra.instance().clear()
+    try:
+        import_module(f"graincode.jobs.{job}").main()
+    finally:
+        sys.argv = before[0]
+        os.environ.clear()
+        os.environ.update(before[1])
+
+
+def result(run: Path) -> dict:
+    """What a finished run recorded."""
+    return json.loads((run / "result.json").read_text())
