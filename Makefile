@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+.PHONY: help setup demo test lint bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
 
 help: ## Show this list
 	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
@@ -36,6 +36,9 @@ lint: $(READY) ## Check style
 
 bench: $(READY) ## Time what matters against what it is compared with (ARGS="-k NAME" for some); writes runs/bench.json
 	@$(BIN)/python experiments/bench/run.py $(ARGS)
+
+soak: $(READY) ## Kill and damage trainings for 15 minutes, and compare what they end with (ARGS="--minutes 5" for less)
+	@$(BIN)/python experiments/soak/run.py $(ARGS)
 
 train-stage1: $(READY) ## Train a tokenizer
 	@$(BIN)/graincode-train-tokenizer $(ARGS)

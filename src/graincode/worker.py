@@ -36,12 +36,17 @@ def work(job: str, folder: Path, parent: int) -> int:
             write_json(folder / "objective.json", objective)
     except Stopped as stopped:
         problem = {"status": STATUS, "message": str(stopped)}
+    except KeyboardInterrupt:
+        return 130
     except OtherProcessFailed:  # which tells its own story
         return 2
     except GraincodeError as error:
         problem = {"status": 2, "message": error.line}
     except Exception as error:
         problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}
+        if _is_echo(error):
+            problem["echo"] = True
+            return 1
         raise
     finally:
         if problem is not None:
@@ -51,6 +56,11 @@ def work(job: str, folder: Path, parent: int) -> int:
         dist.barrier()
         dist.destroy_process_group()
     return 0 if problem is None else problem["status"]
+
+
+def _is_echo(error: Exception) -> bool:
+    """Whether it only says that another process has gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _end_with(parent: int) -> None:

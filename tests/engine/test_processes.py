@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from graincode import processes
 from graincode.core.rng import Draws
 from graincode.data.loader import Schedule
+from graincode.engine.config import build, check
+from graincode.engine.ema import AveragedWeights
 from graincode.engine.hardware import Hardware
 from graincode.generator import AutoregressiveObjective
+from graincode.recompute import Recomputable
 from graincode.stages import Step
 
 COMMON = [
@@ -139,3 +142,86 @@ def test_a_wrapped_module_is_left_without_autocast():
     assert module(torch.zeros(1, 4)).dtype == torch.float32
     with machine.accelerator.autocast():
         assert wrapped(torch.zeros(1, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_averaged_weights_are_used_within_a_context_and_training_is_untouched(decay):
+    machine, trained = Hardware().machine(), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    trained.register_buffer("table", torch.zeros(3))
+    average = AveragedWeights(trained, decay, machine)
+    expected = trained[0].weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            trained[0].weight += torch.randn(2, 2)
+            trained.table += 1
+        warm = 0.0 if step <= 1 else min(1 - step ** (-2 / 3), decay)
+        expected = torch.lerp(expected, trained[0].weight.detach(), 1 - warm)
+        average.update(trained, step)
+    kept = trained[0].weight.detach().clone()
+    with pytest.raises(RuntimeError), average.in_use(trained) as module:
+        assert not module.training
+        assert not torch.is_grad_enabled()
+        torch.testing.assert_close(module[0].weight, expected if decay else kept)
+        assert torch.equal(module.table, torch.full((3,), 29.0))  # buffers are copied
+        raise RuntimeError
+    assert trained.training
+    assert torch.equal(trained[0].weight, kept)
+
+
+def test_a_compiled_module_trains_the_same_weights(monkeypatch):
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="eager"))
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module, machine = torch.nn.Linear(3, 2), Hardware(compile=compiled).machine()
+        wrapped, optimizer = machine.prepare(module, lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+        wrapped(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        assert list(module.state_dict()) == ["weight", "bias"]
+        assert (module._compiled_call_impl is not None) == compiled
+        found.append(module.weight.detach().clone())
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_recomputing_activations_keeps_fewer_of_them():
+    stage, start = tokenizer_stage(False, False)
+    start()
+    module, images_ = stage.players[0].module, stage.dataset[range(4)].images
+    kept = []
+    for recompute in (False, True):
+        for part in module.modules():
+            if isinstance(part, Recomputable):
+                part.recompute = recompute
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            module(images_).images.sum()
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_the_slurm_configuration_reads_slurm_s_environment(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    monkeypatch.setenv("SLURM_NODEID", "2")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-09]")
+    tool = tmp_path / "scontrol"
+    tool.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-09]" ] && printf "gpu07\\ngpu08\\ngpu09\\n"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cfg = check("train_tokenizer", ["hardware=slurm", f"hardware.strategy={kind}", "hardware.num_processes=8"])
+    hardware = build(cfg.hardware)
+    assert (hardware.num_nodes, hardware.node_rank, hardware.address()) == (3, 2, "gpu07")
+    assert hardware.strategy == kind
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "multi_gpu", "fsdp", "slurm"])
+def test_hardware_configurations_compose(name):
+    hardware = build(check("train_generator", [f"hardware={name}"]).hardware)
+    assert hardware.strategy == ("fsdp" if name == "fsdp" else "ddp")
+    assert (hardware.num_processes is None) == (name in ("multi_gpu", "fsdp", "slurm"))

@@ -113,7 +113,7 @@ def _others_failed(store: TCPStore) -> bool:
         return True
 
 
-def _error(folder: Path, failures: dict[int, int], total: int) -> Exception:
+def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
     """The error that came first, as the process that had it wrote it down.
 
     Args:
@@ -122,12 +122,15 @@ def _error(folder: Path, failures: dict[int, int], total: int) -> Exception:
         total: number of processes on all machines.
     """
     index, status = next(iter(failures.items()))
-    reports = sorted((json.loads(f.read_text()) for f in folder.glob("error_*.json")), key=lambda r: r["time"])
+    reports = [json.loads(file.read_text()) for file in folder.glob("error_*.json")]
+    reports.sort(key=lambda report: (report.get("echo", False), report["time"]))
     was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
     if reports and not was_killed:
         first = reports[0]
         kinds = {2: GraincodeError, STATUS: Stopped}
         return kinds.get(first["status"], ProcessFailed)(first["message"])
+    if status == 130:
+        return KeyboardInterrupt()
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     return ProcessFailed(f"process {index} of {total} {how}: the same command goes on from the last checkpoint")
 

@@ -36,10 +36,11 @@ def run(cfg: DictConfig) -> float:
     opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
         return _dry(module, objective)
-    if opponent is not None and (hardware.compile or hardware.strategy == "fsdp"):
+    hides = hardware.compile or hardware.strategy == "fsdp" or hardware.mixed_precision == "fp16"
+    if opponent is not None and hides:
         raise GraincodeError(
-            "tokenizer/adversary=patch looks at the gradients of one layer, which hardware.compile=true and "
-            "hardware.strategy=fsdp hide: type hardware.compile=false hardware.strategy=ddp"
+            "tokenizer/adversary=patch looks at the gradients of one layer, which compilation, sharding and loss "
+            "scaling hide: type hardware.compile=false hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
     machine = hardware.machine()
