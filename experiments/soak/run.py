@@ -141,12 +141,12 @@ class Job:
             return "evaluating"
         return "exporting" if self.logged(STEPS, "val") else "training"
 
-    def until(self, seen: Callable[[], bool]) -> bool:
+    def until(self, seen: Callable[[], bool], pause: float = 0.0001) -> bool:
         """Wait until something is to be seen; False if the command ended, or hung, before."""
         while self.process.poll() is None and time.time_ns() - self.began < LIMIT_SECONDS * 1e9:
             if seen():
                 return True
-            time.sleep(0.0001)
+            time.sleep(pause)
         return False
 
     def workers(self) -> list[int]:
@@ -310,9 +310,28 @@ def damaged(root: Path, outcome: Outcome, name: str, rng: random.Random, how: st
     outcome.what = f"{file.name} of step {newest} named as damaged, went on from {newest - 5}"
 
 
+def reopened(root: Path, outcome: Outcome, name: str, rng: random.Random) -> None:
+    """A run that goes on is killed as soon as it touches its log, three times."""
+    job = Job(root, name, outcome.stage)
+    job.until(lambda: job.logged(28))
+    job.kill()
+    job.finish()
+    lines = []
+    for _ in range(3):
+        job = Job(root, name, outcome.stage)
+        lines.append(len((job.folder / "log.jsonl").read_text().splitlines()))
+        job.until(job.is_started, pause=0)
+        job.kill()
+        job.finish()
+    lines.append(len((job.folder / "log.jsonl").read_text().splitlines()))
+    outcome.what = f"lines before and after each of three kills: {', '.join(map(str, lines))}"
+    judge(root, outcome, Job(root, name, outcome.stage))
+
+
 def full(root: Path, outcome: Outcome, name: str, rng: random.Random, victim: str) -> None:
     """The disk is full when something is written, and has room again later."""
     more = {"state": [], "log": ["trainer.checkpoint_every=100"], "export": [LONG_EVALUATION]}[victim]
+    more = [*more, "trainer.keep_checkpoints=9"]  # none is pruned, which would make room
     with small_disk(root / name) as is_mounted:
         job, ballast = Job(root, name, outcome.stage, 1, *more), root / name / "ballast"
         sights = {"state": lambda: job.logged(12), "log": lambda: job.logged(20, "val"),
@@ -333,7 +352,7 @@ def full(root: Path, outcome: Outcome, name: str, rng: random.Random, victim: st
         outcome.expect(clear, f"no single line says what is wrong: {' / '.join(dict.fromkeys(errors))}")
         ballast.unlink(missing_ok=True)
         output = judge(root, outcome, Job(root, name, outcome.stage, 1, *more), ("train/",))
-        outcome.expect(f"going on from step {kept}" in output, "older states suffered")
+        outcome.expect(f"going on from step {kept}" in output, f"it did not go on from step {kept}")
         where, what = "tmpfs" if is_mounted else "RLIMIT_FSIZE", "one error line" if clear else "a traceback"
         outcome.what = f"{where}, status {status}, {what}, went on from {kept}"
 
@@ -387,6 +406,7 @@ FAULTS: dict[str, Callable[[Path, Outcome, str, random.Random], None]] = {
     "disk full for a state": partial(full, victim="state"),
     "disk full for the log": partial(full, victim="log"),
     "disk full for the export": partial(full, victim="export"),
+    "SIGKILL while the log is opened again": reopened,
     "one of two processes killed": rank_killed,
     "SIGTERM during evaluation": stopped,
     KILLED: killed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from graincode.core.errors import GraincodeError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; nothing changes if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.partial-", suffix=path.suffix)
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
     partial = Path(name)
@@ -41,7 +42,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     if path.exists():
         raise GraincodeError(f"{path} is there already: move it away, or type another run_name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
     os.chmod(partial, 0o777 & ~_umask())
     try:
         yield partial
@@ -50,6 +51,13 @@ def new_directory(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written by `replacing` or `new_directory`; no other may be writing."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.partial-[a-z0-9_]{8}(\.\w+)?", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,8 @@
+import errno
 import hashlib
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from graincode.engine.checkpoint import Checkpoints, read_about, read_state
 from graincode.engine.config import SCHEMAS, config_directory, nearest
 from graincode.engine.logging import LogSettings, Meter, RunLog, read_log
 from graincode.engine.loop import parameter_groups
-from graincode.files import new_directory, replacing
+from graincode.files import clear_leftovers, new_directory, replacing
 
 CPU = torch.device("cpu")
 
@@ -136,12 +138,6 @@ def test_a_state_that_is_a_pickle_is_not_run(tmp_path):
         read_state(checkpoints.path(1), CPU)
 
 
-def test_what_a_killed_process_left_behind_is_cleared(tmp_path):
-    (tmp_path / ".step_000000007-abc").mkdir()
-    Checkpoints(tmp_path).save(8, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["step_000000008"]
-
-
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("before")
@@ -234,3 +230,21 @@ def test_the_nearest_key_is_suggested():
 def test_every_root_config_is_there():
     for job in SCHEMAS:
         assert (config_directory() / f"{job}.yaml").is_file()
+
+
+def test_leftovers_are_cleared_and_nothing_else(tmp_path):
+    with replacing(tmp_path / "figures.json") as partial:
+        partial.write_text("{}")
+        half = shutil.copy(partial, partial.with_name(".figures.partial-abcdefgh.json"))  # as if it had been killed here
+    (tmp_path / "figures.json").unlink()
+    for name in (".export.partial-a1b2c3_d", ".keep", ".my-settings", "best.json", "step_1"):
+        (tmp_path / name).mkdir()
+    clear_leftovers(tmp_path)
+    assert not half.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", ".my-settings", "best.json", "step_1"]
+
+
+def test_a_full_disk_is_the_user_s_error():
+    full = GraincodeError.of_full_disk(OSError(errno.ENOSPC, "No space left on device", "log.jsonl"))
+    assert full.line.startswith("no room on the disk for log.jsonl (No space left on device): make room")
+    assert GraincodeError.of_full_disk(OSError(errno.EACCES, "no")) is None

@@ -54,8 +54,6 @@ class Checkpoints:
         Raises:
             GraincodeError: it cannot be written; states before are as they were.
         """
-        for leftover in self.folder.glob(".step_*"):  # of a process that was killed while it wrote
-            shutil.rmtree(leftover, ignore_errors=True)
         if not self.path(step).is_dir():
             try:
                 with new_directory(self.path(step)) as partial:

@@ -195,6 +195,11 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
             who = "" if rank == "0" else f"process {rank}: "
             print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:
+            if os.environ.get("GRAINCODE_DEBUG") or (full := GraincodeError.of_full_disk(error)) is None:
+                raise
+            print(f"error: {full}", file=sys.stderr)
+            sys.exit(2)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(STATUS)

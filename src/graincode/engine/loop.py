@@ -105,6 +105,7 @@ def train(
         average.load_state(state["average"])
         meter.load_state(state["meter"], machine.device)
         log.info("going on from step %d", step)
+    del state
     is_main = processes.is_main()
     run_log = RunLog(run.path, step, evaluated, logs, run.config) if is_main else None
     speed, health = _Speed(machine, trainer.batch_size, flops), _Health()

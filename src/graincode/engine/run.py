@@ -16,7 +16,7 @@ from torch import nn
 from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.export import save_export
-from graincode.files import short_hash, write_json
+from graincode.files import clear_leftovers, short_hash, write_json
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Run:
             ) from None
         try:
             self._claim()
+            for folder in (self.path, self.path / "state"):
+                clear_leftovers(folder)
         except BaseException:
             self._lock.close()
             raise
@@ -93,11 +95,11 @@ class Run:
         return objective
 
     def _finish(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
-        link = self.path.parent / f".latest-{os.getpid()}"
+        link = self.path.parent / f".latest-{self.path.name}"
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         os.replace(link, self.path.parent / "latest")
+        write_json(self.path / "result.json", result)  # last: behind it, nothing is done again
 
     def export(self, kind: str, config: dict[str, Any], module: nn.Module, **provenance: Any) -> None:
         """Write the trained model to `export/`, unless an interrupted run has done so already."""

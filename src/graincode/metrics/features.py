@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -28,13 +26,13 @@ from tqdm import tqdm
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
+from graincode.data.published import network_timeout
 from graincode.files import cache_root, replacing
 
 INCEPTION_NAME = "inception-v3-compat"
 
 _LITE0_RECIPE = "tf_efficientnet_lite0; bilinear with antialias; (x - 127) / 128"
 _INCEPTION_RECIPE = "torch-fidelity inception-v3-compat; 2048; logits_unbiased"
-_NETWORK_TIMEOUT_SECONDS = 20
 
 _logger = logging.getLogger(__name__)
 
@@ -402,7 +400,7 @@ def _read_lite0() -> dict[str, Tensor]:
 
 def _download_inception() -> dict[str, Tensor]:
     try:
-        with _network_timeout():
+        with network_timeout():
             return torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", weights_only=True, check_hash=True
             )
@@ -412,16 +410,6 @@ def _download_inception() -> dict[str, Tensor]:
             f"evaluation.features.weights=/path/to/{Path(URL_INCEPTION_V3).name}, or ask for another network with "
             "evaluation/features=lite0_112"
         ) from None
-
-
-@contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_NETWORK_TIMEOUT_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _read_features(path: Path, identity: str, origin: Mapping[str, str]) -> Features:
