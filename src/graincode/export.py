@@ -82,7 +82,13 @@ def save_export(path: Path, kind: str, config: dict[str, Any], module: nn.Module
     _check_targets(config, path)
     with new_directory(path) as partial:
         weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-        save_file(weights, partial / "weights.safetensors")
+        try:
+            save_file(weights, partial / "weights.safetensors")
+        except SafetensorError as error:  # as which it reports a full disk
+            raise GraincodeError(
+                f"the export cannot be written to {path} ({' '.join(str(error).split())[:120]}): make room; the same "
+                "command then writes it"
+            ) from error
         digest = _sha256(partial / "weights.safetensors")
         about = {"format": FORMAT, "kind": kind, "provenance": provenance, "weights_sha256": digest, "model": config}
         write_json(partial / "config.json", about)

@@ -47,6 +47,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield partial
         for file in partial.iterdir():
+            os.chmod(file, 0o666 & ~_umask())  # some libraries write for the owner alone
             _to_disk(file)
         os.replace(partial, path)
     finally:

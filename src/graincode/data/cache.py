@@ -151,7 +151,7 @@ class CachedImages(ImageDataset):
 
 
 def _build(images: EncodedImages, folder: Path, needed: int) -> None:
-    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed, as the lock is ours
+    for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a process that was killed, as the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:

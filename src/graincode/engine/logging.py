@@ -16,7 +16,7 @@ from torch import Tensor
 from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
-from graincode.files import short_hash
+from graincode.files import replacing, short_hash
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class RunLog:
             for line in read_log(folder)
             if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
         ]
-        self._file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with replacing(self._file) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._writer = self._wandb = None
         if settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
