@@ -38,7 +38,8 @@ def work(job: str, folder: Path, parent: int) -> int:
         problem = {"status": STATUS, "message": str(stopped)}
     except KeyboardInterrupt:
         return 130
-    except OtherProcessFailed:  # which tells its own story
+    except OtherProcessFailed:  # which tells its own story, and is given the time for it
+        time.sleep(20)
         return 2
     except GraincodeError as error:
         problem = {"status": 2, "message": error.line}

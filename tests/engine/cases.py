@@ -137,11 +137,11 @@ def main(folder: Path, names: list[str]) -> None:
         )
         hardware = Hardware(
             num_processes=world, gradient_accumulation=1 if way == "whole" else 2, tf32=False, threads=1,
-            gradient_checkpointing=way == "parts", strategy="fsdp" if way == "sharded" else "ddp",
+            gradient_checkpointing=way == "parts", strategy="fsdp" if way.startswith("sharded") else "ddp",
         )  # fmt: skip
         # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
         optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-        if way in ("straight", "resumed"):  # of which the second must be bit-equal to the first
+        if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first
             optimizer = partial(torch.optim.Adam, lr=1e-3)
         trainer = OmegaConf.create({
             "steps": STEPS, "batch_size": BATCH, "warmup_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.9,
@@ -153,7 +153,7 @@ def main(folder: Path, names: list[str]) -> None:
         with run:
             again = partial(train, machine=machine, make_optimizer=optimizer, trainer=trainer, seed=5, run=run,
                             logs=LogSettings(False))  # fmt: skip
-            if way == "resumed":
+            if way.endswith("resumed"):
                 player, update = stage.players[0], stage.players[0].update
 
                 def interrupt(trained: nn.Module, update=update, calls=[]) -> None:  # noqa: B006

@@ -100,7 +100,7 @@ def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     assert checkpoints.steps() == [20, 15]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "newer", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "empty"])
 def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, damage, caplog):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2):
@@ -111,16 +111,26 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, damage, c
         content = content[:-100]
     elif damage == "flipped bit":
         content[len(content) // 2] ^= 4
-    elif damage == "newer":
-        about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
     else:
         about.write_text("")
     state.write_bytes(content)
     found = checkpoints.load(CPU)
     assert found["step"] == 1
     assert str(tmp_path / "step_000000002") in caplog.text
-    checkpoints.drop_after(1)
+    checkpoints.set_aside_after(1)
     assert checkpoints.steps() == [1]
+    assert (tmp_path / "damaged_step_000000002").is_dir()
+
+
+def test_a_state_of_another_version_is_refused_and_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {})
+    about = checkpoints.path(2) / "state.json"
+    about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(GraincodeError, match="has state format 2, this version reads 1"):
+        checkpoints.load(CPU)
+    assert checkpoints.steps() == [2, 1]
 
 
 def test_a_state_that_is_a_pickle_is_not_run(tmp_path):
@@ -235,7 +245,9 @@ def test_every_root_config_is_there():
 def test_leftovers_are_cleared_and_nothing_else(tmp_path):
     with replacing(tmp_path / "figures.json") as partial:
         partial.write_text("{}")
-        half = shutil.copy(partial, partial.with_name(".figures.partial-abcdefgh.json"))  # as if it had been killed here
+        half = shutil.copy(
+            partial, partial.with_name(".figures.partial-abcdefgh.json")
+        )  # as if it had been killed here
     (tmp_path / "figures.json").unlink()
     for name in (".export.partial-a1b2c3_d", ".keep", ".my-settings", "best.json", "step_1"):
         (tmp_path / name).mkdir()

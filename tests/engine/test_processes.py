@@ -17,6 +17,7 @@ from graincode.data.loader import Schedule
 from graincode.engine.config import build, check
 from graincode.engine.ema import AveragedWeights
 from graincode.engine.hardware import Hardware
+from graincode.engine.loop import _fingerprint
 from graincode.generator import AutoregressiveObjective
 from graincode.recompute import Recomputable
 from graincode.stages import Step
@@ -25,7 +26,7 @@ COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
 ]  # fmt: skip
-SHARDED = ["tokenizer-64-sharded", "generator-64-sharded"]
+SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,20 @@ def test_a_run_that_was_interrupted_ends_bit_equal(trained, kind, world):
     first, second = ((trained / f"{kind}-32-{way}-{world}.json").read_text() for way in ("straight", "resumed"))
     values = [[line["train/loss"] for line in json.loads(text)] for text in (first, second)]
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_a_sharded_run_that_was_interrupted_goes_on(trained):
+    whole, resumed = (weights(trained, f"tokenizer-32-{way}", 2) for way in ("straight", "shardedresumed"))
+    assert distance(whole, resumed) < 1e-2  # Adam in float32
+
+
+def test_fingerprints_see_every_bit_and_its_place():
+    rows = torch.randn(6, 3)
+    assert _fingerprint(rows) == _fingerprint(rows.clone())
+    assert _fingerprint(rows[[1, 0, 2, 3, 4, 5]]) != _fingerprint(rows)
+    assert _fingerprint(rows.nextafter(rows + 1)) != _fingerprint(rows)
+    for kind in (torch.bool, torch.bfloat16, torch.float64):
+        assert _fingerprint(rows.to(kind)).dtype == torch.int64
 
 
 @pytest.mark.parametrize("name", COMMON + SHARDED)

@@ -172,7 +172,8 @@ def test_a_process_that_dies_ends_the_others_with_its_error(victim, inside):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_signal_to_the_command_stops_all_processes_with_a_state(number, inside):
     run = Path(f"runs/train_tokenizer/two-{number.name}")
-    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, f"run_name={run.name}")
+    more = [f"run_name={run.name}", "hardware.workers=1"]
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, *more)
     wait_for_step(run, 4)
     process.send_signal(number)
     status, _, err = finish(process, 60)
@@ -180,6 +181,19 @@ def test_a_signal_to_the_command_stops_all_processes_with_a_state(number, inside
     last = err.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after step ")
     assert (run / f"state/step_{int(last.split()[5].rstrip(',')):09d}").is_dir()
+
+
+def test_a_signal_to_all_processes_of_a_run_spares_those_that_load_its_data(inside):
+    """As a terminal's Ctrl-C and SLURM send it."""
+    run = Path("runs/train_tokenizer/group")
+    more = [f"run_name={run.name}", "hardware.workers=2", "trainer.eval_every=3"]
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG[::2], *more)
+    wait_for_step(run, 4)
+    for pid in (*children(process.pid), process.pid):
+        os.kill(pid, signal.SIGTERM)
+    status, _, err = finish(process, 60)
+    assert status == 75, err
+    assert "Traceback" not in err
 
 
 def test_a_second_ctrl_c_ends_all_at_once(inside):

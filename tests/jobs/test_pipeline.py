@@ -161,7 +161,15 @@ def test_a_run_can_start_from_the_state_of_another(inside, capsys):
     state = "trainer.resume=runs/train_tokenizer/tok/state/step_000000006"
     command("train_tokenizer", *base, state, "trainer.steps=8", "run_name=longer")
     assert "going on from step 6" in capsys.readouterr().out
-    assert [line["step"] for line in read_log(Path("runs/train_tokenizer/longer"))] == [6, 8, 8]
+    run = Path("runs/train_tokenizer/longer")
+    assert [line["step"] for line in read_log(run)] == [6, 8, 8]
+    assert json.loads((run / "state/best.json").read_text())["step"] in (6, 8)
+
+
+def test_the_smallest_batch(inside):
+    base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "trainer.batch_size=1", "trainer.steps=2"]
+    command("train_tokenizer", *base, "run_name=smallest")
+    assert result(Path("runs/train_tokenizer/smallest"))["objective"] > 0
 
 
 def test_the_best_weights_can_be_exported(inside, monkeypatch):

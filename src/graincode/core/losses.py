@@ -31,12 +31,19 @@ class Term:
 
     def over(self, count: Tensor | float) -> Tensor:
         """total / another count, 0 if that is 0."""
-        return self.total / torch.as_tensor(count, device=self.total.device).clamp(min=1)
+        return self.total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
     @property
     def is_reported_only(self) -> bool:
         """Whether the loss is without it."""
         return not isinstance(self.weight, Tensor) and self.weight == 0
+
+
+def as_count(count: Tensor | float, like: Tensor) -> Tensor:
+    """A count as a () float64 tensor on another tensor's device, which is not waited for."""
+    if isinstance(count, Tensor):
+        return count.to(like.device, torch.float64)
+    return torch.full((), count, dtype=torch.float64, device=like.device)
 
 
 def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:

@@ -114,6 +114,9 @@ def write_split(
         path.mkdir(exist_ok=True)
         for name, (kind, shape) in shapes.items():
             np.lib.format.open_memmap(names[name], mode="w+", dtype=kind, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in a memory map it kills the process
+                with names[name].open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     processes.on_main(make)
     arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in names.items()}

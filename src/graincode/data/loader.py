@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,15 +76,18 @@ class StepSampler(Sampler[list[int]]):
 
 def training_loader(
     dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
-) -> DataLoader[Any]:
-    """A loader of the micro-batches of steps `start` + 1 to `stop`."""
-    return DataLoader(
-        dataset,
-        sampler=StepSampler(schedule, start, stop),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+) -> Generator[Any]:
+    """The micro-batches of steps `start` + 1 to `stop`; close it to end its workers."""
+    return _batches(
+        DataLoader(
+            dataset,
+            sampler=StepSampler(schedule, start, stop),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_outlive_signals,
+        )
     )
 
 
@@ -104,7 +109,28 @@ def in_order(
         mine = processes.share(len(starts))
         starts = starts[mine.start : mine.stop]
     parts = [range(start, min(start + batch_size, count)) for start in starts]
-    yield from DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers)
+    yield from _batches(
+        DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals)
+    )
+
+
+def _batches(loader: DataLoader[Any]) -> Generator[Any]:
+    """A loader's batches; at the end, and when an error ends it early, its workers are told to go."""
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()
+
+
+def _outlive_signals(_: int) -> None:
+    """Let the process that loads data live on when all processes of a run get a signal: the run finishes its step."""
+    os.setpgid(0, 0)  # out of the reach of a terminal's Ctrl-C
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # the second one is for the worker itself
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @lru_cache(maxsize=2)

@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 
 
+class Damaged(GraincodeError):
+    """A state is not what was written."""
+
+
 class Checkpoints:
     """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`.
 
@@ -88,22 +92,24 @@ class Checkpoints:
         """The newest state that can be read, or None; a damaged one is named, and the one before is taken.
 
         Raises:
-            GraincodeError: there are states, and all of them are damaged.
+            GraincodeError: there are states, and all of them are damaged, or one is of another version.
         """
         for step in self.steps():
             try:
                 return read_state(self.path(step), device)
-            except GraincodeError as error:
+            except Damaged as error:
                 log.warning("%s: trying the one before", error)
         if self.steps():
             raise GraincodeError(f"all states in {self.folder} are damaged: move them away to start from step 0")
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Remove states of later steps: damaged ones, whose steps are about to be done again."""
+    def set_aside_after(self, step: int) -> None:
+        """Rename states of later steps: damaged ones, whose steps are about to be done again."""
         for later in self.steps():
             if later > step:
-                shutil.rmtree(self.path(later))
+                aside = self.folder / f"damaged_{self.path(later).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                self.path(later).rename(aside)
 
     def _prune(self) -> None:
         for older in self.steps()[self.keep :]:
@@ -115,15 +121,19 @@ def read_about(path: Path) -> dict[str, Any]:
     """What `state.json` of a state says.
 
     Raises:
-        GraincodeError: there is none, it is damaged, or of a newer format.
+        Damaged: there is none, or it is not what was written.
+        GraincodeError: it is of another format.
     """
     try:
         about = json.loads((path / "state.json").read_text())
         found = about["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GraincodeError(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+        raise Damaged(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
     if found != FORMAT:
-        raise GraincodeError(f"{path} has state format {found}, this version reads {FORMAT}")
+        raise GraincodeError(
+            f"{path} has state format {found}, this version reads {FORMAT}: "
+            "type the version of graincode that wrote it, or another run_name"
+        )
     return about
 
 
@@ -131,7 +141,8 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """A state, proven to be what was written.
 
     Raises:
-        GraincodeError: it is damaged or of a newer format.
+        Damaged: it is not what was written.
+        GraincodeError: it is of another format.
     """
     about = read_about(path)
     try:
@@ -139,7 +150,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
             raise ValueError("its content has changed since it was written")
         return torch.load(path / "state.pt", map_location=device, weights_only=True)
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
-        raise GraincodeError(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+        raise Damaged(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
 
 
 def _sha256(path: Path) -> str:

@@ -444,7 +444,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
             kept["trainer"] |= {k: trainer[k] for k in ("eval_every", "eval_images")}
         if trainer["resume"] not in ("auto", "never"):
             inputs["resume"] = read_about(Path(trainer["resume"]))["sha256"]
-        kept["precision"] = {k: config["hardware"][k] for k in ("mixed_precision", "tf32")}
+        hardware = config["hardware"]
+        tf32 = hardware["tf32"] and hardware["device"] == "gpu"
+        kept["precision"] = {"mixed_precision": hardware["mixed_precision"], "tf32": tf32}
     if inputs:
         kept["inputs"] = inputs
     identity = _flatten(kept)

@@ -20,11 +20,10 @@ class AveragedWeights:
     """The exponential moving average of a module's parameters; buffers are copied, since a codebook is an average
     already.
 
-    The average is warmed up: after n steps its decay is 1 - (1 + n)^(-2/3), until that exceeds `decay`.
+    The average is warmed up: at step n its decay is 1 - n^(-2/3), until that exceeds `decay`.
 
     Args:
-        plain: the module that evaluation, samples and exports use.
-        wrapped: the module that is trained; shares `plain`'s tensors unless it is sharded.
+        plain: the whole module, which shares its tensors with the one that is trained unless that is sharded.
         decay: of the average, in [0, 1); 0 switches it off, and the trained weights themselves are used.
         machine: that they are on.
     """

@@ -53,7 +53,7 @@ class Hardware:
         gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
         gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
         compile: whether models go through torch.compile in training.
-        tf32: whether float32 matrix products may use TF32.
+        tf32: whether float32 matrix products and convolutions of training may use TF32.
         workers: processes that load data, for each process; 0 loads in the process itself.
         threads: CPU threads of one process; None divides the cores among the processes of a machine.
         peak_tflops: of one device in the precision of training, for the model FLOP utilisation; None leaves it out.
@@ -139,9 +139,11 @@ class Hardware:
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return names.stdout.split()[0]
 
-    def machine(self) -> Machine:
-        """Set torch up, join the other processes if there are any, and give what training needs.
+    def machine(self, training: bool = False) -> Machine:
+        """Set torch up, join the other processes if there are any, and give what the job runs on.
 
+        Args:
+            training: whether TF32 may be used.
         Raises:
             GraincodeError: a GPU is asked for and there is none.
         """
@@ -149,9 +151,11 @@ class Hardware:
         if not on_cpu and not torch.cuda.is_available():
             raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        divided = max((os.cpu_count() or 1) // together, 1)
+        divided = max(usable_cores() // together, 1)
         torch.set_num_threads(self.threads or (divided if together > 1 else _DEFAULT_THREADS))
-        torch.set_float32_matmul_precision("high" if self.tf32 and not on_cpu else "highest")
+        tf32 = training and self.tf32 and not on_cpu
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, timeout=timedelta(minutes=self.timeout_minutes))
@@ -164,6 +168,11 @@ class Hardware:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
         return Machine(self, accelerator)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has, where a scheduler says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Machine:

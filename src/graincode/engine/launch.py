@@ -22,7 +22,7 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from graincode.core.errors import GraincodeError
-from graincode.engine.hardware import Hardware
+from graincode.engine.hardware import Hardware, usable_cores
 from graincode.engine.interruption import SIGNALS, STATUS, Stopped
 
 _POLL_SECONDS = 0.1
@@ -49,10 +49,10 @@ def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are ours to tell
     local, nodes = hardware.local_processes, hardware.num_nodes
-    port = hardware.main_port or _free_port()
-    if nodes > 1 and hardware.main_port is None:
+    port = hardware.main_port if nodes > 1 else _free_port()
+    if port is None:
         raise GraincodeError("hardware.main_port is not set: type hardware.main_port=29500, the same on all machines")
-    threads = hardware.threads or max((os.cpu_count() or 1) // local, 1)
+    threads = hardware.threads or max(usable_cores() // local, 1)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         environments = {
@@ -145,7 +145,10 @@ def _forwarding(context: PContext) -> Iterator[None]:
         interrupts += number == signal.SIGINT
         for pid in context.pids().values():
             with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL if interrupts > 1 else number)
+                if interrupts > 1:
+                    os.killpg(pid, signal.SIGKILL)
+                else:  # not the workers that load its data: it still needs them
+                    os.kill(pid, number)
         if interrupts > 1:
             os._exit(130)
 

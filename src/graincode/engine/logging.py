@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
-from graincode.core.losses import Term
+from graincode.core.losses import Term, as_count
 from graincode.files import replacing, short_hash
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Meter:
         """Take in one batch's terms; with a weight of 0, their names alone."""
         for name, term in terms.items():
             total = term.total.detach().double()
-            pair = torch.stack([total, torch.as_tensor(term.count, dtype=torch.float64, device=total.device)])
+            pair = torch.stack([total, as_count(term.count, total)])
             pair = pair * weight
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
-from graincode.core.losses import Term, weighted_sum
+from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import Draws
 from graincode.core.schedules import warmup_cosine
 from graincode.data.loader import Schedule, training_loader
@@ -102,6 +102,8 @@ def train(
             load_training_state(seat.wrapped, seat.optimizer, state["players"][seat.player.name])
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
+        if machine.is_sharded:  # what was trained is a copy
+            plain.load_state_dict(state["players"][stage.players[0].name]["module"])
         average.load_state(state["average"])
         meter.load_state(state["meter"], machine.device)
         log.info("going on from step %d", step)
@@ -109,10 +111,8 @@ def train(
     is_main = processes.is_main()
     run_log = RunLog(run.path, step, evaluated, logs, run.config) if is_main else None
     speed, health = _Speed(machine, trainer.batch_size, flops), _Health()
-    batches = iter(
-        training_loader(
-            stage.dataset, schedule, step, trainer.steps, machine.hardware.workers, machine.device.type == "cuda"
-        )
+    batches = training_loader(
+        stage.dataset, schedule, step, trainer.steps, machine.hardware.workers, machine.device.type == "cuda"
     )
     bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not is_main)
 
@@ -182,6 +182,7 @@ def train(
         return module.eval(), figures
     finally:
         bar.close()
+        batches.close()
         if is_main:
             run_log.close()
 
@@ -213,10 +214,11 @@ def _train_step(
         places = schedule.places(step, part)
         draws = Draws(schedule.seed, torch.arange(places.start, places.stop, device=device))
         micro_batches.append((stage.prepare(batch.to(device), draws), Step(step, draws)))
-    stop = torch.tensor([float(interruption.signal is not None)], dtype=torch.float64, device=device)
+    stop = torch.full((1,), float(interruption.signal is not None), dtype=torch.float64, device=device)
     counts: list[dict[str, Tensor] | None] = [None] * len(seats)
     if parts > 1:
-        counts, stop = _global_counts([[s.player.counts(batch) for batch, _ in micro_batches] for s in seats], stop)
+        counts, agreed = _global_counts([[s.player.counts(batch) for batch, _ in micro_batches] for s in seats], stop)
+        vote = _Vote(agreed)
     totals: dict[str, Tensor] = {}
     for part, (batch, details) in enumerate(micro_batches):
         # dropout: other numbers for every micro-batch, whichever process it comes to
@@ -228,6 +230,7 @@ def _train_step(
                 if parts == 1 and processes.count() > 1:  # the terms themselves tell
                     own = {name: term.count for name, term in terms.items() if not term.is_reported_only}
                     (counts[index],), agreed = _global_counts([[own]], stop)
+                    vote = _Vote(agreed)
                 loss = weighted_sum(terms, counts[index])
                 # gradients are averaged over the processes, but these losses are parts of one sum
                 machine.accelerator.backward(loss * processes.count())
@@ -237,8 +240,6 @@ def _train_step(
                 totals[name] = totals.get(name, 0) + term.total.detach().double()
             if index == 0:
                 totals["loss"] = totals.get("loss", 0) + loss.detach().double()
-    if parts == 1 and processes.count() > 1:
-        stop = agreed
     meter.add({"loss": Term(totals["loss"] * processes.count(), 1)})
     for seat in seats:
         norm = machine.clip_gradients(seat.wrapped, limit).detach()
@@ -251,7 +252,25 @@ def _train_step(
             totals[name] = norm.double()
     health.add(step, totals)
     speed.step()
-    return bool(stop > 0)
+    return vote.result() if processes.count() > 1 else interruption.signal is not None
+
+
+class _Vote:
+    """A number that the device knows early in a step and the host reads at its end, without waiting for the rest."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._number, self._event = number, None
+        if number.is_cuda:
+            self._number = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
+            self._number.copy_(number, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def result(self) -> bool:
+        """Whether it is above 0."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._number > 0)
 
 
 def _global_counts(
@@ -260,7 +279,7 @@ def _global_counts(
     """Counts of all micro-batches (inner list) of all processes, for each player; and whether any wants to stop."""
     names = [list(micro_batches[0]) for micro_batches in counts]
     flat = [
-        sum(torch.as_tensor(part[name], dtype=torch.float64, device=stop.device) for part in micro_batches)
+        sum(as_count(part[name], stop) for part in micro_batches)
         for micro_batches, own in zip(counts, names, strict=True)
         for name in own
     ]
@@ -398,10 +417,12 @@ def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> d
                 f"trainer.resume={path} is of a run with other settings ({differing}): type the settings of that run; "
                 "only trainer.steps may differ"
             )
-        state = read_state(path, torch.device("cpu"))
+        state = read_state(path, torch.device("cpu")) | {"best": math.inf}
+        # as its own, so that its evaluation can be the best
+        processes.on_main(lambda: checkpoints.save(state["step"], state, identity=run.identity))
     found = 0 if state is None else state["step"]
     processes.check_agreement("the step to go on from", found)
-    processes.on_main(lambda: checkpoints.drop_after(found))
+    processes.on_main(lambda: checkpoints.set_aside_after(found))
     return state
 
 
@@ -413,7 +434,10 @@ def _seat(player: Player, machine: Machine, make_optimizer: Callable[..., torch.
 def _training_flops(stage: Stage, machine: Machine, schedule: Schedule) -> float:
     """FLOPs of the first player's training on one item, counted on the first four of the stream."""
     player, items = stage.players[0], range(min(4, schedule.batch_size))
-    batch, step = stage.dataset[schedule.indices(items)], Step(0, Draws(0, torch.arange(4, device=machine.device)))
+    batch, step = (
+        stage.dataset[schedule.indices(items)],
+        Step(0, Draws(0, torch.arange(len(items), device=machine.device))),
+    )
     player.module.eval()
     with FlopCounterMode(display=False) as counter:
         loss = weighted_sum(player.terms(player.module, batch.to(machine.device), step))
@@ -435,14 +459,21 @@ def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
     ]
     if processes.count() == 1 or not named:
         return
-    sums = torch.stack([tensor.detach().double().sum() for _, tensor in named])
-    every = processes.gather_rows(sums[None], equal=True)
-    differing = (every.nan_to_num() != every[:1].nan_to_num()).any(dim=0).nonzero().flatten()
+    prints = torch.stack([_fingerprint(tensor) for _, tensor in named])
+    every = processes.gather_rows(prints[None], equal=True)
+    differing = (every != every[:1]).any(dim=0).nonzero().flatten()
     if len(differing):
         raise GraincodeError(
             f"{named[int(differing[0])][0]} differs between processes: this is a bug or a broken machine; "
             "the states that were saved before are good"
         )
+
+
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """An int64 number that depends on every bit of a tensor and its place."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().flatten().view(whole).long()
+    return (bits * (2 * torch.arange(len(bits), device=bits.device) + 1)).sum()
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

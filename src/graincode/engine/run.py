@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from graincode.export import save_export
 from graincode.files import clear_leftovers, short_hash, write_json
 
 log = logging.getLogger(__name__)
+
+_LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a killed run, and hold its lock
 
 
 class Run:
@@ -45,13 +48,18 @@ class Run:
     def _open(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "run.lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise GraincodeError(
-                f"another process works in {self.path}: wait for it, or type another run_name"
-            ) from None
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._lock.close()
+                    raise GraincodeError(
+                        f"another process works in {self.path}: wait for it, or type another run_name"
+                    ) from None
+                time.sleep(0.2)
         try:
             self._claim()
             for folder in (self.path, self.path / "state"):
@@ -62,6 +70,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         if processes.is_main():
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: processes that load data have it open too
             self._lock.close()
 
     def _claim(self) -> None:

@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> float:
     inputs = {"codes": codes.identity}
     if cfg.init_from is not None:
         inputs["init_from"] = load_weights(module, cfg.init_from, "generator")
-    machine = hardware.machine()
+    machine = hardware.machine(training=True)
     with open_run("train_generator", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)

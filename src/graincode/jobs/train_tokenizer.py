@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> float:
             "scaling hide: type hardware.compile=false hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
-    machine = hardware.machine()
+    machine = hardware.machine(training=True)
     with open_run("train_tokenizer", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)

@@ -289,11 +289,15 @@ def cached_features(
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "features"
     path = folder / f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
     origin = {"weights": network.weights_hash, "content": content_hash}
-    if bool(processes.broadcast_(torch.tensor([float(path.is_file())]))):
+    stored = None
+    if path.is_file():
         try:
-            return _read_features(path, network.identity, origin)
+            stored = _read_features(path, network.identity, origin)
         except (SafetensorError, OSError, ValueError) as error:
             _logger.warning("%s is damaged (%s): computing it again", path, error)
+    # extraction is work for all processes: they must agree on whether it is needed
+    if int(processes.sum_(torch.tensor([int(stored is None)]))) == 0:
+        return stored
     _make_writable(path.parent)
     found = network.extract(batches(), progress)
     tensors = {"features": found.features, "logits": found.logits}
