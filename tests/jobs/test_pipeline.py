@@ -129,7 +129,7 @@ def test_a_signal_stops_a_run_and_the_same_command_ends_it_as_if_nothing_had_bee
 ):
     name, before = f"stopped-{number.name}", signal.getsignal(number)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        signal_after(patch, 3, number)
+        signal_after(patch, 4, number)
         command(job, *overrides_of(job, inside), f"run_name={name}")
     assert stop.value.code == 75
     said = capsys.readouterr().err.splitlines()[-1]
@@ -144,7 +144,7 @@ def test_a_signal_stops_a_run_and_the_same_command_ends_it_as_if_nothing_had_bee
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(inside, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        signal_after(patch, 3, signal.SIGTERM)
+        signal_after(patch, 4, signal.SIGTERM)
         command("train_tokenizer", *overrides_of("train_tokenizer", inside), "run_name=damaged")
     states = Path("runs/train_tokenizer/damaged/state")
     assert sorted(path.name for path in states.glob("step_*")) == ["step_000000003", "step_000000004"]
