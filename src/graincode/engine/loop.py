@@ -222,7 +222,7 @@ def _train_step(
     totals: dict[str, Tensor] = {}
     for part, (batch, details) in enumerate(micro_batches):
         # dropout: other numbers for every micro-batch, whichever process it comes to
-        torch.manual_seed(((schedule.seed << 40) + schedule.places(step, part).start) % (1 << 63))
+        machine.seed(((schedule.seed << 40) + schedule.places(step, part).start) % (1 << 63))
         for index, seat in enumerate(seats):
             with machine.no_sync(seat.wrapped, part == parts - 1):
                 with machine.accelerator.autocast():
