@@ -29,7 +29,7 @@ from graincode.data.loader import Schedule, training_loader
 from graincode.engine.checkpoint import Checkpoints, read_about, read_state
 from graincode.engine.config import TrainerConfig
 from graincode.engine.ema import AveragedWeights
-from graincode.engine.hardware import Machine, load_training_state, training_state
+from graincode.engine.hardware import Machine, full_state, load_training_state, training_state
 from graincode.engine.interruption import Interruption, Stopped
 from graincode.engine.logging import LogSettings, Meter, RunLog
 from graincode.engine.run import Run
@@ -103,7 +103,7 @@ def train(
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
         if machine.is_sharded:  # what was trained is a copy
-            plain.load_state_dict(state["players"][stage.players[0].name]["module"])
+            plain.load_state_dict(full_state(seats[0].trained))
         average.load_state(state["average"])
         meter.load_state(state["meter"], machine.device)
         log.info("going on from step %d", step)
