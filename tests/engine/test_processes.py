@@ -91,7 +91,7 @@ def test_a_run_that_was_interrupted_ends_bit_equal(trained, kind, world):
 
 def test_a_sharded_run_that_was_interrupted_goes_on(trained):
     whole, resumed = (weights(trained, f"tokenizer-32-{way}", 2) for way in ("straight", "shardedresumed"))
-    assert distance(whole, resumed) < 1e-2  # Adam in float32
+    assert distance(whole, resumed) < 1e-3  # Adam in float32
 
 
 def test_fingerprints_see_every_bit_and_its_place():
