@@ -236,7 +236,8 @@ class Machine:
 
     def clip_gradients(self, wrapped: nn.Module, limit: float) -> Tensor:
         """The norm of all gradients, (), before they are scaled down to `limit`."""
-        norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), limit)
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(wrapped.parameters(), limit)  # Accelerate's looks at every weight first
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
 
 
