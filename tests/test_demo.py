@@ -66,7 +66,7 @@ def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
     overrides = [
         "data=image_folder", "data.root=images", "data.image_size=32", "data.test_fraction=0.3",
         *TINY_TOKENIZER, *TINY_GENERATOR, *TINY_TRAINER,
-        "sample:num_samples=4", "evaluate_samples:evaluation.num_samples=12", "evaluate_samples:batch_size=6",
+        "sample:num_samples=4", "evaluate_samples:images.num_samples=12", "evaluate_samples:batch_size=6",
     ]  # fmt: skip
     run = subprocess.run
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -77,7 +77,7 @@ def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
     assert Path("runs/demo/train_tokenizer/train_tokenizer/export/weights.safetensors").stat().st_mtime_ns == trained
     text = page.read_text()
     assert "smooth" in text
-    assert "FD (lite0@112)" in text
+    assert "Fréchet distance (lite0@112)" in text
     assert "data.root=images" in text
     seconds = json.loads(Path("runs/demo/seconds.json").read_text())
     assert len(seconds) == 6

@@ -18,7 +18,8 @@ from graincode.files import write_json
 from graincode.report import _lengths, write_report
 
 HOSTILE = '<b>"busy"&amp'
-FIGURES = {"frechet_distance": 12.345678, "inception_score": 2.5, "inception_score_std": 0.125, "codes_per_image": 40.5}
+FIGURES = {"is_lite0@112": 2.5, "codes_per_image": 40.5}
+DISTANCE = 12.345678
 RECONSTRUCTION = {
     "mse": 0.01,
     "psnr_of_mean": 20.0,
@@ -26,11 +27,16 @@ RECONSTRUCTION = {
     "codebook_usage": 1.0,
     "codebook_perplexity": 9.0,
 }
-CLASSES = {"class_accuracy": 0.4, "class_accuracy_of_real_images": 0.8, "class_accuracy_ratio": 0.5}
+CLASSES = {
+    "class_accuracy_lite0@112": 0.4,
+    "class_accuracy_of_real_images_lite0@112": 0.8,
+    "class_accuracy_ratio_lite0@112": 0.5,
+}
 RECORD = {
-    "features": "lite0@112", "features_identity": "lite0@112:0123", "reference": "folder test", "reference_images": 12,
-    "reference_hash": "abcdef" * 10, "inception_splits": 2, "tokenizer": "feedbeef", "images": 12,
-    "versions": {"graincode": "0.1.0"},
+    "features": {"lite0@112": "lite0@112:0123"}, "reference": "folder test", "reference_count": 12,
+    "reference_hash": "abcdef" * 10, "settings": {"inception_splits": 2}, "tokenizer": "feedbeef", "count": 12,
+    "uncertainty": {"is_lite0@112": {"std": 0.125, "is": "standard deviation over 2 splits"}},
+    "warnings": ["only <12> images"], "versions": {"graincode": "0.1.0"},
 }  # fmt: skip
 
 
@@ -70,11 +76,11 @@ def folder(inside, tmp_path):
     (images / "busy").rename(images / HOSTILE)
     name_classes(folder, [HOSTILE, "smooth"])
     data = {"_target_": "graincode.data.ImageFolder", "root": str(images), "image_size": 32, "test_fraction": 0.3}
-    config = {"data": data, "evaluation": {"split": "test", "ratios": None}}
+    config = {"data": data, "images": {"split": "test", "ratios": None}}
     drawn = {"generator": "cafe", "sampler": {"temperature": 0.75}, "seed": 7}
     for name, figures, more in (
-        ("reconstructions", FIGURES | RECONSTRUCTION, {"ratios": None}),
-        ("samples", FIGURES | CLASSES | {"frechet_distance_of_real_images": 1.5}, drawn),
+        ("reconstructions", {"rfd_lite0@112": DISTANCE} | FIGURES | RECONSTRUCTION, {"ratios": None}),
+        ("samples", {"fd_lite0@112": DISTANCE} | FIGURES | CLASSES | {"fd_floor_lite0@112": 1.5}, drawn),
     ):
         run = folder / "evaluate" / f"evaluate_{name}"
         run.mkdir(parents=True)
@@ -110,7 +116,17 @@ def test_the_page_shows_every_part(folder):
     assert page.count("img") == 4 * cards + 2 * 6 + 3
     assert text.count("(shortest)") == text.count("(longest)") == 1
     assert page.count("svg") == 4
-    for part in ("12.35", "2.500 ± 0.12", "lite0@112:0123", "abcdefabcdefabcd", "feedbeef", "cafe", "temperature 0.75"):
+    for part in (
+        "12.35",
+        "2.500 ± 0.12",
+        "Fréchet distance (lite0@112)",
+        "lite0@112:0123",
+        "only &lt;12&gt;",
+        "abcdefabcdefabcd",
+        "feedbeef",
+        "cafe",
+        "temperature 0.75",
+    ):
         assert part in text
     assert "train_tokenizer, 1.5 minutes" in text
     assert write_report(folder, plan(Path("demo"))).read_text() == text

@@ -18,7 +18,7 @@ from pathlib import Path
 ROUTERS = ("entropy", "random")
 FIGURES = {
     "mse": "MSE", "psnr_of_mean": "PSNR of the mean error", "psnr_mean": "mean PSNR",
-    "frechet_distance": "FD (lite0@112)", "codebook_usage": "usage", "codebook_perplexity": "perplexity",
+    "rfd_lite0@112": "FD (lite0@112)", "codebook_usage": "usage", "codebook_perplexity": "perplexity",
     "codes_per_image": "codes per image",
 }  # fmt: skip
 RUNS = Path("runs/routing")
@@ -37,7 +37,7 @@ def main() -> None:
             run = f"run_name={router}-{seed}"
             job("train_tokenizer", run, "experiment=tok_fashion", f"tokenizer/router={router}", f"seed={seed}")
             export = f"tokenizer_path={RUNS}/train_tokenizer/{router}-{seed}/export"
-            job("evaluate", run, export, "evaluation=reconstruction", "evaluation/features=lite0_112")
+            job("evaluate", run, export, "evaluation=reconstruction", "features=lite0_112")
             record = json.loads((RUNS / "evaluate" / f"{router}-{seed}" / "metrics.json").read_text())
             rows.append({"router": router, "seed": seed, **record["figures"]})
     here = Path(__file__).parent

@@ -30,7 +30,7 @@ Other overrides work in another directory (runs/demo-HASH); the same command aga
 
 # keys that the demo sets so that its steps fit together
 _OWN = {"runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
-DEMO_SAMPLES = "evaluation.num_samples=1000"  # to stay within ten minutes
+DEMO_SAMPLES = "images.num_samples=1000"  # to stay within ten minutes
 GUIDED = ("sampler.guidance_scale=2", "sampler.top_p=0.9")  # chosen on validation images
 
 
@@ -63,7 +63,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     tokenizer = f"tokenizer_path={folder}/train_tokenizer/train_tokenizer/export"
     generator = f"generator_path={folder}/train_generator/train_generator/export"
     codes = f"codes_path={folder}/extract_codes/extract_codes/codes"
-    features = "evaluation/features=lite0_112"
+    features = "features=lite0_112"
     steps = [
         Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
         Step("extract_codes", "extract_codes", (tokenizer,)),

@@ -1,12 +1,17 @@
-"""A tokenizer or a generator over many images."""
+"""Passes over many images: of a data set, reconstructed, or drawn."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,16 +19,98 @@ from graincode import processes
 from graincode.core.codes import CodeLayout, GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
+from graincode.core.rng import LABELS, Draws
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
+from graincode.files import replacing
 from graincode.generator import DGiTAR
-from graincode.metrics.reconstruction import CodebookUsage, PairErrors
+from graincode.metrics.figure import Figure, mean_of
+from graincode.metrics.reconstruction import CodebookUsage, PairErrors, PairMean
 from graincode.sampling import AutoregressiveSampler
 from graincode.tokenizer import DQVAE
 
 
+class Pass(Protocol):
+    """A set of images that comes by once, each process seeing its share of it.
+
+    Attributes:
+        name: what is shown, in words.
+        count: number of images, of all processes.
+        batch_size: images at once.
+        image_size: (height, width) in pixels.
+        labels: (count,) long; None if there are none.
+    """
+
+    name: str
+    count: int
+    batch_size: int
+    image_size: tuple[int, int]
+    labels: Tensor | None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """This process's images in order, uint8 (B, 3, H, W)."""
+
+    def figures(self) -> dict[str, Figure]:
+        """What was counted on the way, over all processes; each of them must ask."""
+
+
+class DatasetPass:
+    """The images of a data set.
+
+    Args:
+        dataset: the images.
+        batch_size: images at once.
+        workers: processes that load images.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, workers: int = 0) -> None:
+        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
+        self.name, self.count = f"{dataset.name} {dataset.split}", len(dataset)
+        self.image_size = dataset.image_size
+        self.labels = dataset.labels if len(dataset.class_names) > 1 else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in in_order(self.dataset, self.batch_size, workers=self.workers, shared=True):
+            yield to_uint8(batch.images)
+
+    def figures(self) -> dict[str, Figure]:
+        return {}
+
+
+class PairPass(DatasetPass):
+    """Images that someone else reconstructed, beside their originals.
+
+    Args:
+        dataset: the reconstructions.
+        originals: as many images of the same size, in the same order.
+        likeness: further measures of each pair, by the name of their figure.
+        batch_size, workers: as of `DatasetPass`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        originals: ImageDataset,
+        likeness: Mapping[str, PairMean],
+        batch_size: int,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(dataset, batch_size, workers)
+        self.originals, self.likeness, self._errors = originals, likeness, PairErrors()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        originals = in_order(self.originals, self.batch_size, workers=self.workers, shared=True)
+        for made, batch in zip(super().__iter__(), originals, strict=True):
+            for one in (self._errors, *self.likeness.values()):
+                one.update(made, to_uint8(batch.images))
+            yield made
+
+    def figures(self) -> dict[str, Figure]:
+        return self._errors.figures() | {name: one.figure() for name, one in self.likeness.items()}
+
+
 class ReconstructionPass:
-    """Reconstructs this process's share of images and keeps count as it goes; the figures are those of all processes.
+    """Reconstructions of images, which are counted and compared as they go.
 
     Args:
         tokenizer: in evaluation mode.
@@ -33,7 +120,10 @@ class ReconstructionPass:
         ratios: share of regions at each grain; None for the tokenizer's own.
         device: where the tokenizer is.
         workers: processes that load images.
+        likeness: further measures of each pair, by the name of their figure.
     """
+
+    labels = None
 
     def __init__(
         self,
@@ -44,34 +134,36 @@ class ReconstructionPass:
         ratios: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        likeness: Mapping[str, PairMean] | None = None,
     ) -> None:
         self.tokenizer, self.dataset, self.batch_size, self.limit = tokenizer, dataset, batch_size, limit
-        self.ratios, self.device, self.workers = ratios, device, workers
+        self.ratios, self.device, self.workers, self.likeness = ratios, device, workers, likeness or {}
+        self.name = f"reconstructions of {dataset.name} {dataset.split}"
+        self.image_size = dataset.image_size
+        self.count = len(dataset) if limit is None else min(limit, len(dataset))
         self._errors, self._usage = PairErrors(), CodebookUsage(tokenizer.layout.codebook_size)
         self._lengths = [torch.zeros(0, dtype=torch.long)]
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Reconstructions, uint8 (B, 3, H, W), in the order of the data set."""
         for batch in in_order(self.dataset, self.batch_size, self.limit, self.workers, shared=True):
             images = batch.images.to(self.device)
             codes = self.tokenizer.tokenize(images, self.ratios)
             made = to_uint8(self.tokenizer.detokenize(codes))
-            self._errors.update(to_uint8(images), made)
+            for one in (self._errors, *self.likeness.values()):
+                one.update(made, to_uint8(images))
             self._usage.update(codes.indices[codes.first_cells])
             self._lengths.append(codes.lengths.cpu())
             yield made
 
-    def figures(self) -> dict[str, float]:
-        """MSE in [0, 1], both PSNRs in dB, use of the codebook and codes per image, so far."""
-        lengths = processes.gather_rows(torch.cat(self._lengths))
-        error, use = self._errors.result(), self._usage.result()
+    def figures(self) -> dict[str, Figure]:
+        """MSE in [0, 1], both PSNRs in dB, further likeness, use of the codebook and codes per image, so far."""
+        use = self._usage.result()
         return {
-            "mse": error.mse,
-            "psnr_of_mean": error.psnr_of_mean,
-            "psnr_mean": error.psnr_mean,
-            "codebook_usage": use.usage,
-            "codebook_perplexity": use.perplexity,
-            "codes_per_image": float(lengths.double().mean()),
+            **self._errors.figures(),
+            **{name: one.figure() for name, one in self.likeness.items()},
+            "codebook_usage": Figure(use.usage),
+            "codebook_perplexity": Figure(use.perplexity),
+            "codes_per_image": mean_of(torch.cat(self._lengths)),
         }
 
 
@@ -112,6 +204,34 @@ def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tenso
     return labels[torch.arange(count) % len(labels)]
 
 
+def chosen_labels(
+    how: Literal["balanced", "drawn", "reference"], count: int, classes: int, seed: int, reference: Tensor | None
+) -> Tensor:
+    """(count,) long labels for samples; label i does not depend on the count.
+
+    Args:
+        how: "balanced" takes all classes in turn; "drawn" draws each uniformly, from (seed, i); "reference" takes
+            those of the reference images in turn.
+        count: number of samples.
+        classes: of the generator; 0 for none.
+        seed: of the draws.
+        reference: (N,) long labels of the reference images; None if it has none.
+    Raises:
+        GraincodeError: the reference has no labels or others.
+    """
+    if how == "reference" and classes:
+        if reference is None or int(reference.max()) >= classes:
+            raise GraincodeError(
+                f"images.labels=reference, but the reference has no labels of {classes} classes: "
+                "type images.labels=balanced"
+            )
+        return reference[torch.arange(count) % len(reference)]
+    if how == "drawn" and classes:
+        places = torch.arange(count)
+        return (Draws(seed, places).uniforms(LABELS, 1)[:, 0] * classes).long()
+    return balanced_labels(count, classes, None)
+
+
 def draw(
     generator: DGiTAR, tokenizer: DQVAE, sampler: AutoregressiveSampler, labels: Tensor, seed: int, batch_size: int
 ) -> Iterator[SampleBatch]:
@@ -119,18 +239,88 @@ def draw(
     alone, and batches are the same for any number of processes."""
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
-    starts = range(0, len(labels), batch_size)
-    mine = processes.share(len(starts))
-    total = min(mine.stop * batch_size, len(labels)) - min(mine.start * batch_size, len(labels))
+    mine = processes.items(len(labels), batch_size)
     with tqdm(
-        total=total, unit=" images", desc="samples", leave=False, mininterval=1.0, disable=not processes.is_main()
+        total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, disable=not processes.is_main()
     ) as bar:
-        for start in starts[mine.start : mine.stop]:
+        for start in mine[::batch_size]:
             part = labels[start : start + batch_size]
             codes = generator.sample(part, seed, start, batch_size, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
             yield SampleBatch(images, codes, part)
+
+
+class SamplePass:
+    """Samples, whose codes are counted as they go; arguments are those of `draw`."""
+
+    name = "samples"
+
+    def __init__(
+        self,
+        generator: DGiTAR,
+        tokenizer: DQVAE,
+        sampler: AutoregressiveSampler,
+        labels: Tensor,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size)
+        self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size
+        self.labels = labels if generator.classes > 1 else None
+        self._lengths = [torch.zeros(0, dtype=torch.long)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._draw():
+            self._lengths.append(batch.codes.lengths.cpu())
+            yield batch.images
+
+    def figures(self) -> dict[str, Figure]:
+        return {"codes_per_image": mean_of(torch.cat(self._lengths))}
+
+
+def keep_images(images: Pass, folder: Path, form: str | None) -> Iterator[Tensor]:
+    """A pass whose images are also written down, without loss.
+
+    Args:
+        images: as they come by; each process writes its own.
+        folder: of the run, which all processes see.
+        form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
+            as `arr_1`, None to keep nothing.
+    """
+    if form is None:
+        yield from images
+        return
+    place, raw = processes.items(images.count, images.batch_size).start, folder / "images.npy"
+    shape = (images.count, *images.image_size, 3)
+    if form == "png":
+        processes.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
+    else:
+        processes.on_main(lambda: np.lib.format.open_memmap(raw, "w+", np.uint8, shape).flush())
+    for batch in images:
+        pixels = batch.permute(0, 2, 3, 1).cpu().numpy()
+        if form == "png":
+            for index, image in enumerate(pixels, place):
+                Image.fromarray(image).save(folder / "images" / f"{index:06d}.png")
+        else:
+            written = np.load(raw, mmap_mode="r+")
+            written[place : place + len(pixels)] = pixels
+            written.flush()
+        place += len(pixels)
+        yield batch
+    processes.sum_(torch.zeros(1))  # all have written
+    if form == "npz":
+        processes.on_main(lambda: _pack(raw, images.labels))
+
+
+def _pack(raw: Path, labels: Tensor | None) -> None:
+    """Move images from an .npy into an .npz beside it."""
+    with replacing(raw.with_suffix(".npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
+        archive.write(raw, "arr_0.npy")
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, labels.numpy(), allow_pickle=False)
+    raw.unlink()
 
 
 def gathered(batches: Iterator[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:

@@ -104,3 +104,9 @@ def share(total: int) -> range:
     """The part of `range(total)` that is this process's: contiguous, in the order of the processes."""
     each = -(-total // count())
     return range(min(rank() * each, total), min((rank() + 1) * each, total))
+
+
+def items(total: int, batch_size: int) -> range:
+    """The part of `range(total)` that is this process's when whole batches are shared; as `share` otherwise."""
+    batches = share(-(-total // batch_size))
+    return range(min(batches.start * batch_size, total), min(batches.stop * batch_size, total))

@@ -41,14 +41,25 @@ SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
 BARS = 64
 
-# names in metrics.json; the name on the page, and whether more or less is better
+# names in metrics.json without the network's; the name on the page, and whether more or less is better
 FIGURES = {
-    "frechet_distance": ("FD ({features})", "↓"),
-    "frechet_distance_of_real_images": ("FD ({features}) of as many real images: the floor", ""),
-    "inception_score": ("IS ({features})", "↑"),
+    "fid": ("FID", "↓"),
+    "fd": ("Fréchet distance", "↓"),
+    "rfid": ("rFID", "↓"),
+    "rfd": ("Fréchet distance", "↓"),
+    "fid_floor": ("FID of as many real images: the floor", ""),
+    "fd_floor": ("of as many real images: the floor", ""),
+    "is": ("Inception score", "↑"),
+    "kid": ("Kernel distance", "↓"),
+    "rkid": ("Kernel distance", "↓"),
+    "precision": ("Precision", "↑"),
+    "recall": ("Recall", "↑"),
+    "density": ("Density", "↑"),
+    "coverage": ("Coverage", "↑"),
     "mse": ("MSE of pixels in [0, 1]", "↓"),
     "psnr_of_mean": ("PSNR of the mean error, dB", "↑"),
     "psnr_mean": ("Mean PSNR, dB", "↑"),
+    "ssim": ("SSIM", "↑"),
     "codebook_usage": ("Share of the codebook in use", "↑"),
     "codebook_perplexity": ("Codebook perplexity", "↑"),
     "class_accuracy": ("Class accuracy of samples", "↑"),
@@ -140,7 +151,7 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
     )
     seconds, codes = _read(folder / "seconds.json"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
-    dataset = build(config["data"]).split(config["evaluation"]["split"])
+    dataset = build(config["data"]).split(config["images"]["split"])
     # an unconditional generator is asked for no class, whatever labels the codes have
     names = read_info(codes)["class_names"] if _read(runs["sample"] / "result.json")["classes"] else []
     commands = []
@@ -153,7 +164,7 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
         headlines=_headlines(tokenizer.layout, reconstructions, samples),
         side=f"{min(max(CARD_SIDE, width), 2 * CARD_SIDE)}px",
         rendering="pixelated" if width <= SAMPLE_SIDE else "auto",
-        **_cards(tokenizer, dataset, config["evaluation"]["ratios"]),
+        **_cards(tokenizer, dataset, config["images"]["ratios"]),
         **_lengths(codes),
         samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, names),
         curves="".join(_curve(curve, read_log(runs[curve.run])) for curve in CURVES),
@@ -172,15 +183,17 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
 
 def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> str:
     """The few figures that matter most, each with what it is to be compared with."""
-    made, drawn = reconstructions["figures"], samples["figures"]
-    longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["images"]
-    floor = _number(drawn["frechet_distance_of_real_images"])
-    compared = f"in {samples['features']} features; {floor} of as many real images"
+    made, drawn = reconstructions["figures"], _by_base(samples)
+    longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["count"]
     tiles = [
         ("Codes per image", _number(made["codes_per_image"]), f"on average; {longest} with all regions fine"),
         ("PSNR of reconstructions", f"{made['psnr_of_mean']:.2f} dB", f"mean error of {count:,} images"),
-        ("Fréchet distance of samples", _number(drawn["frechet_distance"]), compared),
     ]
+    network = next(iter(samples["features"]))
+    for base, title in (("fid", "FID of samples"), ("fd", "Fréchet distance of samples")):
+        if base in drawn:
+            floor = f"; {_number(drawn[f'{base}_floor'])} of as many real images" if f"{base}_floor" in drawn else ""
+            tiles.append((title, _number(drawn[base]), f"in {network} features{floor}"))
     if "class_accuracy_ratio" in drawn:
         accuracy, real = drawn["class_accuracy"], drawn["class_accuracy_of_real_images"]
         about = f"of that of real images ({accuracy:.1%} against {real:.1%})"
@@ -215,6 +228,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     for place, index in enumerate(chosen):
         errors = PairErrors()
         errors.update(made[place : place + 1], originals[place : place + 1])
+        psnr = errors.figures()["psnr_mean"].value
         name = names[int(labels[index])] if names else f"image {index}"
         pictures = "".join(
             f"<li>{_img(maps[place], f'{column}: {name}', 'smooth' if column == 'grain map' else '')}{column}</li>"
@@ -222,7 +236,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
         )
         cards.append(
             f'<figure class="card"><figcaption><span><strong>{int(lengths[index])} codes</strong>, '
-            f"{errors.result().psnr_mean:.1f} dB</span><span>{escape(name)}{tags.get(index, '')}</span></figcaption>"
+            f"{psnr:.1f} dB</span><span>{escape(name)}{tags.get(index, '')}</span></figcaption>"
             f"<ul>{pictures}</ul></figure>"
         )
     note = (
@@ -319,24 +333,29 @@ def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:
 
 def _figures(title: str, record: dict[str, Any]) -> str:
     """A table of measured figures over one of what they depend on."""
-    figures, rows = record["figures"], ""
-    for key, (name, better) in FIGURES.items():
-        if key in figures:
-            spread = f" ± {figures[f'{key}_std']:.2g}" if f"{key}_std" in figures else ""
-            name = escape(name.format(features=record["features"]))
-            rows += f'<tr><th scope="row">{name}&nbsp;{better}</th>'
-            rows += f'<td class="value">{_number(figures[key])}{spread}</td></tr>'
+    rows = ""
+    for key, value in record["figures"].items():
+        base, network = _parted(key, record)
+        name, better = FIGURES.get(base, (base, ""))
+        spread = record["uncertainty"].get(key)
+        about = f' title="{escape(spread["is"])}"' if spread else ""
+        plus = f" ± {spread['std']:.2g}" if spread else ""
+        name = escape(f"{name} ({network})" if network else name)
+        rows += f'<tr><th scope="row">{name}&nbsp;{better}</th>'
+        rows += f'<td class="value"{about}>{_number(value)}{plus}</td></tr>'
+    settings = record["settings"]
     facts = {
-        "images": f"{record['images']:,}",
-        "reference": f"{record['reference']}, {record['reference_images']:,} images",
+        "images": f"{record['count']:,}",
+        "reference": f"{record['reference']}, {record['reference_count']:,} images",
         "its SHA-256": record["reference_hash"][:16],
-        "features": record["features_identity"],
-        "IS splits": record.get("inception_splits"),
+        "features": ", ".join(record["features"].values()),
+        "IS splits": settings.get("inception_splits"),
         "tokenizer": record["tokenizer"],
         "ratios": record.get("ratios"),
         "generator": record.get("generator"),
         "sampler": ", ".join(f"{key} {value}" for key, value in record.get("sampler", {}).items()),
         "seed": record.get("seed"),
+        "note": "; ".join(record["warnings"]),
     }
     known = "".join(
         f'<tr><th scope="row">{name}</th><td>{escape(str(fact))}</td></tr>'
@@ -344,6 +363,22 @@ def _figures(title: str, record: dict[str, Any]) -> str:
         if fact not in (None, "")
     )
     return f'<div class="box"><h3>{title}</h3><table>{rows}</table><table class="facts">{known}</table></div>'
+
+
+def _parted(figure: str, record: dict[str, Any]) -> tuple[str, str]:
+    """A figure's name without its network's, and that network's; empty if it needs none."""
+    for network in record["features"]:
+        if figure.endswith(f"_{network}"):
+            return figure.removesuffix(f"_{network}"), network
+    return figure, ""
+
+
+def _by_base(record: dict[str, Any]) -> dict[str, float]:
+    """Figures by their names without networks' names; of several networks the first counts."""
+    found: dict[str, float] = {}
+    for figure, value in record["figures"].items():
+        found.setdefault(_parted(figure, record)[0], value)
+    return found
 
 
 def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> Tensor:

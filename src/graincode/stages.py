@@ -197,7 +197,7 @@ class TokenizerStage:
         )
         for _ in reconstructions:
             pass
-        figures = reconstructions.figures()
+        figures = {name: figure.value for name, figure in reconstructions.figures().items()}
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ def refusal(capsys, job, *overrides):
     with pytest.raises(SystemExit) as stop:
         command(job, *overrides)
     err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line and "s/step" not in line]
+    bars = ("step/s", "s/step", "images/s")
+    lines = [line for line in err.splitlines() if line.strip() and not any(bar in line for bar in bars)]
     assert stop.value.code == 2
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -58,8 +59,23 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["tokenizer.quantizer.max_restarts=5"], "type for example tokenizer.quantizer.max"),
         ("train_tokenizer", ["run_name=latest"], "run_name=latest"),
         ("train_tokenizer", ["tokenizer.ratios=half"], "tokenizer.ratios=half: expected a list of numbers"),
-        ("evaluate", ["evaluation.num_samples=many"], "evaluation.num_samples=many: expected a whole number"),
-        ("evaluate", ["evaluation.split=all"], "type evaluation.split= one of train, val, test"),
+        ("evaluate", ["images.num_samples=many"], "images.num_samples=many: expected a whole number"),
+        ("evaluate", ["images.num_samples=0"], "images.num_samples=0: expected 1 or more"),
+        ("evaluate", ["reference.split=all"], "type reference.split= one of train, val, test"),
+        ("evaluate", ["images.labels=even"], "type images.labels= one of balanced, drawn, reference"),
+        ("evaluate", ["evaluation.metrics=[fd,fad]"], "type evaluation.metrics= a list of some of fd, is, kid, "),
+        ("evaluate", ["evaluation.metrics=[]"], "evaluation.metrics=[]: type evaluation.metrics=null"),
+        ("evaluate", ["features=resnet"], "type features= one of inception, lite0_112, lite0_224, timm"),
+        ("evaluate", ["keep=jpeg"], "type keep= one of png, npz, null"),
+        ("evaluate", ["reference=statistics"], "reference.path is not set: type reference.path="),
+        ("evaluate", ["images=reconstructions"], "type evaluation=reconstruction"),
+        ("evaluate", ["reference=originals"], "type reference=split"),
+        ("evaluate", ["evaluation=reconstruction", "images=samples"], "type images=reconstructions"),
+        ("evaluate", ["evaluation=reconstruction", "reference=split"], "the very images that they were made from"),
+        ("evaluate", ["evaluation=reconstruction", "reference=statistics", "reference.path=a.npz"],
+         "rFID against reference=statistics"),
+        ("evaluate", ["evaluation=reconstruction", "images=folder", "images.path=a"], "type reference=folder"),
+        ("evaluate", ["features=[lite0_112,lite0_224]", "reference=statistics", "reference.path=a.npz"], "choose one"),
         ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
         ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
         ("train_tokenizer", ["data=image_folder"], "type data.root=/path/to/images"),

@@ -14,7 +14,7 @@ import torch
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
 from safetensors.torch import load_file
 
-LITE0 = "evaluation/features=lite0_112"
+LITE0 = "features=lite0_112"
 TWO = "hardware.num_processes=2"
 LONG = ["trainer.steps=100000", "trainer.eval_every=100000", "trainer.checkpoint_every=20"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -75,7 +75,7 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
     pair = [tokenizer, "generator_path=runs/train_generator/ar/export"]
     for run, more in (("three", [TWO]), ("four", [])):
         command("sample", *pair, "num_samples=7", "batch_size=2", f"run_name={run}", *more)
-        settings = ["evaluation.num_samples=7", "evaluation.class_images=20", "batch_size=2"]
+        settings = ["images.num_samples=7", "batch_size=2", "keep=npz"]
         command("evaluate", *inside, LITE0, *pair, *settings, f"run_name=gen-{run}", *more)
         command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", f"run_name=rec-{run}", *more)
     assert Path("runs/sample/three/samples.npz").read_bytes() == Path("runs/sample/four/samples.npz").read_bytes()
@@ -83,8 +83,10 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
         three, four = (
             json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four")
         )
-        assert three["images"] == four["images"]
+        assert three["count"] == four["count"]
         assert three["figures"] == pytest.approx(four["figures"], rel=1e-4)
+    kept = [Path(f"runs/evaluate/gen-{r}/images.npz").read_bytes() for r in ("three", "four")]
+    assert kept[0] == kept[1]
 
 
 def test_a_sweep_of_runs_on_two_processes(inside):

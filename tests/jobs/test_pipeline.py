@@ -15,7 +15,7 @@ import graincode
 from graincode.data import CodeDataset
 from graincode.engine.logging import read_log
 
-LITE0 = "evaluation/features=lite0_112"
+LITE0 = "features=lite0_112"
 
 
 def test_training_leaves_export_log_and_events(inside):
@@ -72,27 +72,6 @@ def test_the_public_functions_give_what_the_jobs_give(inside):
     with np.load("runs/sample/samples/samples.npz") as arrays:
         assert (codes.indices.numpy() == arrays["indices"]).all()
         assert (codes.grains.numpy() == arrays["grains"]).all()
-
-
-def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
-    tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
-    generator = "generator_path=runs/train_generator/ar/export"
-    command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", "run_name=rec")
-    record = json.loads(Path("runs/evaluate/rec/metrics.json").read_text())
-    assert record["features"] == "lite0@112"
-    assert record["images"] == record["reference_images"] == 8
-    assert record["figures"]["psnr_mean"] > 3
-    assert result(Path("runs/evaluate/rec"))["objective"] == record["figures"]["frechet_distance"]
-    settings = ["evaluation.num_samples=12", "evaluation.class_images=20", "sampler.guidance_scale=1.5", "batch_size=5"]
-    command("evaluate", *inside, LITE0, tokenizer, generator, *settings, "run_name=gen")
-    record = json.loads(Path("runs/evaluate/gen/metrics.json").read_text())
-    assert record["sampler"]["guidance_scale"] == 1.5
-    assert record["seed"] == 0
-    assert all(len(record[name]) >= 16 for name in ("reference_hash", "generator", "tokenizer"))
-    assert record["figures"]["frechet_distance"] > 0
-    assert 0 <= record["figures"]["class_accuracy"] <= 1
-    assert "FD (lite0@112)" in capsys.readouterr().out
-    assert list(Path(os.environ["GRAINCODE_CACHE"]).glob("features/lite0@112-*.safetensors"))
 
 
 def test_the_same_command_again_does_nothing(inside):

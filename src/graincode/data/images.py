@@ -204,7 +204,7 @@ def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[
 
 
 def read_image(
-    file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none"], name: str | None = None
+    file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none", "exact"], name: str | None = None
 ) -> Tensor:
     """Decode one image, turn it upright as its EXIF data say, and scale it with an antialiased bicubic filter.
 
@@ -212,12 +212,13 @@ def read_image(
         file: path or content of any file that Pillow opens with at most 8 bits a channel; alpha is dropped, of an
             animation the first frame is taken.
         size: (height, width) in pixels.
-        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
+        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
+            "exact" refuses an image of another size.
         name: what to call the file in an error; by default its path.
     Returns:
         (3, height, width) uint8.
     Raises:
-        GraincodeError: the file cannot be decoded, or has more than 8 bits a channel.
+        GraincodeError: the file cannot be decoded, has more than 8 bits a channel, or another size than the exact one.
     """
     height, width = size
     try:
@@ -233,6 +234,11 @@ def read_image(
             f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG, "
             "or type data.on_corrupt=skip where the data set has that key"
         ) from error
+    if crop == "exact" and image.size != (width, height):
+        raise GraincodeError(
+            f"{name or file} has {image.height} x {image.width} pixels, the first image {height} x {width}: expected "
+            f"one size; type image_size=[{height},{width}] after images. or reference. to have all resized"
+        )
     if crop == "center":
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     else:

@@ -104,11 +104,8 @@ def in_order(
         shared: give this process its contiguous share of the batches, not all of them.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    starts = range(0, count, batch_size)
-    if shared:
-        mine = processes.share(len(starts))
-        starts = starts[mine.start : mine.stop]
-    parts = [range(start, min(start + batch_size, count)) for start in starts]
+    mine = processes.items(count, batch_size) if shared else range(count)
+    parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     yield from _batches(
         DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals)
     )

@@ -35,6 +35,7 @@ from graincode.engine.hardware import Hardware
 from graincode.engine.interruption import STATUS, Stopped
 from graincode.engine.launch import ProcessFailed, launch
 from graincode.engine.run import Run
+from graincode.engine.tables import sweep_member
 from graincode.files import short_hash
 
 log = logging.getLogger(__name__)
@@ -140,9 +141,13 @@ class EvaluateConfig(JobConfig):
 
     data: Any = MISSING
     evaluation: Any = MISSING
+    features: Any = MISSING
+    images: Any = MISSING
+    reference: Any = MISSING
     tokenizer_path: str = MISSING
     generator_path: str = MISSING
     sampler: Any = MISSING
+    keep: str | None = None
     cache_dir: str | None = None
     batch_size: int = MISSING
 
@@ -213,9 +218,10 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
             validate(job, cfg)
             cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
             hardware: Hardware = build(cfg.hardware)
-            if hardware.is_spread and not cfg.debug.dry:
-                return launch(job, cfg, hardware)
-            return run(cfg)
+            with sweep_member():
+                if hardware.is_spread and not cfg.debug.dry:
+                    return launch(job, cfg, hardware)
+                return run(cfg)
 
     try:
         with one_line_errors():
@@ -320,7 +326,7 @@ def validate(job: str, cfg: DictConfig) -> None:
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
                 "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
-                "num_samples"]  # fmt: skip
+                "num_samples", "images.num_samples", "evaluation.kid_subsets", "evaluation.subset"]  # fmt: skip
     for key in positive:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < 1:
@@ -329,6 +335,8 @@ def validate(job: str, cfg: DictConfig) -> None:
         raise GraincodeError(f"trainer.ema_decay={decay}: expected 0 (off) to below 1; type trainer.ema_decay=0.999")
     if (export := OmegaConf.select(cfg, "trainer.export", default="last")) not in ("last", "best"):
         raise GraincodeError(f"trainer.export={export}: type trainer.export= one of last, best")
+    if (keep := OmegaConf.select(cfg, "keep")) not in (None, "png", "npz"):
+        raise GraincodeError(f"keep={keep}: type keep= one of png, npz, null")
     if cfg.run_name is not None and (not re.fullmatch(r"[\w.-]+", cfg.run_name) or cfg.run_name == "latest"):
         raise GraincodeError(f"run_name={cfg.run_name}: expected letters, digits, '_', '-' and '.', and not latest")
     known = {f.name for f in dataclasses.fields(SCHEMAS[job])}
@@ -367,16 +375,26 @@ def _check_value(value: Any, hint: Any, key: str) -> None:
         return  # a layout that the job fills in
     for candidate in (plain, _tuples(plain)):
         try:
-            typeguard.check_type(candidate, hint)
+            typeguard.check_type(candidate, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         except typeguard.TypeCheckError:
             continue
         return
-    if typing.get_origin(hint) is typing.Literal:
-        raise GraincodeError(f"{key}={plain}: type {key}= one of {', '.join(map(str, typing.get_args(hint)))}")
+    if choices := list(dict.fromkeys(_choices(hint))):
+        kind = "one of" if isinstance(plain, str) and typing.get_origin(hint) is typing.Literal else "a list of some of"
+        raise GraincodeError(f"{key}={plain}: type {key}= {kind} {', '.join(map(str, choices))}")
     for pattern, kind, example in _KINDS:
         if re.search(pattern, str(hint)):
             raise GraincodeError(f"{key}={plain}: expected {kind}; type for example {key}={example}")
     raise GraincodeError(f"{key}={plain}: expected {hint}")
+
+
+def _choices(hint: Any) -> Iterator[Any]:
+    """All values of the `Literal`s in an annotation."""
+    if typing.get_origin(hint) is typing.Literal:
+        yield from typing.get_args(hint)
+        return
+    for inner in typing.get_args(hint):
+        yield from _choices(inner)
 
 
 # the first pattern that fits an annotation; what it is in words; an example
@@ -435,7 +453,10 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")}
-    if "data" in kept:
+    for group in ("images", "reference"):  # what lies at their paths is among the inputs
+        if kept.get(group):
+            kept[group] = {k: v for k, v in kept[group].items() if k != "path"}
+    if kept.get("data"):
         kept["data"] = {k: v for k, v in kept["data"].items() if k != "cache"}
     if "trainer" in kept:
         trainer = kept["trainer"]

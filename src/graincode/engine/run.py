@@ -16,6 +16,7 @@ from torch import nn
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
+from graincode.engine.tables import note_member
 from graincode.export import save_export
 from graincode.files import clear_leftovers, short_hash, write_json
 
@@ -108,7 +109,8 @@ class Run:
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         os.replace(link, self.path.parent / "latest")
-        write_json(self.path / "result.json", result)  # last: behind it, nothing is done again
+        write_json(self.path / "result.json", result)  # behind it, nothing is done again
+        note_member(self.path)
 
     def export(self, kind: str, config: dict[str, Any], module: nn.Module, **provenance: Any) -> None:
         """Write the trained model to `export/`, unless an interrupted run has done so already."""
@@ -118,6 +120,7 @@ class Run:
 
     def report_finished(self, result: dict[str, Any]) -> float:
         """Say that there is nothing left to do, and give the recorded objective."""
+        processes.on_main(lambda: note_member(self.path))
         log.info(
             "%s is finished (objective %.6g): type another run_name to run it again", self.path, result["objective"]
         )

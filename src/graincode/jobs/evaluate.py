@@ -1,11 +1,13 @@
-"""Figures of reconstructions or samples. `graincode-evaluate --help` shows the configuration."""
+"""Figures of samples, reconstructions or any images. `graincode-evaluate --help` shows the configuration."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,161 +15,252 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from graincode import processes
-from graincode.core.images import to_uint8
-from graincode.data.images import ImageDataset, ImageSource, Subset
-from graincode.data.loader import in_order
+from graincode.comparison import Comparison, RealImages, Reference
+from graincode.core.errors import GraincodeError
+from graincode.data.images import ImageSource
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
+from graincode.engine.tables import update_table
+from graincode.evaluation import (
+    Against,
+    Distances,
+    Folder,
+    Mode,
+    Originals,
+    Reconstruction,
+    Reconstructions,
+    Samples,
+    Split,
+    StatisticsFile,
+    Summary,
+    What,
+    check_modes,
+    check_pairs,
+    is_lossy,
+)
 from graincode.export import load_export, load_pair
 from graincode.files import write_json
-from graincode.metrics import (
-    FeatureNetwork,
-    Features,
-    Generation,
-    Reconstruction,
-    cached_features,
-    class_consistency,
-    frechet_distance,
-    inception_score,
+from graincode.metrics import FeatureNetwork, Statistics, measure, read_npz, write_npz
+from graincode.passes import (
+    DatasetPass,
+    PairPass,
+    Pass,
+    ReconstructionPass,
+    SamplePass,
+    check_image_size,
+    chosen_labels,
+    keep_images,
 )
-from graincode.passes import ReconstructionPass, SampleBatch, balanced_labels, check_image_size, draw
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Features of real images, computed once and kept under a hash of the images' content."""
-
-    network: FeatureNetwork
-    cache_dir: str | None
-    batch_size: int
-    workers: int
-
-    def features(self, dataset: ImageDataset) -> Features:
-        """Features of a whole split."""
-
-        def batches() -> Iterator[Tensor]:
-            return (to_uint8(b.images) for b in in_order(dataset, self.batch_size, workers=self.workers, shared=True))
-
-        name = f"{dataset.name} {dataset.split}"
-        return cached_features(self.network, dataset.content_hash(), batches, self.cache_dir, name)
 
 
 def run(cfg: DictConfig) -> float:
-    """Measure, write `metrics.json`, and give the Fréchet distance."""
-    settings: Generation | Reconstruction = build(cfg.evaluation)
-    generation = isinstance(settings, Generation)
+    """Measure, write `metrics.json`, and give the first Fréchet distance, or else the first figure."""
+    mode: Mode = build(cfg.evaluation, features=build(cfg.features))
+    what, against = build(cfg.images), build(cfg.reference)
+    check_modes(mode, what, against)
     hardware = build(cfg.hardware)
     device = hardware.machine().device
-    network = settings.features.to(device)
+    wanted = mode.features if isinstance(mode, Summary) or mode.in_features else {}
+    networks = {name: network.to(device) for name, network in wanted.items()}
     source: ImageSource = build(cfg.data)
     if cfg.debug.dry:
-        return _dry(network, source.image_size)
-    tokenizer_path = resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export")
-    if generation:
-        made, decodes = load_pair(
-            resolve_path(cfg, "generator_path", "train_generator", "export"), tokenizer_path, device
-        )
-        sampler, inputs = build(cfg.sampler), {"tokenizer": decodes.identity, "generator": made.identity}
-    else:  # no sampler is used, so none may tell two runs apart
-        decodes = load_export(tokenizer_path, "tokenizer", device)
-        cfg.sampler, inputs = None, {"tokenizer": decodes.identity}
-    check_image_size(source, decodes.module)
-    network.load()
-    reference = source.split(settings.split)
-    real = RealImages(network, cfg.cache_dir, cfg.batch_size, hardware.workers)
-    began = time.perf_counter()
-    with open_run("evaluate", cfg, **inputs, features=network.identity, reference=reference.content_hash()) as run:
+        return _dry(networks, source.image_size)
+    for network in networks.values():
+        network.load()
+    reference = None if isinstance(mode, Summary) else _open_reference(what, against, source, networks)
+    images, inputs, about = _open_images(cfg, mode, what, source, reference, device, hardware.workers)
+    subset = mode.subset if isinstance(mode, Distances) else 0
+    real = RealImages(networks, subset, cfg.cache_dir, cfg.batch_size, hardware.workers)
+    comparison = Comparison(mode, real, source, cfg.seed, warnings=about.pop("warnings", []))
+    if reference is not None:
+        comparison.check(images, reference)
+    _drop_unused(cfg, mode, what, against)
+    inputs |= {f"features_{name}": network.identity for name, network in networks.items()}
+    if reference is not None:
+        inputs["reference"] = reference.identity
+    with open_run("evaluate", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        if isinstance(settings, Generation):
-            labels = balanced_labels(settings.num_samples or len(reference), made.module.classes, None)
-            batches = draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size)
-            features, figures = _generation(settings, batches, labels, made.module.classes, source, reference, real)
-            details = {"sampler": asdict(sampler), "seed": cfg.seed, "batch_size": cfg.batch_size}
+        began, clock = time.perf_counter(), _Clock()
+        stream = clock.waiting(keep_images(images, run.path, cfg.keep))
+        splits = mode.splits(images.count) if isinstance(mode, Distances) else 0
+        mine = processes.items(images.count, images.batch_size)
+        progress = None if isinstance(images, SamplePass) else images.name  # which shows its own
+        made = measure(networks, stream, images.count, mine, splits, cfg.seed, subset, progress)
+        measured = time.perf_counter()
+        if reference is not None:
+            comparison.run(images, made, reference)
         else:
-            passed = ReconstructionPass(
-                decodes.module, reference, cfg.batch_size, None, settings.ratios, device, hardware.workers
-            )
-            features = network.extract(passed, "reconstructions")
-            figures = {"frechet_distance": frechet_distance(features, real.features(reference)), **passed.figures()}
-            details = {"ratios": settings.ratios}
-        splits = settings.inception_splits or min(10, len(features))
-        score = inception_score(features, splits, cfg.seed)
+            processes.on_main(lambda: _write_statistics(run.path, networks, made, images.name, inputs))
+        figures = comparison.figures | images.figures()
+        done = time.perf_counter()
         record = {
-            "mode": "generation" if generation else "reconstruction",
-            "images": len(features),
-            "features": network.name,
-            "features_identity": network.identity,
-            "reference": f"{reference.name} {reference.split}",
-            "reference_images": len(reference),
-            "reference_hash": reference.content_hash(),
-            **inputs,
-            **details,
-            "inception_splits": splits,
-            "figures": figures | {"inception_score": score.mean, "inception_score_std": score.std},
-            "seconds": time.perf_counter() - began,
+            "mode": mode.mode,
+            "images": images.name,
+            "count": images.count,
+            "image_size": list(images.image_size),
+            **about,
+            "seed": cfg.seed,
+            "batch_size": cfg.batch_size,
+            "reference": reference and reference.name,
+            "reference_count": reference and reference.count,
+            "reference_hash": reference and reference.identity,
+            "features": {network.name: network.identity for network in networks.values()},
+            "settings": _settings(mode, splits),
+            "figures": {name: figure.value for name, figure in figures.items()},
+            "uncertainty": {
+                name: {"std": figure.std, "is": figure.over}
+                for name, figure in figures.items()
+                if figure.std is not None
+            },
+            "warnings": comparison.warnings,
+            "seconds": {
+                "images": clock.seconds,
+                "features": measured - began - clock.seconds,
+                "reference_and_figures": done - measured,
+                "all": done - began,
+            },
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": str(device),
+            "processes": processes.count(),
             "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
         }
         processes.on_main(lambda: write_json(run.path / "metrics.json", record))
         if processes.is_main():
             print(table(record))
             print(f"metrics: {run.path / 'metrics.json'}")
-        return run.finish(figures["frechet_distance"], figures=record["figures"])
-
-
-def _generation(
-    settings: Generation,
-    batches: Iterator[SampleBatch],
-    labels: Tensor,
-    classes: int,
-    source: ImageSource,
-    reference: ImageDataset,
-    real: RealImages,
-) -> tuple[Features, dict[str, float]]:
-    lengths: list[Tensor] = []
-
-    def images() -> Iterator[Tensor]:
-        for batch in batches:
-            lengths.append(batch.codes.lengths)
-            yield batch.images
-
-    features, reals = real.network.extract(images()), real.features(reference)
-    train = source.split("train")
-    # as many real images of the training split: what a perfect generator would score
-    floor = real.features(Subset(train, min(len(labels), len(train))))
-    figures = {
-        "frechet_distance": frechet_distance(features, reals),
-        "frechet_distance_of_real_images": frechet_distance(floor, reals),
-        "codes_per_image": float(processes.gather_rows(torch.cat([torch.zeros(0).long(), *lengths])).double().mean()),
-    }
-    if settings.class_images and classes > 1:
-        part = Subset(train, min(settings.class_images, len(train)))
-        consistency = class_consistency(real.features(part), part.labels, reals, reference.labels, features, labels)
-        figures |= {
-            "class_accuracy": consistency.accuracy,
-            "class_accuracy_of_real_images": consistency.real_accuracy,
-            "class_accuracy_ratio": consistency.ratio,
-        }
-    return features, figures
+        objective = next((f.value for name, f in figures.items() if "fd" in name or "fid" in name), None)
+        if objective is None:
+            objective = next((f.value for f in figures.values()), float(images.count))
+        finished = run.finish(objective, figures=record["figures"])
+        processes.on_main(lambda: update_table(run.path.parent))
+        return finished
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures as lines of text, each with what it depends on."""
-    labels = {
-        "frechet_distance": f"FD ({record['features']})",
-        "frechet_distance_of_real_images": f"FD ({record['features']}) of as many real images",
-        "inception_score": f"IS ({record['features']})",
-    }
-    lines = [f"{record['mode']}: {record['images']} images against {record['reference']}"]
-    lines += [f"  {labels.get(name, name):<44}{value:>12.5g}" for name, value in record["figures"].items()]
-    return "\n".join(lines)
+    """The figures as lines of text, with what they depend on and what is to be said of them."""
+    against = f" against {record['reference']}" if record["reference"] else ""
+    lines = [f"{record['mode']}: {record['count']:,} images ({record['images']}){against}"]
+    for name, value in record["figures"].items():
+        spread = record["uncertainty"].get(name)
+        lines.append(f"  {name:<44}{value:>12.5g}" + (f" ± {spread['std']:.2g}" if spread else ""))
+    return "\n".join(lines + [f"  note: {warning}" for warning in record["warnings"]])
 
 
-def _dry(network: FeatureNetwork, size: tuple[int, int]) -> float:
-    network.load()
+class _Clock:
+    """Adds up the seconds that are spent waiting for the next batch."""
+
+    seconds = 0.0
+
+    def waiting(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+
+def _open_reference(
+    what: What, against: Against, source: ImageSource, networks: Mapping[str, FeatureNetwork]
+) -> Reference:
+    if isinstance(against, StatisticsFile):
+        known = {name: read_npz(against.path, network) for name, network in networks.items()}
+        path = Path(against.path).expanduser()
+        return Reference(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), known=known)
+    if isinstance(against, Folder):
+        images = against.open("reference")
+        return Reference(images.name, images.content_hash(), images)
+    images = Split(what.split if isinstance(against, Originals) else against.split).open(source)
+    return Reference(f"{images.name} {images.split}", images.content_hash(), images, split=images.split)
+
+
+def _open_images(
+    cfg: DictConfig,
+    mode: Mode,
+    what: What,
+    source: ImageSource,
+    reference: Reference | None,
+    device: torch.device,
+    workers: int,
+) -> tuple[Pass, dict[str, str], dict[str, Any]]:
+    """What is measured, the identities of what it depends on, and what the record says of it."""
+    likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
+    if isinstance(what, Samples):
+        made, decodes = load_pair(
+            resolve_path(cfg, "generator_path", "train_generator", "export"),
+            resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"),
+            device,
+        )
+        count = what.num_samples or (reference and reference.count)
+        if not count:
+            raise GraincodeError(
+                "images.num_samples is not set, and the reference does not say how many images it has: "
+                "type images.num_samples=50000"
+            )
+        classes = made.module.classes
+        labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
+        sampler = build(cfg.sampler)
+        images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size)
+        inputs = {"generator": made.identity, "tokenizer": decodes.identity}
+        return images, inputs, {**inputs, "sampler": asdict(sampler), "labels": what.labels if classes else None}
+    if isinstance(what, Reconstructions):
+        decodes = load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
+        check_image_size(source, decodes.module)
+        dataset = Split(what.split).open(source) if reference is None else reference.images
+        images = ReconstructionPass(
+            decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness
+        )
+        inputs = {"tokenizer": decodes.identity}
+        return images, inputs, {**inputs, "ratios": what.ratios}
+    dataset = what.open("images") if isinstance(what, Folder) else what.open(source)
+    inputs = {"images": dataset.content_hash()}
+    about: dict[str, Any] = {"images_hash": dataset.content_hash()}
+    if isinstance(what, Folder) and is_lossy(dataset):
+        about["warnings"] = ["the images were kept as JPEG, which changes them and every figure; keep them as PNG"]
+    if isinstance(mode, Reconstruction):
+        check_pairs(dataset, reference.images)
+        return PairPass(dataset, reference.images, likeness, cfg.batch_size, workers), inputs, about
+    return DatasetPass(dataset, cfg.batch_size, workers), inputs, about
+
+
+def _drop_unused(cfg: DictConfig, mode: Mode, what: What, against: Against) -> None:
+    """Take out of the configuration what is not read, so that it does not tell two runs apart."""
+    if not isinstance(what, Samples):
+        cfg.sampler = None
+    if isinstance(mode, Summary):
+        cfg.reference = None
+    elsewhere = isinstance(what, Folder | Samples) and (
+        cfg.reference is None or isinstance(against, Folder | StatisticsFile)
+    )
+    if elsewhere and not getattr(mode, "floor", None):
+        cfg.data = None
+
+
+def _settings(mode: Mode, splits: int) -> dict[str, Any]:
+    """What the figures were computed with."""
+    values = {one.name: getattr(mode, one.name) for one in fields(mode) if one.name != "features"}
+    return values | ({"inception_splits": splits} if splits else {})
+
+
+def _write_statistics(
+    folder: Path,
+    networks: Mapping[str, FeatureNetwork],
+    made: Mapping[str, Statistics],
+    name: str,
+    inputs: Mapping[str, str],
+) -> None:
+    for key, network in networks.items():
+        path = folder / f"statistics-{network.name}.npz"
+        write_npz(path, made[key], images=name, **{f"{what}_identity": value for what, value in inputs.items()})
+        print(f"statistics: {path}")
+
+
+def _dry(networks: Mapping[str, FeatureNetwork], size: tuple[int, int]) -> float:
     images = torch.zeros(1, 3, *size, dtype=torch.uint8)
-    return dry_run(lambda: network.extract([images]), {network.name: network.module}, "features of one image", False)
+    modules = {network.name: network.module for network in networks.values()}
+    return dry_run(lambda: [network(images) for network in networks.values()], modules, "features of one image", False)
 
 
 def main() -> None:

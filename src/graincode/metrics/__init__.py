@@ -7,48 +7,52 @@ every one of its processes would spend seconds on them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from graincode.metrics.reconstruction import CodebookUsage, CodebookUse, PairErrors, ReconstructionError
+from graincode.metrics.figure import Figure
+from graincode.metrics.reconstruction import CodebookUsage, CodebookUse, PairErrors, PairMean, structural_similarity
 
 if TYPE_CHECKING:
     from graincode.metrics.distances import (
-        ClassConsistency,
-        InceptionScore,
         class_consistency,
+        density_coverage,
         frechet_distance,
         inception_score,
+        kernel_distance,
+        precision_recall,
     )
-    from graincode.metrics.features import (
-        FeatureNetwork,
-        Features,
-        InceptionFeatures,
-        Lite0Features,
-        cached_features,
-    )
-    from graincode.metrics.protocols import Generation, Reconstruction
+    from graincode.metrics.features import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures
+    from graincode.metrics.perceptual import PerceptualDistance
+    from graincode.metrics.statistics import SUBSET, Statistics, cached_statistics, measure, read_npz, write_npz
 
 __all__ = [
-    "ClassConsistency",
+    "SUBSET",
     "CodebookUsage",
     "CodebookUse",
     "FeatureNetwork",
-    "Features",
-    "Generation",
+    "Figure",
     "InceptionFeatures",
-    "InceptionScore",
     "Lite0Features",
     "PairErrors",
-    "Reconstruction",
-    "ReconstructionError",
-    "cached_features",
+    "PairMean",
+    "PerceptualDistance",
+    "Statistics",
+    "TimmFeatures",
+    "cached_statistics",
     "class_consistency",
+    "density_coverage",
     "frechet_distance",
     "inception_score",
+    "kernel_distance",
+    "measure",
+    "precision_recall",
+    "read_npz",
+    "structural_similarity",
+    "write_npz",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("distances", "features", "protocols"):
+        for module in ("features", "statistics", "distances", "perceptual"):
             found = vars(import_module(f"graincode.metrics.{module}"))
             if name in found:
                 return found[name]

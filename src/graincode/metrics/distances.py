@@ -1,153 +1,209 @@
-"""Figures of sets of images, computed from their features. Each is a figure *in the features of a network*."""
+"""Figures of sets of images, computed from their statistics. Each is a figure *in the features of a network*."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from graincode.core.errors import GraincodeError
-from graincode.metrics.features import Features
+from graincode.metrics.figure import Figure, share_of
+from graincode.metrics.statistics import Statistics
 
 CLASSIFIER_C = 0.01
 """Inverse strength of the L2 penalty of `class_consistency`: one value for every data set, never tuned."""
 
+_BLOCK = 2000  # rows of a matrix of distances that are held at once
 
-def frechet_distance(a: Features, b: Features) -> float:
+
+def frechet_distance(a: Statistics, b: Statistics) -> Figure:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of means and covariances of features, in float64.
 
     It is the FID only in Inception's features; elsewhere it is named with its network. It shrinks as images are added,
     so compare figures of equally many. Equal sets give 0 up to rounding, of either sign.
 
     Args:
-        a, b: at least 2 images each, in the features of one network; the order does not matter.
+        a, b: of at least 2 images each, in the features of one network; the order does not matter.
     Raises:
-        GraincodeError: two networks, fewer than 2 images, or features that are not finite.
-    Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's functions.
+        GraincodeError: two networks, or fewer than 2 images.
+    Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
     _check_comparable(a, b)
-    for features in (a, b):
-        if len(features) < 2:
-            raise GraincodeError(f"Fréchet distance of {len(features)} image: expected at least 2; give more images")
-    statistics = [fid_features_to_statistics(features.features.double()) for features in (a, b)]
-    return fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    for one in (a, b):
+        if one.count is not None and one.count < 2:
+            raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
+    both = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (a, b)]
+    return Figure(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
 
-@dataclass(frozen=True)
-class InceptionScore:
-    """Mean and standard deviation of the score over the splits; the mean is in [1, number of classes]."""
+def inception_score(statistics: Statistics) -> Figure:
+    """exp E KL(p(y|x) || p(y)), mean and standard deviation over random parts of the images; in [1, classes].
 
-    mean: float
-    std: float
+    Images are divided at random: parts of samples that come sorted by class would score as if each were one class.
+
+    Raises:
+        GraincodeError: the statistics were gathered without splits.
+    Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), equal to torch-fidelity's with its shuffle.
+    """
+    sizes = statistics.split_sizes.double()
+    if not len(sizes):
+        raise GraincodeError("statistics without class probabilities: gather them with splits=10")
+    marginal = statistics.class_mass / sizes[:, None]
+    scores = (statistics.class_entropy / sizes + torch.special.entr(marginal).sum(1)).exp().numpy()
+    return Figure(float(scores.mean()), float(scores.std()), f"standard deviation over {len(sizes)} splits")
 
 
-def inception_score(features: Features, splits: int = 10, seed: int = 0) -> InceptionScore:
-    """exp E KL(p(y|x) || p(y)), on each of `splits` random parts of the images.
-
-    Images are shuffled first: samples that come sorted by class would score as if each part were one class.
+def kernel_distance(made: Statistics, real: Statistics, subsets: int = 100, size: int = 1000, seed: int = 0) -> Figure:
+    """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
 
     Args:
-        features: at least as many images as splits; the logits are used.
-        splits: number of parts, 10 in published figures.
-        seed: of the shuffle.
+        made, real: of at least `size` images each whose features were kept.
+        subsets: random draws, over which mean and standard deviation are taken.
+        size: images in each.
+        seed: of the draws.
     Raises:
-        GraincodeError: more splits than images, no split, or logits that are not finite.
-    Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), by torch-fidelity's function, in float64.
+        GraincodeError: two networks, or too few images.
+    Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
     """
-    if not 1 <= splits <= len(features):
+    _check_comparable(made, real)
+    fewest = min(len(made.subset), len(real.subset))
+    if not 2 <= size <= fewest or subsets < 1:
         raise GraincodeError(
-            f"splits={splits}: expected 1 to {len(features)}, the number of images; type evaluation.inception_splits=1"
+            f"kid_subset_size={size}, kid_subsets={subsets}: expected 2 to {fewest}, the number of images, and 1 or "
+            f"more; type evaluation.kid_subset_size={min(1000, fewest)}"
         )
-    _check_finite(features.logits, "logits", features.identity)
-    score = isc_features_to_metric(features.logits, splits, shuffle=True, rng_seed=seed)
-    return InceptionScore(score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD])
+    found = kid_features_to_metric(
+        made.subset, real.subset, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+    )
+    return Figure(
+        found[KEY_METRIC_KID_MEAN],
+        found[KEY_METRIC_KID_STD],
+        f"standard deviation over {subsets} subsets of {size} images",
+    )
 
 
-@dataclass(frozen=True)
-class ClassConsistency:
-    """Whether generated images show the class that they were asked for.
+def precision_recall(made: Statistics, real: Statistics, neighbours: int = 3) -> dict[str, Figure]:
+    """`precision`: share of made images that lie within reach of real ones; `recall`: the other way round.
 
-    Attributes:
-        real_accuracy: in (0, 1], of a classifier trained on real images, on other real images: the yardstick.
-        accuracy: in [0, 1], of the same classifier on generated images and the classes asked for.
-        ratio: accuracy / real_accuracy; above 1 where generated images are easier to tell apart than real ones.
+    An image reaches as far as its k-th neighbour in its own set.
+
+    Args:
+        made, real: of more than `neighbours` images each whose features were kept.
+        neighbours: k.
+    Raises:
+        GraincodeError: two networks, or too few images.
+    Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
+        torch-fidelity's function.
     """
+    _check_neighbours(made, real, neighbours)
+    found = prc_features_to_metric(
+        made.subset, real.subset, prc_neighborhood=neighbours, prc_batch_size=_BLOCK, save_cpu_ram=True, verbose=False
+    )
+    return {
+        "precision": share_of(found[KEY_METRIC_PRECISION], len(made.subset)),
+        "recall": share_of(found[KEY_METRIC_RECALL], len(real.subset)),
+    }
 
-    real_accuracy: float
-    accuracy: float
-    ratio: float
+
+def density_coverage(made: Statistics, real: Statistics, neighbours: int = 5) -> dict[str, Figure]:
+    """`density`: how many real images reach a made one, over k; `coverage`: share of real images that reach one.
+
+    Unlike precision and recall they are not ruled by outliers, whose reach is long. Density may exceed 1.
+
+    Args:
+        made, real: of more than `neighbours` images each whose features were kept.
+        neighbours: k.
+    Raises:
+        GraincodeError: two networks, or too few images.
+    Source: "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), equations 3 and 4.
+    """
+    _check_neighbours(made, real, neighbours)
+    reaching, covered = 0, 0
+    for block in real.subset.split(_BLOCK):
+        reach = torch.cdist(block, real.subset).kthvalue(neighbours + 1).values  # the first is the image itself
+        within = torch.cdist(block, made.subset) < reach[:, None]
+        reaching += int(within.sum())
+        covered += int(within.any(1).sum())
+    density = reaching / (neighbours * len(made.subset))
+    return {"density": Figure(density), "coverage": share_of(covered / len(real.subset), len(real.subset))}
 
 
 def class_consistency(
-    real: Features,
+    real: Statistics,
     real_labels: Tensor,
-    test: Features,
+    test: Statistics,
     test_labels: Tensor,
-    generated: Features,
+    generated: Statistics,
     generated_labels: Tensor,
-) -> ClassConsistency:
+) -> dict[str, Figure]:
     """Accuracy on generated images of a linear classifier that is trained on real ones.
 
     The classifier is multinomial logistic regression on features standardised by the real set, with the fixed penalty
-    `CLASSIFIER_C`. There are no random numbers in it.
+    `CLASSIFIER_C`. There are no random numbers in it. It sees the images whose features were kept.
 
     Args:
-        real, real_labels: training images of at least two classes, and (N,) integers.
+        real, real_labels: training images of at least two classes, and (N,) integers, of all images of the set.
         test, test_labels: real images that are not among them; they judge the classifier and choose nothing.
         generated, generated_labels: and the classes that they were generated for.
+    Returns:
+        `class_accuracy` on generated images and `class_accuracy_of_real_images` on the test images, the yardstick, both
+        in [0, 1]; `class_accuracy_ratio` of the two is above 1 where generated images are easier to tell apart.
     Raises:
-        GraincodeError: several networks, labels that do not match the images, fewer than two classes, features that are
-            not finite, or a classifier that gets no test image right.
+        GraincodeError: several networks, labels that do not match the images, fewer than two classes, or a classifier
+            that gets no test image right.
     """
     sets = {"real": (real, real_labels), "test": (test, test_labels), "generated": (generated, generated_labels)}
-    for name, (features, labels) in sets.items():
-        _check_comparable(real, features)
-        if labels.shape != (len(features),) or len(features) == 0:
+    known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, (statistics, labels) in sets.items():
+        _check_comparable(real, statistics)
+        if labels.shape != (statistics.count,):
             raise GraincodeError(
-                f"{name} labels of shape {tuple(labels.shape)} for {len(features)} images: expected one label "
-                "an image and at least one image; give the labels of these images"
+                f"{name} labels of shape {tuple(labels.shape)} for {statistics.count} images: expected one label "
+                "an image; give the labels of these images"
             )
-    classes = real_labels.unique()
+        known[name] = statistics.subset.numpy(), labels.cpu()[statistics.indices].numpy()
+    classes = np.unique(known["real"][1])
     if len(classes) < 2:
         raise GraincodeError(f"real labels {classes.tolist()}: expected at least two classes; use labelled data")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=CLASSIFIER_C, max_iter=1000))
-    classifier.fit(real.features.numpy(), real_labels.cpu().numpy())
+    classifier.fit(*known["real"])
 
-    def accuracy_of(features: Features, labels: Tensor) -> float:
-        return float(np.mean(classifier.predict(features.features.numpy()) == labels.cpu().numpy()))
+    def accuracy_of(name: str) -> Figure:
+        features, labels = known[name]
+        return share_of(float(np.mean(classifier.predict(features) == labels)), len(labels))
 
-    real_accuracy, accuracy = accuracy_of(test, test_labels), accuracy_of(generated, generated_labels)
-    if real_accuracy == 0:
+    test_accuracy, accuracy = accuracy_of("test"), accuracy_of("generated")
+    if test_accuracy.value == 0:
         raise GraincodeError(
             f"test accuracy 0 of a classifier of {len(classes)} classes: expected more; check that "
             "test labels are those of the test images"
         )
-    return ClassConsistency(real_accuracy, accuracy, accuracy / real_accuracy)
+    return {
+        "class_accuracy": accuracy,
+        "class_accuracy_of_real_images": test_accuracy,
+        "class_accuracy_ratio": Figure(accuracy.value / test_accuracy.value),
+    }
 
 
-def _check_comparable(a: Features, b: Features) -> None:
-    if a.identity != b.identity:
+def _check_comparable(a: Statistics, b: Statistics) -> None:
+    if None not in (a.identity, b.identity) and a.identity != b.identity:
         raise GraincodeError(
             f"features of {a.identity} and of {b.identity}: expected one network; extract both with it"
         )
-    for features in (a, b):
-        _check_finite(features.features, "features", features.identity)
-
-
-def _check_finite(values: Tensor, what: str, identity: str) -> None:
-    wrong = int((~values.isfinite()).any(dim=1).sum())
-    if wrong:
+    if a.mean.shape != b.mean.shape:
         raise GraincodeError(
-            f"{wrong} of {len(values)} images have NaN or infinite {what} in {identity}: expected finite "
-            "ones; check the weights of the network"
+            f"features of {len(a.mean)} and of {len(b.mean)} dimensions: expected one network; extract both with it"
         )
+
+
+def _check_neighbours(made: Statistics, real: Statistics, neighbours: int) -> None:
+    _check_comparable(made, real)
+    fewest = min(len(made.subset), len(real.subset))
+    if not 1 <= neighbours < fewest:
+        raise GraincodeError(f"{neighbours} neighbours among {fewest} images: expected fewer; give more images")

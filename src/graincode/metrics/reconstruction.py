@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pytorch_msssim import ssim
 from torch import Tensor
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
+from graincode.metrics.figure import Figure, mean_of
 
 MSE_FLOOR = (1 / 255) ** 2 / 12
 """Mean squared error of rounding to 8 bits, for pixels in [0, 1]; as a PSNR, 58.9 dB."""
 
 
-@dataclass(frozen=True)
-class ReconstructionError:
-    """How far images are from their originals, for pixels in [0, 1].
-
-    Attributes:
-        mse: mean squared error over all images.
-        psnr_of_mean: PSNR in dB of `mse`, which hard images dominate.
-        psnr_mean: mean over images of each one's PSNR in dB, which papers report.
-        count: number of images.
-
-    Both PSNRs take an error as no smaller than `MSE_FLOOR`, so an exact copy counts as 58.9 dB and not as infinity.
-    """
-
-    mse: float
-    psnr_of_mean: float
-    psnr_mean: float
-    count: int
+_SSIM_WINDOW = 11
 
 
 class PairErrors:
-    """Accumulates `ReconstructionError`; the grouping into batches does not change a bit of it."""
+    """How far images are from their originals; the grouping into batches does not change a bit of it."""
 
     def __init__(self) -> None:
         self._mse: list[Tensor] = []
@@ -49,29 +36,65 @@ class PairErrors:
         Raises:
             GraincodeError: they are not both uint8 and of one shape with four dimensions.
         """
-        shapes = f"{images.dtype} {tuple(images.shape)} and {reference.dtype} {tuple(reference.shape)}"
-        if {images.dtype, reference.dtype} != {torch.uint8}:
-            raise GraincodeError(f"images of {shapes}: expected torch.uint8; see to_uint8")
-        if images.shape != reference.shape or images.ndim != 4:
-            raise GraincodeError(f"images of {shapes}: expected pairs of one shape (B, C, H, W)")
+        _check_pairs(images, reference)
         squares = (images.int() - reference.int()).square().flatten(1)
         self._mse.append(squares.sum(1).double().cpu() / (squares.shape[1] * 255**2))
 
-    def result(self) -> ReconstructionError:
-        """The figures of all pairs so far, of all processes; each of them must ask.
+    def figures(self) -> dict[str, Figure]:
+        """Of all pairs so far, of all processes; each of them must ask.
+
+        `mse`: mean squared error over all images, of pixels in [0, 1]; `psnr_of_mean`: PSNR in dB of `mse`, which hard
+        images dominate; `psnr_mean`: mean over images of each one's PSNR in dB, which papers report. Both PSNRs take
+        an error as no smaller than `MSE_FLOOR`, so an exact copy counts as 58.9 dB and not as infinity.
 
         Raises:
             GraincodeError: there are none.
         """
-        mse = processes.gather_rows(torch.cat([torch.zeros(0, dtype=torch.float64), *self._mse]))
-        if len(mse) == 0:
+        mse = torch.cat([torch.zeros(0, dtype=torch.float64), *self._mse])
+        if int(processes.sum_(torch.tensor([len(mse)]))) == 0:
             raise GraincodeError("reconstruction error of 0 images: expected at least 1; call update first")
-        return ReconstructionError(
-            mse=mse.mean().item(),
-            psnr_of_mean=_psnr(mse.mean()).item(),
-            psnr_mean=_psnr(mse).mean().item(),
-            count=len(mse),
+        mean = mean_of(mse)
+        of_mean = _psnr(torch.tensor(mean.value)).item()
+        # to first order, dB = 10 / ln 10 times the relative error
+        spread = None if mean.std is None else 10 / math.log(10) * mean.std / max(mean.value, MSE_FLOOR)
+        return {"mse": mean, "psnr_of_mean": Figure(of_mean, spread, mean.over), "psnr_mean": mean_of(_psnr(mse))}
+
+
+class PairMean:
+    """The mean over pairs of images of a measure of likeness.
+
+    Args:
+        measure: two (B, C, H, W) uint8 to (B,).
+    """
+
+    def __init__(self, measure: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.measure = measure
+        self._values = [torch.zeros(0)]
+
+    def update(self, images: Tensor, reference: Tensor) -> None:
+        """Add pairs of images, as `PairErrors` takes them."""
+        _check_pairs(images, reference)
+        with torch.no_grad():
+            self._values.append(self.measure(images, reference).float().cpu())
+
+    def figure(self) -> Figure:
+        """Of all pairs so far, of all processes; each of them must ask."""
+        return mean_of(torch.cat(self._values))
+
+
+def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
+    """(B,) SSIM in [-1, 1] of two (B, C, H, W) uint8: Gaussian window of 11 pixels, sigma 1.5, mean over channels.
+
+    Raises:
+        GraincodeError: the images are smaller than the window.
+    Source: "Image Quality Assessment: From Error Visibility to Structural Similarity" (Wang et al., 2004).
+    """
+    if min(images.shape[2:]) < _SSIM_WINDOW:
+        raise GraincodeError(
+            f"SSIM of images of {tuple(images.shape[2:])} pixels: expected {_SSIM_WINDOW} or more; "
+            "leave ssim out of evaluation.metrics"
         )
+    return ssim(images.float(), reference.float(), data_range=255, win_size=_SSIM_WINDOW, size_average=False)
 
 
 @dataclass(frozen=True)
@@ -141,6 +164,14 @@ class CodebookUsage:
             perplexity=math.exp(torch.special.entr(frequencies).sum().item()),
             count=count,
         )
+
+
+def _check_pairs(images: Tensor, reference: Tensor) -> None:
+    shapes = f"{images.dtype} {tuple(images.shape)} and {reference.dtype} {tuple(reference.shape)}"
+    if {images.dtype, reference.dtype} != {torch.uint8}:
+        raise GraincodeError(f"images of {shapes}: expected torch.uint8; see to_uint8")
+    if images.shape != reference.shape or images.ndim != 4:
+        raise GraincodeError(f"images of {shapes}: expected pairs of one shape (B, C, H, W)")
 
 
 def _psnr(mse: Tensor) -> Tensor:

@@ -1,0 +1,403 @@
+"""What can be measured, against what, and which figures: the parts that `conf/evaluate.yaml` composes."""
+
+from __future__ import annotations
+
+import typing
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from graincode.core.errors import GraincodeError
+from graincode.data.encoded import EncodedImages
+from graincode.data.folders import Files, image_files
+from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, check_split
+from graincode.metrics import (
+    SUBSET,
+    FeatureNetwork,
+    Figure,
+    PairMean,
+    PerceptualDistance,
+    Statistics,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    structural_similarity,
+)
+
+SplitName = Literal["train", "val", "test"]
+Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
+
+DISTANCES: tuple[str, ...] = typing.get_args(Distance)
+ONE_BY_ONE = ("kid", "precision_recall", "density_coverage")
+"""Figures that need single images' features, and not only statistics."""
+
+_LOSSY = (".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a generator, `images=samples`.
+
+    Attributes:
+        num_samples: None for as many as the reference has images.
+        labels: "balanced" takes all classes in turn, "drawn" draws each uniformly, "reference" takes those of the
+            reference images, for data sets whose classes differ in size.
+    """
+
+    num_samples: int | None = None
+    labels: Literal["balanced", "drawn", "reference"] = "balanced"
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Reconstructions of a split by a tokenizer, `images=reconstructions`.
+
+    Attributes:
+        split: of the data set.
+        ratios: share of regions at each grain; None for the tokenizer's own.
+    """
+
+    split: SplitName = "test"
+    ratios: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the data set: `images=split`, or a generation's usual reference, `reference=split`.
+
+    Attributes:
+        split: which.
+    """
+
+    split: SplitName = "test"
+
+    def open(self, source: ImageSource) -> ImageDataset:
+        """Its images."""
+        check_split(self.split)
+        return source.split(self.split)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images in a directory or in an .npz file, `images=folder` or `reference=folder`.
+
+    Attributes:
+        path: of a directory, in which all image files at any depth are taken in the order of their paths, or of an
+            .npz with uint8 images (N, H, W, 3) as `arr_0`, as the field shares samples, or as `images`.
+        image_size: side of a square or (height, width) in pixels that files are resized and cropped to; None takes
+            them as they are, which must be of one size.
+    """
+
+    path: str
+    image_size: int | Sequence[int] | None = None
+
+    def open(self, key: str) -> ImageDataset:
+        """Its images.
+
+        Args:
+            key: "images" or "reference", for errors.
+        Raises:
+            GraincodeError: there is nothing at the path, or no images.
+        """
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            return self._files(path, key)
+        if not path.is_file():
+            raise GraincodeError(f"{key}.path={self.path}: there is nothing; type {key}.path=/path/to/images")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                name = next((name for name in ("arr_0", "images") if name in arrays.files), None)
+                found = arrays[name] if name else None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise GraincodeError(
+                f"{key}.path={self.path} is no directory, and cannot be read as .npz ({error}): "
+                f"type {key}.path=/path/to/images"
+            ) from None
+        if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or not len(found):
+            shape = "none of them" if found is None else f"{found.dtype} {found.shape}"
+            raise GraincodeError(
+                f"{key}.path={self.path} has {shape}: expected arr_0 or images, uint8 of (N, H, W, 3)"
+                + (f"; for a file of mu and sigma type {key}=statistics" if found is None else "")
+            )
+        if self.image_size is not None and check_image_size(self.image_size) != found.shape[1:3]:
+            raise GraincodeError(
+                f"{key}.image_size={self.image_size}, but the images of an .npz are not resized: "
+                f"type {key}.image_size=null"
+            )
+        images = torch.from_numpy(found).permute(0, 3, 1, 2)
+        return TensorImages(path.name, "images", images, torch.zeros(len(images), dtype=torch.long))
+
+    def _files(self, path: Path, key: str) -> ImageDataset:
+        files = Files(path.resolve(), tuple(image_files(path, f"{key}.path")))
+        if self.image_size is not None:
+            size, crop = check_image_size(self.image_size), "center"
+        else:
+            crop = "exact"
+            try:
+                with Image.open(files.name(0)) as first:
+                    size = ImageOps.exif_transpose(first).size[::-1]
+            except Exception as error:  # broken files raise nearly anything
+                raise GraincodeError(f"{files.name(0)} cannot be read as an image ({error}): remove it") from None
+        return EncodedImages(path.name, "images", size, files, torch.zeros(len(files), dtype=torch.long), crop=crop)
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """Means and covariances that someone published, `reference=statistics`: only Fréchet distances can be had.
+
+    Attributes:
+        path: of an .npz with `mu` (D,) and `sigma` (D, D).
+    """
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Originals:
+    """The images that reconstructions were made from, `reference=originals`."""
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Figures that compare two sets of images in the features of networks; the base of both modes.
+
+    Attributes:
+        features: the networks, by name; every figure is computed in each of them.
+        metrics: which figures; None for all that can be had.
+        inception_splits: parts of the Inception score; None for 10, or fewer if there are fewer images.
+        kid_subsets, kid_subset_size: random draws of the kernel distance, and images in each; None for 1000, or as
+            many as there are.
+        precision_neighbours, density_neighbours: how far an image reaches, for precision and recall and for density
+            and coverage.
+        subset: images whose features are kept for all of these but fd and is: the first of a fixed permutation, in
+            both sets; all where there are no more.
+    """
+
+    features: Mapping[str, FeatureNetwork]
+    metrics: Sequence[Distance] | None = None
+    inception_splits: int | None = None
+    kid_subsets: int = 100
+    kid_subset_size: int | None = None
+    precision_neighbours: int = 3
+    density_neighbours: int = 5
+    subset: int = SUBSET
+
+    prefix: ClassVar[str] = ""
+
+    def wants(self, metric: str) -> bool:
+        """Whether a figure is asked for."""
+        return metric in self.metrics if self.metrics is not None else metric in self.usual
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        """The figures that `metrics=None` stands for."""
+        return DISTANCES
+
+    @property
+    def in_features(self) -> bool:
+        """Whether any figure needs a network."""
+        return any(self.wants(metric) for metric in (*DISTANCES, "class_consistency"))
+
+    def splits(self, count: int) -> int:
+        """Parts of the Inception score of so many images."""
+        return (self.inception_splits or min(10, count)) if self.wants("is") else 0
+
+    def check(self, count: int, reference: int) -> str:
+        """Why the figures that compare images one by one cannot be had; empty if they can, or nobody wants them.
+
+        Args:
+            count: of the images that are measured.
+            reference: images of the reference; 0 if there are only statistics.
+        Raises:
+            GraincodeError: they, or a figure of so many images, were asked for and cannot be had.
+        """
+        single = [name for name in ONE_BY_ONE if self.wants(name)]
+        fewest, reason = min(count, reference, self.subset), ""
+        if self.wants("fd") and (count < 2 or reference == 1):
+            raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
+        if single and not reference:
+            reason = "the reference is a file of means and covariances alone"
+        elif single and fewest <= max(self.precision_neighbours, self.density_neighbours):
+            reason = f"there are only {fewest} images"
+        if reason and self.metrics is not None:
+            raise GraincodeError(
+                f"{', '.join(single)}: {reason}; type evaluation.metrics=[fd,is], or reference=folder with images"
+            )
+        if self.wants("kid") and not reason and not 2 <= (self.kid_subset_size or 2) <= fewest:
+            raise GraincodeError(
+                f"evaluation.kid_subset_size={self.kid_subset_size}: expected 2 to {fewest}, the number of images; "
+                f"type evaluation.kid_subset_size={min(1000, fewest)}"
+            )
+        return f"{', '.join(single)} left out: {reason}" if reason else ""
+
+    def figures(
+        self, network: FeatureNetwork, made: Statistics, real: Statistics, seed: int, one_by_one: bool
+    ) -> dict[str, Figure]:
+        """The figures of one network, by the names that they go by in it.
+
+        Args:
+            network: that the statistics are of.
+            made, real: what is measured, and against what.
+            seed: of random subsets.
+            one_by_one: whether those that compare images one by one can be had.
+        """
+        found: dict[str, Figure] = {}
+        if self.wants("fd"):
+            found["fd"] = frechet_distance(made, real)
+        if self.wants("is") and len(made.split_sizes):
+            found["is"] = inception_score(made)
+        if one_by_one and self.wants("kid"):
+            size = self.kid_subset_size or min(1000, len(made.subset), len(real.subset))
+            found["kid"] = kernel_distance(made, real, self.kid_subsets, size, seed)
+        if one_by_one and self.wants("precision_recall"):
+            found |= precision_recall(made, real, self.precision_neighbours)
+        if one_by_one and self.wants("density_coverage"):
+            found |= density_coverage(made, real, self.density_neighbours)
+        return {network.label(self.prefix + name if name in ("fd", "kid") else name): f for name, f in found.items()}
+
+
+@dataclass(frozen=True)
+class Generation(Distances):
+    """Samples, or anyone's images, against the reference of the generation task, `evaluation=generation`.
+
+    Attributes:
+        floor: whether as many real training images are measured too, which a perfect generator would equal; None where
+            the reference is a split of the data set.
+    """
+
+    metrics: Sequence[Distance | Literal["class_consistency"]] | None = None
+    floor: bool | None = None
+
+    mode: ClassVar[str] = "generation"
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        return (*DISTANCES, "class_consistency")
+
+
+@dataclass(frozen=True)
+class Reconstruction(Distances):
+    """Reconstructions against the images that they were made from, `evaluation=reconstruction`.
+
+    Squared errors, PSNR, codes per image and use of the codebook cost nothing and are always given.
+
+    Attributes:
+        lpips_weights: file `vgg16-397923af.pth` of torchvision; None downloads it where lpips is asked for.
+    """
+
+    metrics: Sequence[Distance | Literal["ssim", "lpips"]] | None = None
+    lpips_weights: str | None = None
+
+    mode: ClassVar[str] = "reconstruction"
+    prefix: ClassVar[str] = "r"
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        return ("fd", "is", "ssim")
+
+    def likeness(self, device: torch.device | str) -> dict[str, PairMean]:
+        """What is averaged over pairs of images, besides their errors."""
+        found = {}
+        if self.wants("ssim"):
+            found["ssim"] = PairMean(structural_similarity)
+        if self.wants("lpips"):
+            measure = PerceptualDistance(self.lpips_weights, device)
+            found[measure.identity] = PairMean(measure)
+        return found
+
+
+@dataclass(frozen=True)
+class Summary:
+    """No comparison: means and covariances of images, for others to compare with, `evaluation=statistics`.
+
+    Attributes:
+        features: the networks, by name.
+    """
+
+    features: Mapping[str, FeatureNetwork]
+    mode: ClassVar[str] = "statistics"
+    metrics: Sequence[str] = field(default=("statistics",), init=False)
+
+
+Mode = Generation | Reconstruction | Summary
+What = Samples | Reconstructions | Split | Folder
+Against = Split | Folder | StatisticsFile | Originals
+
+
+def check_modes(mode: Mode, what: What, against: Against) -> None:
+    """Refuse to compare what says nothing when compared.
+
+    Raises:
+        GraincodeError: saying why.
+    """
+    if mode.metrics is not None and not len(mode.metrics):
+        raise GraincodeError("evaluation.metrics=[]: type evaluation.metrics=null for all, or name some")
+    if isinstance(mode, Reconstruction):
+        if isinstance(what, Samples | Split):
+            raise GraincodeError(
+                f"evaluation=reconstruction, but images={_name(what)} were not made from originals: "
+                "type images=reconstructions, or evaluation=generation"
+            )
+        fitting = Originals if isinstance(what, Reconstructions) else Folder
+        if not isinstance(against, fitting):
+            raise GraincodeError(
+                f"rFID against reference={_name(against)}: reconstructions are measured against the very images that "
+                "they were made from, and figures against any others, such as the reference of a generation task, do "
+                f"not compare with published ones: type reference={_name(fitting)}, or evaluation=generation for "
+                "samples"
+            )
+    if isinstance(mode, Generation):
+        if isinstance(what, Reconstructions):
+            raise GraincodeError(
+                "gFID of images=reconstructions: they were made from real images, so a distance to the reference of "
+                "the generation task says nothing of a generator: type evaluation=reconstruction"
+            )
+        if isinstance(against, Originals):
+            raise GraincodeError(
+                f"reference=originals, but images={_name(what)} were made from none: type reference=split"
+            )
+    if isinstance(against, StatisticsFile) and len(mode.features) != 1:
+        raise GraincodeError(
+            f"reference=statistics is a file of one network, but features={sorted(mode.features)}: choose one"
+        )
+
+
+def check_pairs(made: ImageDataset, originals: ImageDataset) -> None:
+    """Refuse folders that are not pairs of images of equal names.
+
+    Raises:
+        GraincodeError: naming what differs.
+    """
+    if len(made) != len(originals) or tuple(made.image_size) != tuple(originals.image_size):
+        raise GraincodeError(
+            f"{len(made)} reconstructions of {tuple(made.image_size)} pixels and {len(originals)} originals of "
+            f"{tuple(originals.image_size)}: expected pairs of equal size; type reference.path= the images that they "
+            "were made from"
+        )
+    if isinstance(made, EncodedImages) and isinstance(originals, EncodedImages):
+        for a, b in zip(made.encoded.paths, originals.encoded.paths, strict=True):
+            if Path(a).with_suffix("") != Path(b).with_suffix(""):
+                raise GraincodeError(
+                    f"images.path has {a} where reference.path has {b}: expected pairs of equal names; type "
+                    "reference.path= the images that they were made from"
+                )
+
+
+def is_lossy(images: ImageDataset) -> bool:
+    """Whether images were kept in a format that changes them."""
+    return isinstance(images, EncodedImages) and any(
+        path.lower().endswith(_LOSSY) for path in getattr(images.encoded, "paths", ())
+    )
+
+
+def _name(part: object) -> str:
+    kind = part if isinstance(part, type) else type(part)
+    return {StatisticsFile: "statistics"}.get(kind, kind.__name__.lower())

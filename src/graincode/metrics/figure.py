@@ -1,0 +1,41 @@
+"""A number with its spread."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graincode import processes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and how far it can be trusted.
+
+    Attributes:
+        value: the figure.
+        std: its spread; None where none is defined.
+        over: what the spread is of and over, in words.
+    """
+
+    value: float
+    std: float | None = None
+    over: str = ""
+
+
+def share_of(value: float, count: int) -> Figure:
+    """A share of `count` images, with the standard error of a share."""
+    return Figure(value, math.sqrt(value * (1 - value) / count), f"standard error over {count} images")
+
+
+def mean_of(own: Tensor) -> Figure:
+    """The mean over images and its standard error.
+
+    Args:
+        own: (n,) values of this process's images; those of all are counted, and each process must ask.
+    """
+    values = processes.gather_rows(own.double())
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return Figure(values.mean().item(), error, f"standard error over {len(values)} images" if error is not None else "")

@@ -1,0 +1,294 @@
+"""The evaluation from the command line: what it agrees with, what it keeps, what it refuses."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import command, result
+from PIL import Image
+from test_errors import refusal
+from torch import nn
+from torch_fidelity import calculate_metrics
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from graincode.metrics import Lite0Features
+
+LITE0 = "features=lite0_112"
+TOKENIZER = "tokenizer_path=runs/train_tokenizer/tok/export"
+GENERATOR = "generator_path=runs/train_generator/ar/export"
+
+
+def record_of(run: str) -> dict:
+    return json.loads(Path(f"runs/evaluate/{run}/metrics.json").read_text())
+
+
+def write_pictures(folder: Path, count: int, seed: int, coarse: int, side: int = 32, form: str = "png") -> Path:
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (coarse, coarse, 3), dtype=np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{index:03}.{form}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """Two folders of images that differ."""
+    root = tmp_path_factory.mktemp("folders")
+    return write_pictures(root / "a", 40, 0, 4), write_pictures(root / "b", 44, 1, 7)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory) -> Path:
+    """A file of random weights of torch-fidelity's own class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("features", ["lite0_112", "inception"])
+def test_figures_are_those_of_torch_fidelity(features, folders, inception, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    a, b = folders
+    weights = {"feature_extractor_weights_path": str(inception)} if features == "inception" else {}
+    names = {"lite0_112": "lite0@112", "inception": "inception-v3-compat"}
+    expected = calculate_metrics(
+        input1=str(a), input2=str(b), feature_extractor=names[features], fid=True, isc=True, kid=True, prc=True,
+        isc_splits=4, kid_subset_size=20, kid_subsets=50, rng_seed=7, batch_size=32, cuda=False, cache=False,
+        verbose=False, **weights,
+    )  # fmt: skip
+    more = [f"features.inception.weights={inception}"] if weights else []
+    command("evaluate", "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}", "seed=7",
+            f"features={features}", "evaluation.inception_splits=4", "evaluation.kid_subset_size=20",
+            "evaluation.kid_subsets=50", "evaluation.metrics=[fd,is,kid,precision_recall]", "run_name=tf",
+            "batch_size=9", *more)  # fmt: skip
+    record = record_of("tf")
+    end = "" if weights else "_lite0@112"
+    found, spread = record["figures"], record["uncertainty"]
+    for name, value in (
+        ("fid" if weights else "fd_lite0@112", expected["frechet_inception_distance"]),
+        (f"is{end}", expected["inception_score_mean"]),
+        (f"kid{end}", expected["kernel_inception_distance_mean"]),
+        (f"precision{end}", expected["precision"]),
+        (f"recall{end}", expected["recall"]),
+    ):
+        assert found[name] == pytest.approx(value, rel=1e-5)
+    assert spread[f"is{end}"]["std"] == pytest.approx(expected["inception_score_std"], rel=1e-4)
+    assert spread[f"kid{end}"]["std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-4)
+    assert (record["count"], record["reference_count"], record["seed"]) == (40, 44, 7)
+
+
+def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from(folders, inside):
+    a, b = folders
+    command("evaluate", LITE0, "evaluation=statistics", "images=folder", f"images.path={b}", "run_name=stat")
+    statistics = Path("runs/evaluate/stat/statistics-lite0@112.npz")
+    shared = Path("runs/shared.npz")  # as the field shares them: mu and sigma alone
+    with np.load(statistics, allow_pickle=False) as arrays:
+        assert int(arrays["count"]) == 44
+        np.savez(shared, mu=arrays["mu"], sigma=arrays["sigma"])
+    images = [LITE0, "images=folder", f"images.path={a}"]
+    command("evaluate", *images, "reference=folder", f"reference.path={b}", "run_name=folder")
+    command("evaluate", *images, "reference=statistics", f"reference.path={statistics}", "run_name=own")
+    command("evaluate", *images, "reference=statistics", f"reference.path={shared}", "run_name=shared")
+    distances = [record_of(name)["figures"]["fd_lite0@112"] for name in ("folder", "own", "shared")]
+    assert distances[0] == distances[1] == distances[2] > 0
+    assert any("kid, precision_recall, density_coverage left out" in line for line in record_of("shared")["warnings"])
+    assert record_of("shared")["reference_count"] is None
+
+
+def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
+    command("evaluate", *inside, LITE0, TOKENIZER, "evaluation=reconstruction", "run_name=rec")
+    record = record_of("rec")
+    assert record["features"].keys() == {"lite0@112"}
+    assert record["count"] == record["reference_count"] == 8
+    assert record["figures"]["psnr_mean"] > 3
+    assert -1 <= record["figures"]["ssim"] <= 1
+    assert result(Path("runs/evaluate/rec"))["objective"] == record["figures"]["rfd_lite0@112"]
+    settings = ["images.num_samples=12", "sampler.guidance_scale=1.5", "batch_size=5"]
+    command("evaluate", *inside, LITE0, TOKENIZER, GENERATOR, *settings, "run_name=gen")
+    record = record_of("gen")
+    assert record["sampler"]["guidance_scale"] == 1.5
+    assert record["seed"] == 0
+    assert all(len(record[name]) >= 16 for name in ("reference_hash", "generator", "tokenizer"))
+    assert record["figures"]["fd_lite0@112"] > 0
+    assert record["figures"]["fd_floor_lite0@112"] > 0
+    assert 0 <= record["figures"]["class_accuracy_lite0@112"] <= 1
+    assert any("1280 features, and there are only 8 images" in line for line in record["warnings"])
+    assert "fd_lite0@112" in capsys.readouterr().out
+    assert list(Path(os.environ["GRAINCODE_CACHE"]).glob("statistics/lite0@112-*.safetensors"))
+    with Path("runs/evaluate/table.csv").open() as file:
+        lines = {line["run"]: line for line in csv.DictReader(file)}
+    assert float(lines["gen"]["fd_lite0@112"]) == record["figures"]["fd_lite0@112"]
+    assert lines["gen"]["sampler.guidance_scale"] == "1.5"
+    assert lines["rec"]["fd_lite0@112"] == ""
+
+
+def test_reference_statistics_are_used_again_unless_the_images_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    a, b = write_pictures(tmp_path / "a", 12, 0, 4), write_pictures(tmp_path / "b", 12, 1, 4)
+    rows = []
+    forward = Lite0Features.__call__
+
+    def counted(self, images):
+        rows.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Lite0Features, "__call__", counted)
+
+    def seen(name: str) -> int:
+        rows.clear()
+        command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
+                "evaluation.metrics=[fd]", f"run_name={name}")  # fmt: skip
+        return sum(rows)
+
+    assert [seen("first"), seen("again")] == [24, 12]
+    Image.new("RGB", (32, 32)).save(b / "000.png")
+    assert seen("changed") == 24
+    distances = [record_of(name)["figures"]["fd_lite0@112"] for name in ("first", "again", "changed")]
+    assert distances[0] == distances[1] != distances[2]
+
+
+@pytest.mark.parametrize("form", ["png", "npz"])
+def test_kept_samples_are_measured_alike(form, inside):
+    settings = [LITE0, "images.num_samples=12", "evaluation.metrics=[fd,is]", "evaluation.floor=false"]
+    command("evaluate", *inside, TOKENIZER, GENERATOR, *settings[:3], "evaluation.floor=false", f"keep={form}",
+            "batch_size=5", f"run_name=keep-{form}")  # fmt: skip
+    kept = f"runs/evaluate/keep-{form}/images" + (".npz" if form == "npz" else "")
+    command("evaluate", *inside, LITE0, "images=folder", f"images.path={kept}", "evaluation.metrics=[fd,is]",
+            "evaluation.floor=false", f"run_name=kept-{form}")  # fmt: skip
+    drawn, read = (record_of(f"{name}-{form}")["figures"] for name in ("keep", "kept"))
+    assert drawn["fd_lite0@112"] == read["fd_lite0@112"]
+    assert drawn["is_lite0@112"] == read["is_lite0@112"]
+    if form == "npz":
+        with np.load(kept, allow_pickle=False) as arrays:
+            assert arrays["arr_0"].shape == (12, 32, 32, 3)
+            assert arrays["arr_1"].tolist() == [0, 1] * 6
+    else:
+        assert len(list(Path(kept).glob("*.png"))) == 12
+
+
+def test_samples_do_not_depend_on_the_batch_but_for_rounding(inside):
+    images = []
+    for size in (7, 64):
+        command("evaluate", *inside, LITE0, TOKENIZER, GENERATOR, "images.num_samples=20", f"batch_size={size}",
+                "evaluation.metrics=[fd,is]", "keep=npz", f"run_name=batch-{size}")  # fmt: skip
+        with np.load(f"runs/evaluate/batch-{size}/images.npz") as arrays:
+            images.append(arrays["arr_0"].astype(int))
+    first, second = (record_of(f"batch-{size}")["figures"] for size in (7, 64))
+    assert first == pytest.approx(second, rel=1e-4)
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+@pytest.mark.parametrize("labels", ["drawn", "reference"])
+def test_labels_can_be_drawn_or_taken_from_the_reference(labels, inside):
+    command("evaluate", *inside, LITE0, TOKENIZER, GENERATOR, "images.num_samples=11", f"images.labels={labels}",
+            "evaluation.metrics=[fd]", "keep=npz", f"run_name=labels-{labels}")  # fmt: skip
+    with np.load(f"runs/evaluate/labels-{labels}/images.npz") as arrays:
+        found = arrays["arr_1"].tolist()
+    assert set(found) == {0, 1}
+    assert found != [0, 1] * 5 + [0]
+    if labels == "reference":
+        from graincode.data import ImageFolder
+
+        test = ImageFolder(inside[1].split("=")[1], image_size=32, test_fraction=0.3).split("test").labels.tolist()
+        assert found == (test * 2)[:11]
+
+
+def test_pairs_of_folders_are_measured_as_reconstructions(folders, tmp_path, inside, capsys):
+    a, _ = folders
+    shifted = tmp_path / "shifted"
+    shifted.mkdir()
+    for path in sorted(a.iterdir()):
+        pixels = np.asarray(Image.open(path)).clip(0, 245) + 10
+        Image.fromarray(pixels.astype(np.uint8)).save(shifted / path.name)
+    pair = [LITE0, "evaluation=reconstruction", "images=folder", f"images.path={shifted}", "reference=folder"]
+    command("evaluate", *pair, f"reference.path={a}", "evaluation.metrics=[ssim]", "run_name=pairs")
+    figures = record_of("pairs")["figures"]
+    assert 27.9 < figures["psnr_mean"] < 28.6  # 255 / 10 is 28.1 dB; clipped pixels move less
+    assert 0.9 < figures["ssim"] < 1
+    assert "rfd_lite0@112" not in figures
+    capsys.readouterr()
+    line = refusal(capsys, "evaluate", *pair, f"reference.path={folders[1]}")
+    assert "40 reconstructions" in line
+    (shifted / "039.png").rename(shifted / "040.png")
+    line = refusal(capsys, "evaluate", *pair, f"reference.path={a}")
+    assert "images.path has 040.png where reference.path has 039.png" in line
+
+
+def test_a_sweep_leaves_a_table_and_a_plot(inside, capsys):
+    command("evaluate", "--multirun", *inside, LITE0, TOKENIZER, GENERATOR, "images.num_samples=10",
+            "evaluation.metrics=[fd,is]", "sampler.guidance_scale=1,1.5,2", "sampler.top_k=0,4")  # fmt: skip
+    folder = Path(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sweep: "))[7:]).parent
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    swept = {(row["sampler.guidance_scale"], row["sampler.top_k"]) for row in rows}
+    assert swept == {(scale, k) for scale in ("1", "1.5", "2") for k in ("0", "4")}
+    for row in rows:
+        assert float(row["fd_lite0@112"]) == record_of(row["run"])["figures"]["fd_lite0@112"]
+        assert record_of(row["run"])["sampler"]["guidance_scale"] == float(row["sampler.guidance_scale"])
+    assert Image.open(folder / "plot.png").size[0] > 400
+
+
+def test_what_must_be_known_of_figures_stands_beside_them(folders, tmp_path, inside):
+    a, _ = folders
+    jpeg = write_pictures(tmp_path / "jpeg", 40, 0, 4, side=48, form="jpg")
+    command("evaluate", LITE0, "images=folder", f"images.path={jpeg}", "reference=folder", f"reference.path={a}",
+            "run_name=warned")  # fmt: skip
+    warnings = "\n".join(record_of("warned")["warnings"])
+    for part in ("kept as JPEG", "(48, 48) pixels against (32, 32)", "only 40 images", "no floor", "class_consistency"):
+        assert part in warnings
+
+
+def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
+    a, b = folders
+    (tmp_path / "empty").mkdir()
+    mixed = write_pictures(tmp_path / "mixed", 3, 0, 4)
+    Image.new("RGB", (48, 32)).save(mixed / "003.png")
+    one = write_pictures(tmp_path / "one", 1, 0, 4)
+    np.savez(tmp_path / "small.npz", mu=np.zeros(10), sigma=np.eye(10))
+    np.savez(tmp_path / "other.npz", samples=np.zeros(10))
+    images, reference = [LITE0, "images=folder", f"images.path={a}"], ["reference=folder", f"reference.path={b}"]
+    for overrides, expected in (
+        ([LITE0, "images=folder", f"images.path={tmp_path}/empty", *reference], "type images.path=/path/to/images"),
+        ([LITE0, "images=folder", "images.path=/nowhere", *reference], "type images.path=/path/to/images"),
+        ([LITE0, "images=folder", f"images.path={mixed}", *reference], "type image_size=[32,32]"),
+        ([LITE0, "images=folder", f"images.path={one}", *reference], "expected at least 2"),
+        ([*images, "reference=statistics", f"reference.path={tmp_path}/small.npz"], "expected (1280,)"),
+        ([*images, "reference=statistics", f"reference.path={tmp_path}/other.npz"], "no arrays mu and sigma"),
+        ([*images, "reference=folder", f"reference.path={tmp_path}/small.npz"], "type reference=statistics"),
+        ([*images, *reference, "evaluation.metrics=[class_consistency]"], "leave it out of evaluation.metrics"),
+        ([*images, *reference, "evaluation.inception_splits=41"], "expected 1 to 40"),
+        ([*images, *reference, "evaluation.kid_subset_size=41"], "type evaluation.kid_subset_size=40"),
+    ):
+        assert expected in refusal(capsys, "evaluate", *overrides), overrides
+
+
+def test_networks_can_be_several_at_once(folders, inside):
+    a, b = folders
+    command("evaluate", "features=[lite0_112,lite0_224]", "images=folder", f"images.path={a}", "reference=folder",
+            f"reference.path={b}", "evaluation.metrics=[fd]", "run_name=both")  # fmt: skip
+    assert record_of("both")["figures"].keys() == {"fd_lite0@112", "fd_lite0@224"}
+    command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
+            "evaluation.metrics=[fd]", "run_name=single")  # fmt: skip
+    single = record_of("single")["figures"]["fd_lite0@112"]
+    assert record_of("both")["figures"]["fd_lite0@112"] == single
+
+
+def test_real_images_against_themselves_and_others(inside):
+    command("evaluate", *inside, LITE0, "images=split", "images.split=test", "run_name=self")
+    figures = record_of("self")["figures"]
+    assert abs(figures["fd_lite0@112"]) < 1e-3
+    assert figures["precision_lite0@112"] == figures["recall_lite0@112"] == 1
+    assert figures["class_accuracy_ratio_lite0@112"] == 1

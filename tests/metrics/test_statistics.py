@@ -1,0 +1,398 @@
+"""What is kept of a set of images: the same for any batches, stored once, and read from others' files."""
+
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_metrics import Bomb, LookedUp, drawn, message_of, numbered, statistics_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError
+from graincode.files import cache_root
+from graincode.metrics import Statistics, cached_statistics, frechet_distance, measure, read_npz, write_npz
+from graincode.metrics.statistics import Accumulator
+
+CONTENT = "0123456789abcdef" * 4
+
+
+def gathered(network: LookedUp, batches: Iterable[Tensor], count: int, **options: int) -> Statistics:
+    accumulator = Accumulator(network, count, **options)
+    for images in batches:
+        accumulator.update(images)
+    return accumulator.result()
+
+
+def assert_close(found: Tensor, expected: np.ndarray, relative: float) -> None:
+    assert found.dtype == torch.float64
+    assert np.abs(found.numpy() - expected).max() <= relative * np.abs(expected).max()
+
+
+def assert_equal(found: Statistics, expected: Statistics) -> None:
+    assert (found.identity, found.count) == (expected.identity, expected.count)
+    for name, tensor in expected.tensors().items():
+        assert found.tensors()[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors()[name], tensor), name
+
+
+# Gathering
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(2, 40) | st.integers(508, 516) | st.integers(1000, 1100),
+    batch_size=st.sampled_from([3, 16, 100, 700]),
+    cuts=st.lists(st.integers(0, 1100), max_size=6).map(sorted),
+    seed=st.integers(0, 100),
+)
+def test_statistics_are_numpy_s_and_do_not_depend_on_batches(count: int, batch_size: int, cuts: list[int], seed: int):
+    features = drawn(count, 6, seed) * torch.tensor([1.0, 2, 3, 0.1, 1, 50]) + torch.tensor([0.0, 5, 0, 1, 100, 0])
+    features[:, 4] += features[:, 0]
+    network = LookedUp(features, drawn(count, 5, seed + 1), batch_size)
+    images = numbered(count)
+    options = {"subset": 20, "splits": min(3, count), "seed": seed}
+    whole = gathered(network, [images], count, **options)
+    assert_close(whole.mean, features.double().mean(0).numpy(), 1e-10)
+    assert_close(whole.covariance, np.cov(features.double().numpy(), rowvar=False), 1e-10)
+    parts = images.tensor_split(tuple(min(cut, count) for cut in cuts))
+    assert_equal(gathered(network, filter(len, parts), count, **options), whole)
+
+
+@pytest.mark.parametrize("count", [20, 500, 2000])
+def test_covariance_of_numbers_far_from_zero_keeps_its_digits(count: int):
+    features = drawn(count, 5, shift=1e4)
+    found = gathered(LookedUp(features), numbered(count).split(7), count)
+    assert_close(found.covariance, np.cov(features.double().numpy(), rowvar=False), 1e-10)
+
+
+def test_one_image_has_a_mean_and_no_covariance():
+    features = drawn(1)
+    found = statistics_of(features)
+    assert torch.equal(found.mean, features[0].double())
+    assert torch.equal(found.covariance, torch.zeros(8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("subset", [0, 1, 7, 30, 31, 1000])
+def test_the_subset_is_some_images_in_their_order(subset: int):
+    features = drawn(30)
+    found = statistics_of(features, subset=subset)
+    assert len(found.subset) == len(found.indices) == min(30, subset)
+    assert (found.indices.diff() > 0).all()
+    assert torch.equal(found.subset, features[found.indices])
+
+
+def test_the_subset_depends_on_the_number_of_images_alone():
+    first, second = (statistics_of(drawn(50, seed=seed), subset=10, seed=seed) for seed in (0, 1))
+    assert torch.equal(first.indices, second.indices)
+    assert set(first.indices.tolist()) < set(statistics_of(drawn(50), subset=11).indices.tolist())
+    assert not torch.equal(first.indices, torch.arange(10))
+
+
+def test_splits_hold_each_image_once():
+    found = statistics_of(drawn(23), drawn(23, 4), splits=5)
+    assert sorted(found.split_sizes.tolist()) == [4, 4, 5, 5, 5]
+    torch.testing.assert_close(found.class_mass.sum(1), found.split_sizes.double())
+    torch.testing.assert_close(found.class_mass.sum(0), drawn(23, 4).double().softmax(1).sum(0))
+
+
+def test_several_networks_see_the_same_images_in_one_pass():
+    tables = {"a": drawn(40), "b": drawn(40, 3, seed=1)}
+    networks = {
+        name: LookedUp(table, batch_size=size) for (name, table), size in zip(tables.items(), (7, 16), strict=True)
+    }
+    found = measure(networks, iter(numbered(40).split(9)), 40)
+    assert list(found) == ["a", "b"]
+    for name, table in tables.items():
+        assert_close(found[name].mean, table.double().mean(0).numpy(), 1e-10)
+
+
+@pytest.mark.parametrize("count", [40, 1100])
+def test_features_and_logits_that_are_not_finite_are_counted(count: int):
+    features, logits = drawn(count), drawn(count, 4)
+    features[3, 2], features[17], logits[29, 0] = float("nan"), float("inf"), float("nan")
+    with pytest.raises(GraincodeError) as error:
+        statistics_of(features, logits)
+    assert f"3 of {count} images" in message_of(error)
+    assert "table:000000000000" in message_of(error)
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([], "0 images, but 10 were announced"),
+        ([numbered(9)], "9 images, but 10 were announced"),
+        ([numbered(11)], "more than the 10 images"),
+        ([numbered(10), numbered(3)], "more than the 10 images"),
+        ([numbered(4, size=2), numbered(6, first=4)], r"\(1, 1\) after \(2, 2\) pixels: expected one size"),
+        ([numbered(10).float()], "expected torch.uint8"),
+        ([numbered(10)[:, :1]], r"expected torch.uint8, \(B, 3, H, W\)"),
+    ],
+)
+def test_other_images_than_announced_are_refused(batches: list[Tensor], words: str):
+    with pytest.raises(GraincodeError, match=words) as error:
+        gathered(LookedUp(drawn(20), batch_size=4), batches, 10)
+    message_of(error)
+
+
+def test_a_set_of_no_images_is_refused():
+    with pytest.raises(GraincodeError, match="expected at least 1"):
+        Accumulator(LookedUp(drawn(1)), 0)
+
+
+@pytest.mark.parametrize("splits", [-1, 11])
+def test_more_splits_than_images_are_refused(splits: int):
+    with pytest.raises(GraincodeError, match=r"type evaluation\.inception_splits=1") as error:
+        Accumulator(LookedUp(drawn(10), drawn(10)), 10, splits=splits)
+    message_of(error)
+
+
+def test_a_network_without_classes_refuses_splits():
+    with pytest.raises(GraincodeError, match="table has no classifier") as error:
+        Accumulator(LookedUp(drawn(10)), 10, splits=2)
+    message_of(error)
+
+
+# The cache
+
+
+class Images:
+    """Counts how often its images are asked for."""
+
+    def __init__(self, first: int = 0) -> None:
+        self.reads, self.first = 0, first
+
+    def __call__(self) -> list[Tensor]:
+        self.reads += 1
+        return [numbered(3, self.first)]
+
+
+def table(weights_hash: str = "0" * 64) -> LookedUp:
+    return LookedUp(drawn(6), drawn(6, 4), weights_hash=weights_hash)
+
+
+def stored(
+    cache: Path,
+    source: Callable[[], Iterable[Tensor]],
+    content: str = CONTENT,
+    weights_hash: str = "0" * 64,
+    **more: int,
+) -> Statistics:
+    return cached_statistics({"it": table(weights_hash)}, content, source, 3, cache_dir=cache, **more)["it"]
+
+
+def test_cached_statistics_are_computed_once(tmp_path: Path):
+    source = Images()
+    first, second = (stored(tmp_path, source) for _ in range(2))
+    assert source.reads == 1
+    assert_equal(second, first)
+    assert_equal(first, measure({"it": table()}, source(), 3)["it"])
+    digest = hashlib.sha256(f"{CONTENT} 10000".encode()).hexdigest()[:16]
+    assert [path.name for path in (tmp_path / "statistics").iterdir()] == [f"table-{'0' * 12}-{digest}.safetensors"]
+
+
+def test_other_content_other_networks_and_other_subsets_are_kept_apart(tmp_path: Path):
+    source, other = Images(), Images(first=3)
+    first = stored(tmp_path, source)
+    second = stored(tmp_path, other, CONTENT[::-1])
+    stored(tmp_path, source, weights_hash="1" * 64)
+    smaller = stored(tmp_path, source, subset=2)
+    assert (source.reads, other.reads) == (3, 1)
+    assert not torch.equal(first.mean, second.mean)
+    assert (len(first.subset), len(smaller.subset)) == (3, 2)
+    assert_equal(stored(tmp_path, source), first)
+    assert_equal(stored(tmp_path, source, subset=2), smaller)
+    assert source.reads == 3
+
+
+def test_only_the_networks_that_are_missing_see_the_images(tmp_path: Path):
+    source, networks = Images(), {"a": table(), "b": table("1" * 64)}
+    before = cached_statistics({"a": networks["a"]}, CONTENT, source, 3, cache_dir=tmp_path)["a"]
+    found = cached_statistics(networks, CONTENT, source, 3, cache_dir=tmp_path)
+    assert list(found) == ["a", "b"]
+    assert [network.rows.seen for network in networks.values()] == [3, 3]
+    assert_equal(found["a"], before)
+    assert found["b"].identity == networks["b"].identity
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def drop_header(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def drop_tensor(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != "covariance"}, path, header)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, drop_header, drop_tensor, lambda path: path.write_text("")])
+def test_damaged_files_are_named_and_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], object]
+):
+    source = Images()
+    before = stored(tmp_path, source)
+    (path,) = (tmp_path / "statistics").iterdir()
+    damage(path)
+    with caplog.at_level(logging.WARNING):
+        again = stored(tmp_path, source)
+    assert str(path) in caplog.text
+    assert_equal(again, before)
+    stored(tmp_path, source)
+    assert source.reads == 2
+
+
+def test_content_that_only_begins_alike_is_not_taken_for_the_same(tmp_path: Path):
+    source = Images()
+    stored(tmp_path, source)
+    stored(tmp_path, source, CONTENT[:16] + "f" * 48)
+    assert source.reads == 2
+
+
+def test_a_file_under_the_name_of_another_is_not_taken_for_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source, other = Images(), Images(first=3)
+    expected = stored(tmp_path, source)
+    (path,) = (tmp_path / "statistics").iterdir()
+    stored(tmp_path, other, CONTENT[::-1])
+    (wrong,) = set((tmp_path / "statistics").iterdir()) - {path}
+    path.write_bytes(wrong.read_bytes())
+    with caplog.at_level(logging.WARNING):
+        assert_equal(stored(tmp_path, source), expected)
+    assert str(path) in caplog.text
+
+
+def test_a_failed_measurement_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(GraincodeError, match="0 images, but 3 were announced"):
+        stored(tmp_path, list)
+    assert list((tmp_path / "statistics").iterdir()) == []
+
+
+def test_cache_errors_say_what_to_type(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(GraincodeError) as error:
+        stored(tmp_path / "file", Images())
+    assert "GRAINCODE_CACHE=" in message_of(error)
+    with pytest.raises(GraincodeError, match="expected letters and digits"):
+        stored(tmp_path, Images(), "../escape")
+
+
+def test_the_cache_s_place_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    cached_statistics({"it": table()}, CONTENT, Images(), 3)
+    assert len(list((tmp_path / "statistics").iterdir())) == 1
+    monkeypatch.delenv("GRAINCODE_CACHE")
+    assert cache_root() == Path.home() / ".cache" / "graincode"
+
+
+# Files that others write and read
+
+
+def test_written_statistics_are_read_again(tmp_path: Path):
+    network = LookedUp(drawn(30))
+    written = measure({"it": network}, [numbered(30)], 30)["it"]
+    write_npz(tmp_path / "made.npz", written, content=CONTENT, note="two words")
+    found = read_npz(tmp_path / "made.npz", network)
+    assert (found.identity, found.count) == (network.identity, 30)
+    assert torch.equal(found.mean, written.mean)
+    assert torch.equal(found.covariance, written.covariance)
+    assert len(found.subset) == len(found.indices) == len(found.split_sizes) == 0
+    assert frechet_distance(found, written) == frechet_distance(written, written)
+    with np.load(tmp_path / "made.npz", allow_pickle=False) as arrays:
+        assert (str(arrays["note"]), str(arrays["content"]), int(arrays["count"])) == ("two words", CONTENT, 30)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_plain_file_of_mu_and_sigma_is_read(tmp_path: Path, dtype: type):
+    mu, sigma = np.arange(8, dtype=dtype), np.eye(8, dtype=dtype)
+    np.savez(tmp_path / "plain.npz", mu=mu, sigma=sigma)
+    measured = statistics_of(drawn(30))
+    found = read_npz(tmp_path / "plain.npz", LookedUp(drawn(30)))
+    assert (found.identity, found.count) == (None, None)
+    assert found.mean.dtype == found.covariance.dtype == torch.float64
+    assert found.mean.tolist() == mu.tolist()
+    assert found.covariance.tolist() == sigma.tolist()
+    assert frechet_distance(found, measured).value == pytest.approx(frechet_distance(measured, found).value, rel=1e-9)
+
+
+def test_measured_statistics_in_a_file_of_another_network_are_refused(tmp_path: Path):
+    write_npz(tmp_path / "made.npz", statistics_of(drawn(30)))
+    with pytest.raises(GraincodeError) as error:
+        read_npz(tmp_path / "made.npz", LookedUp(drawn(30), weights_hash="1" * 64))
+    assert "table:000000000000, but table:111111111111" in message_of(error)
+
+
+GOOD = {"mu": np.zeros(8), "sigma": np.eye(8)}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"mu": np.zeros(5), "sigma": np.eye(5)}, r"mu of \(5,\) and sigma of \(5, 5\): expected \(8,\) and \(8, 8\)"),
+        ({"mu": np.zeros(8), "sigma": np.eye(5)}, "as table has that many"),
+        ({"mu": np.zeros((8, 1)), "sigma": np.eye(8)}, "as table has that many"),
+        ({"mu": np.zeros(8)}, "no arrays mu and sigma"),
+        ({"sigma": np.eye(8)}, "no arrays mu and sigma"),
+        ({"images": np.zeros((2, 4, 4, 3))}, "type reference=folder"),
+        ({**GOOD, "mu": np.full(8, np.nan)}, "NaN or infinite"),
+        ({**GOOD, "sigma": np.full((8, 8), np.inf)}, "NaN or infinite"),
+    ],
+)
+def test_files_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str):
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(GraincodeError, match=words) as error:
+        read_npz(tmp_path / "other.npz", LookedUp(drawn(30)))
+    assert str(tmp_path / "other.npz") in message_of(error)
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma", "count", "features"])
+def test_pickled_objects_among_arrays_are_refused_and_not_executed(tmp_path: Path, name: str):
+    trace, path = tmp_path / "executed", tmp_path / "bad.npz"
+    np.savez(path, **{**GOOD, name: np.array([Bomb(trace)], dtype=object)})
+    with pytest.raises(GraincodeError) as error:
+        read_npz(path, LookedUp(drawn(30)))
+    assert str(path) in message_of(error)
+    assert not trace.exists()
+
+
+def test_other_pickled_objects_in_a_file_are_not_looked_at(tmp_path: Path):
+    np.savez(tmp_path / "more.npz", **GOOD, more=np.array([Bomb(tmp_path / "executed")], dtype=object))
+    assert read_npz(tmp_path / "more.npz", LookedUp(drawn(30))).mean.tolist() == [0] * 8
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"mu", b"PK\x03\x04 and no more", pickle.dumps({"mu": 1})])
+def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "none.npz").write_bytes(content)
+    with pytest.raises(GraincodeError, match="cannot be read as") as error:
+        read_npz(tmp_path / "none.npz", LookedUp(drawn(30)))
+    assert str(tmp_path / "none.npz") in message_of(error)
+
+
+def test_a_file_that_is_cut_short_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "short.npz", **GOOD)
+    (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:-30])
+    with pytest.raises(GraincodeError, match="cannot be read as"):
+        read_npz(tmp_path / "short.npz", LookedUp(drawn(30)))
+
+
+def test_a_file_that_is_not_there_says_what_to_type(tmp_path: Path):
+    with pytest.raises(GraincodeError, match=r"type reference\.path=") as error:
+        read_npz(tmp_path / "none.npz", LookedUp(drawn(30)))
+    assert str(tmp_path / "none.npz") in message_of(error)
