@@ -59,6 +59,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     """All benchmarks by name."""
     from codes import sequences
     from engine import cached_loader, data_wait, engine_overhead
+    from evaluation import figures
     from sampler import cached_sampler
 
     yield "sequences", sequences
@@ -66,6 +67,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "engine", engine_overhead
     yield "loader", cached_loader
     yield "wait", data_wait
+    yield "evaluation", figures
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from graincode.core.errors import GraincodeError
 from graincode.data.encoded import EncodedImages
 from graincode.data.folders import Files, image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, check_split
+from graincode.files import open_npz
 from graincode.metrics import (
     SUBSET,
     FeatureNetwork,
@@ -113,13 +113,12 @@ class Folder:
         if not path.is_file():
             raise GraincodeError(f"{key}.path={self.path}: there is nothing; type {key}.path=/path/to/images")
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_npz(path) as arrays:
                 name = next((name for name in ("arr_0", "images") if name in arrays.files), None)
                 found = arrays[name] if name else None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             raise GraincodeError(
-                f"{key}.path={self.path} is no directory, and cannot be read as .npz ({error}): "
-                f"type {key}.path=/path/to/images"
+                f"{key}.path={self.path} is no directory, and {error}: type {key}.path=/path/to/images"
             ) from None
         if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or not len(found):
             shape = "none of them" if found is None else f"{found.dtype} {found.shape}"

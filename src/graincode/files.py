@@ -8,10 +8,14 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from graincode.core.errors import GraincodeError
 
@@ -65,6 +69,24 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON as a whole."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an .npz file; no object in it is unpickled.
+
+    Raises:
+        ValueError: it is no such file, or is damaged; also where an array is read in the block.
+    """
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it is an .npy")
+        with arrays:
+            yield arrays
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would be to read it unsafely
+        raise ValueError(f"cannot be read as .npz of plain arrays{reason}") from None
 
 
 def cache_root() -> Path:

@@ -92,6 +92,8 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
 def test_a_sweep_of_runs_on_two_processes(inside):
     command("train_tokenizer", "--multirun", *inside, *TINY_TOKENIZER[:2], *TINY_TRAINER, "trainer.steps=2", TWO,
             "tokenizer.codebook_size=16,24", "seed=11")  # fmt: skip
+    tables = [file.read_text() for file in Path("runs/sweeps/train_tokenizer").glob("*/table.csv")]
+    assert any("tokenizer.codebook_size" in table and table.count("\n") == 3 for table in tables)
     found = set()
     for file in Path("runs/train_tokenizer").glob("default-*/config.json"):
         config = json.loads(file.read_text())["config"]

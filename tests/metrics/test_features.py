@@ -302,15 +302,29 @@ def test_what_timm_computes_is_named_by_weights_and_resolution(tmp_path: Path):
     assert re.fullmatch("test_resnet@64:[0-9a-f]{12}", identities[0])
 
 
-def test_models_that_timm_does_not_have_are_refused_with_some_that_it_has():
-    with pytest.raises(GraincodeError, match="timm has no model 'resnet5'") as error:
-        TimmFeatures("resnet5")
-    named = message_of(error).partition("type one of ")[2].split(", ")
-    assert len(named) == 5
-    assert all(timm.is_model(name) and "resnet" in name for name in named)
-    with pytest.raises(GraincodeError, match="type one of ") as error:
-        TimmFeatures("nothing like it")
-    assert all(timm.is_model(name) for name in message_of(error).partition("type one of ")[2].split(", "))
+@pytest.mark.parametrize("name", ["resnt50", "hf-hub:timm/resnet50", "resnet50. a/b"])
+def test_models_that_timm_does_not_have_are_refused_with_some_that_it_has(name: str):
+    with pytest.raises(GraincodeError, match="timm has no model") as error:
+        TimmFeatures(name)
+    assert "resnet50" in message_of(error).partition("such as ")[2].split(", ")
+
+
+@pytest.mark.parametrize("model", ["deit_tiny_distilled_patch16_224", "dla46_c"])
+def test_timm_s_models_with_two_classifiers_or_a_convolution_for_one_are_measured(model: str, tmp_path: Path):
+    _, path = saved(model, tmp_path)
+    found = TimmFeatures(model, str(path), 224)
+    batch = images(2)
+    features, logits = found(batch)
+    assert (found.dimension, found.classes) == (features.shape[1], 1000)
+    assert logits.shape == (2, 1000)
+    assert features.ndim == 2
+
+
+def test_a_resolution_that_a_model_does_not_take_is_refused(tmp_path: Path):
+    _, path = saved("test_vit", tmp_path)
+    with pytest.raises(GraincodeError, match="does not take images of 100 pixels") as error:
+        TimmFeatures("test_vit", str(path), 100).load()
+    assert "type features.timm.resolution=" in message_of(error)
 
 
 def test_timm_s_weights_of_another_model_are_refused(tmp_path: Path):

@@ -214,12 +214,12 @@ def test_other_content_other_networks_and_other_subsets_are_kept_apart(tmp_path:
 
 def test_only_the_networks_that_are_missing_see_the_images(tmp_path: Path):
     source, networks = Images(), {"a": table(), "b": table("1" * 64)}
-    before = cached_statistics({"a": networks["a"]}, CONTENT, source, 3, cache_dir=tmp_path)["a"]
+    before = cached_statistics({"b": networks["b"]}, CONTENT, source, 3, cache_dir=tmp_path)["b"]
     found = cached_statistics(networks, CONTENT, source, 3, cache_dir=tmp_path)
     assert list(found) == ["a", "b"]
     assert [network.rows.seen for network in networks.values()] == [3, 3]
-    assert_equal(found["a"], before)
-    assert found["b"].identity == networks["b"].identity
+    assert_equal(found["b"], before)
+    assert found["a"].identity == networks["a"].identity
 
 
 def truncate(path: Path) -> None:
@@ -396,3 +396,56 @@ def test_a_file_that_is_not_there_says_what_to_type(tmp_path: Path):
     with pytest.raises(GraincodeError, match=r"type reference\.path=") as error:
         read_npz(tmp_path / "none.npz", LookedUp(drawn(30)))
     assert str(tmp_path / "none.npz") in message_of(error)
+
+
+def test_waiting_images_are_copies():
+    network, buffer = LookedUp(drawn(6), batch_size=4), numbered(3).clone()
+    accumulator = Accumulator(network, 6)
+    accumulator.update(buffer)
+    buffer.copy_(numbered(6)[3:])
+    accumulator.update(buffer)
+    torch.testing.assert_close(accumulator.result().subset, drawn(6).float())
+
+
+def test_empty_batches_change_nothing():
+    network = LookedUp(drawn(5), batch_size=1)
+    accumulator = Accumulator(network, 5)
+    for part in (numbered(5)[:0], numbered(5)[:3], numbered(5)[:0], numbered(5)[3:], numbered(5)[:0]):
+        accumulator.update(part)
+    found = accumulator.result()
+    torch.testing.assert_close(found.mean, drawn(5).double().mean(0))
+
+
+def test_what_a_plain_file_does_not_say_is_not_written_either(tmp_path: Path):
+    network = LookedUp(torch.zeros(3, 8))
+    np.savez(tmp_path / "plain.npz", **GOOD)
+    write_npz(tmp_path / "copy.npz", read_npz(tmp_path / "plain.npz", network))
+    again = read_npz(tmp_path / "copy.npz", network)
+    assert again.identity is None
+    assert again.count is None
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {**GOOD, "mu": np.array(list("abcdefgh"))},
+        {**GOOD, "mu": np.zeros(8, dtype=complex)},
+        {**GOOD, "sigma": np.eye(8) + np.triu(np.ones((8, 8)), 1)},
+    ],
+)
+def test_numbers_that_are_no_mean_and_covariance_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray]):
+    np.savez(tmp_path / "wrong.npz", **arrays)
+    with pytest.raises(GraincodeError, match=r"real numbers|not symmetric"):
+        read_npz(tmp_path / "wrong.npz", LookedUp(torch.zeros(3, 8)))
+
+
+def test_a_bare_array_and_a_damaged_archive_are_refused(tmp_path: Path):
+    network = LookedUp(torch.zeros(3, 8))
+    np.save(tmp_path / "bare.npy", np.zeros(8))
+    np.savez_compressed(tmp_path / "damaged.npz", **GOOD)
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[60:120] = bytes(60)
+    (tmp_path / "damaged.npz").write_bytes(content)
+    for name in ("bare.npy", "damaged.npz"):
+        with pytest.raises(GraincodeError, match=r"cannot be read as \.npz"):
+            read_npz(tmp_path / name, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 from abc import ABC, abstractmethod
@@ -107,11 +108,7 @@ class FeatureNetwork(ABC):
         Raises:
             GraincodeError: they are not of that type and shape.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise GraincodeError(
-                f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W); "
-                "see to_uint8, and expand(-1, 3, -1, -1) for grey images"
-            )
+        check_images(images)
         with torch.inference_mode():
             features, logits = self._opened().extractor(images.to(self._device))
         return features.clone(), logits.clone()  # ordinary tensors, not those of the inference mode
@@ -160,10 +157,12 @@ class TimmFeatures(FeatureNetwork):
 
     def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:
         _check_resolution(resolution, 224)
-        if not timm.is_model(model.split(".")[0]):
-            near = timm.list_models(f"*{model.split('.')[0][:6]}*")[:5]
+        if not timm.is_model(model.split(".")[0]) or "/" in model or model != model.strip():
+            word = model.rpartition("/")[2].split(".")[0]
+            near = difflib.get_close_matches(word, timm.list_models(), 3)
             raise GraincodeError(
-                f"timm has no model {model!r}: type one of {', '.join(near or timm.list_models()[:5])}"
+                f"timm has no model {model!r}: type features.timm.model= one of timm.list_models(), "
+                f"such as {', '.join(near) or 'resnet50'}"
             )
         super().__init__(f"{model}@{resolution}", batch_size)
         self.weights = weights
@@ -172,8 +171,8 @@ class TimmFeatures(FeatureNetwork):
 
     def _load(self) -> _Loaded:
         extractor = TimmExtractor(self.name, ["features", "logits"], self.weights)
-        network = extractor.network
-        return _Loaded(extractor, extractor.weights_hash, network.head_hidden_size, network.num_classes)
+        features, logits = extractor(extractor.get_dummy_input_for_compile())
+        return _Loaded(extractor, extractor.weights_hash, features.shape[1], logits.shape[1])
 
 
 class InceptionFeatures(FeatureNetwork):
@@ -235,11 +234,9 @@ class TimmExtractor(FeatureExtractorBase):
         """Set the network, the hash of its weights, and mean and standard deviation of its input in 0 .. 255."""
         try:
             self.network = timm.create_model(model, pretrained=path is None)
-        except Exception as error:  # no network, no such weights, a broken download
-            raise GraincodeError(
-                f"no weights of timm's {model} ({' '.join(str(error).split())[:100]}): give "
-                "features.timm.weights=/path/to/model.safetensors"
-            ) from None
+        except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
+            advice = "give features.timm.weights=/path/to/model.safetensors" if path is None else "give another model"
+            raise GraincodeError(f"timm cannot make {model} ({' '.join(str(error).split())[:100]}): {advice}") from None
         if path is not None:
             weights = read_weights(path)
             try:
@@ -248,8 +245,17 @@ class TimmExtractor(FeatureExtractorBase):
                 raise GraincodeError(
                     f"{path}: {len(weights)} tensors that do not fit timm's {model}; give the weights of that model"
                 ) from None
-        if hasattr(self.network, "set_input_size"):  # position embeddings of transformers
-            self.network.set_input_size(img_size=(self.resolution, self.resolution))
+        self.network.eval()
+        try:
+            if hasattr(self.network, "set_input_size"):  # position embeddings of transformers
+                self.network.set_input_size(img_size=(self.resolution, self.resolution))
+            with torch.inference_mode():
+                self.network(torch.zeros(1, 3, self.resolution, self.resolution))
+        except Exception as error:  # models differ in how they refuse
+            raise GraincodeError(
+                f"timm's {model} does not take images of {self.resolution} pixels "
+                f"({' '.join(str(error).split())[:100]}): type features.timm.resolution=224"
+            ) from None
         config = timm.data.resolve_model_data_config(self.network)
         self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
         recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
@@ -261,8 +267,9 @@ class TimmExtractor(FeatureExtractorBase):
         resized = functional.interpolate(input.float(), size=side, mode="bilinear", antialias=True)
         scaled = resized.sub(self.mean.to(input.device)).div(self.std.to(input.device))
         maps = self.network.forward_features(scaled.contiguous(memory_format=torch.channels_last))
-        features = self.network.forward_head(maps, pre_logits=True)
-        logits = self.network.get_classifier()(features) if self.network.num_classes else features[:, :0]
+        features = self.network.forward_head(maps, pre_logits=True).flatten(1)
+        # the classifier itself may be a convolution, or two
+        logits = self.network.forward_head(maps) if self.network.num_classes else features[:, :0]
         outputs = {self.pooled: features, "logits": logits}
         return tuple(outputs[name] for name in self.features_list)
 
@@ -348,6 +355,15 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             "torch.save(network.state_dict(), path) writes them"
         )
     return weights
+
+
+def check_images(images: Tensor) -> None:
+    """Raise a GraincodeError unless images are uint8 of (B, 3, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise GraincodeError(
+            f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W); "
+            "see to_uint8, and expand(-1, 3, -1, -1) for grey images"
+        )
 
 
 def load_weights(path: str | None, url: str, key: str, otherwise: str) -> dict[str, Tensor]:

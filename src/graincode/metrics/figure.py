@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from graincode import processes
+from graincode.core.errors import GraincodeError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ def mean_of(own: Tensor) -> Figure:
 
     Args:
         own: (n,) values of this process's images; those of all are counted, and each process must ask.
+    Raises:
+        GraincodeError: there are none.
     """
     values = processes.gather_rows(own.double())
+    if not len(values):
+        raise GraincodeError("the mean over 0 images: expected at least 1; call update first")
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return Figure(values.mean().item(), error, f"standard error over {len(values)} images" if error is not None else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from lpips import LPIPS
 from torch import Tensor, nn
@@ -48,7 +50,9 @@ class PerceptualDistance:
     def _opened(self) -> nn.Module:
         if self._network is None:
             found = load_weights(self.weights, URL_VGG16, "evaluation.lpips_weights", "leave lpips out")
-            network = LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what lpips asks torchvision for
+                network = LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False)
             own = network.net.state_dict()  # `slice2.5.weight` is `features.5.weight` of torchvision
             try:
                 network.net.load_state_dict({name: found["features." + name.partition(".")[2]] for name in own})

@@ -51,10 +51,8 @@ class PairErrors:
             GraincodeError: there are none.
         """
         mse = torch.cat([torch.zeros(0, dtype=torch.float64), *self._mse])
-        if int(processes.sum_(torch.tensor([len(mse)]))) == 0:
-            raise GraincodeError("reconstruction error of 0 images: expected at least 1; call update first")
         mean = mean_of(mse)
-        of_mean = _psnr(torch.tensor(mean.value)).item()
+        of_mean = _psnr(torch.tensor(mean.value, dtype=torch.float64)).item()
         # to first order, dB = 10 / ln 10 times the relative error
         spread = None if mean.std is None else 10 / math.log(10) * mean.std / max(mean.value, MSE_FLOOR)
         return {"mse": mean, "psnr_of_mean": Figure(of_mean, spread, mean.over), "psnr_mean": mean_of(_psnr(mse))}

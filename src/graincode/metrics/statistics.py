@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from tqdm import tqdm
 from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import permutation
-from graincode.files import cache_root, replacing
-from graincode.metrics.features import FeatureNetwork, hash_tensors
+from graincode.files import cache_root, open_npz, replacing
+from graincode.metrics.features import FeatureNetwork, check_images, hash_tensors
 
 SUBSET = 10_000
 """Images whose single features are kept, for the figures that compare images one by one."""
@@ -117,6 +116,7 @@ class Accumulator:
         Raises:
             GraincodeError: they are not of that type and shape, or of another size than those before.
         """
+        check_images(images)
         if self._size is not None and self._size != images.shape[2:]:
             raise GraincodeError(
                 f"images of {tuple(images.shape[2:])} after {tuple(self._size)} pixels: expected one size; resize them"
@@ -125,9 +125,10 @@ class Accumulator:
         if self._waiting is not None:
             images = torch.cat([self._waiting, images])
         whole = len(images) - len(images) % self.network.batch_size
-        for part in images[:whole].split(self.network.batch_size):
-            self._add(part)
-        self._waiting = images[whole:] if whole < len(images) else None
+        for start in range(0, whole, self.network.batch_size):
+            self._add(images[start : start + self.network.batch_size])
+        # a copy: whoever gave the images may use their memory again
+        self._waiting = images[whole:].clone() if whole < len(images) else None
 
     def result(self) -> Statistics:
         """The statistics of the images of all processes; each of them must ask.
@@ -293,33 +294,35 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
     if not path.is_file():
         raise GraincodeError(f"{path}: no such file; type reference.path=/path/to/statistics.npz")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             known = {name: arrays[name] for name in arrays.files if name in ("mu", "sigma", "count", "features")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise GraincodeError(
-            f"{path} cannot be read as .npz ({error}): give a file with the arrays mu and sigma"
-        ) from None
+    except ValueError as error:
+        raise GraincodeError(f"{path}: {error}; give one with arrays mu and sigma") from None
     if not {"mu", "sigma"} <= known.keys():
         raise GraincodeError(
             f"{path} has no arrays mu and sigma: make it with evaluation=statistics, or if it holds images, "
             "type reference=folder"
         )
-    mean, covariance = (torch.from_numpy(np.asarray(known[name], dtype=np.float64)) for name in ("mu", "sigma"))
+    if any(known[name].dtype.kind not in "fiu" for name in ("mu", "sigma")):
+        raise GraincodeError(f"{path} has mu and sigma that are not real numbers: make it with evaluation=statistics")
+    mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean) == network.dimension:
         raise GraincodeError(
             f"{path} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: expected "
             f"({network.dimension},) and ({network.dimension}, {network.dimension}), as {network.name} has that many "
             "features; type features= the network that it was made with"
         )
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise GraincodeError(f"{path} holds NaN or infinite values: make it anew")
+    symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
+    if not (symmetric and mean.isfinite().all() and covariance.isfinite().all()):
+        raise GraincodeError(f"{path} holds NaN or infinite values, or a sigma that is not symmetric: make it anew")
     identity = str(known["features"]) if "features" in known else None
     if identity is not None and identity != network.identity:
         raise GraincodeError(
             f"{path} holds features of {identity}, but {network.identity} is asked for: use one of them"
         )
     nothing = torch.zeros(0)
-    count = int(known["count"]) if "count" in known else None
+    count = known.get("count", np.array(0))
+    count = int(count) if count.shape == () and count.dtype.kind in "iu" and count > 0 else None
     return Statistics(
         identity, count, mean, covariance, torch.zeros(0, len(mean)), nothing.long(), nothing, nothing, nothing.long()
     )
@@ -327,11 +330,10 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
 
 def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
     """Write `mu` and `sigma` as others' tools read them; also `count`, the network as `features`, and more texts."""
+    texts = {"features": statistics.identity, "count": statistics.count, **about}
+    known = {name: np.array(value) for name, value in texts.items() if value is not None}
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(
-            file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), count=np.array(statistics.count),
-            features=np.array(statistics.identity), **{name: np.array(text) for name, text in about.items()},
-        )  # fmt: skip
+        np.savez(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **known)
 
 
 def _bounds(count: int, parts: int) -> Sequence[int]:
