@@ -308,8 +308,7 @@ class Reconstruction(Distances):
         if self.wants("ssim"):
             found["ssim"] = PairMean(structural_similarity)
         if self.wants("lpips"):
-            measure = PerceptualDistance(self.lpips_weights, device)
-            found[measure.identity] = PairMean(measure)
+            found["lpips"] = PairMean(PerceptualDistance(self.lpips_weights, device))
         return found
 
 

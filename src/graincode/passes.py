@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -316,9 +317,11 @@ def keep_images(images: Pass, folder: Path, form: str | None) -> Iterator[Tensor
 def _pack(raw: Path, labels: Tensor | None) -> None:
     """Move images from an .npy into an .npz beside it."""
     with replacing(raw.with_suffix(".npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
-        archive.write(raw, "arr_0.npy")
+        # entries without the time of day, so that equal images make equal files
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file, raw.open("rb") as images:
+            shutil.copyfileobj(images, file)
         if labels is not None:
-            with archive.open("arr_1.npy", "w") as file:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
                 np.lib.format.write_array(file, labels.numpy(), allow_pickle=False)
     raw.unlink()
 

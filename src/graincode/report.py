@@ -60,6 +60,7 @@ FIGURES = {
     "psnr_of_mean": ("PSNR of the mean error, dB", "↑"),
     "psnr_mean": ("Mean PSNR, dB", "↑"),
     "ssim": ("SSIM", "↑"),
+    "lpips": ("LPIPS", "↓"),
     "codebook_usage": ("Share of the codebook in use", "↑"),
     "codebook_perplexity": ("Codebook perplexity", "↑"),
     "class_accuracy": ("Class accuracy of samples", "↑"),

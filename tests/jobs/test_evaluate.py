@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers import command, result
 from PIL import Image
 from test_errors import refusal
@@ -292,3 +293,16 @@ def test_real_images_against_themselves_and_others(inside):
     assert abs(figures["fd_lite0@112"]) < 1e-3
     assert figures["precision_lite0@112"] == figures["recall_lite0@112"] == 1
     assert figures["class_accuracy_ratio_lite0@112"] == 1
+
+
+def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.vgg16(weights=None)
+    weights = tmp_path / "vgg16.pth"
+    torch.save({k: v for k, v in network.state_dict().items() if k.startswith("features.")}, weights)
+    settings = [*inside, TOKENIZER, "evaluation=reconstruction", "evaluation.metrics=[lpips]"]
+    command("evaluate", *settings, f"evaluation.lpips_weights={weights}", "run_name=lpips")
+    record = record_of("lpips")
+    assert record["figures"]["lpips"] > 0
+    assert record["lpips"].startswith("lpips-vgg:")
+    assert record["features"] == {}

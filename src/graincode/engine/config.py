@@ -41,7 +41,10 @@ from graincode.files import short_hash
 log = logging.getLogger(__name__)
 
 # keys that change how a run is carried out, not what comes out of it
-_INCIDENTAL = ("experiment", "hardware", "logging", "debug", "runs_dir", "run_name", "cache_dir", "init_from")
+_INCIDENTAL = (
+    "experiment", "hardware", "logging", "debug", "runs_dir", "run_name", "cache_dir", "init_from",
+    "features",  # whose identities, with their weights, are among the inputs
+)  # fmt: skip
 _INCIDENTAL_TRAINER = ("log_every", "eval_every", "eval_images", "checkpoint_every", "keep_checkpoints", "resume")
 
 
@@ -453,9 +456,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")}
-    for group in ("images", "reference"):  # what lies at their paths is among the inputs
+    for group in ("images", "reference", "evaluation"):  # what lies at their paths is among the inputs
         if kept.get(group):
-            kept[group] = {k: v for k, v in kept[group].items() if k != "path"}
+            kept[group] = {k: v for k, v in kept[group].items() if k not in ("path", "lpips_weights")}
     if kept.get("data"):
         kept["data"] = {k: v for k, v in kept["data"].items() if k != "cache"}
     if "trainer" in kept:

@@ -187,6 +187,7 @@ def _open_images(
 ) -> tuple[Pass, dict[str, str], dict[str, Any]]:
     """What is measured, the identities of what it depends on, and what the record says of it."""
     likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
+    networks = {"lpips": likeness["lpips"].measure.identity} if "lpips" in likeness else {}
     if isinstance(what, Samples):
         made, decodes = load_pair(
             resolve_path(cfg, "generator_path", "train_generator", "export"),
@@ -212,11 +213,11 @@ def _open_images(
         images = ReconstructionPass(
             decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness
         )
-        inputs = {"tokenizer": decodes.identity}
+        inputs = {"tokenizer": decodes.identity} | networks
         return images, inputs, {**inputs, "ratios": what.ratios}
     dataset = what.open("images") if isinstance(what, Folder) else what.open(source)
-    inputs = {"images": dataset.content_hash()}
-    about: dict[str, Any] = {"images_hash": dataset.content_hash()}
+    inputs = {"images": dataset.content_hash()} | networks
+    about: dict[str, Any] = {"images_hash": dataset.content_hash()} | networks
     if isinstance(what, Folder) and is_lossy(dataset):
         about["warnings"] = ["the images were kept as JPEG, which changes them and every figure; keep them as PNG"]
     if isinstance(mode, Reconstruction):
