@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -126,7 +126,7 @@ class Folder:
                 f"{key}.path={self.path} has {shape}: expected arr_0 or images, uint8 of (N, H, W, 3)"
                 + (f"; for a file of mu and sigma type {key}=statistics" if found is None else "")
             )
-        if self.image_size is not None and check_image_size(self.image_size) != found.shape[1:3]:
+        if self.image_size is not None and check_image_size(self.image_size, f"{key}.image_size") != found.shape[1:3]:
             raise GraincodeError(
                 f"{key}.image_size={self.image_size}, but the images of an .npz are not resized: "
                 f"type {key}.image_size=null"
@@ -137,7 +137,7 @@ class Folder:
     def _files(self, path: Path, key: str) -> ImageDataset:
         files = Files(path.resolve(), tuple(image_files(path, f"{key}.path")))
         if self.image_size is not None:
-            size, crop = check_image_size(self.image_size), "center"
+            size, crop = check_image_size(self.image_size, f"{key}.image_size"), "center"
         else:
             crop = "exact"
             try:
@@ -170,7 +170,7 @@ class Distances:
 
     Attributes:
         features: the networks, by name; every figure is computed in each of them.
-        metrics: which figures; None for all that can be had.
+        metrics: which figures; None for the usual ones, as far as they can be had.
         inception_splits: parts of the Inception score; None for 10, or fewer if there are fewer images.
         kid_subsets, kid_subset_size: random draws of the kernel distance, and images in each; None for 1000, or as
             many as there are.
@@ -209,56 +209,68 @@ class Distances:
         """Parts of the Inception score of so many images."""
         return (self.inception_splits or min(10, count)) if self.wants("is") else 0
 
-    def check(self, count: int, reference: int) -> str:
-        """Why the figures that compare images one by one cannot be had; empty if they can, or nobody wants them.
+    @property
+    def in_reference(self) -> bool:
+        """Whether any figure needs the reference in the features of a network; only the Inception score does not."""
+        return any(self.wants(metric) for metric in (*DISTANCES, "class_consistency") if metric != "is")
+
+    def kid_size(self, fewest: int) -> int:
+        """Images in each draw of the kernel distance, of so many."""
+        return self.kid_subset_size or min(1000, fewest)
+
+    def check(self, count: int, reference: int | None) -> dict[str, str]:
+        """Which usual figures cannot be had, and why.
 
         Args:
             count: of the images that are measured.
-            reference: images of the reference; 0 if there are only statistics.
+            reference: images of the reference; None if there are only statistics.
         Raises:
-            GraincodeError: they, or a figure of so many images, were asked for and cannot be had.
+            GraincodeError: a figure that was asked for cannot be had.
         """
-        single = [name for name in ONE_BY_ONE if self.wants(name)]
-        fewest, reason = min(count, reference, self.subset), ""
         if self.wants("fd") and (count < 2 or reference == 1):
             raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
-        if single and not reference:
-            reason = "the reference is a file of means and covariances alone"
-        elif single and fewest <= max(self.precision_neighbours, self.density_neighbours):
-            reason = f"there are only {fewest} images"
-        if reason and self.metrics is not None:
-            raise GraincodeError(
-                f"{', '.join(single)}: {reason}; type evaluation.metrics=[fd,is], or reference=folder with images"
-            )
-        if self.wants("kid") and not reason and not 2 <= (self.kid_subset_size or 2) <= fewest:
-            raise GraincodeError(
-                f"evaluation.kid_subset_size={self.kid_subset_size}: expected 2 to {fewest}, the number of images; "
-                f"type evaluation.kid_subset_size={min(1000, fewest)}"
-            )
-        return f"{', '.join(single)} left out: {reason}" if reason else ""
+        fewest = min(count, self.subset, count if reference is None else reference)
+        least = {
+            "kid": self.kid_size(2),
+            "precision_recall": self.precision_neighbours + 1,
+            "density_coverage": self.density_neighbours + 1,
+        }
+        reasons = {}
+        for name in ONE_BY_ONE:
+            if not self.wants(name):
+                continue
+            if reference is None:
+                reasons[name] = "the reference is a file of means and covariances alone; type reference=folder"
+            elif fewest < least[name]:
+                reasons[name] = f"it needs {least[name]} images, and there are {fewest}; give more"
+        if reasons and (self.metrics is not None or (self.kid_subset_size and "kid" in reasons)):
+            name, reason = next(iter(reasons.items()))
+            raise GraincodeError(f"{name}: {reason}, or leave it out of evaluation.metrics")
+        return reasons
 
     def figures(
-        self, network: FeatureNetwork, made: Statistics, real: Statistics, seed: int, one_by_one: bool
+        self, network: FeatureNetwork, made: Statistics, real: Statistics | None, seed: int, without: Collection[str]
     ) -> dict[str, Figure]:
         """The figures of one network, by the names that they go by in it.
 
         Args:
             network: that the statistics are of.
-            made, real: what is measured, and against what.
+            made, real: what is measured, and against what; None where `in_reference` is false.
             seed: of random subsets.
-            one_by_one: whether those that compare images one by one can be had.
+            without: figures that cannot be had.
         """
         found: dict[str, Figure] = {}
-        if self.wants("fd"):
+        wanted = {name for name in DISTANCES if self.wants(name)} - set(without)
+        if "fd" in wanted:
             found["fd"] = frechet_distance(made, real)
-        if self.wants("is") and len(made.split_sizes):
+        if "is" in wanted and len(made.split_sizes):
             found["is"] = inception_score(made)
-        if one_by_one and self.wants("kid"):
-            size = self.kid_subset_size or min(1000, len(made.subset), len(real.subset))
+        if "kid" in wanted:
+            size = self.kid_size(min(len(made.subset), len(real.subset)))
             found["kid"] = kernel_distance(made, real, self.kid_subsets, size, seed)
-        if one_by_one and self.wants("precision_recall"):
+        if "precision_recall" in wanted:
             found |= precision_recall(made, real, self.precision_neighbours)
-        if one_by_one and self.wants("density_coverage"):
+        if "density_coverage" in wanted:
             found |= density_coverage(made, real, self.density_neighbours)
         return {network.label(self.prefix + name if name in ("fd", "kid") else name): f for name, f in found.items()}
 
@@ -286,7 +298,8 @@ class Generation(Distances):
 class Reconstruction(Distances):
     """Reconstructions against the images that they were made from, `evaluation=reconstruction`.
 
-    Squared errors, PSNR, codes per image and use of the codebook cost nothing and are always given.
+    Squared errors and PSNR cost nothing and are always given; so are codes per image and use of the codebook where the
+    images are a tokenizer's.
 
     Attributes:
         lpips_weights: file `vgg16-397923af.pth` of torchvision; None downloads it where lpips is asked for.
@@ -322,7 +335,6 @@ class Summary:
 
     features: Mapping[str, FeatureNetwork]
     mode: ClassVar[str] = "statistics"
-    metrics: Sequence[str] = field(default=("statistics",), init=False)
 
 
 Mode = Generation | Reconstruction | Summary
@@ -336,8 +348,14 @@ def check_modes(mode: Mode, what: What, against: Against) -> None:
     Raises:
         GraincodeError: saying why.
     """
-    if mode.metrics is not None and not len(mode.metrics):
-        raise GraincodeError("evaluation.metrics=[]: type evaluation.metrics=null for all, or name some")
+    if isinstance(mode, Distances) and mode.metrics is not None and not len(mode.metrics):
+        raise GraincodeError("evaluation.metrics=[]: type evaluation.metrics=null for the usual ones, or name some")
+    if isinstance(mode, Generation) and mode.floor and not mode.wants("fd"):
+        raise GraincodeError("evaluation.floor=true without fd: type evaluation.floor=null, or add fd to the metrics")
+    if isinstance(mode, Summary) and not isinstance(against, Split):
+        raise GraincodeError(
+            f"evaluation=statistics compares with nothing, but reference={_name(against)}: leave reference out"
+        )
     if isinstance(mode, Reconstruction):
         if isinstance(what, Samples | Split):
             raise GraincodeError(

@@ -218,12 +218,12 @@ def chosen_labels(
         seed: of the draws.
         reference: (N,) long labels of the reference images; None if it has none.
     Raises:
-        GraincodeError: the reference has no labels or others.
+        GraincodeError: the reference has no labels or others, or the generator no classes.
     """
-    if how == "reference" and classes:
-        if reference is None or int(reference.max()) >= classes:
+    if how == "reference":
+        if not classes or reference is None or int(reference.max()) >= classes:
             raise GraincodeError(
-                f"images.labels=reference, but the reference has no labels of {classes} classes: "
+                f"images.labels=reference, but the generator has {classes} classes and the reference no such labels: "
                 "type images.labels=balanced"
             )
         return reference[torch.arange(count) % len(reference)]

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
-from helpers import command, result
+from helpers import command, result, write_images
 from PIL import Image
+from safetensors.torch import save_file
 from test_errors import refusal
 from torch import nn
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.metrics import Lite0Features
+from graincode.metrics.features import TimmExtractor
 
 LITE0 = "features=lite0_112"
 TOKENIZER = "tokenizer_path=runs/train_tokenizer/tok/export"
@@ -104,7 +107,8 @@ def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from
     command("evaluate", *images, "reference=statistics", f"reference.path={shared}", "run_name=shared")
     distances = [record_of(name)["figures"]["fd_lite0@112"] for name in ("folder", "own", "shared")]
     assert distances[0] == distances[1] == distances[2] > 0
-    assert any("kid, precision_recall, density_coverage left out" in line for line in record_of("shared")["warnings"])
+    left_out = [line.split()[0] for line in record_of("shared")["warnings"] if "file of means and covariances" in line]
+    assert left_out == ["kid", "precision_recall", "density_coverage"]
     assert record_of("shared")["reference_count"] is None
 
 
@@ -248,7 +252,8 @@ def test_what_must_be_known_of_figures_stands_beside_them(folders, tmp_path, ins
     command("evaluate", LITE0, "images=folder", f"images.path={jpeg}", "reference=folder", f"reference.path={a}",
             "run_name=warned")  # fmt: skip
     warnings = "\n".join(record_of("warned")["warnings"])
-    for part in ("kept as JPEG", "(48, 48) pixels against (32, 32)", "only 40 images", "no floor", "class_consistency"):
+    for part in ("kept as JPEG", "(48, 48) pixels against (32, 32)", "only 40 images", "no floor",
+                 "class_consistency left out: the images have no classes"):  # fmt: skip
         assert part in warnings
 
 
@@ -271,7 +276,18 @@ def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
         ([*images, "reference=folder", f"reference.path={tmp_path}/small.npz"], "type reference=statistics"),
         ([*images, *reference, "evaluation.metrics=[class_consistency]"], "leave it out of evaluation.metrics"),
         ([*images, *reference, "evaluation.inception_splits=41"], "expected 1 to 40"),
-        ([*images, *reference, "evaluation.kid_subset_size=41"], "type evaluation.kid_subset_size=40"),
+        ([*images, *reference, "evaluation.kid_subset_size=41"], "kid: it needs 41 images, and there are 40"),
+        (
+            [*images, *reference, "evaluation.density_neighbours=40", "evaluation.metrics=[density_coverage]"],
+            "density_coverage: it needs 41 images",
+        ),
+        ([*images, *reference, "evaluation.floor=true", "evaluation.metrics=[is]"], "type evaluation.floor=null"),
+        ([*images, "evaluation=statistics", *reference], "leave reference out"),
+        ([*images, *reference, "images.image_size=0"], "type images.image_size=64"),
+        (
+            [*inside, LITE0, TOKENIZER, GENERATOR, "reference.split=train", "evaluation.metrics=[class_consistency]"],
+            "the reference is what the classifier is trained on",
+        ),
     ):
         assert expected in refusal(capsys, "evaluate", *overrides), overrides
 
@@ -306,3 +322,88 @@ def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
     assert record["figures"]["lpips"] > 0
     assert record["lpips"].startswith("lpips-vgg:")
     assert record["features"] == {}
+
+
+def test_training_images_that_change_are_measured_anew(tmp_path, inside, monkeypatch):
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    root = write_images(tmp_path / "data" / "train", count=16).parent
+    write_images(root / "test", count=8, seed=1)
+    settings = ["data=image_folder", f"data.root={root}", "data.image_size=32", LITE0, TOKENIZER, GENERATOR,
+                "images.num_samples=8", "evaluation.metrics=[fd,class_consistency]"]  # fmt: skip
+    floors = []
+    for _ in range(2):
+        command("evaluate", *settings)
+        record = json.loads(Path("runs/evaluate/latest/metrics.json").read_text())
+        floors.append((record["floor_hash"], record["figures"]["fd_floor_lite0@112"]))
+        for path in (root / "train").rglob("*.png"):
+            Image.eval(Image.open(path), lambda value: 255 - value).save(path)
+    assert floors[0][0] != floors[1][0]
+    assert floors[0][1] != floors[1][1]
+
+
+def test_reconstructions_of_other_images_are_other_statistics(inside):
+    runs = set()
+    for size in ("test", "val"):
+        command("evaluate", *inside, LITE0, TOKENIZER, "evaluation=statistics", "images=reconstructions",
+                f"images.split={size}")  # fmt: skip
+        runs.add(Path("runs/evaluate/latest").resolve().name)
+        (statistics,) = Path("runs/evaluate/latest").glob("statistics-*.npz")
+        with np.load(statistics, allow_pickle=False) as arrays:
+            assert len(str(arrays["originals_identity"])) == 64
+    assert len(runs) == 2
+
+
+def test_a_network_without_a_classifier_has_no_inception_score_and_all_else(folders, inside, tmp_path, capsys):
+    a, b = folders
+    torch.manual_seed(0)
+    weights = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    blind = [f"features.timm.weights={weights}", "features.timm.model=test_vit", "features.timm.resolution=64"]
+    pair = ["images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}"]
+    build = TimmExtractor._build
+
+    def without_head(self, model, path):
+        create = timm.create_model
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timm, "create_model", lambda name, **more: create(name, num_classes=0, **more))
+            build(self, model, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimmExtractor, "_build", without_head)
+        command("evaluate", *pair, "features=[lite0_112,timm]", *blind, "evaluation.metrics=[fd,is]", "run_name=blind")
+        record = record_of("blind")
+        assert record["figures"].keys() == {"fd_lite0@112", "is_lite0@112", "fd_test_vit@64"}
+        assert any("is left out: test_vit@64 has no classifier" in line for line in record["warnings"])
+        capsys.readouterr()
+        line = refusal(capsys, "evaluate", *pair, "features=timm", *blind, "evaluation.metrics=[is]")
+        assert "test_vit@64 has no classifier" in line
+
+
+def test_the_inception_score_alone_needs_no_reference(folders, inside, capsys):
+    a, b = folders
+    command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
+            "evaluation.metrics=[is]", "run_name=alone", "cache_dir=nothing")  # fmt: skip
+    assert record_of("alone")["figures"].keys() == {"is_lite0@112"}
+    assert not Path("nothing").exists()
+
+
+def test_a_record_that_cannot_be_read_does_not_spoil_the_table(folders, inside, capsys):
+    a, b = folders
+    old = Path("runs/evaluate/old")
+    old.mkdir()
+    (old / "metrics.json").write_text('{"figures": {"frechet_distance": 1.0}}')
+    command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
+            "evaluation.metrics=[is]", "run_name=beside")  # fmt: skip
+    assert "old/metrics.json is left out of the table" in capsys.readouterr().out
+    assert "beside" in Path("runs/evaluate/table.csv").read_text()
+    (old / "metrics.json").unlink()
+
+
+def test_a_sweep_that_ends_early_leaves_a_table_of_what_has_finished(folders, inside, capsys):
+    a, b = folders
+    with pytest.raises(SystemExit):
+        command("evaluate", "--multirun", LITE0, "images=folder", f"images.path={a}", "reference=folder",
+                f"reference.path={b}", "evaluation.metrics=[kid]", "evaluation.kid_subset_size=20,30,50",
+                "hydra.sweep.dir=runs/sweeps/early")  # fmt: skip
+    with Path("runs/sweeps/early/table.csv").open() as file:
+        assert [row["evaluation.kid_subset_size"] for row in csv.DictReader(file)] == ["20", "30"]

@@ -27,7 +27,7 @@ from graincode.data.images import (
     split_by_hash,
 )
 
-Crop = Literal["center", "none", "exact"]
+Crop = Literal["center", "none"]
 OnCorrupt = Literal["error", "skip"]
 
 _logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class EncodedImages(ImageDataset):
         encoded: Encoded,
         labels: Tensor,
         class_names: tuple[str, ...] = (),
-        crop: Crop = "center",
+        crop: Crop | Literal["exact"] = "center",
         on_corrupt: OnCorrupt = "error",
     ) -> None:
         self.name, self.split, self.image_size = name, split, image_size
@@ -165,8 +165,7 @@ class EncodedSource(ABC):
     Args:
         origin: the key and value that say where, for errors, such as "data.root=/images".
         image_size: side of a square or (height, width) in pixels.
-        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
-            "exact" refuses images of another size.
+        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
         cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
             image in $GRAINCODE_CACHE or ~/.cache/graincode, and read from there; a data set that has changed since
             is decoded anew.
@@ -189,7 +188,7 @@ class EncodedSource(ABC):
         on_corrupt: OnCorrupt,
         fractions: Mapping[str, float],
     ) -> None:
-        check_choice("crop", crop, ("center", "none", "exact"))
+        check_choice("crop", crop, ("center", "none"))
         check_choice("on_corrupt", on_corrupt, ("error", "skip"))
         if not (all(isinstance(f, int | float) and f >= 0 for f in fractions.values()) and sum(fractions.values()) < 1):
             raise GraincodeError(

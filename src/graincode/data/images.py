@@ -231,8 +231,8 @@ def read_image(
         reason = " ".join(str(error).split())
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
         raise GraincodeError(
-            f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG, "
-            "or type data.on_corrupt=skip where the data set has that key"
+            f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG; "
+            "data.on_corrupt=skip passes over such images of a data set that has this key"
         ) from error
     if crop == "exact" and image.size != (width, height):
         raise GraincodeError(
@@ -253,8 +253,8 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise GraincodeError(f"data.{key}={value}: expected {' or '.join(choices)}: type {options}")
 
 
-def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels of a size that may be the side of a square.
+def check_image_size(value: int | Sequence[int], key: str = "data.image_size") -> tuple[int, int]:
+    """(height, width) in pixels of a size that may be the side of a square; `key` gives it.
 
     Raises:
         GraincodeError: it is no size.
@@ -263,8 +263,7 @@ def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
     # a Hydra list is a Sequence but no tuple or list, and True is an int
     if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise GraincodeError(
-            f"data.image_size={value}: expected a positive number of pixels or [height,width]: "
-            "type data.image_size=64 or data.image_size=[64,96]"
+            f"{key}={value}: expected a positive number of pixels or [height,width]: type {key}=64 or {key}=[64,96]"
         )
     return sides[0], sides[1]
 

@@ -140,7 +140,7 @@ class SampleConfig(JobConfig):
 
 @dataclass
 class EvaluateConfig(JobConfig):
-    """Figures of reconstructions or of samples."""
+    """Figures of images against a reference."""
 
     data: Any = MISSING
     evaluation: Any = MISSING
@@ -196,8 +196,9 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
     def one_line_errors() -> Iterator[None]:
         try:
             yield
-        except (GraincodeError, HydraException, OmegaConfBaseException) as error:
-            if os.environ.get("GRAINCODE_DEBUG"):
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
+            if os.environ.get("GRAINCODE_DEBUG") or not (ours or "Config group override" in str(error)):
                 raise
             rank = os.environ.get("RANK", "0")
             who = "" if rank == "0" else f"process {rank}: "
@@ -329,7 +330,9 @@ def validate(job: str, cfg: DictConfig) -> None:
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
                 "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
-                "num_samples", "images.num_samples", "evaluation.kid_subsets", "evaluation.subset"]  # fmt: skip
+                "num_samples", "images.num_samples", "evaluation.inception_splits", "evaluation.kid_subsets",
+                "evaluation.kid_subset_size", "evaluation.precision_neighbours", "evaluation.density_neighbours",
+                "evaluation.subset"]  # fmt: skip
     for key in positive:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < 1:
@@ -346,8 +349,8 @@ def validate(job: str, cfg: DictConfig) -> None:
     for key in raw:
         if key not in known:
             raise GraincodeError(f"unknown key {key!r}: {nearest(key, known)}")
-    if cfg.seed < 0:
-        raise GraincodeError(f"seed={cfg.seed}: expected 0 or more; type seed=0")
+    if not 0 <= cfg.seed < 2**32:
+        raise GraincodeError(f"seed={cfg.seed}: expected 0 or more, below 2^32; type seed=0")
 
 
 def _check_types(cfg: DictConfig, raw: Any, path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from matplotlib.figure import Figure as Canvas
 from omegaconf import DictConfig
 
 from graincode.files import replacing, write_json
+
+log = logging.getLogger(__name__)
 
 MEMBER = "GRAINCODE_SWEEP_MEMBER"
 """Environment variable: the file in which a member of a sweep notes which run it was."""
@@ -42,10 +45,13 @@ def update_table(folder: Path) -> Path:
         for file in sorted(folder.glob("*/metrics.json")):
             if file.parent.is_symlink():  # latest
                 continue
-            record = json.loads(file.read_text())
-            spreads = {f"{name}_std": spread["std"] for name, spread in record.pop("uncertainty").items()}
-            figures = record.pop("figures")
-            rows.append({"run": file.parent.name, **_flat(record), **figures, **spreads})
+            try:
+                record = json.loads(file.read_text())
+                spreads = {f"{name}_std": spread["std"] for name, spread in record.pop("uncertainty").items()}
+                figures = record.pop("figures")
+                rows.append({"run": file.parent.name, **_flat(record), **figures, **spreads})
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
         rows.sort(key=lambda row: str(row.get("finished")))
         _write_csv(path, rows, _FIRST)
     return path
@@ -62,6 +68,9 @@ def sweep_member() -> Iterator[None]:
     os.environ[MEMBER] = str(file)
     try:
         yield
+    except BaseException:  # ends the sweep: what has finished is still worth a table
+        _collect(file.parents[1])
+        raise
     finally:
         del os.environ[MEMBER]
     if file.is_file():
@@ -79,11 +88,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Collect the figures of all members of the sweep."""
-        folder = Path(config.hydra.sweep.dir)
-        files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
-        members = [json.loads(file.read_text()) for file in files]
-        if members:
-            print(f"sweep: {write_sweep(folder, members)}")
+        _collect(Path(config.hydra.sweep.dir))
 
 
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
@@ -114,6 +119,15 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
         _plot(folder / "plot.png", [[setting.get(name) for name in varying] for setting in settings], varying, figures,
               spreads)  # fmt: skip
     return folder / "table.csv"
+
+
+def _collect(folder: Path) -> None:
+    """Write what the members of a sweep that have finished amount to."""
+    files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
+    members = [json.loads(file.read_text()) for file in files]
+    members = [member for member in members if "overrides" in member]
+    if members:
+        print(f"sweep: {write_sweep(folder, members)}")
 
 
 def _plot(
@@ -155,10 +169,8 @@ def _plot(
         for part in _YARDSTICKS:
             yardstick = next((f for f in every if part in f and f.replace(part, "") == name), None)
             if yardstick is not None:
-                level = [found[yardstick] for found in figures if yardstick in found]
-                panel.axhline(
-                    sum(level) / len(level), color="#777777", linestyle="--", linewidth=1, label="real images"
-                )
+                known = sorted({(places[i], found[yardstick]) for i, found in enumerate(figures) if yardstick in found})
+                panel.plot(*zip(*known, strict=True), color="#777777", linestyle="--", linewidth=1, label="real images")
         panel.set_title(name, fontsize=10)
         if not numeric[across]:
             panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
@@ -168,9 +180,11 @@ def _plot(
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     canvas.supxlabel(names[across], fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if any(labels):
-        canvas.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    shown = {}
+    for panel in axes:
+        shown |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    if any(shown):
+        canvas.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     with replacing(path) as partial:
         canvas.savefig(partial, dpi=150)
 

@@ -70,29 +70,33 @@ def run(cfg: DictConfig) -> float:
     reference = None if isinstance(mode, Summary) else _open_reference(what, against, source, networks)
     images, inputs, about = _open_images(cfg, mode, what, source, reference, device, hardware.workers)
     subset = mode.subset if isinstance(mode, Distances) else 0
-    real = RealImages(networks, subset, cfg.cache_dir, cfg.batch_size, hardware.workers)
-    comparison = Comparison(mode, real, source, cfg.seed, warnings=about.pop("warnings", []))
-    if reference is not None:
-        comparison.check(images, reference)
-    _drop_unused(cfg, mode, what, against)
     inputs |= {f"features_{name}": network.identity for name, network in networks.items()}
+    warnings = about.pop("warnings", [])
+    comparison = None
     if reference is not None:
-        inputs["reference"] = reference.identity
+        real = RealImages(networks, subset, cfg.cache_dir, cfg.batch_size, hardware.workers)
+        comparison = Comparison(mode, real, source, cfg.seed, images, reference, warnings=warnings)
+        comparison.check()
+        inputs |= {"reference": reference.identity, **comparison.inputs}
+    _drop_unused(cfg, mode, what, against)
     with open_run("evaluate", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         began, clock = time.perf_counter(), _Clock()
+        if comparison is not None:
+            comparison.gather()
+        gathered = time.perf_counter()
         stream = clock.waiting(keep_images(images, run.path, cfg.keep))
         splits = mode.splits(images.count) if isinstance(mode, Distances) else 0
         mine = processes.items(images.count, images.batch_size)
         progress = None if isinstance(images, SamplePass) else images.name  # which shows its own
         made = measure(networks, stream, images.count, mine, splits, cfg.seed, subset, progress)
         measured = time.perf_counter()
-        if reference is not None:
-            comparison.run(images, made, reference)
+        if comparison is not None:
+            comparison.run(made)
         else:
             processes.on_main(lambda: _write_statistics(run.path, networks, made, images.name, inputs))
-        figures = comparison.figures | images.figures()
+        figures = (comparison.figures if comparison is not None else {}) | images.figures()
         done = time.perf_counter()
         record = {
             "mode": mode.mode,
@@ -105,19 +109,21 @@ def run(cfg: DictConfig) -> float:
             "reference": reference and reference.name,
             "reference_count": reference and reference.count,
             "reference_hash": reference and reference.identity,
+            **{f"{name}_hash": digest for name, digest in (comparison.inputs if comparison else {}).items()},
             "features": {network.name: network.identity for network in networks.values()},
-            "settings": _settings(mode, splits),
+            "settings": _settings(mode, images, reference),
             "figures": {name: figure.value for name, figure in figures.items()},
             "uncertainty": {
                 name: {"std": figure.std, "is": figure.over}
                 for name, figure in figures.items()
                 if figure.std is not None
             },
-            "warnings": comparison.warnings,
+            "warnings": warnings,
             "seconds": {
+                "real_images": gathered - began,
                 "images": clock.seconds,
-                "features": measured - began - clock.seconds,
-                "reference_and_figures": done - measured,
+                "features": measured - gathered - clock.seconds,
+                "figures": done - measured,
                 "all": done - began,
             },
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -129,7 +135,8 @@ def run(cfg: DictConfig) -> float:
         if processes.is_main():
             print(table(record))
             print(f"metrics: {run.path / 'metrics.json'}")
-        objective = next((f.value for name, f in figures.items() if "fd" in name or "fid" in name), None)
+        distances = {network.label(f"{prefix}fd") for network in networks.values() for prefix in ("", "r")}
+        objective = next((f.value for name, f in figures.items() if name in distances), None)
         if objective is None:
             objective = next((f.value for f in figures.values()), float(images.count))
         finished = run.finish(objective, figures=record["figures"])
@@ -187,7 +194,7 @@ def _open_images(
 ) -> tuple[Pass, dict[str, str], dict[str, Any]]:
     """What is measured, the identities of what it depends on, and what the record says of it."""
     likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
-    networks = {"lpips": likeness["lpips"].measure.identity} if "lpips" in likeness else {}
+    others = {"lpips": likeness["lpips"].measure.identity} if "lpips" in likeness else {}
     if isinstance(what, Samples):
         made, decodes = load_pair(
             resolve_path(cfg, "generator_path", "train_generator", "export"),
@@ -210,14 +217,15 @@ def _open_images(
         decodes = load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
         check_image_size(source, decodes.module)
         dataset = Split(what.split).open(source) if reference is None else reference.images
+        others["originals"] = dataset.content_hash()
         images = ReconstructionPass(
             decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness
         )
-        inputs = {"tokenizer": decodes.identity} | networks
+        inputs = {"tokenizer": decodes.identity} | others
         return images, inputs, {**inputs, "ratios": what.ratios}
     dataset = what.open("images") if isinstance(what, Folder) else what.open(source)
-    inputs = {"images": dataset.content_hash()} | networks
-    about: dict[str, Any] = {"images_hash": dataset.content_hash()} | networks
+    inputs = {"images": dataset.content_hash()} | others
+    about: dict[str, Any] = {"images_hash": dataset.content_hash()} | others
     if isinstance(what, Folder) and is_lossy(dataset):
         about["warnings"] = ["the images were kept as JPEG, which changes them and every figure; keep them as PNG"]
     if isinstance(mode, Reconstruction):
@@ -239,10 +247,14 @@ def _drop_unused(cfg: DictConfig, mode: Mode, what: What, against: Against) -> N
         cfg.data = None
 
 
-def _settings(mode: Mode, splits: int) -> dict[str, Any]:
+def _settings(mode: Mode, images: Pass, reference: Reference | None) -> dict[str, Any]:
     """What the figures were computed with."""
     values = {one.name: getattr(mode, one.name) for one in fields(mode) if one.name != "features"}
-    return values | ({"inception_splits": splits} if splits else {})
+    if isinstance(mode, Distances):
+        values["inception_splits"] = mode.splits(images.count)
+        if reference is not None and reference.images is not None:
+            values["kid_subset_size"] = mode.kid_size(min(images.count, len(reference.images), mode.subset))
+    return values
 
 
 def _write_statistics(

@@ -104,7 +104,10 @@ class Accumulator:
         self._added, self._broken = 0, 0
         self._mean = torch.zeros(network.dimension, dtype=torch.float64)
         self._scatter = torch.zeros(network.dimension, network.dimension, dtype=torch.float64)
-        self._subset, self._indices = [torch.zeros(0, network.dimension)], [torch.zeros(0, dtype=torch.long)]
+        # in one piece: many small tensors that stay would keep the memory between them from being used again
+        self._subset = torch.empty(int(self._kept.sum()), network.dimension)
+        self._indices = torch.empty(len(self._subset), dtype=torch.long)
+        self._filled = 0
         self._mass = torch.zeros(splits, network.classes, dtype=torch.float64)
         self._entropy = torch.zeros(splits, dtype=torch.float64)
 
@@ -156,8 +159,8 @@ class Accumulator:
             self.count,
             mean,
             scatter / max(self.count - 1, 1),
-            processes.gather_rows(torch.cat(self._subset)),
-            processes.gather_rows(torch.cat(self._indices)),
+            processes.gather_rows(self._subset[: self._filled]),
+            processes.gather_rows(self._indices[: self._filled]),
             processes.sum_(self._mass),
             processes.sum_(self._entropy),
             torch.from_numpy(np.bincount(self._split_of, minlength=len(self._entropy)))[: len(self._entropy)],
@@ -172,8 +175,10 @@ class Accumulator:
         self._broken += int((~features.isfinite()).any(1).logical_or((~logits.isfinite()).any(1)).sum())
         features = features.cpu()
         kept = torch.from_numpy(self._kept[places])
-        self._subset.append(features[kept])
-        self._indices.append(torch.from_numpy(places)[kept])
+        filled = self._filled + int(kept.sum())
+        self._subset[self._filled : filled] = features[kept]
+        self._indices[self._filled : filled] = torch.from_numpy(places)[kept]
+        self._filled = filled
         self._rows.append(features)
         if sum(map(len, self._rows)) >= _ROWS:
             self._merge()
@@ -215,11 +220,14 @@ def measure(
         batches: this process's images, as `Accumulator.update` takes them.
         count: number of images, of all processes.
         mine: which of them are this process's, contiguous; None for all.
-        splits, seed, subset: as of `Accumulator`.
+        splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
         progress: label of a progress bar; none is shown without it.
     """
     mine = range(count) if mine is None else mine
-    gathering = {name: Accumulator(net, count, mine.start, subset, splits, seed) for name, net in networks.items()}
+    gathering = {
+        name: Accumulator(net, count, mine.start, subset, splits if net.classes else 0, seed)
+        for name, net in networks.items()
+    }
     hidden = progress is None or not processes.is_main()
     with tqdm(total=len(mine), desc=progress, disable=hidden, unit=" images", leave=False, mininterval=1.0) as bar:
         for images in batches:
