@@ -3,6 +3,7 @@ import io
 import os
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -271,17 +272,17 @@ def test_only_root_updates_the_package_lists(tmp_path, monkeypatch, user, expect
     def run(command, **options):
         done.append("unpack" if command[0] == "dpkg-deb" else next(c for c in command if c in ("download", "update")))
         if done == ["download"]:
-            raise fashion_mnist.subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
+            raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
         if done[-1] == "download":
             (tmp_path / "some.deb").touch()
 
-    monkeypatch.setattr(fashion_mnist.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     if user == 0:
         folder = fashion_mnist._fetch_with_apt(tmp_path)
         assert folder == tmp_path / "usr/share/datasets/fashion-mnist"
     else:
-        with pytest.raises(fashion_mnist.subprocess.CalledProcessError):
+        with pytest.raises(subprocess.CalledProcessError):
             fashion_mnist._fetch_with_apt(tmp_path)
     assert done == expected
 

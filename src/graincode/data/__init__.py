@@ -9,6 +9,7 @@ from graincode.data.fashion_mnist import FashionMNIST
 from graincode.data.folders import FFHQ, ImageFolder, ImageNet
 from graincode.data.hugging_face import HuggingFace
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource, Subset, TensorImages
+from graincode.data.wallpapers import Wallpapers
 from graincode.data.webdataset import WebDataset
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "ImageSource",
     "Subset",
     "TensorImages",
+    "Wallpapers",
     "WebDataset",
 ]

@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL
@@ -28,14 +29,58 @@ from graincode.core.images import from_uint8
 from graincode.data.images import ImageBatch, ImageDataset, index_tensor
 from graincode.files import cache_root, new_directory, replacing
 
-if TYPE_CHECKING:
-    from graincode.data.encoded import EncodedImages
-
 FORMAT = 1
+
+OnCorrupt = Literal["error", "skip"]
 
 _CHUNK = 64
 
 _logger = logging.getLogger(__name__)
+
+
+class DecodedImages(ImageDataset):
+    """A split whose images are decoded when they are asked for, and which `cached` decodes once and for all.
+
+    Attributes:
+        labels: (N,) long.
+        corrupt: (N,) bool, those found out so far to be corrupt and to be skipped.
+        on_corrupt: what to do with those.
+    """
+
+    corrupt: Tensor
+    on_corrupt: OnCorrupt = "error"
+
+    @abstractmethod
+    def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) uint8 images and (B,) long labels at B indices in [0, len).
+
+        Raises:
+            GraincodeError: an image is corrupt, or with `on_corrupt="skip"`, all of the split are.
+        """
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """What errors and warnings call an image."""
+
+    @abstractmethod
+    def key(self) -> list[Any]:
+        """What the pixels depend on, besides the decoder's version, in JSON's types."""
+
+    def chunks(self) -> list[range]:
+        """Indices that are best decoded together; each index is in one of the ranges."""
+        return [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
+
+    @property
+    def skipped(self) -> int:
+        return int(self.corrupt.sum())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
+        chosen = index_tensor(indices, len(self))
+        images, labels = self.decode(chosen.tolist())
+        return ImageBatch(from_uint8(images), labels, chosen)
 
 
 def build_once(path: Path, build: Callable[[], None]) -> None:
@@ -69,17 +114,17 @@ def warn_of(name: str, reason: str) -> None:
     _logger.warning("%s is corrupt (%s): the next image of the split stands in for it", name, " ".join(reason.split()))
 
 
-def cached(images: EncodedImages) -> CachedImages:
+def cached(images: DecodedImages) -> CachedImages:
     """The same split with its images decoded once and for all, by a process on each CPU.
 
-    The cache lies in `cache_root()`/images under a hash of what the pixels and labels depend on: the identity of the
-    files, their order, labels, image size and crop, and the versions of the decoder and of the cache's format.
+    The cache lies in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and
+    the versions of the decoder and of the cache's format.
 
     Raises:
         GraincodeError: an image is corrupt (unless these are skipped), or the cache cannot be written.
     """
     height, width = images.image_size
-    key = [FORMAT, PIL.__version__, images.encoded.identity(), images.labels.tolist(), height, width, images.crop]
+    key = [FORMAT, PIL.__version__, *images.key()]
     folder = cache_root() / "images" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     needed = len(images) * (3 * height * width + 8)
     try:
@@ -103,7 +148,7 @@ class CachedImages(ImageDataset):
         GraincodeError: the folder is damaged, or an image was skipped that is an error here.
     """
 
-    def __init__(self, images: EncodedImages, folder: Path) -> None:
+    def __init__(self, images: DecodedImages, folder: Path) -> None:
         self.name, self.split, self.class_names = images.name, images.split, images.class_names
         self.image_size = images.image_size
         self._folder = folder
@@ -119,7 +164,7 @@ class CachedImages(ImageDataset):
             images.decode(self._corrupt[:1])  # raises the error that names it
         for index in self._corrupt:
             if not images.corrupt[index]:  # building it has not just said so
-                warn_of(images.encoded.name(index), "when it was cached")
+                warn_of(images.describe(index), "when it was cached")
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -150,7 +195,7 @@ class CachedImages(ImageDataset):
         return digest
 
 
-def _build(images: EncodedImages, folder: Path, needed: int) -> None:
+def _build(images: DecodedImages, folder: Path, needed: int) -> None:
     for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a process that was killed, as the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
@@ -160,22 +205,24 @@ def _build(images: EncodedImages, folder: Path, needed: int) -> None:
         file = partial / "images.npy"
         shape = (len(images), 3, *images.image_size)
         offset = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).offset
-        chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
+        chunks = images.chunks()
         workers = min(os.cpu_count() or 1, len(chunks))
         loader = DataLoader(
             _Writing(images, file, offset), sampler=chunks, batch_size=None, num_workers=workers if workers > 1 else 0
         )
-        labels: list[Tensor | Exception] = []
+        labels = torch.empty(len(images), dtype=torch.long)
+        failure = None
         with tqdm(total=len(images), desc=f"decoding {images.split}", unit=" images", leave=False) as bar:
-            for written in loader:
-                labels.append(written)
+            for rows, written in zip(chunks, loader, strict=True):
                 if isinstance(written, Exception):
+                    failure = written
                     break
-                bar.update(len(written))
+                labels[list(rows)] = written
+                bar.update(len(rows))
         # after the loop has let go of its workers: those of a loop that an error leaves take seconds to end
-        if isinstance(labels[-1], Exception):
-            raise labels[-1]
-        np.save(partial / "labels.npy", torch.cat(labels).numpy())
+        if failure:
+            raise failure
+        np.save(partial / "labels.npy", labels.numpy())
         np.save(partial / "corrupt.npy", images.corrupt.nonzero().flatten().numpy())
     _logger.info("%s: %d %s images were decoded into %s", images.name, len(images), images.split, folder)
 
@@ -187,7 +234,7 @@ class _Writing:
     A full disk is an error of `write`; in a mapped file it would be a bus error.
     """
 
-    images: EncodedImages
+    images: DecodedImages
     file: Path
     offset: int
 
@@ -198,10 +245,10 @@ class _Writing:
         """Labels of the images, or an error as a value: raised here it would arrive with a worker's traceback."""
         try:
             pixels, labels = self.images.decode(rows)
-            array = pixels.numpy()
             with self.file.open("r+b") as file:
-                file.seek(self.offset + rows.start * array[0].nbytes)
-                file.write(array.data)
+                for row, image in zip(rows, pixels.numpy(), strict=True):
+                    file.seek(self.offset + row * image.nbytes)
+                    file.write(image.data)
         except (GraincodeError, OSError) as error:
             return error
         return labels

@@ -8,27 +8,25 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
-from graincode.core.images import from_uint8
-from graincode.data.cache import cached, warn_of
+from graincode.data.cache import DecodedImages, OnCorrupt, cached, warn_of
 from graincode.data.images import (
-    ImageBatch,
     ImageDataset,
     check_choice,
+    check_fractions,
     check_image_size,
     check_split,
-    index_tensor,
+    no_images,
     read_image,
     split_by_hash,
 )
 
 Crop = Literal["center", "none"]
-OnCorrupt = Literal["error", "skip"]
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def file_error(path: Path, error: OSError) -> GraincodeError:
     )
 
 
-class EncodedImages(ImageDataset):
+class EncodedImages(DecodedImages):
     """A split of encoded images, decoded when they are asked for.
 
     Args:
@@ -115,24 +113,13 @@ class EncodedImages(ImageDataset):
         """What errors call each image: of a folder, the paths."""
         return tuple(self.encoded.name(index) for index in range(len(self)))
 
-    @property
-    def skipped(self) -> int:
-        return int(self.corrupt.sum())
+    def describe(self, index: int) -> str:
+        return self.encoded.name(index)
 
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        images, labels = self.decode(chosen.tolist())
-        return ImageBatch(from_uint8(images), labels, chosen)
+    def key(self) -> list[Any]:
+        return [self.encoded.identity(), self.labels.tolist(), *self.image_size, self.crop]
 
     def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) uint8 images and (B,) long labels at B indices in [0, len).
-
-        Raises:
-            GraincodeError: an image is corrupt, or with `on_corrupt="skip"`, all of the split are.
-        """
         images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
         shown = torch.empty(len(indices), dtype=torch.long)
         for row, index in enumerate(indices):
@@ -190,11 +177,7 @@ class EncodedSource(ABC):
     ) -> None:
         check_choice("crop", crop, ("center", "none"))
         check_choice("on_corrupt", on_corrupt, ("error", "skip"))
-        if not (all(isinstance(f, int | float) and f >= 0 for f in fractions.values()) and sum(fractions.values()) < 1):
-            raise GraincodeError(
-                f"{' and '.join(f'data.{name}_fraction={fraction}' for name, fraction in fractions.items())}: expected "
-                f"from 0 to below 1 in all: type {' '.join(f'data.{name}_fraction=0.05' for name in fractions)}"
-            )
+        check_fractions(fractions)
         self.image_size = check_image_size(image_size)
         self._origin, self._crop, self._cache, self._on_corrupt = origin, crop, cache, on_corrupt
         self._fractions = fractions
@@ -222,9 +205,7 @@ class EncodedSource(ABC):
         check_split(name)
         encoded, labels = self._encoded(name)
         if not len(encoded):
-            empty = self._fractions.get(name) == 0
-            reason = f"as data.{name}_fraction=0: type data.{name}_fraction=0.05" if empty else "type another source"
-            raise GraincodeError(f"{self._origin} has no {name} images, {reason}")
+            raise no_images(self._origin, name, self._fractions)
         names = self.class_names
         _logger.info("%s: %d images and %d classes in split %s", self._origin, len(encoded), len(names), name)
         images = EncodedImages(self.name, name, self.image_size, encoded, labels, names, self._crop, self._on_corrupt)

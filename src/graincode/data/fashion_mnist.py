@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +15,11 @@ from torch.nn import functional
 from graincode.core.errors import GraincodeError
 from graincode.data.images import TensorImages, check_split
 from graincode.data.published import (
-    NETWORK_TIMEOUT_SECONDS,
     corrupt,
     fetch,
     first_complete,
     network_timeout,
+    unpack_debian_package,
     validation_mask,
 )
 from graincode.files import cache_root
@@ -34,8 +32,6 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-
-_COMMAND_TIMEOUT_SECONDS = 600
 
 
 class FashionMNIST:
@@ -153,24 +149,8 @@ def _fetch_with_torchvision(scratch: Path) -> Path:
 
 
 def _fetch_with_apt(scratch: Path) -> Path:
-    """Download and unpack Debian's package without installing it; return the directory the files are in."""
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            command, cwd=scratch, check=True, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS
-        )
-
-    apt = ("apt-get", "-q", "-o", f"Acquire::http::Timeout={NETWORK_TIMEOUT_SECONDS}")
-    try:
-        run(*apt, "download", DEBIAN_PACKAGE)
-    except subprocess.CalledProcessError:
-        if os.geteuid() != 0:
-            raise
-        run(*apt, "update")  # fresh containers have no package lists, and only root can fetch them
-        run(*apt, "download", DEBIAN_PACKAGE)
-    for package in scratch.glob("*.deb"):
-        run("dpkg-deb", "-x", package.name, ".")
-    return scratch / DEBIAN_FOLDER.relative_to("/")
+    """Download and unpack Debian's package; return the directory the files are in."""
+    return unpack_debian_package(DEBIAN_PACKAGE, scratch) / DEBIAN_FOLDER.relative_to("/")
 
 
 FETCHERS: dict[str, Callable[[Path], Path]] = {

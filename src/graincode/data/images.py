@@ -221,19 +221,7 @@ def read_image(
         GraincodeError: the file cannot be decoded, has more than 8 bits a channel, or another size than the exact one.
     """
     height, width = size
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode[0] in "IF":
-                raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
-            image = image.convert("RGB")
-    except Exception as error:  # broken files raise nearly anything, depending on the decoder
-        reason = " ".join(str(error).split())
-        name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
-        raise GraincodeError(
-            f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG; "
-            "data.on_corrupt=skip passes over such images of a data set that has this key"
-        ) from error
+    image = open_image(file, name)
     if crop == "exact" and image.size != (width, height):
         raise GraincodeError(
             f"{name or file} has {image.height} x {image.width} pixels, the first image {height} x {width}: expected "
@@ -244,6 +232,45 @@ def read_image(
     else:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def open_image(file: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """Decode one image and turn it upright as its EXIF data say, in RGB; arguments and errors as in `read_image`."""
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode[0] in "IF":
+                raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
+            return image.convert("RGB")
+    except Exception as error:  # broken files raise nearly anything, depending on the decoder
+        reason = " ".join(str(error).split())
+        name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
+        raise GraincodeError(
+            f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG; "
+            "data.on_corrupt=skip passes over such images of a data set that has this key"
+        ) from error
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raise a GraincodeError unless the values of the keys `data.NAME_fraction` are from 0 to below 1 in all."""
+    if not (all(isinstance(f, int | float) and f >= 0 for f in fractions.values()) and sum(fractions.values()) < 1):
+        raise GraincodeError(
+            f"{' and '.join(f'data.{name}_fraction={fraction}' for name, fraction in fractions.items())}: expected "
+            f"from 0 to below 1 in all: type {' '.join(f'data.{name}_fraction=0.05' for name in fractions)}"
+        )
+
+
+def no_images(origin: str, split: str, fractions: Mapping[str, float]) -> GraincodeError:
+    """What to say of a split without images.
+
+    Args:
+        origin: what the data set is called.
+        split: name of the split.
+        fractions: as in `split_by_hash`.
+    """
+    empty = fractions.get(split) == 0
+    reason = f"as data.{split}_fraction=0: type data.{split}_fraction=0.05" if empty else "type another source"
+    return GraincodeError(f"{origin} has no {split} images, {reason}")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import permutation
 
-_SPLIT_KEY = 0xFA5410
 NETWORK_TIMEOUT_SECONDS = 20
+
+_SPLIT_KEY = 0xFA5410
+_COMMAND_TIMEOUT_SECONDS = 600
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def fetch(
 
     Args:
         title: name of the data set.
-        cache: directory that will hold its files.
+        cache: directory that will hold its files, in the sub-directories that they are fetched in.
         ways: of each, what to call it, and a function that fetches into a scratch directory and gives the directory
             that the files are in.
         find: all the files in a directory; raises an OSError if some are missing.
@@ -65,8 +67,11 @@ def fetch(
             cache.mkdir(parents=True, exist_ok=True)
             # a temporary directory, from which whole files are moved, so that other processes never see half of one
             with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
-                for file in find(fetch_into(Path(scratch))):
-                    os.replace(file, cache / file.name)
+                folder = fetch_into(Path(scratch))
+                for file in find(folder):
+                    target = cache / file.relative_to(folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             _logger.info("%s: %s failed: %s", title, way, " ".join(reason.split()))
@@ -74,6 +79,36 @@ def fetch(
             _logger.info("%s was fetched into %s by %s", title, cache, way)
             return True
     return False
+
+
+def unpack_debian_package(package: str, scratch: Path) -> Path:
+    """Download a Debian package and unpack it without installing it, which needs no rights.
+
+    Args:
+        package: its name.
+        scratch: an empty directory.
+    Returns:
+        The directory that holds its files as / would.
+    Raises:
+        OSError, subprocess.SubprocessError: there is no apt-get here, or it fails, or takes more than 10 minutes.
+    """
+
+    def run(*command: str) -> None:
+        subprocess.run(
+            command, cwd=scratch, check=True, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS
+        )
+
+    apt = ("apt-get", "-q", "-o", f"Acquire::http::Timeout={NETWORK_TIMEOUT_SECONDS}")
+    try:
+        run(*apt, "download", package)
+    except subprocess.CalledProcessError:
+        if os.geteuid() != 0:
+            raise
+        run(*apt, "update")  # fresh containers have no package lists, and only root can fetch them
+        run(*apt, "download", package)
+    for file in scratch.glob("*.deb"):
+        run("dpkg-deb", "-x", file.name, ".")
+    return scratch
 
 
 @contextmanager
