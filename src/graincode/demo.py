@@ -30,7 +30,7 @@ Other overrides work in another directory (runs/demo-HASH); the same command aga
 
 # keys that the demo sets so that its steps fit together
 _OWN = {"runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
-DEMO_SAMPLES = "images.num_samples=1000"  # to stay within ten minutes
+DEMO_SAMPLES = ("images.num_samples=1000", "evaluation.subset=4000")  # to stay within ten minutes
 GUIDED = ("sampler.guidance_scale=2", "sampler.top_p=0.9")  # chosen on validation images
 
 
@@ -70,7 +70,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
         Step("sample", "sample", (generator, tokenizer)),
         Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),
-        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, DEMO_SAMPLES)),
+        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, *DEMO_SAMPLES)),
     ]
     chosen = _assign(steps, overrides)
     complete, labelled = [], True

@@ -1,6 +1,5 @@
 """What is kept of a set of images: the same for any batches, stored once, and read from others' files."""
 
-import hashlib
 import logging
 import pickle
 from collections.abc import Callable, Iterable
@@ -194,22 +193,19 @@ def test_cached_statistics_are_computed_once(tmp_path: Path):
     assert source.reads == 1
     assert_equal(second, first)
     assert_equal(first, measure({"it": table()}, source(), 3)["it"])
-    digest = hashlib.sha256(f"{CONTENT} 10000".encode()).hexdigest()[:16]
-    assert [path.name for path in (tmp_path / "statistics").iterdir()] == [f"table-{'0' * 12}-{digest}.safetensors"]
+    name = f"table-{'0' * 12}-{CONTENT[:16]}.safetensors"
+    assert [path.name for path in (tmp_path / "statistics").iterdir()] == [name]
 
 
-def test_other_content_other_networks_and_other_subsets_are_kept_apart(tmp_path: Path):
+def test_other_content_and_other_networks_are_kept_apart(tmp_path: Path):
     source, other = Images(), Images(first=3)
     first = stored(tmp_path, source)
     second = stored(tmp_path, other, CONTENT[::-1])
     stored(tmp_path, source, weights_hash="1" * 64)
-    smaller = stored(tmp_path, source, subset=2)
-    assert (source.reads, other.reads) == (3, 1)
+    assert (source.reads, other.reads) == (2, 1)
     assert not torch.equal(first.mean, second.mean)
-    assert (len(first.subset), len(smaller.subset)) == (3, 2)
     assert_equal(stored(tmp_path, source), first)
-    assert_equal(stored(tmp_path, source, subset=2), smaller)
-    assert source.reads == 3
+    assert source.reads == 2
 
 
 def test_only_the_networks_that_are_missing_see_the_images(tmp_path: Path):
@@ -449,3 +445,26 @@ def test_a_bare_array_and_a_damaged_archive_are_refused(tmp_path: Path):
     for name in ("bare.npy", "damaged.npz"):
         with pytest.raises(GraincodeError, match=r"cannot be read as \.npz"):
             read_npz(tmp_path / name, network)
+
+
+def test_a_smaller_subset_is_part_of_what_is_stored_and_a_larger_one_is_not(tmp_path: Path):
+    network, reads = LookedUp(drawn(30)), []
+
+    def batches() -> list[Tensor]:
+        reads.append(1)
+        return [numbered(30)]
+
+    def kept(subset: int) -> Statistics:
+        return cached_statistics({"it": network}, CONTENT, batches, 30, None, subset, tmp_path)["it"]
+
+    stored, fewer = kept(20), kept(8)
+    assert len(reads) == 1
+    expected = measure({"it": network}, [numbered(30)], 30, subset=8)["it"]
+    assert torch.equal(fewer.indices, expected.indices)
+    assert torch.equal(fewer.subset, expected.subset)
+    assert torch.equal(fewer.mean, stored.mean)
+    assert len(kept(25).subset) == 25
+    assert len(reads) == 2
+    assert len(kept(100).subset) == 30
+    assert len(kept(200).subset) == 30
+    assert len(reads) == 3

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -254,7 +252,7 @@ def cached_statistics(
         content_hash: names the images and their order; letters and digits.
         batches: returns this process's share of the images; called only when something is not stored.
         count, mine: as of `measure`.
-        subset: as of `Accumulator`.
+        subset: as of `Accumulator`; what is stored with more is used, too.
         cache_dir: None for `cache_root()`.
         progress: label of the progress bar.
     Raises:
@@ -263,23 +261,20 @@ def cached_statistics(
     if not content_hash.isalnum():
         raise GraincodeError(f"content hash {content_hash!r}: expected letters and digits, as a SHA-256 in hex has")
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
-    origins = {
-        name: {"weights": network.weights_hash, "content": content_hash, "subset": str(subset)}
-        for name, network in networks.items()
-    }
-    paths = {name: folder / _file_name(network, origins[name]) for name, network in networks.items()}
+    origins = {name: {"weights": network.weights_hash, "content": content_hash} for name, network in networks.items()}
+    paths = {name: folder / _file_name(network, content_hash) for name, network in networks.items()}
     found: dict[str, Statistics] = {}
     for name, path in paths.items():
         if path.is_file():
             try:
-                found[name] = _read(path, networks[name].identity, origins[name])
+                stored = _read(path, networks[name].identity, origins[name])
+                if len(stored.subset) >= min(subset, stored.count):
+                    found[name] = _narrowed(stored, subset)
             except (SafetensorError, OSError, ValueError, KeyError) as error:
                 _logger.warning("%s is damaged (%s): computing it again", path, error)
     # gathering is work for all processes: they must agree on what is needed
-    stored = processes.sum_(torch.tensor([int(name in found) for name in networks]))
-    missing = {
-        name: net for (name, net), having in zip(networks.items(), stored, strict=True) if having < processes.count()
-    }
+    having = processes.sum_(torch.tensor([int(name in found) for name in networks]))
+    missing = {name: net for (name, net), of in zip(networks.items(), having, strict=True) if of < processes.count()}
     if missing:
         _make_writable(folder)
         made = measure(missing, batches(), count, mine, subset=subset, progress=progress)
@@ -348,9 +343,15 @@ def _bounds(count: int, parts: int) -> Sequence[int]:
     return [part * count // parts for part in range(parts + 1)]
 
 
-def _file_name(network: FeatureNetwork, origin: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(f"{origin['content']} {origin['subset']}".encode()).hexdigest()
-    return f"{network.name}-{network.weights_hash[:12]}-{digest[:16]}.safetensors"
+def _narrowed(statistics: Statistics, subset: int) -> Statistics:
+    """With the features of fewer images kept; subsets of one set are parts of each other."""
+    chosen = np.isin(statistics.indices.numpy(), permutation(0, 0, statistics.count)[:subset])
+    mask = torch.from_numpy(chosen)
+    return replace(statistics, subset=statistics.subset[mask], indices=statistics.indices[mask])
+
+
+def _file_name(network: FeatureNetwork, content_hash: str) -> str:
+    return f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
 
 
 def _read(path: Path, identity: str, origin: Mapping[str, str]) -> Statistics:
