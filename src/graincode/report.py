@@ -48,7 +48,7 @@ FIGURES = {
     "rfid": ("rFID", "↓"),
     "rfd": ("Fréchet distance", "↓"),
     "fid_floor": ("FID of as many real images: the floor", ""),
-    "fd_floor": ("of as many real images: the floor", ""),
+    "fd_floor": ("Fréchet distance of as many real images: the floor", ""),
     "is": ("Inception score", "↑"),
     "kid": ("Kernel distance", "↓"),
     "rkid": ("Kernel distance", "↓"),
