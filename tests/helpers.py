@@ -7,8 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from torch import nn
 
 TINY_TOKENIZER = ["tokenizer.size.channels=8", "tokenizer.code_dim=8", "tokenizer.codebook_size=32"]
 TINY_GENERATOR = ["generator.size.width=32", "generator.size.position_layers=1", "generator.size.content_layers=1"]
@@ -28,6 +31,19 @@ def write_images(root: Path, count: int = 40, size: int = 24, seed: int = 0) -> 
         (root / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index:03d}.png")
     return root
+
+
+def write_inception(path: Path) -> Path:
+    """A file of random weights of torch-fidelity's own class, whose constructor can only load them."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), path)
+    return path
 
 
 def command(job: str, *overrides: str) -> None:

