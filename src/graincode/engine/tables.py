@@ -15,7 +15,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from matplotlib.figure import Figure as Canvas
 from omegaconf import DictConfig
 
 from graincode.files import replacing, write_json
@@ -138,6 +137,8 @@ def _plot(
     spreads: Sequence[Mapping[str, float]],
 ) -> None:
     """A panel for each figure, over the setting that takes most numbers; a line for each choice of the others."""
+    from matplotlib.figure import Figure as Canvas  # every process of every job imports this module
+
     columns = list(zip(*settings, strict=True))
     numeric = [all(_is_number(_parsed(value)) for value in column) for column in columns]
     across = max(range(len(names)), key=lambda i: (numeric[i], len(set(columns[i]))))
