@@ -63,10 +63,20 @@ class Reconstructions:
     Attributes:
         split: of the data set.
         ratios: share of regions at each grain; None for the tokenizer's own.
+        psnr: in dB, instead of ratios: as few codes as reach it, for each image.
+    Raises:
+        GraincodeError: both are given.
     """
 
     split: SplitName = "test"
     ratios: Sequence[float] | None = None
+    psnr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratios is not None and self.psnr is not None:
+            raise GraincodeError(
+                f"images.ratios={list(self.ratios)} and images.psnr={self.psnr}: type one of them, the other follows"
+            )
 
 
 @dataclass(frozen=True)

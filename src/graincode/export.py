@@ -19,7 +19,7 @@ from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.files import new_directory, write_json
 
-FORMAT = 2
+FORMAT = 3
 
 # the only names that a configuration may ask for; compared as text, nothing is imported to find out
 _ALLOWED: dict[str, type] = {
@@ -27,9 +27,12 @@ _ALLOWED: dict[str, type] = {
     for package, classes in {
         "core.codes": (CodeLayout,),
         "tokenizer": (
+            tokenizer.CodingDensity,
             tokenizer.DQVAE,
             tokenizer.EMAQuantizer,
             tokenizer.EntropyDensity,
+            tokenizer.FeatureRouter,
+            tokenizer.FixedDensity,
             tokenizer.GrainDecoder,
             tokenizer.GrainEncoder,
             tokenizer.QuantileRouter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,7 @@ class ReconstructionPass:
         batch_size: images at once.
         limit: the first so many images; None for all.
         ratios: share of regions at each grain; None for the tokenizer's own.
+        psnr: in dB, instead of ratios: as few codes as reach it, for each image.
         device: where the tokenizer is.
         workers: processes that load images.
         likeness: further measures of each pair, by the name of their figure.
@@ -136,36 +138,68 @@ class ReconstructionPass:
         device: torch.device | str = "cpu",
         workers: int = 0,
         likeness: Mapping[str, PairMean] | None = None,
+        psnr: float | None = None,
     ) -> None:
         self.tokenizer, self.dataset, self.batch_size, self.limit = tokenizer, dataset, batch_size, limit
-        self.ratios, self.device, self.workers, self.likeness = ratios, device, workers, likeness or {}
+        self.ratios, self.psnr = ratios, psnr
+        self.device, self.workers, self.likeness = device, workers, likeness or {}
         self.name = f"reconstructions of {dataset.name} {dataset.split}"
         self.image_size = dataset.image_size
         self.count = len(dataset) if limit is None else min(limit, len(dataset))
-        self._errors, self._usage = PairErrors(), CodebookUsage(tokenizer.layout.codebook_size)
+        layout = tokenizer.layout
+        self._errors, self._usage = PairErrors(), CodebookUsage(layout.num_entries)
+        self._per_grain = [CodebookUsage(layout.codebook_size) for _ in range(layout.num_grains)]
         self._lengths = [torch.zeros(0, dtype=torch.long)]
+        self._grains = torch.zeros(layout.num_grains, *layout.grids[0], dtype=torch.long)
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in in_order(self.dataset, self.batch_size, self.limit, self.workers, shared=True):
             images = batch.images.to(self.device)
-            codes = self.tokenizer.tokenize(images, self.ratios)
+            codes = self.tokenizer.tokenize(images, self.ratios, self.psnr)
             made = to_uint8(self.tokenizer.detokenize(codes))
             for one in (self._errors, *self.likeness.values()):
                 one.update(made, to_uint8(images))
-            self._usage.update(codes.indices[codes.first_cells])
-            self._lengths.append(codes.lengths.cpu())
+            self._count(codes)
             yield made
 
+    def _count(self, codes: GrainCodes) -> None:
+        layout, first = codes.layout, codes.first_cells
+        rows, columns = layout.region_cells[-1]
+        cells = codes.grains.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)[first]
+        indices = codes.indices[first]
+        self._usage.update(layout.entries(indices, cells))
+        for g, usage in enumerate(self._per_grain):
+            usage.update(indices[cells == g])
+        self._lengths.append(codes.lengths.cpu())
+        self._grains += torch.stack([(codes.grains == g).sum(dim=0) for g in range(layout.num_grains)]).cpu()
+
     def figures(self) -> dict[str, Figure]:
-        """MSE in [0, 1], both PSNRs in dB, further likeness, use of the codebook and codes per image, so far."""
-        use = self._usage.result()
-        return {
+        """MSE in [0, 1], both PSNRs in dB, further likeness, use of the codebooks, codes and bits per image, so far.
+
+        `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of grain
+        g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each grain;
+        `bits_per_image` adds log2 of the codebook's size for each code.
+        """
+        layout, use = self.tokenizer.layout, self._usage.result()
+        length = mean_of(torch.cat(self._lengths))
+        counts = processes.sum_(self._grains.clone()).double()
+        map_bits = torch.special.entr(counts / counts.sum(dim=0)).sum().item() / math.log(2)
+        figures = {
             **self._errors.figures(),
             **{name: one.figure() for name, one in self.likeness.items()},
             "codebook_usage": Figure(use.usage),
             "codebook_perplexity": Figure(use.perplexity),
-            "codes_per_image": mean_of(torch.cat(self._lengths)),
+            "codes_per_image": length,
+            "grain_map_bits": Figure(map_bits),
+            "bits_per_image": Figure(length.value * math.log2(layout.codebook_size) + map_bits),
         }
+        if layout.num_grains > 1:
+            for g, usage in enumerate(self._per_grain):
+                if float(counts[g].sum()):
+                    of_grain = usage.result()
+                    figures[f"codebook_usage_{g}"] = Figure(of_grain.usage)
+                    figures[f"codebook_perplexity_{g}"] = Figure(of_grain.perplexity)
+        return figures
 
 
 def check_image_size(source: ImageSource, tokenizer: DQVAE) -> None:

@@ -207,7 +207,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     layout, names = tokenizer.layout, dataset.class_names
     lengths, labels = [], []
     for batch in in_order(dataset, 250, SEARCHED):
-        lengths.append(layout.lengths(tokenizer.router(batch.images, ratios).grains))
+        lengths.append(tokenizer.tokenize(batch.images, ratios).lengths)
         labels.append(batch.labels)
     lengths, labels = torch.cat(lengths), torch.cat(labels)
     order = lengths.argsort(stable=True)
@@ -217,7 +217,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     chosen = list(dict.fromkeys([shortest, longest, *classes, *ranks]))[:CARDS]
     chosen.sort(key=lambda index: (int(lengths[index]), index))
     images, tags = dataset[chosen].images, {longest: " (longest)", shortest: " (shortest)"}
-    density, codes = tokenizer.router(images, ratios).density, tokenizer.tokenize(images, ratios)
+    density, codes = tokenizer.route(images, ratios).shown, tokenizer.tokenize(images, ratios)
     originals, made = to_uint8(images), to_uint8(tokenizer.detokenize(codes))
     columns = {
         "original": originals,

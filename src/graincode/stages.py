@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from graincode.engine.logging import Meter
 from graincode.generator import AutoregressiveObjective, DGiTAR
 from graincode.passes import ReconstructionPass
 from graincode.pictures import code_maps, density_maps, grain_maps, grid
-from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
+from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 
 EVALUATION_BATCH = 250
 
@@ -93,18 +94,20 @@ class TokenizerPlayer:
         self.module, self.objective, self.opponent = module, objective, opponent
         self.made = torch.empty(0)
         self._codes: list[Tensor] = []
+        self._routings: list[Routing] = []
 
     def plays(self, step: int) -> bool:
         return True
 
     def counts(self, batch: ImageBatch) -> dict[str, Tensor | float]:
-        with torch.no_grad():
-            found = self.objective.counts(self.module.router(batch.images), self.module.layout)
-        return found | {"adversarial": len(batch.images)}
+        return dict.fromkeys((self.objective.pixel, "commitment", "budget", "adversarial"), len(batch.images))
 
     def terms(self, wrapped: nn.Module, batch: ImageBatch, step: Step) -> dict[str, Term]:
         made = wrapped(batch.images, draws=step.draws)
-        self.made, terms = made.images.detach(), self.objective(batch.images, made)
+        terms = self.objective(batch.images, made, self.module.router.nominal_length)
+        self.made = made.images.detach()
+        if self.module.router.is_learned or made.routing.terms:
+            self._routings.append(replace(made.routing, gates=None, terms={}))
         grains = [made.routing.grains == g for g in range(self.module.layout.num_grains)]
         per_grain = [int(n) for n in torch.stack([g.sum() for g in grains]).tolist()]
         sizes = [n * cells for n, cells in zip(per_grain, self.module.layout.codes_per_region, strict=True)]
@@ -119,10 +122,11 @@ class TokenizerPlayer:
     def histograms(self) -> dict[str, Tensor]:
         size = self.module.layout.codebook_size
         grains = {f"codebook_{g}": torch.bincount(codes, minlength=size) for g, codes in enumerate(self._codes)}
-        return grains | {"codebook": sum(grains.values())}
+        return grains if self.module.layout.num_codebooks > 1 else grains | {"codebook": sum(grains.values())}
 
     def update(self, trained: DQVAE) -> None:
-        trained.quantizer.update()
+        trained.update(self._routings)
+        self._routings = []
         if self.opponent is not None:
             self.opponent.update()
 
@@ -167,6 +171,8 @@ class TokenizerStage:
         validation: to judge on.
         augmentation: of the images that are trained on.
         workers: processes that load images for evaluation.
+        calibration: gives batches of training images, this process's share of them; for thresholds that follow the
+            weights.
     """
 
     def __init__(
@@ -178,39 +184,58 @@ class TokenizerStage:
         validation: ImageDataset,
         augmentation: Augmentation,
         workers: int,
+        calibration: Callable[[], Iterable[Tensor]],
     ) -> None:
         player = TokenizerPlayer(module, objective, opponent)
         self.players: list[Player] = [player]
         if opponent is not None:
             self.players.append(DiscriminatorPlayer(opponent, player))
         self.dataset, self.validation, self.workers = dataset, validation, workers
-        self.augmentation = augmentation
+        self.augmentation, self.calibration = augmentation, calibration
+        self._calibrated: dict[str, Tensor] = {}
 
     def prepare(self, batch: ImageBatch, draws: Draws) -> ImageBatch:
         return replace(batch, images=self.augmentation(batch.images, draws))
 
     def evaluate(self, module: DQVAE, limit: int) -> dict[str, float]:
         """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
-        device = module.quantizer.codebook.device
-        reconstructions = ReconstructionPass(
-            module, self.validation, EVALUATION_BATCH, limit, device=device, workers=self.workers
-        )
-        for _ in reconstructions:
-            pass
-        figures = {name: figure.value for name, figure in reconstructions.figures().items()}
+        with _kept_buffers(module.router):
+            if module.router.is_learned:
+                module.calibrate(self.calibration())
+            reconstructions = ReconstructionPass(
+                module, self.validation, EVALUATION_BATCH, limit, device=module.device, workers=self.workers
+            )
+            for _ in reconstructions:
+                pass
+            figures = {name: figure.value for name, figure in reconstructions.figures().items()}
+            self._calibrated = {name: buffer.clone() for name, buffer in module.router.named_buffers()}
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
-        """The first validation images over their density map, grain map and reconstruction."""
-        images = self.validation[range(min(8, len(self.validation)))].images.to(module.quantizer.codebook.device)
-        routing, cells = module.router(images), module.layout.grains
-        rows = [
-            to_uint8(images),
-            density_maps(routing.density, module.layout.image_size),
-            grain_maps(images, routing.grains, cells),
-            to_uint8(module.detokenize(module.tokenize(images))),
-        ]
+        """The first validation images over their density map, grain map and reconstruction, as evaluated last."""
+        images = self.validation[range(min(8, len(self.validation)))].images.to(module.device)
+        with _kept_buffers(module.router):
+            for name, buffer in module.router.named_buffers():
+                buffer.copy_(self._calibrated.get(name, buffer))
+            routing, cells = module.route(images), module.layout.grains
+            rows = [
+                to_uint8(images),
+                density_maps(routing.shown, module.layout.image_size),
+                grain_maps(images, routing.grains, cells),
+                to_uint8(module.detokenize(module.tokenize(images))),
+            ]
         return {"images, density, grains, reconstructions": grid(torch.cat([r.cpu() for r in rows]), len(images), 2)}
+
+
+@contextmanager
+def _kept_buffers(module: nn.Module) -> Iterator[None]:
+    """What is written into a module's buffers within is undone afterwards."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 class GeneratorPlayer:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +38,10 @@ from graincode.stages import GeneratorStage, TokenizerStage
 from graincode.tokenizer import (
     DQVAE,
     Adversary,
+    CodingDensity,
     EMAQuantizer,
     EntropyDensity,
+    FeatureRouter,
     GrainDecoder,
     GrainEncoder,
     PatchDiscriminator,
@@ -67,12 +70,19 @@ def images(precise: bool) -> TensorImages:
     return (Precise if precise else TensorImages)("made", "train", made, torch.arange(24) % 2, ("flat", "busy"))
 
 
-def tokenizer_stage(precise: bool, opponent: bool) -> tuple[TokenizerStage, object]:
+def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
+    """A published tokenizer with a discriminator (gan), one that routes by its own errors, or one with a learned router."""
     torch.manual_seed(0)
+    opponent, layout = kind == "gan", LAYOUT if kind == "gan" else replace(LAYOUT, codebook="per_grain")
+    router = {
+        "gan": lambda: QuantileRouter(layout, EntropyDensity(), [0.75, 0.25]),
+        "tokenizer": lambda: QuantileRouter(layout, CodingDensity(), [0.75, 0.25], elastic=True),
+        "feature": lambda: FeatureRouter(layout, 8, [0.75, 0.25]),
+    }[kind]()
     parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": 2}
     module = DQVAE(
-        LAYOUT, GrainEncoder(LAYOUT, **parts), QuantileRouter(LAYOUT, EntropyDensity(), [0.75, 0.25]),
-        EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2), GrainDecoder(LAYOUT, **parts, expand=True),
+        layout, GrainEncoder(layout, **parts), router, EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2),
+        GrainDecoder(layout, **parts, expand=True, coarse_blocks=1),
     )  # fmt: skip
     adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4) if opponent else None
     if precise:
@@ -84,11 +94,13 @@ def tokenizer_stage(precise: bool, opponent: bool) -> tuple[TokenizerStage, obje
     def start() -> None:
         batch = dataset[range(24)]
         share = processes.share(24)
-        module.calibrate([from_uint8(dataset.images)[share.start : share.stop]])
         module.initialize([batch.images], Draws(0, torch.arange(24)))
+        # turned, so that no region's density is just a threshold, which rounding would decide
+        others = batch.images.flip(2) if module.router.is_learned else batch.images
+        module.calibrate([others[share.start : share.stop]])
 
     augmentation = Augmentation(flip=True)
-    stage = TokenizerStage(module, ReconstructionObjective(), adversary, dataset, images(False), augmentation, 0)
+    stage = TokenizerStage(module, ReconstructionObjective(), adversary, dataset, images(False), augmentation, 0, list)
     stage.evaluate = lambda module, limit: {"objective": 1.0}  # compared by other tests
     return stage, start
 
@@ -133,7 +145,7 @@ def main(folder: Path, names: list[str]) -> None:
         kind, precision, way = name.split("-")
         precise = precision == "64"
         stage, start = (
-            (generator_stage(precise), lambda: None) if kind == "generator" else tokenizer_stage(precise, kind == "gan")
+            (generator_stage(precise), lambda: None) if kind == "generator" else tokenizer_stage(precise, kind)
         )
         hardware = Hardware(
             num_processes=world, gradient_accumulation=1 if way == "whole" else 2, tf32=False, threads=1,
@@ -166,7 +178,7 @@ def main(folder: Path, names: list[str]) -> None:
                 with suppress(Stopped):
                     again(stage, start=start)
                     sys.exit("the signal was not obeyed")
-                stage = generator_stage(precise) if kind == "generator" else tokenizer_stage(precise, kind == "gan")[0]
+                stage = generator_stage(precise) if kind == "generator" else tokenizer_stage(precise, kind)[0]
                 module, _ = again(stage, start=lambda: sys.exit("a resumed run starts anew"))
             else:
                 module, _ = again(stage, start=start)

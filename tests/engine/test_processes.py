@@ -24,6 +24,7 @@ from graincode.stages import Step
 
 COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
+    "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
@@ -57,7 +58,8 @@ def distance(a, b):
     ("name", "limit"),
     [
         ("gan-64-whole", 1e-10), ("gan-64-parts", 1e-10), ("generator-64-whole", 1e-10), ("generator-64-parts", 1e-10),
-        ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
+        ("tokenizer-64-whole", 1e-10), ("tokenizer-64-parts", 1e-10), ("feature-64-whole", 1e-10),
+        ("feature-64-parts", 1e-10), ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
     ],
 )  # fmt: skip
 def test_two_processes_train_as_one_does(trained, name, limit):
@@ -69,7 +71,7 @@ def test_two_processes_train_as_one_does(trained, name, limit):
         assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=100 * limit)
 
 
-@pytest.mark.parametrize("kind", ["gan", "generator"])
+@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator"])
 def test_micro_batches_change_nothing(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
 
@@ -110,9 +112,9 @@ def test_all_processes_hold_the_same_bits(trained, name):
 
 
 def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
-    stage, start = tokenizer_stage(False, False)
+    stage, start = tokenizer_stage(False, "gan")
     start()
-    grains = stage.players[0].module.router(images(False)[range(24)].images).grains.flatten(1)
+    grains = stage.players[0].module.route(images(False)[range(24)].images).grains.flatten(1)
     schedules = [Schedule(24, BATCH, 5, rank, 2, 2) for rank in (0, 1)]
     for coarse in ((grains == 0).all(dim=1), (Codes().codes.grains.flatten(1) == 0).all(dim=1)):
         found = [
@@ -126,7 +128,7 @@ def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
 
 
 def test_counts_are_known_before_the_model_runs():
-    stage, start = tokenizer_stage(False, True)
+    stage, start = tokenizer_stage(False, "gan")
     start()
     batch, step = stage.dataset[range(6)], Step(9, Draws(0, torch.arange(6)))
     for player in stage.players:
@@ -200,7 +202,7 @@ def test_a_compiled_module_trains_the_same_weights(monkeypatch):
 
 
 def test_recomputing_activations_keeps_fewer_of_them():
-    stage, start = tokenizer_stage(False, False)
+    stage, start = tokenizer_stage(False, "gan")
     start()
     module, images_ = stage.players[0].module, stage.dataset[range(4)].images
     kept = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,8 +54,9 @@ class CodeLayout:
     Args:
         image_size: (height, width) in pixels.
         grains: downsampling factors (Fh, Fw), coarsest first; each divides the one before and the image.
-        codebook_size: number of codebook entries, shared by the grains.
+        codebook_size: number of entries of a codebook.
         classes: number of image classes; 0 for unlabelled data.
+        codebook: "shared" by the grains, as published, or one "per_grain": an index then means another entry at each.
     Raises:
         GraincodeError: a grain does not divide the image or the grain before it, or a size is not positive.
     """
@@ -64,6 +65,7 @@ class CodeLayout:
     grains: tuple[tuple[int, int], ...]
     codebook_size: int
     classes: int = 0
+    codebook: Literal["shared", "per_grain"] = "shared"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _pair(self.image_size, "image size"))
@@ -76,6 +78,8 @@ class CodeLayout:
             )
         if self.classes < 0:
             raise GraincodeError(f"{self.classes} classes: expected 0 (unlabelled) or more")
+        if self.codebook not in ("shared", "per_grain"):
+            raise GraincodeError(f"codebook {self.codebook!r}: type tokenizer.codebook= one of shared, per_grain")
         height, width = self.image_size
         for fh, fw in self.grains:
             if height % fh or width % fw:
@@ -104,6 +108,7 @@ class CodeLayout:
             "grains": [list(grain) for grain in self.grains],
             "codebook_size": self.codebook_size,
             "classes": self.classes,
+            "codebook": self.codebook,
         }
 
     @property
@@ -127,6 +132,20 @@ class CodeLayout:
     def codes_per_region(self) -> tuple[int, ...]:
         """Codes that one region costs at each grain."""
         return tuple(h * w for h, w in self.region_cells)
+
+    @property
+    def num_codebooks(self) -> int:
+        """1, or K with a codebook per grain."""
+        return self.num_grains if self.codebook == "per_grain" else 1
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of all codebooks together."""
+        return self.num_codebooks * self.codebook_size
+
+    def entries(self, indices: Tensor, grains: Tensor) -> Tensor:
+        """Which of the entries of all codebooks each index means, in [0, num_entries): long tensors of one shape."""
+        return indices + grains * self.codebook_size if self.num_codebooks > 1 else indices
 
     @property
     def num_regions(self) -> int:
@@ -193,8 +212,8 @@ class GrainCodes:
 
     Attributes:
         grains: (B, H0, W0) long, the grain of each region.
-        indices: (B, H, W) long on the finest grid, codebook entries in [0, codebook size); the code of a coarse cell
-            fills all the finest cells that it covers.
+        indices: (B, H, W) long on the finest grid, entries of the grain's codebook in [0, codebook size); the code of a
+            coarse cell fills all the finest cells that it covers.
         layout: the layout of all of them.
     Raises:
         GraincodeError: a shape or a value does not fit the layout, or a coarse code does not fill its cells.

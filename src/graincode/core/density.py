@@ -73,35 +73,104 @@ def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
     return hashed_uniforms(mix(state)[:, None] + mix(cell)).float().clamp(max=1 - 2**-24).view(-1, rows, columns)
 
 
+def region_order(rows: int, columns: int) -> Tensor:
+    """(rows, columns) float32 in (0, 1], a different number for each region: the nearer to the image's centre, the
+    larger; of regions as near, the order is that of a hash."""
+    down, right = ((torch.arange(size) + 0.5) / size - 0.5 for size in (rows, columns))
+    distance = (down[:, None].square() + right.square()).flatten()
+    ties = hashed_uniforms(mix(torch.arange(rows * columns)))
+    order = (-distance.double().round(decimals=6) + 1e-7 * ties).argsort()
+    rank = torch.empty(rows * columns).scatter_(0, order, torch.arange(1.0, rows * columns + 1))
+    return (rank / (rows * columns)).view(rows, columns)
+
+
+def coding_gains(errors: Tensor, costs: Sequence[int]) -> Tensor:
+    """What each refinement of a region gains, per code that it costs.
+
+    Args:
+        errors: (..., K) error of a region at each grain, coarsest first.
+        costs: K, codes of a region at each grain, ascending.
+    Returns:
+        (..., K - 1): slopes of the lower convex hull of error over codes, which descend, so that a region whose gains
+        above a price are counted has the grain with the least error + price * codes.
+    """
+    steps = []
+    for j in range(len(costs) - 1):
+        slopes = [
+            torch.stack([(errors[..., i] - errors[..., k]) / (costs[k] - costs[i]) for k in range(j + 1, len(costs))])
+            for i in range(j + 1)
+        ]
+        steps.append(torch.stack([slope.amax(dim=0) for slope in slopes]).amin(dim=0))
+    return torch.stack(steps, dim=-1)
+
+
 def quantile_table(densities: Tensor, size: int = 4097) -> Tensor:
     """The quantile function of densities at `size` evenly spaced levels from 0 to 1, (size,) float32, ascending."""
     ordered = densities.flatten().double().sort().values
     if not bool(torch.isfinite(ordered).all()):
         raise GraincodeError("a density is not finite: look for damaged images in the training data")
-    levels = torch.linspace(0, len(ordered) - 1, size, dtype=torch.float64)
+    levels = torch.linspace(0, len(ordered) - 1, size, dtype=torch.float64, device=ordered.device)
     return ordered[levels.round().long()].float()
 
 
-def thresholds(table: Tensor, ratios: Sequence[float]) -> Tensor:
-    """The K - 1 density thresholds that give each grain its ratio.
+def thresholds(table: Tensor, shares: Tensor) -> Tensor:
+    """The thresholds that leave shares of the densities at or below them.
 
     Args:
         table: (n,) ascending quantile table.
-        ratios: K shares of the regions, coarsest first, that add up to 1.
+        shares: (...) in [0, 1].
     Returns:
-        (K - 1,) ascending; a region belongs to the grain that counts the thresholds *below* its density, so regions
-        equal to a threshold stay coarse. A cumulative ratio of 0 gives -inf and one of 1 gives inf, so that all regions
-        or none pass it, denser than any in the table or not.
+        (...) in the table. A share of 0 gives -inf and one of 1 gives inf, so that all densities or none pass it,
+        whether they are in the table or not.
     """
-    cumulative = torch.tensor(ratios, dtype=torch.float64, device=table.device).cumsum(0)[:-1]
-    limits = table[(cumulative * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
-    limits = limits.masked_fill(cumulative < 1e-9, -torch.inf)
-    return limits.masked_fill(cumulative > 1 - 1e-9, torch.inf)
+    limits = table[(shares.double() * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
+    limits = limits.masked_fill(shares < 1e-9, -torch.inf)
+    return limits.masked_fill(shares > 1 - 1e-9, torch.inf)
 
 
-def grains_from_density(density: Tensor, limits: Tensor) -> Tensor:
-    """Grain of each region: (..., H0, W0) densities and (K - 1,) thresholds to long in [0, K)."""
-    return (density[..., None] > limits).sum(dim=-1)
+def length_shares(ratios: Tensor, costs: Sequence[int]) -> Tensor:
+    """(..., K) ratios to (...) the share of all codes beyond the coarsest that such a mixture of grains does without."""
+    extra = torch.tensor(costs, dtype=torch.float64, device=ratios.device) - costs[0]
+    return (1 - (ratios.double() * extra).sum(dim=-1) / max(costs[-1] - costs[0], 1)).clamp(0, 1)
+
+
+def ratios_at(level: Tensor, num_grains: int) -> Tensor:
+    """The one-parameter family of mixtures from all coarse to all fine: (...) levels in [0, 1] to (..., K) ratios.
+
+    For two grains the level is the share of the fine one; for K it is binomial, as if a region were refined up to
+    K - 1 times, each time with this probability.
+    """
+    last = num_grains - 1
+    level = level[..., None].double()
+    count = torch.arange(num_grains, device=level.device)
+    ways = torch.tensor([math.comb(last, g) for g in range(num_grains)], device=level.device)
+    return ways * level**count * (1 - level) ** (last - count)
+
+
+def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tensor:
+    """Grains by comparing the regions of each image with each other, so that all images have one length.
+
+    Args:
+        density: (B, H0, W0), or (B, H0, W0, K - 1) gains of `coding_gains`. Of equal ones the first in raster order is
+            refined last.
+        ratios: (K,) or (B, K) shares.
+        costs: K, codes of a region at each grain.
+    Returns:
+        (B, H0, W0) long. Shares are rounded to regions; gains are taken in descending order as long as they fit into
+        the length that the ratios stand for.
+    """
+    batch, regions = len(density), density.shape[1] * density.shape[2]
+    ratios = ratios.to(density.device).expand(batch, -1)
+    if density.ndim == 3:
+        rank = density.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+        limits = (ratios.cumsum(dim=1)[:, :-1] * regions).round()
+        return (rank[..., None] >= limits[:, None]).sum(dim=-1).view(density.shape)
+    each = torch.tensor(costs, device=density.device).diff().repeat(regions)
+    spent = ratios.double() @ torch.tensor(costs, dtype=torch.float64, device=density.device)
+    order = density.flatten(1).argsort(dim=1, descending=True, stable=True)
+    fits = each[order].cumsum(dim=1) <= ((spent - costs[0]) * regions)[:, None] + 1e-6
+    chosen = torch.zeros_like(fits).scatter_(1, order, fits)
+    return chosen.view(density.shape).sum(dim=-1)
 
 
 def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:

@@ -111,6 +111,7 @@ class ExtractCodesConfig(JobConfig):
     tokenizer_path: str = MISSING
     splits: list[str] = MISSING
     ratios: list[float] | None = None
+    psnr: float | None = None
     batch_size: int = MISSING
 
 

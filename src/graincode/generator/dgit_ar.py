@@ -66,7 +66,7 @@ class DGiTAR(nn.Module):
         self.embedding, self.conditioning = embedding, conditioning
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         self.region_head = nn.Linear(width, layout.num_ends * (layout.num_regions + 1)) if layout.num_ends else None
-        self.content_head = nn.Linear(width, layout.codebook_size)
+        self.content_head = nn.Linear(width, layout.num_entries)
         for head in (self.region_head, self.content_head):
             if head is not None:
                 nn.init.normal_(head.weight, std=0.02)
@@ -118,7 +118,16 @@ class DGiTAR(nn.Module):
         tokens = self.embedding(slots, contents)
         hidden = self.position_transformer(tokens + self.conditioning(labels, draws)[:, None])
         states = self.content_transformer(hidden + self.embedding.at(targets.slots))
-        return hidden, self.content_head(states)
+        return hidden, self.contents_of(states, targets.slots)
+
+    def contents_of(self, states: Tensor, slots: Tensor) -> Tensor:
+        """(..., width) states and the (...) slots of their codes to (..., V) logits, over the codebook of each grain."""
+        logits = self.content_head(states)
+        if self.layout.num_codebooks == 1:
+            return logits
+        grain = self.embedding.slot_grain[slots].clamp(max=self.layout.num_grains - 1)
+        every = logits.unflatten(-1, (self.layout.num_codebooks, -1))
+        return every.gather(-2, grain[..., None, None].expand(*grain.shape, 1, every.shape[-1]))[..., 0, :]
 
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
         """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
@@ -208,4 +217,4 @@ class CachedLogits:
     def next_content(self, slots: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
         states = self.hidden + self.model.embedding.at(slots)[:, None]
-        return self.model.content_head(self.model.content_transformer(states, self.content_cache)[:, 0])
+        return self.model.contents_of(self.model.content_transformer(states, self.content_cache)[:, 0], slots)

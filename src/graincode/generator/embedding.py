@@ -11,7 +11,7 @@ from graincode.core.rng import LABEL_DROPOUT, Draws
 
 
 class HeterogeneousEmbedding(nn.Module):
-    """Content + position on the grain's own grid + grain + place in the sequence.
+    """Content (of the grain's codebook) + position on the grain's own grid + grain + place in the sequence.
 
     Args:
         layout: the code layout; it sizes all tables.
@@ -21,7 +21,8 @@ class HeterogeneousEmbedding(nn.Module):
 
     def __init__(self, layout: CodeLayout, width: int) -> None:
         super().__init__()
-        self.content = nn.Embedding(layout.codebook_size + 1, width)
+        self.layout = layout
+        self.content = nn.Embedding(layout.num_entries + 1, width)
         self.position = nn.Embedding(layout.num_slots + 2, width)
         self.grain = nn.Embedding(layout.num_grains + 1, width)
         self.index = nn.Embedding(layout.max_tokens + 1, width)
@@ -33,7 +34,10 @@ class HeterogeneousEmbedding(nn.Module):
     def forward(self, slots: Tensor, contents: Tensor, start: int = 0) -> Tensor:
         """(B, L) slots and contents to (B, L, width); the first of them stands at place `start` of the sequence."""
         index = torch.arange(start, start + slots.shape[1], device=slots.device)
-        return self.content(contents) + self.at(slots) + self.index(index)
+        known = contents != self.layout.no_content
+        entries = self.layout.entries(contents, self.slot_grain[slots])
+        entries = torch.where(known, entries, self.layout.num_entries)
+        return self.content(entries) + self.at(slots) + self.index(index)
 
     def at(self, slots: Tensor) -> Tensor:
         """What is known of a token before its content is: (...) slots to (..., width)."""

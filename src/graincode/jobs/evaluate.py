@@ -219,10 +219,10 @@ def _open_images(
         dataset = Split(what.split).open(source) if reference is None else reference.images
         others["originals"] = dataset.content_hash()
         images = ReconstructionPass(
-            decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness
+            decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness, what.psnr
         )
         inputs = {"tokenizer": decodes.identity} | others
-        return images, inputs, {**inputs, "ratios": what.ratios}
+        return images, inputs, {**inputs, "ratios": what.ratios, "psnr": what.psnr}
     dataset = what.open("images") if isinstance(what, Folder) else what.open(source)
     inputs = {"images": dataset.content_hash()} | others
     about: dict[str, Any] = {"images_hash": dataset.content_hash()} | others

@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> float:
     tokenizer: DQVAE = export.module
     if cfg.debug.dry:
         images = torch.rand(1, 3, *tokenizer.layout.image_size, device=device) * 2 - 1
-        call = partial(tokenizer.tokenize, images, cfg.ratios)
+        call = partial(tokenizer.tokenize, images, cfg.ratios, cfg.psnr)
         return dry_run(call, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_image_size(source, tokenizer)
     with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> float:
             # a split that an interrupted run finished stays
             if not bool(processes.broadcast_(torch.tensor([float(report.is_file())]))):
                 dataset = source.split(split)
-                batches = _encode(tokenizer, dataset, cfg.ratios, cfg.batch_size, device, hardware.workers)
+                batches = _encode(tokenizer, dataset, cfg, device, hardware.workers)
                 first = processes.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
                 figures = write_split(folder, split, layout, len(dataset), batches, first)
                 processes.on_main(partial(write_json, report, figures))
@@ -62,6 +62,7 @@ def run(cfg: DictConfig) -> float:
             "tokenizer": export.identity,
             "tokenizer_path": str(Path(cfg.tokenizer_path).resolve()),
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
+            "psnr": cfg.psnr,
             "splits": splits,
         }
         processes.on_main(lambda: write_json(folder / "codes.json", info))
@@ -70,17 +71,12 @@ def run(cfg: DictConfig) -> float:
 
 
 def _encode(
-    tokenizer: DQVAE,
-    dataset: ImageDataset,
-    ratios: list[float] | None,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
+    tokenizer: DQVAE, dataset: ImageDataset, cfg: DictConfig, device: torch.device, workers: int
 ) -> Iterator[CodeBatch]:
-    batches = in_order(dataset, batch_size, workers=workers, shared=True)
-    total = len(processes.share(-(-len(dataset) // batch_size)))
+    batches = in_order(dataset, cfg.batch_size, workers=workers, shared=True)
+    total = len(processes.share(-(-len(dataset) // cfg.batch_size)))
     for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()):
-        yield CodeBatch(tokenizer.tokenize(batch.images.to(device), ratios), batch.labels)
+        yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
 
 
 def main() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
@@ -28,7 +31,10 @@ def run(cfg: DictConfig) -> float:
     """Train and export; gives the mean squared error on validation images, in [0, 1]."""
     hardware: Hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
-    layout = CodeLayout(source.image_size, cfg.tokenizer.grains, cfg.tokenizer.codebook_size, len(source.class_names))
+    chosen = cfg.tokenizer
+    layout = CodeLayout(
+        source.image_size, chosen.grains, chosen.codebook_size, len(source.class_names), chosen.codebook
+    )
     config = with_layout(cfg.tokenizer.model, layout)
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(config)
@@ -49,25 +55,37 @@ def run(cfg: DictConfig) -> float:
             return run.report_finished(result)
         dataset = source.split("train")
 
+        def calibration(limit: int | None) -> Iterator[Tensor]:
+            shown = dataset if limit is None else Subset(dataset, min(limit, len(dataset)))
+            for batch in in_order(shown, EVALUATION_BATCH, workers=hardware.workers, shared=True):
+                yield batch.images.to(machine.device)
+
+        # thresholds that follow the weights are measured again and again, each time with a decode or more
+        limit = min(cfg.calibration_images or 4096, 4096) if module.router.is_learned else cfg.calibration_images
+
         def start() -> None:
-            shown = dataset if cfg.calibration_images is None else Subset(dataset, cfg.calibration_images)
-            batches = in_order(shown, EVALUATION_BATCH, workers=hardware.workers, shared=True)
-            report = module.calibrate(batch.images.to(machine.device) for batch in batches)
-            shares = (f"{100 * report[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
-            log.info("share of the training regions at each grain: %s", ", ".join(shares))
             if cfg.init_from is None:
                 first = Schedule(len(dataset), len(dataset), cfg.seed)
                 order = first.indices(range(min(len(dataset), 4096)))
                 places = torch.arange(len(order), device=machine.device)
                 images = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, len(order), 32))
                 module.initialize(images, Draws(cfg.seed, places))
+            report_shares(module.calibrate(calibration(limit)))
+
+        def report_shares(report: dict[str, float]) -> None:
+            if report:
+                shares = (f"{100 * report[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
+                log.info("share of the training regions at each grain: %s", ", ".join(shares))
 
         stage = TokenizerStage(
-            module, objective, opponent, dataset, source.split("val"), build(cfg.augmentation), hardware.workers
-        )
+            module, objective, opponent, dataset, source.split("val"), build(cfg.augmentation), hardware.workers,
+            partial(calibration, limit),
+        )  # fmt: skip
         trained, figures = train(
             stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging), start
         )
+        if trained.router.is_learned:
+            report_shares(trained.calibrate(calibration(limit)))
         run.export("tokenizer", config, trained, data=dataset.name)
         return run.finish(figures["objective"], figures=figures)
 
@@ -78,9 +96,9 @@ def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
     module.eval()  # the codebook is empty
 
     def step() -> None:
-        weighted_sum(objective(images, module(images))).backward()
+        weighted_sum(objective(images, module(images), module.router.nominal_length)).backward()
 
-    parts = {name: getattr(module, name) for name in ("encoder", "quantizer", "decoder")}
+    parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
     return dry_run(step, parts, "one training step, one image", training=True)
 
 

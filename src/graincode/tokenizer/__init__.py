@@ -6,21 +6,36 @@ from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
-from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
+from graincode.tokenizer.router import (
+    CodingDensity,
+    EntropyDensity,
+    FeatureRouter,
+    FixedDensity,
+    Probe,
+    QuantileRouter,
+    RandomDensity,
+    Router,
+    Routing,
+)
 
 __all__ = [
     "DQVAE",
     "Adversary",
+    "CodingDensity",
     "EMAQuantizer",
     "EntropyDensity",
+    "FeatureRouter",
+    "FixedDensity",
     "GrainDecoder",
     "GrainEncoder",
     "PatchDiscriminator",
+    "Probe",
     "QuantileRouter",
     "Quantized",
     "RandomDensity",
     "Reconstruction",
     "ReconstructionObjective",
+    "Router",
     "Routing",
     "check_layouts",
 ]

@@ -52,6 +52,9 @@ class GrainDecoder(nn.Module):
         patch: the last convolution draws patches of this size; the levels of finer resolution are left out.
         expand: let a coarse code become one vector for each finest cell that it covers (a learned linear map, added to
             the repeated code) instead of repeating it.
+        coarse_blocks: residual blocks of each grain but the finest, on its own grid, before its codes are laid on the
+            finest one.
+        grain_embedding: add a learned vector of each cell's grain.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class GrainDecoder(nn.Module):
         code_dim: int,
         patch: int = 1,
         expand: bool = False,
+        coarse_blocks: int = 0,
+        grain_embedding: bool = False,
     ) -> None:
         super().__init__()
         self.layout, self.patch = layout, patch
@@ -72,6 +77,12 @@ class GrainDecoder(nn.Module):
         path = path[: path.index(finest) + 1]
         widths = level_channels(channels, multipliers, len(path))
         self.position = PositionSignal(layout.grids[-1], code_dim)
+        self.coarse = nn.ModuleList(
+            nn.Sequential(*(ResBlock(code_dim) for _ in range(coarse_blocks))) for _ in layout.grains[:-1]
+        )
+        self.grain = nn.Embedding(layout.num_grains, code_dim) if grain_embedding else None
+        if self.grain is not None:
+            nn.init.zeros_(self.grain.weight)
         self.expand = nn.ModuleList()
         for cells in layout.codes_per_region[:-1] if expand else ():
             linear = nn.Conv2d(code_dim, code_dim * (layout.codes_per_region[-1] // cells), 1)
@@ -106,14 +117,19 @@ class GrainDecoder(nn.Module):
         Returns:
             (B, 3, H, W) images, about [-1, 1], not clamped.
         """
-        x = self.layout.expand(maps[0], 0)
-        for g, codes in enumerate(maps[1:], start=1):
+        x, (rows, columns) = maps[-1], self.layout.grids[-1]
+        for g, codes in enumerate(maps[:-1]):
+            here = self.layout.cells_at(grains, g)[:, None]
+            codes = self.coarse[g](codes) * here
             x = x + self.layout.expand(codes, g)
-        rows, columns = self.layout.grids[-1]
-        for g, linear in enumerate(self.expand):
-            h, w = self.layout.grids[g]
-            spread = rearrange(linear(maps[g]), "b (d i j) h w -> b d (h i) (w j)", i=rows // h, j=columns // w)
-            x = x + spread * self.layout.expand(self.layout.cells_at(grains, g), g)[:, None]
+            if self.expand:
+                h, w = self.layout.grids[g]
+                spread = self.expand[g](codes)
+                spread = rearrange(spread, "b (d i j) h w -> b d (h i) (w j)", i=rows // h, j=columns // w)
+                x = x + spread * self.layout.expand(here, g)
+        if self.grain is not None:
+            high, wide = self.layout.region_cells[-1]
+            x = x + self.grain(grains).permute(0, 3, 1, 2).repeat_interleave(high, 2).repeat_interleave(wide, 3)
         x = self.stem(self.position(x))
         for index, level in enumerate(self.levels):
             x = level(x)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout, GrainCodes, gather_cells, scatter_cells
+from graincode.core.density import ratios_at
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import RESTARTS, Draws
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.encoder import GrainEncoder
-from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
-from graincode.tokenizer.router import QuantileRouter, Routing
+from graincode.tokenizer.quantizer import Quantized
+from graincode.tokenizer.router import Probe, Router, Routing
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,27 @@ class Reconstruction:
 class DQVAE(nn.Module):
     """Variable-length tokenizer: an image in, as many codes as it needs out.
 
-    Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract tells, DQVAE++; entropy routing from quantiles of the
-    training data, codes that count once and the decoder's `expand` are our reading.
+    Args:
+        layout: the code layout; with `codebook="per_grain"` each grain gets a copy of the quantizer.
+        encoder, router, quantizer, decoder: its parts, of the same layout.
+    Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract tells, DQVAE++; quantiles of the training data as
+        thresholds, codes that count once, routing by coding error and the decoder's coarse path are our reading.
     """
 
     def __init__(
-        self,
-        layout: CodeLayout,
-        encoder: GrainEncoder,
-        router: QuantileRouter,
-        quantizer: EMAQuantizer,
-        decoder: GrainDecoder,
+        self, layout: CodeLayout, encoder: GrainEncoder, router: Router, quantizer: nn.Module, decoder: GrainDecoder
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.encoder, self.router, self.quantizer, self.decoder = encoder, router, quantizer, decoder
+        self.encoder, self.router, self.decoder = encoder, router, decoder
+        self.quantizers = nn.ModuleList(copy.deepcopy(quantizer) for _ in range(layout.num_codebooks))
         for part in (encoder, decoder):  # convolutions are faster so, on CPU and GPU
             part.to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.decoder.last.weight.device
 
     def forward(
         self, images: Tensor, ratios: Sequence[float] | None = None, draws: Draws | None = None
@@ -59,27 +66,46 @@ class DQVAE(nn.Module):
         Args:
             images: of the layout's size.
             ratios: as in `tokenize`.
-            draws: random numbers of this batch, for the quantiser; taken from torch's generator if not given.
+            draws: random numbers of this batch; taken from torch's generator if not given.
         """
-        features = self.encoder(images)
-        routing = self.router(images, ratios)
+        probe = self.probe(images, draws)
+        features = probe.features  # before the router, which may ask for them without gradients
+        routing = self.router(probe, ratios)
+        if routing.gates is not None:
+            features = [
+                feature * self._upsampled(routing.gates, g)[:, None].to(feature) for g, feature in enumerate(features)
+            ]
         vectors = gather_cells(features, routing.grains, self.layout)
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         vectors = vectors + 0 * sum(feature.sum() for feature in features)
-        quantized = self.quantizer(vectors, None if draws is None else self._keys(draws, routing.grains))
+        quantized = self._quantize(vectors, routing.grains, None if draws is None else self._keys(draws))
         maps = scatter_cells(quantized.vectors, routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
+    def probe(self, images: Tensor, draws: Draws | None = None) -> Probe:
+        """What the router may ask about (B, 3, H, W) images."""
+        found = Probe(images, lambda: self.encoder(images), lambda grain: self._error_at(found, grain), draws)
+        return found
+
+    def route(self, images: Tensor, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+        """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""
+        return self.router(self.probe(images), ratios)
+
     @torch.no_grad()
-    def tokenize(self, images: Tensor, ratios: Sequence[float] | None = None) -> GrainCodes:
+    def tokenize(
+        self, images: Tensor, ratios: Sequence[float] | Tensor | None = None, psnr: float | None = None
+    ) -> GrainCodes:
         """The variable-length codes of (B, 3, H, W) images in [-1, 1].
 
         Args:
             images: of the layout's size.
-            ratios: share of regions at each grain, coarsest first; by default the one of training. Shares refer to the
-                training data: a busy image gets more fine regions than a smooth one.
+            ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default the one of training.
+                Shares refer to the training data: a busy image gets more fine regions than a smooth one.
+            psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more). An
+                image that cannot reach it is all fine.
         Raises:
-            GraincodeError: the images' size or range is not as above, or the ratios do not fit the layout.
+            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
+                and psnr are given.
         """
         expected = (3, *self.layout.image_size)
         if tuple(images.shape[1:]) != expected:
@@ -87,13 +113,41 @@ class DQVAE(nn.Module):
                 f"images of shape {tuple(images.shape)}: this tokenizer takes (batch, {', '.join(map(str, expected))}) "
                 f"in [-1, 1]; resize them, or type data.image_size={list(self.layout.image_size)}"
             )
-        routing = self.router(images, ratios)
+        if ratios is not None and psnr is not None:
+            raise GraincodeError(f"ratios={ratios} and psnr={psnr}: give one of them, the other follows")
+        probe = self.probe(images)
+        if psnr is not None:
+            return self._reach(probe, psnr)
+        return self._codes(probe, self.router(probe, ratios))
+
+    def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
+        images, layout = probe.images, self.layout
+        low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        high, best = torch.ones_like(low), None
+        for step in range(8):  # the first asks whether all coarse will do
+            middle = low if step == 0 else (low + high) / 2
+            codes = self._codes(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
+            error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
+            reached = error <= 10 ** (-psnr / 10)
+            high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
+            if best is None:
+                best = self._codes(probe, self.router(probe, ratios_at(high * 0 + 1, layout.num_grains)))
+            keep = reached & (codes.lengths <= best.lengths)
+            best = GrainCodes(
+                torch.where(keep[:, None, None], codes.grains, best.grains),
+                torch.where(keep[:, None, None], codes.indices, best.indices),
+                layout,
+            )
+        return best
+
+    def _codes(self, probe: Probe, routing: Routing) -> GrainCodes:
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError(
                 "a density is not finite: expected images in [-1, 1]; see graincode.core.images.from_uint8"
             )
-        vectors = gather_cells(self.encoder(images), routing.grains, self.layout)
-        indices = self.quantizer.nearest(vectors)[:, None]
+        vectors = gather_cells(probe.features, routing.grains, self.layout)
+        parts = self._by_codebook(vectors, routing.grains)
+        indices = torch.cat([quantizer.nearest(part) for quantizer, part in parts])[:, None]
         maps = scatter_cells(indices, routing.grains, self.layout)
         finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
         return GrainCodes(routing.grains, finest, self.layout)
@@ -109,39 +163,89 @@ class DQVAE(nn.Module):
         maps = []
         for g, (h, w) in enumerate(self.layout.grids):
             rows, columns = self.layout.grids[-1][0] // h, self.layout.grids[-1][1] // w
-            vectors = self.quantizer.lookup(codes.indices[:, ::rows, ::columns]).permute(0, 3, 1, 2)
+            quantizer = self.quantizers[g % self.layout.num_codebooks]
+            vectors = quantizer.lookup(codes.indices[:, ::rows, ::columns]).permute(0, 3, 1, 2)
             maps.append(vectors * self.layout.cells_at(codes.grains, g)[:, None])
         return self.decoder(maps, codes.grains).clamp(-1, 1)
 
+    @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> dict[str, float]:
-        """`QuantileRouter.calibrate`, on training images."""
-        return self.router.calibrate(batches)
+        """`Router.calibrate`, on batches of (B, 3, H, W) training images."""
+        return self.router.calibrate(self.probe(images) for images in batches)
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[Tensor], draws: Draws) -> None:
-        """Set the codebook to what the encoder makes of the first training images; the router must be calibrated.
+        """Set the codebooks to what the encoder makes of the first training images, at all grains.
 
         Args:
             batches: of training images; as many are taken as give four vectors for each entry, or all.
             draws: random numbers for the images of all batches, in order.
         """
-        vectors, keys, start = [], [], 0
+        layout, start = self.layout, 0
+        vectors: list[list[Tensor]] = [[] for _ in layout.grains]
+        keys: list[list[Tensor]] = [[] for _ in layout.grains]
         for images in batches:
-            grains = self.router(images).grains
-            vectors.append(gather_cells(self.encoder(images), grains, self.layout))
             part = Draws(draws.seed, draws.places[start : start + len(images)].to(images.device))
-            keys.append(self._keys(part, grains))
+            for g, (feature, key) in enumerate(zip(self.encoder(images), self._keys(part), strict=True)):
+                vectors[g].append(feature.permute(0, 2, 3, 1).flatten(0, 2))
+                keys[g].append(key.flatten())
             start += len(images)
-            if sum(map(len, vectors)) >= 4 * self.layout.codebook_size:
+            if sum(map(len, vectors[0])) >= 4 * layout.codebook_size:
                 break
-        self.quantizer.initialize(torch.cat(vectors), torch.cat(keys))
+        for index, quantizer in enumerate(self.quantizers):
+            chosen = range(index, layout.num_grains, layout.num_codebooks) if layout.num_codebooks > 1 else range(layout.num_grains)
+            quantizer.initialize(
+                torch.cat([part for g in chosen for part in vectors[g]]), torch.cat([part for g in chosen for part in keys[g]])
+            )
 
-    def _keys(self, draws: Draws, grains: Tensor) -> Tensor:
-        """(N,) a random number for each code, a function of its image's place and its cell."""
+    @torch.no_grad()
+    def update(self, routings: Sequence[Routing]) -> None:
+        """After an optimizer step: move codebooks and thresholds by what its micro-batches have seen."""
+        for quantizer in self.quantizers:
+            quantizer.update()
+        self.router.update(routings)
+
+    def _quantize(self, vectors: Tensor, grains: Tensor, keys: list[Tensor] | None) -> Quantized:
+        if keys is None:
+            found = [quantizer(part) for quantizer, part in self._by_codebook(vectors, grains)]
+        else:
+            chosen = gather_cells([key[:, None] for key in keys], grains, self.layout)
+            both = zip(self._by_codebook(vectors, grains), self._by_codebook(chosen, grains), strict=True)
+            found = [quantizer(part, key[:, 0]) for (quantizer, part), (_, key) in both]
+        if len(found) == 1:
+            return found[0]
+        return Quantized(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(Quantized)))
+
+    def _by_codebook(self, vectors: Tensor, grains: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """Each quantizer with its part of vectors that stand grain by grain."""
+        if len(self.quantizers) == 1:
+            return [(self.quantizers[0], vectors)]
+        regions = torch.bincount(grains.flatten(), minlength=self.layout.num_grains).tolist()
+        sizes = [count * cost for count, cost in zip(regions, self.layout.codes_per_region, strict=True)]
+        return list(zip(self.quantizers, vectors.split(sizes), strict=True))
+
+    @torch.no_grad()
+    def _error_at(self, probe: Probe, grain: int) -> Tensor:
+        layout, feature = self.layout, probe.features[grain].detach()
+        grains = torch.full((len(feature), *layout.grids[0]), grain, device=feature.device)
+        quantizer = self.quantizers[grain % layout.num_codebooks]
+        vectors = feature.permute(0, 2, 3, 1)
+        chosen = quantizer.lookup(quantizer.nearest(vectors.flatten(0, 2))).view(vectors.shape).permute(0, 3, 1, 2)
+        maps = [chosen if g == grain else chosen.new_zeros(len(chosen), chosen.shape[1], *grid) for g, grid in enumerate(layout.grids)]
+        made = self.decoder(maps, grains).clamp(-1, 1)
+        error = (made.float() - probe.images).square().mean(dim=1, keepdim=True)
+        return F.avg_pool2d(error, layout.grains[0])[:, 0]
+
+    def _upsampled(self, regions: Tensor, grain: int) -> Tensor:
+        """(B, H0, W0) numbers of regions on one grain's grid."""
+        rows, columns = self.layout.region_cells[grain]
+        return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+
+    def _keys(self, draws: Draws) -> list[Tensor]:
+        """K maps (B, h_g, w_g) of random numbers, functions of the image's place and the cell."""
         rows, columns = self.layout.grids[-1]
-        finest = draws.uniforms(RESTARTS, 1, rows, columns)
-        maps = [finest[:, :, :: rows // h, :: columns // w] for h, w in self.layout.grids]
-        return gather_cells(maps, grains, self.layout)[:, 0]
+        finest = draws.uniforms(RESTARTS, rows, columns)
+        return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:

@@ -7,11 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
 from graincode.tokenizer.dqvae import Reconstruction
-from graincode.tokenizer.router import Routing
 
 
 class ReconstructionObjective:
@@ -30,19 +28,18 @@ class ReconstructionObjective:
             )
         self.pixel, self.commitment = pixel, commitment
 
-    def __call__(self, images: Tensor, reconstruction: Reconstruction) -> dict[str, Term]:
-        """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction."""
+    def __call__(self, images: Tensor, reconstruction: Reconstruction, nominal_length: float) -> dict[str, Term]:
+        """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction.
+
+        All are sums over images, whose number is known ahead; so the errors of codes are divided by the number of
+        codes that an image is expected to have, not by the one that it has.
+        """
         difference = reconstruction.images.to(images.dtype) - images
         error = difference.abs() if self.pixel == "l1" else difference.square()
         codes = reconstruction.quantized.error
         return {
             self.pixel: Term(error.flatten(1).mean(1).sum(), len(images)),
-            "commitment": Term(codes.sum(), len(codes), self.commitment),
+            "commitment": Term(codes.sum() / nominal_length, len(images), self.commitment),
+            **reconstruction.routing.terms,
             "codes_per_image": Term(codes.new_tensor(float(len(codes))), len(images), 0.0),
         }
-
-    def counts(self, routing: Routing, layout: CodeLayout) -> dict[str, Tensor | float]:
-        """The counts of the terms that the loss has, known from the routing alone."""
-        images = len(routing.grains)
-        per_region = torch.tensor(layout.codes_per_region, device=routing.grains.device)
-        return {self.pixel: images, "commitment": per_region[routing.grains].sum()}

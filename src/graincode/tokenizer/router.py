@@ -3,39 +3,84 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode import processes
 from graincode.core import density as core
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.losses import Term
+from graincode.core.rng import GATES, LENGTHS, Draws
 
 log = logging.getLogger(__name__)
+
+
+class Probe:
+    """What a router may ask about a batch of images; nothing is computed before it is asked for.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        encode: gives K feature maps (B, D, h_g, w_g), coarsest first.
+        error_at: grain to (B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions
+            were coded at this grain; without gradients.
+        draws: random numbers of this batch, in training.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        encode: Callable[[], list[Tensor]],
+        error_at: Callable[[int], Tensor],
+        draws: Draws | None = None,
+    ) -> None:
+        self.images, self.error_at, self.draws = images, error_at, draws
+        self._encode = encode
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """K feature maps (B, D, h_g, w_g), coarsest first."""
+        return self._encode()
 
 
 @dataclass(frozen=True)
 class Routing:
     """Attributes:
     grains: (B, H0, W0) long, the grain of each region.
-    density: (B, H0, W0) float32, what decided it.
+    density: (B, H0, W0) float32, what decided it; (B, H0, W0, K - 1) where each refinement has its own.
+    gates: (B, H0, W0), all 1, with the gradient of the decision; None if it has none.
+    terms: of the loss, from the router itself.
     """
 
     grains: Tensor
     density: Tensor
+    gates: Tensor | None = None
+    terms: Mapping[str, Term] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> Tensor:
+        """(B, H0, W0) one number for each region, to look at."""
+        return self.density if self.density.ndim == 3 else self.density[..., 0]
 
 
 class Density(nn.Module):
-    """A measure of information: (B, 3, H, W) images in [-1, 1] to a (B, H0, W0) density of each region."""
+    """A measure of information: a `Probe` to the (B, H0, W0) density of each region, or (B, H0, W0, K - 1) gains."""
+
+    is_learned = False  # whether it changes with the weights, so that thresholds must follow
+    has_gains = False  # whether each refinement has its own
 
     def definition(self) -> dict[str, float]:
         """The numbers that the measure depends on; thresholds are valid for these alone."""
         return {}
 
-    def forward(self, images: Tensor, region: tuple[int, int]) -> Tensor:
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         raise NotImplementedError
 
 
@@ -49,85 +94,217 @@ class EntropyDensity(Density):
     def definition(self) -> dict[str, float]:
         return {"bins": self.bins, "sigma": self.sigma, "low": -1.0, "high": 1.0}
 
-    def forward(self, images: Tensor, region: tuple[int, int]) -> Tensor:
-        return core.region_entropy(images, region, self.bins, self.sigma)
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
 
 
 class RandomDensity(Density):
     """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
 
-    def forward(self, images: Tensor, region: tuple[int, int]) -> Tensor:
-        return core.region_hash(images, region)
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_hash(probe.images, layout.grains[0])
 
 
-class QuantileRouter(nn.Module):
-    """Routes by comparing each region's density with quantiles of the density over the training data.
+class FixedDensity(Density):
+    """The other control: the middle of every image is dense, whatever it shows."""
 
-    The quantile function is a buffer and travels with the weights, together with the definition of the density, so
-    that any ratio can be asked for later; weights made with another definition are refused.
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        order = core.region_order(*layout.grids[0]).to(probe.images.device)
+        return order.expand(len(probe.images), -1, -1)
+
+
+class CodingDensity(Density):
+    """What the tokenizer itself makes of a region, measured by coding the whole image at one grain after the other.
+
+    Args:
+        of: "error", the squared error that the coarsest grain leaves (one decode more); or "gain", what each refinement
+            takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
+            ratios then set the length alone, and the shares of the grains follow.
+    Raises:
+        GraincodeError: `of` is neither.
+    """
+
+    is_learned = True
+
+    def __init__(self, of: Literal["error", "gain"] = "gain") -> None:
+        super().__init__()
+        if of not in ("error", "gain"):
+            raise GraincodeError(f"coding {of!r}: type tokenizer.router.density.of= one of error, gain")
+        self.of, self.has_gains = of, of == "gain"
+
+    def definition(self) -> dict[str, float]:
+        return {"of": float(("error", "gain").index(self.of))}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        if not self.has_gains or layout.num_grains == 1:
+            return probe.error_at(0).float()
+        errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1).float()
+        gains = core.coding_gains(errors, layout.codes_per_region)
+        return gains if layout.num_grains > 2 else gains[..., 0]
+
+
+class Router(nn.Module):
+    """What a tokenizer asks of its router.
+
+    Attributes:
+        layout: the code layout.
+        ratios: share of regions at each grain, coarsest first, when none is asked for.
+        is_learned: whether thresholds follow the weights: they run along in training, and are calibrated for the
+            weights that are evaluated or exported.
+    """
+
+    is_learned = False
+
+    def __init__(self, layout: CodeLayout, ratios: Sequence[float]) -> None:
+        super().__init__()
+        self.layout = layout
+        self.ratios = core.check_ratios(ratios, layout.num_grains)
+
+    @property
+    def nominal_length(self) -> float:
+        """Codes per image that the ratios stand for."""
+        each = zip(self.ratios, self.layout.codes_per_region, strict=True)
+        return self.layout.num_regions * sum(ratio * cost for ratio, cost in each)
+
+    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+        """Route each region of a batch; `ratios` are K shares, or (B, K) of them."""
+        raise NotImplementedError
+
+    def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
+        """Learn thresholds from training images; gives the shares that were asked for and achieved."""
+        return {}
+
+    def update(self, routings: Sequence[Routing]) -> None:
+        """After an optimizer step, whose micro-batches were routed so."""
+
+
+class QuantileRouter(Router):
+    """Routes by comparing each region's density with quantiles of the density.
+
+    The quantile function over the training data is a buffer and travels with the weights, together with the definition
+    of the density, so that any ratio can be asked for later; weights made with another definition are refused.
 
     Args:
         layout: the code layout.
         density: the measure of information.
         ratios: share of regions at each grain, coarsest first, when none is asked for.
+        scope: "dataset": thresholds are quantiles over the training data, and busy images get more codes than smooth
+            ones; "image": over each image's own regions, and all images get as many.
+        elastic: draw a mixture of grains for each training image, from all coarse to all fine (`core.ratios_at`), so
+            that one tokenizer serves every length; `ratios` are then only the default afterwards.
+        decay: of the running quantiles of a density that changes with the weights, in [0, 1).
     Raises:
-        GraincodeError: the ratios do not fit the layout.
+        GraincodeError: the ratios do not fit the layout, or an option is unknown.
     """
 
     quantiles: Tensor
 
-    def __init__(self, layout: CodeLayout, density: Density, ratios: Sequence[float]) -> None:
-        super().__init__()
-        self.layout, self.density = layout, density
-        self.ratios = core.check_ratios(ratios, layout.num_grains)
+    def __init__(
+        self,
+        layout: CodeLayout,
+        density: Density,
+        ratios: Sequence[float],
+        scope: Literal["dataset", "image"] = "dataset",
+        elastic: bool = False,
+        decay: float = 0.95,
+    ) -> None:
+        super().__init__(layout, ratios)
+        if scope not in ("dataset", "image"):
+            raise GraincodeError(f"scope {scope!r}: type tokenizer.router.scope= one of dataset, image")
+        if not 0 <= decay < 1:
+            raise GraincodeError(f"decay={decay}: expected 0 to below 1; type tokenizer.router.decay=0.95")
+        self.density, self.scope, self.elastic, self.decay = density, scope, elastic, decay
+        self.is_learned = density.is_learned and layout.num_grains > 1
         self.register_buffer("quantiles", torch.full((4097,), torch.nan))
-        described = {**density.definition(), "height": layout.grains[0][0], "width": layout.grains[0][1]}
+        measure = float(zlib.crc32(type(density).__name__.encode()))
+        height, width = layout.grains[0]
+        described = {"measure": measure, **density.definition(), "height": height, "width": width}
         self._definition_names = list(described)
         self._calibrated = False
         self.register_buffer("definition", torch.tensor(list(described.values()), dtype=torch.float64))
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> dict[str, float]:
+    def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
         """Set the quantile function from training images.
 
         Args:
-            batches: batches of (B, 3, H, W) images in [-1, 1]; with several processes, each one's share of them.
+            probes: of training images; with several processes, each one's share of them.
         Returns:
             for each grain g, `asked_g` and `achieved_g`: the share that was asked for and the share that the
-            thresholds give on these images. They differ where many regions tie; more than 1 % is logged as a warning.
+            thresholds give on these images. Where many regions tie, lengths differ; more than 1 % is logged as a
+            warning.
         """
-        found = [self.density(images, self.layout.grains[0]).flatten().cpu() for images in batches]
-        densities = processes.gather_rows(torch.cat([torch.zeros(0), *found]))
-        self.quantiles.copy_(core.quantile_table(densities))
+        found = [self.density(probe, self.layout).cpu() for probe in probes]
+        gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
+        densities = processes.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
+        self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
         self._calibrated = True
-        limits = core.thresholds(self.quantiles.cpu(), self.ratios)
-        grains = core.grains_from_density(densities, limits)
-        report: dict[str, float] = {}
-        for g, asked in enumerate(self.ratios):
-            achieved = float((grains == g).double().mean())
-            report |= {f"asked_{g}": asked, f"achieved_{g}": achieved}
-            if abs(achieved - asked) > 0.01:
-                log.warning(
-                    "grain %d gets %.1f %% of the regions, not the %.1f %% that were asked for: regions that tie "
-                    "at the threshold stay coarse; choose tokenizer.ratios away from the tie",
-                    g, 100 * achieved, 100 * asked,
-                )  # fmt: skip
-        return report
+        grains = self._grains(densities, self._ratios(self.ratios))
+        shares = [float((grains == g).double().mean()) for g in range(self.layout.num_grains)]
+        each = zip(shares, self.layout.codes_per_region, strict=True)
+        length = self.layout.num_regions * sum(share * cost for share, cost in each)
+        if abs(length / self.nominal_length - 1) > 0.01:
+            log.warning(
+                "images get %.1f codes on average, not the %.1f that were asked for: regions that tie at a threshold "
+                "stay coarse, and an image has %d regions to divide; choose other tokenizer.ratios",
+                length, self.nominal_length, self.layout.num_regions,
+            )  # fmt: skip
+        return {f"asked_{g}": asked for g, asked in enumerate(self.ratios)} | {
+            f"achieved_{g}": share for g, share in enumerate(shares)
+        }
 
-    def forward(self, images: Tensor, ratios: Sequence[float] | None = None) -> Routing:
-        """Route each region of (B, 3, H, W) images in [-1, 1].
+    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+        """Route each region of a batch.
 
+        Args:
+            probe: of the images.
+            ratios: K shares, or (B, K) of them.
         Raises:
             GraincodeError: the router is not calibrated, or the ratios do not fit the layout.
         """
-        ratios = self.ratios if ratios is None else core.check_ratios(ratios, self.layout.num_grains)
-        density = self.density(images, self.layout.grains[0])
+        density = self.density(probe, self.layout)
         if self.layout.num_grains == 1:
             return Routing(torch.zeros_like(density, dtype=torch.long), density)
         if not self._calibrated:
             raise GraincodeError("the router has no thresholds yet: call calibrate(training images), or load weights")
-        limits = core.thresholds(self.quantiles, ratios)
-        return Routing(core.grains_from_density(density, limits), density)
+        if ratios is None and self.elastic and self.training:
+            level = torch.rand(len(density)) if probe.draws is None else probe.draws.uniforms(LENGTHS)
+            ratios = core.ratios_at(level.to(density.device), self.layout.num_grains)
+        return Routing(self._grains(density, self._ratios(self.ratios if ratios is None else ratios)), density)
+
+    @torch.no_grad()
+    def update(self, routings: Sequence[Routing]) -> None:
+        """Move the quantiles of a density that changes with the weights towards those of this step, of all processes."""
+        if not self.is_learned:
+            return
+        seen = processes.gather_rows(torch.cat([routing.density for routing in routings]))
+        self.quantiles.lerp_(core.quantile_table(self._weighted(seen)).to(self.quantiles), 1 - self.decay)
+
+    def _ratios(self, ratios: Sequence[float] | Tensor) -> Tensor:
+        if not isinstance(ratios, Tensor):
+            ratios = torch.tensor(core.check_ratios(ratios, self.layout.num_grains), dtype=torch.float64)
+        return ratios.to(self.quantiles.device)
+
+    def _grains(self, density: Tensor, ratios: Tensor) -> Tensor:
+        """(B, H0, W0[, K - 1]) densities and (K,) or (B, K) ratios to (B, H0, W0) long."""
+        ratios, costs = ratios.to(density.device), self.layout.codes_per_region
+        if self.scope == "image":
+            return core.grains_within(density, ratios, costs)
+        if density.ndim == 4:
+            limits = core.thresholds(self.quantiles.to(density.device), core.length_shares(ratios, costs))[..., None]
+        else:
+            limits = core.thresholds(self.quantiles.to(density.device), ratios.cumsum(dim=-1)[..., :-1])
+            density = density[..., None]
+        limits = limits if limits.ndim == 1 else limits[:, None, None]
+        return (density > limits).sum(dim=-1)
+
+    def _weighted(self, density: Tensor) -> Tensor:
+        """All densities, each refinement as often as it costs codes."""
+        if density.ndim == 3:
+            return density.flatten()
+        costs = torch.tensor(self.layout.codes_per_region).diff()
+        weights = (costs // costs.gcd(costs.min()).min()).to(density.device)
+        return density.flatten(0, 2).repeat_interleave(weights, dim=1).flatten()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         saved = state_dict.get(prefix + "definition")
@@ -139,3 +316,89 @@ class QuantileRouter(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._calibrated = not bool(self.quantiles.isnan().any())
+
+
+class FeatureRouter(Router):
+    """A small network looks at the features of all grains and chooses; the decision is learned with everything else.
+
+    In training each region draws its grain (Gumbel-softmax, straight through), and the codes of a region are multiplied
+    by its gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term
+    holds the mean share of each finer grain near its ratio: it binds the data set, not each image, and no other length
+    can be asked for afterwards. Its gradient is that of the square at the shares of the step before, which does not depend
+    on how a batch is divided.
+
+    Args:
+        layout: the code layout, with two grains or more.
+        code_dim: dimension D of the features.
+        ratios: share of regions at each grain that the budget aims at.
+        budget: weight of the sum over the finer grains of (share - ratio)^2. Published: 20 for two grains (2 gamma,
+            gamma 10), 1 for three.
+        temperature: of the Gumbel-softmax.
+    Raises:
+        GraincodeError: the ratios do not fit the layout, which has one grain, or a number is out of range.
+    Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
+    """
+
+    shares: Tensor
+
+    def __init__(
+        self,
+        layout: CodeLayout,
+        code_dim: int,
+        ratios: Sequence[float],
+        budget: float = 20.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(layout, ratios)
+        if layout.num_grains == 1:
+            raise GraincodeError("one grain leaves nothing to route: type tokenizer/router=entropy, or more grains")
+        if budget < 0 or temperature <= 0:
+            raise GraincodeError(
+                f"budget={budget}, temperature={temperature}: expected 0 or more, and more than 0; "
+                "type for example tokenizer.router.budget=20 tokenizer.router.temperature=1"
+            )
+        self.budget, self.temperature = budget, temperature
+        self.norms = nn.ModuleList(nn.GroupNorm(1, code_dim) for _ in layout.grains)
+        width = layout.num_grains * code_dim
+        self.choose = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, layout.num_grains))
+        self.register_buffer("shares", torch.tensor(self.ratios))
+
+    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+        """Route each region of a batch; the density is the log-odds of all finer grains against the coarsest.
+
+        Raises:
+            GraincodeError: ratios are asked for.
+        """
+        if ratios is not None:
+            raise GraincodeError(
+                f"ratios {ratios}: this tokenizer's router learned its own share of fine regions in training and obeys "
+                "no other; leave ratios out, or train with tokenizer/router=coding"
+            )
+        grid = self.layout.grids[0]
+        pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
+        logits = self.choose(torch.cat(pooled, dim=1).permute(0, 2, 3, 1)).float()
+        density = logits[..., 1:].logsumexp(dim=-1) - logits[..., 0]
+        if not self.training:
+            return Routing(logits.argmax(dim=-1), density.detach())
+        if probe.draws is None:
+            chance = torch.rand_like(logits)
+        else:
+            chance = probe.draws.uniforms(GATES, *logits.shape[1:]).to(logits)
+        gumbel = -torch.log(-torch.log(chance.clamp(1e-7, 1 - 1e-7)))
+        soft = ((logits + gumbel) / self.temperature).softmax(dim=-1)
+        grains = soft.argmax(dim=-1)
+        hard = F.one_hot(grains, self.layout.num_grains) + (soft - soft.detach())
+        excess = (self.shares - torch.tensor(self.ratios, device=logits.device))[1:]
+        pull = 2 * self.budget * (hard[..., 1:].mean(dim=(1, 2)) * excess).sum()
+        return Routing(
+            grains, density.detach(), hard.gather(-1, grains[..., None])[..., 0], {"budget": Term(pull, len(grains))}
+        )
+
+    @torch.no_grad()
+    def update(self, routings: Sequence[Routing]) -> None:
+        """Take note of the shares of this step, of all processes."""
+        counts = sum(
+            torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings
+        )
+        counts = processes.sum_(counts.double())
+        self.shares.copy_(counts / counts.sum())

@@ -1,0 +1,50 @@
+"""Small tokenizers and images for the tests."""
+
+import torch
+
+from graincode.core.codes import CodeLayout
+from graincode.core.rng import Draws
+from graincode.tokenizer import (
+    DQVAE,
+    EMAQuantizer,
+    EntropyDensity,
+    FeatureRouter,
+    GrainDecoder,
+    GrainEncoder,
+    QuantileRouter,
+)
+
+DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
+TRIPLE = CodeLayout((64, 64), ((16, 16), (8, 8), (4, 4)), 16)
+
+
+def make(layout, ratios=None, density=None, patch=2, expand=True, coarse_blocks=1, **routing):
+    """A tokenizer; density "feature" gives it a router that learns."""
+    torch.manual_seed(0)
+    ratios = ratios or [1 / layout.num_grains] * layout.num_grains
+    parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": patch}
+    if density == "feature":
+        router = FeatureRouter(layout, 8, ratios, **routing)
+    else:
+        router = QuantileRouter(layout, density or EntropyDensity(), ratios, **routing)
+    return DQVAE(
+        layout,
+        GrainEncoder(layout, **parts),
+        router,
+        EMAQuantizer(layout.codebook_size, 8),
+        GrainDecoder(layout, **parts, expand=expand, coarse_blocks=coarse_blocks),
+    )
+
+
+def photographs(count, size=(32, 32), seed=0):
+    """Smooth on one side, busy on the other, so that densities differ."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 3, *size, generator=generator) * 2 - 1
+    images[..., : size[1] // 2] = images[..., :1, :1]
+    return images
+
+
+def start(tokenizer, images):
+    """What training does before its first step."""
+    tokenizer.initialize([images], Draws(0, torch.arange(len(images))))
+    tokenizer.calibrate([images])
