@@ -67,6 +67,13 @@ FIGURES = {
     "class_accuracy_of_real_images": ("Class accuracy of real images", ""),
     "class_accuracy_ratio": ("Ratio of the two", "↑"),
     "codes_per_image": ("Codes per image", ""),
+    "grain_map_bits": ("Bits of a grain map", ""),
+    "bits_per_image": ("Bits per image, grain map included", ""),
+    **{
+        f"codebook_{what}_{g}": (f"{title}, grain {g}", "↑")
+        for g in range(8)
+        for what, title in (("usage", "Share of the codebook in use"), ("perplexity", "Codebook perplexity"))
+    },
 }
 
 

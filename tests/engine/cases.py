@@ -19,7 +19,6 @@ from torch import nn
 
 from graincode import processes
 from graincode.core.codes import CodeLayout, GrainCodes
-from graincode.core.images import from_uint8
 from graincode.core.rng import Draws
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
 from graincode.engine.hardware import Hardware
@@ -71,7 +70,7 @@ def images(precise: bool) -> TensorImages:
 
 
 def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
-    """A published tokenizer with a discriminator (gan), one that routes by its own errors, or one with a learned router."""
+    """A published tokenizer with a discriminator, one that routes by its errors, or one that learns to route."""
     torch.manual_seed(0)
     opponent, layout = kind == "gan", LAYOUT if kind == "gan" else replace(LAYOUT, codebook="per_grain")
     router = {

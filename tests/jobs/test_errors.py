@@ -32,7 +32,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["+tokenizer.model.encoder.chanels=8"], "type tokenizer.model.encoder.channels"),
         ("train_tokenizer", ["tokeniser=dqvae_pp"], "type tokenizer"),
         ("train_tokenizer", ["data=mnist"], "type data= one of cifar10, fashion_mnist, ffhq, hf, image_folder, "),
-        ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of entropy, random"),
+        ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of coding, entropy, "),
         ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
         ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),
         ("train_tokenizer", ["tokenizer.router.density.sigma=wide"], "sigma=wide: expected a number"),

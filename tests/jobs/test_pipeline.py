@@ -12,7 +12,11 @@ from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, resul
 from PIL import Image
 
 import graincode
+from graincode.core.codes import CodeLayout
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import Draws
 from graincode.data import CodeDataset
+from graincode.engine.config import build, check, with_layout
 from graincode.engine.logging import read_log
 
 LITE0 = "features=lite0_112"
@@ -177,7 +181,8 @@ def test_the_best_weights_can_be_exported(inside, monkeypatch):
     state = read_state(Path(f"runs/train_tokenizer/export-best/state/step_{best:09d}"), torch.device("cpu"))
     module = graincode.load_tokenizer("runs/train_tokenizer/export-best/export")
     kept = state["players"]["tokenizer"]["module"]
-    assert all(torch.equal(kept[key], value) for key, value in module.state_dict().items())
+    learned = {key: value for key, value in module.state_dict().items() if key != "router.quantiles"}  # calibrated anew
+    assert all(torch.equal(kept[key], value) for key, value in learned.items())
 
 
 @pytest.mark.parametrize("job", ["train_tokenizer", "train_generator"])
@@ -241,34 +246,68 @@ def test_a_sweep_gives_every_member_its_own_directory(inside):
     assert settings == {(16, 32), (32, 32), (16, 48), (32, 48)}
 
 
-def test_random_routing_and_fixed_length_are_configurations(inside):
-    command(
-        "train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "tokenizer/router=random", "trainer.steps=2",
-        "run_name=random",
-    )  # fmt: skip
-    command(
-        "train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, "tokenizer.grains=[[4,8]]", "tokenizer.ratios=[1]",
-        "trainer.steps=2", "run_name=fixed",
-    )  # fmt: skip
-    path = "tokenizer_path=runs/train_tokenizer/fixed/export"
-    command("extract_codes", *inside, path, "run_name=fixed")
-    assert (
-        json.loads(Path("runs/extract_codes/fixed/codes/codes.json").read_text())["splits"]["val"]["mean_length"] == 32
-    )
-    codes = "codes_path=runs/extract_codes/fixed/codes"
-    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, codes, "generator/conditioning=none", "run_name=raster")
-    command(
-        "sample", path, "generator_path=runs/train_generator/raster/export", "num_samples=3", "batch_size=3",
-        "run_name=raster",
-    )  # fmt: skip
-    assert result(Path("runs/sample/raster"))["mean_length"] == 32
+TRIPLE = ["tokenizer.grains=[[16,16],[8,8],[4,4]]", "tokenizer.ratios=[0.2,0.5,0.3]"]
 
 
-def test_ratios_can_be_asked_for_when_codes_are_extracted(inside):
+@pytest.mark.parametrize(
+    ("name", "settings", "lengths"),
+    [
+        ("random", ["tokenizer/router=random"], (16, 64)),
+        ("feature", ["tokenizer=dqvae", "tokenizer/router=feature"], (16, 64)),
+        ("elastic", [*TRIPLE, "tokenizer.router.elastic=true"], (4, 64)),
+        ("image", [*TRIPLE, "tokenizer.router.density.of=error", "tokenizer.router.scope=image"], (25, 25)),
+        ("length-32", ["tokenizer.grains=[[4,8]]", "tokenizer.ratios=[1]"], (32, 32)),
+    ],
+)
+def test_routers_grains_and_fixed_length_are_configurations(name, settings, lengths, inside):
+    run = f"run_name={name}"
+    command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *settings, "trainer.steps=2", run)
+    path = f"tokenizer_path=runs/train_tokenizer/{name}/export"
+    command("extract_codes", *inside, path, run)
+    codes = CodeDataset(f"runs/extract_codes/{name}/codes", "train")
+    found = codes[range(len(codes))].codes.lengths
+    assert int(found.min()) >= lengths[0]
+    assert int(found.max()) <= lengths[1]
+    if name not in ("elastic", "length-32"):
+        return
+    assert codes.layout.codebook == "per_grain"
+    settings = [f"codes_path=runs/extract_codes/{name}/codes", "generator/conditioning=none", run]
+    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, *settings)
+    generator = f"generator_path=runs/train_generator/{name}/export"
+    command("sample", path, generator, "num_samples=3", "batch_size=3", run)
+    assert lengths[0] <= result(Path(f"runs/sample/{name}"))["mean_length"] <= lengths[1]
+
+
+def test_ratios_and_psnr_can_be_asked_for_when_codes_are_extracted(inside):
     path = "tokenizer_path=runs/train_tokenizer/tok/export"
-    for name, ratios, length in (("coarse", "[1,0]", 16), ("fine", "[0,1]", 64)):
-        command("extract_codes", *inside, path, f"ratios={ratios}", "splits=[val]", f"run_name={name}")
+    for name, wanted, length in (("coarse", "ratios=[1,0]", 16), ("fine", "ratios=[0,1]", 64), ("vague", "psnr=1", 16)):
+        command("extract_codes", *inside, path, wanted, "splits=[val]", f"run_name={name}")
         assert result(Path(f"runs/extract_codes/{name}"))["objective"] == length
+
+
+@pytest.mark.parametrize("recipe", ["tok_imagenet_dual", "tok_imagenet_triple"])
+def test_the_published_sizes_take_a_training_step(recipe):
+    cfg = check("train_tokenizer", [f"experiment={recipe}", "data.root=none"])
+    grains = [list(grain) for grain in cfg.tokenizer.grains]
+    layout = CodeLayout((256, 256), grains, cfg.tokenizer.codebook_size, 1000, cfg.tokenizer.codebook)
+    torch.manual_seed(0)
+    module, opponent = build(with_layout(cfg.tokenizer.model, layout)), build(cfg.tokenizer.adversary)
+    assert layout.max_tokens - layout.num_ends == 1024
+    assert module.quantizers[0].codebook.shape == (1024, 256)
+    images, draws = torch.rand(1, 3, 256, 256) * 2 - 1, Draws(0, torch.arange(1))
+    images[..., :128] = 0.5
+    module.quantizers[0].initialize(torch.randn(4096, 256))
+    module.calibrate([images])
+    optimizer, before = build(cfg.optimizer)(module.parameters()), module.quantizers[0].codebook.clone()
+    made = module(images, draws=draws)
+    terms = build(cfg.tokenizer.objective)(images, made, module.router.nominal_length)
+    terms["adversarial"] = opponent.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
+    weighted_sum(terms).backward()
+    optimizer.step()
+    module.update([made.routing])
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
+    assert not torch.equal(module.quantizers[0].codebook, before)
+    assert len(set(made.routing.grains.flatten().tolist())) > 1
 
 
 @pytest.mark.parametrize("job", ["train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate"])

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from helpers_tokenizer import DUAL, TRIPLE, make, photographs, start
 
 from graincode.core import density
 from graincode.core.codes import CodeLayout
@@ -17,7 +18,6 @@ from graincode.tokenizer import (
     RandomDensity,
     ReconstructionObjective,
 )
-from helpers_tokenizer import DUAL, TRIPLE, make, photographs, start
 
 
 def look(images):
@@ -90,7 +90,7 @@ def test_coding_errors_are_those_of_whole_images_at_one_grain(layout, of):
         error = (tokenizer.detokenize(codes) - images).square().mean(dim=1)
         errors.append(torch.stack([e.mean() for e in error.unfold(1, *[layout.grains[0][0]] * 2).unfold(
             2, *[layout.grains[0][1]] * 2).flatten(0, 2)]).view(5, *layout.grids[0]))  # fmt: skip
-    found = CodingDensity(of)(tokenizer.probe(images), layout)
+    found = CodingDensity(of).eval()(tokenizer.probe(images), layout)
     if of == "error":
         torch.testing.assert_close(found, errors[0], atol=1e-6, rtol=1e-4)
     else:
@@ -109,7 +109,7 @@ def test_gains_choose_the_least_error_for_the_length():
         length = sum(costs[g] for g in grains)
         error = float(sum(errors[i, g] for i, g in enumerate(grains)))
         best[length] = min(error, best.get(length, torch.inf))
-    for price in gains.flatten().tolist() + [0.0, 1.0]:
+    for price in [*gains.flatten().tolist(), 0.0, 1.0]:
         grains = (gains > price).sum(dim=1)
         length, error = sum(costs[g] for g in grains.tolist()), float(errors.gather(1, grains[:, None]).sum())
         assert error == pytest.approx(min(e for n, e in best.items() if n <= length))
@@ -117,8 +117,8 @@ def test_gains_choose_the_least_error_for_the_length():
 
 def test_gains_spend_the_length_that_ratios_stand_for():
     tokenizer, images = make(TRIPLE, density=CodingDensity("gain")), photographs_with_detail(40, (64, 64))
-    start(tokenizer, images)
     tokenizer.eval()
+    start(tokenizer, images)
     for ratios in ([1.0, 0.0, 0.0], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0]):
         wanted = 16 * sum(ratio * cost for ratio, cost in zip(ratios, (1, 4, 16), strict=True))
         lengths = tokenizer.tokenize(images, ratios).lengths.float()
@@ -131,8 +131,8 @@ def test_gains_spend_the_length_that_ratios_stand_for():
 def test_images_compared_with_themselves_have_one_length(layout, measure):
     tokenizer = make(layout, density=measure, scope="image")
     images = photographs_with_detail(12, layout.image_size)
-    start(tokenizer, images)
     tokenizer.eval()
+    start(tokenizer, images)
     for ratios in ([0.75, 0.25], [0.5, 0.5]) if layout is DUAL else ([0.5, 0.25, 0.25],):
         lengths = tokenizer.tokenize(images, ratios).lengths
         wanted = layout.num_regions * sum(r * c for r, c in zip(ratios, layout.codes_per_region, strict=True))
@@ -177,8 +177,8 @@ def test_the_family_of_mixtures_goes_from_all_coarse_to_all_fine():
 @pytest.mark.parametrize("measure", [EntropyDensity(), CodingDensity("gain")], ids=str)
 def test_a_psnr_can_be_asked_for(measure):
     tokenizer, images = make(DUAL, density=measure), photographs_with_detail(24)
-    start(tokenizer, images)
     tokenizer.eval()
+    start(tokenizer, images)
 
     def psnr(codes):
         return -10 * ((tokenizer.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1).log10()
@@ -198,7 +198,7 @@ def test_a_psnr_can_be_asked_for(measure):
 
 
 def test_thresholds_follow_a_density_that_follows_the_weights():
-    tokenizer, images = make(DUAL, density=CodingDensity("error")), photographs_with_detail(64)
+    tokenizer, images = make(DUAL, density=CodingDensity("gain", "error")), photographs_with_detail(64)
     start(tokenizer, images)
     before = tokenizer.router.quantiles.clone()
     for parameter in tokenizer.decoder.last.parameters():
@@ -209,8 +209,13 @@ def test_thresholds_follow_a_density_that_follows_the_weights():
     torch.testing.assert_close(tokenizer.router.quantiles, before.lerp(whole, 0.05))
     for _ in range(150):
         tokenizer.router.update(parts)
-    shares = tokenizer.router(tokenizer.probe(images)).grains.float().mean()
-    assert float(shares) == pytest.approx(0.5, abs=0.02)
+    share = tokenizer.router(tokenizer.probe(images)).grains.float().mean()
+    assert float(share) == pytest.approx(0.5, abs=0.02)
+    tokenizer.eval()  # another measure decides
+    tokenizer.calibrate([images])
+    assert float(tokenizer.route(images).grains.float().mean()) == pytest.approx(0.5, abs=0.02)
+    gains = CodingDensity("gain").eval()(tokenizer.probe(images), DUAL)
+    assert torch.equal(tokenizer.route(images).density, gains)
     still = make(DUAL, density=EntropyDensity())
     start(still, images)
     before = still.router.quantiles.clone()

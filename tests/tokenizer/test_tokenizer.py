@@ -2,13 +2,12 @@ import math
 
 import pytest
 import torch
+from helpers_tokenizer import DUAL, make, photographs, start
 
 from graincode.core import density
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import Draws
 from graincode.tokenizer import EMAQuantizer, ReconstructionObjective
-from helpers_tokenizer import DUAL, make, photographs, start
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def thresholds(table: Tensor, shares: Tensor) -> Tensor:
 
 
 def length_shares(ratios: Tensor, costs: Sequence[int]) -> Tensor:
-    """(..., K) ratios to (...) the share of all codes beyond the coarsest that such a mixture of grains does without."""
+    """(..., K) ratios to (...): the share of all codes beyond the coarsest that such a mixture does without."""
     extra = torch.tensor(costs, dtype=torch.float64, device=ratios.device) - costs[0]
     return (1 - (ratios.double() * extra).sum(dim=-1) / max(costs[-1] - costs[0], 1)).clamp(0, 1)
 

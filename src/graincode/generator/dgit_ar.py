@@ -121,7 +121,7 @@ class DGiTAR(nn.Module):
         return hidden, self.contents_of(states, targets.slots)
 
     def contents_of(self, states: Tensor, slots: Tensor) -> Tensor:
-        """(..., width) states and the (...) slots of their codes to (..., V) logits, over the codebook of each grain."""
+        """(..., width) states and the (...) slots of their codes to (..., V) logits over the grain's codebook."""
         logits = self.content_head(states)
         if self.layout.num_codebooks == 1:
             return logits

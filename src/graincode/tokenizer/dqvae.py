@@ -193,9 +193,14 @@ class DQVAE(nn.Module):
             if sum(map(len, vectors[0])) >= 4 * layout.codebook_size:
                 break
         for index, quantizer in enumerate(self.quantizers):
-            chosen = range(index, layout.num_grains, layout.num_codebooks) if layout.num_codebooks > 1 else range(layout.num_grains)
+            chosen = (
+                range(index, layout.num_grains, layout.num_codebooks)
+                if layout.num_codebooks > 1
+                else range(layout.num_grains)
+            )
             quantizer.initialize(
-                torch.cat([part for g in chosen for part in vectors[g]]), torch.cat([part for g in chosen for part in keys[g]])
+                torch.cat([part for g in chosen for part in vectors[g]]),
+                torch.cat([part for g in chosen for part in keys[g]]),
             )
 
     @torch.no_grad()
@@ -231,7 +236,10 @@ class DQVAE(nn.Module):
         quantizer = self.quantizers[grain % layout.num_codebooks]
         vectors = feature.permute(0, 2, 3, 1)
         chosen = quantizer.lookup(quantizer.nearest(vectors.flatten(0, 2))).view(vectors.shape).permute(0, 3, 1, 2)
-        maps = [chosen if g == grain else chosen.new_zeros(len(chosen), chosen.shape[1], *grid) for g, grid in enumerate(layout.grids)]
+        maps = [
+            chosen if g == grain else chosen.new_zeros(len(chosen), chosen.shape[1], *grid)
+            for g, grid in enumerate(layout.grids)
+        ]
         made = self.decoder(maps, grains).clamp(-1, 1)
         error = (made.float() - probe.images).square().mean(dim=1, keepdim=True)
         return F.avg_pool2d(error, layout.grains[0])[:, 0]

@@ -116,21 +116,29 @@ class FixedDensity(Density):
 class CodingDensity(Density):
     """What the tokenizer itself makes of a region, measured by coding the whole image at one grain after the other.
 
+    Two measures: "error", the squared error that the coarsest grain leaves (one decode more); and "gain", what each
+    refinement takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
+    ratios then set the length alone, and the shares of the grains follow.
+
     Args:
-        of: "error", the squared error that the coarsest grain leaves (one decode more); or "gain", what each refinement
-            takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
-            ratios then set the length alone, and the shares of the grains follow.
+        of: what decides once the tokenizer is trained.
+        in_training: what decides while it is.
     Raises:
-        GraincodeError: `of` is neither.
+        GraincodeError: a measure is neither.
     """
 
     is_learned = True
 
-    def __init__(self, of: Literal["error", "gain"] = "gain") -> None:
+    def __init__(self, of: Literal["error", "gain"] = "gain", in_training: Literal["error", "gain"] = "error") -> None:
         super().__init__()
-        if of not in ("error", "gain"):
-            raise GraincodeError(f"coding {of!r}: type tokenizer.router.density.of= one of error, gain")
-        self.of, self.has_gains = of, of == "gain"
+        for name, value in (("of", of), ("in_training", in_training)):
+            if value not in ("error", "gain"):
+                raise GraincodeError(f"coding {value!r}: type tokenizer.router.density.{name}= one of error, gain")
+        self.of, self.in_training = of, in_training
+
+    @property
+    def has_gains(self) -> bool:
+        return (self.in_training if self.training else self.of) == "gain"
 
     def definition(self) -> dict[str, float]:
         return {"of": float(("error", "gain").index(self.of))}
@@ -274,7 +282,7 @@ class QuantileRouter(Router):
 
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
-        """Move the quantiles of a density that changes with the weights towards those of this step, of all processes."""
+        """Move the quantiles of a density that changes with the weights towards those of the step."""
         if not self.is_learned:
             return
         seen = processes.gather_rows(torch.cat([routing.density for routing in routings]))
@@ -324,8 +332,8 @@ class FeatureRouter(Router):
     In training each region draws its grain (Gumbel-softmax, straight through), and the codes of a region are multiplied
     by its gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term
     holds the mean share of each finer grain near its ratio: it binds the data set, not each image, and no other length
-    can be asked for afterwards. Its gradient is that of the square at the shares of the step before, which does not depend
-    on how a batch is divided.
+    can be asked for afterwards. Its gradient is that of the square at the shares of the step before, which does not
+    depend on how a batch is divided.
 
     Args:
         layout: the code layout, with two grains or more.
@@ -397,8 +405,6 @@ class FeatureRouter(Router):
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
         """Take note of the shares of this step, of all processes."""
-        counts = sum(
-            torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings
-        )
+        counts = sum(torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings)
         counts = processes.sum_(counts.double())
         self.shares.copy_(counts / counts.sum())

@@ -1,0 +1,336 @@
+"""Are variable-length codes more accurate than fixed-length ones of the same length, and what makes them so?
+
+    .venv/bin/python experiments/rate_distortion/run.py wide          Fashion-MNIST, one seed, validation images
+    .venv/bin/python experiments/rate_distortion/run.py deciding      Fashion-MNIST, three seeds, test images
+    .venv/bin/python experiments/rate_distortion/run.py photographs   wallpapers at 64 pixels, test photographs
+
+All rows of a part train on the same number of FLOPs: rows whose step costs less take more steps. Two trainings run at a
+time, one thread each; the first one to finish tells how long the part will take. What has finished is not run again, so
+a part can be stopped at any time. Writes PART.json, PART.md and PART.png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.flop_counter import FlopCounterMode
+
+from graincode.core.codes import CodeLayout
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import Draws
+from graincode.engine.config import build, check, with_layout
+from graincode.files import replacing, write_json
+
+HERE, RUNS = Path(__file__).parent, Path("runs/rate_distortion")
+DUAL, TRIPLE = "[[8,8],[4,4]]", "[[16,16],[8,8],[4,4]]"
+# shares of the grains that give 28, 32 and 40 codes on 32 x 32 pixels
+RATIOS = {
+    DUAL: {28: [0.75, 0.25], 32: [2 / 3, 1 / 3], 40: [0.5, 0.5]},
+    TRIPLE: {28: [0.2, 0.5, 0.3], 32: [0.15, 0.479167, 0.370833], 40: [0.1, 0.375, 0.525]},
+}
+ROUTERS = ("coding", "entropy", "feature", "random")
+COLUMNS = {
+    "codes_per_image": "codes", "mse": "MSE", "against_fixed": "of fixed length", "psnr_mean": "mean PSNR",
+    "ssim": "SSIM", "rfd_lite0@112": "FD (lite0@112)", "codebook_usage": "usage",
+    "bits_per_image": "bits", "against_fixed_bits": "of fixed length, by bits", "gflops": "GFLOPs", "steps": "steps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tokenizer that is trained, and the lengths that it is measured at.
+
+    Attributes:
+        name: of the run.
+        family: rows of one family make one curve.
+        settings: overrides.
+        at: ratios to measure at, by the length that they stand for; None: as it was trained.
+        is_fixed: whether it is one of the fixed-length models that make the curve to beat.
+    """
+
+    name: str
+    family: str
+    settings: Sequence[str]
+    at: Mapping[int, list[float] | None] = field(default_factory=lambda: {0: None})
+    is_fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table.
+
+    Attributes:
+        rows: of it.
+        seeds: of each row.
+        steps: of the first row that is not fixed-length; the others take as many as cost the same.
+        split: that it is measured on.
+        common: overrides of all rows.
+        data: overrides of the evaluation.
+        metrics: of the evaluation.
+    """
+
+    rows: Sequence[Row]
+    seeds: Sequence[int]
+    steps: int
+    split: str
+    common: Sequence[str]
+    data: Sequence[str]
+    metrics: str
+
+
+def numbers(values: Sequence[float]) -> str:
+    """A list as an override."""
+    return "[" + ",".join(f"{value:.6g}" for value in values) + "]"
+
+
+def fixed(grains: Mapping[int, Sequence[tuple[int, int]]]) -> list[Row]:
+    """Rows of fixed length: grain sizes by the length that they give."""
+    return [
+        Row(f"fixed-{length}-{h}x{w}", "fixed length", [f"tokenizer.grains=[[{h},{w}]]", "tokenizer.ratios=[1]",
+            "tokenizer/router=entropy"], is_fixed=True)
+        for length, sizes in grains.items()
+        for h, w in sizes
+    ]  # fmt: skip
+
+
+def variable(grains: str, length: int, router: str, *more: str, name: str = "") -> Row:
+    """A specialist for one length."""
+    kind = "dual" if grains == DUAL else "triple"
+    shares = [f"tokenizer.grains={grains}", f"tokenizer.ratios={numbers(RATIOS[grains][length])}"]
+    family = f"{kind}, {name or router}"
+    return Row(family.replace(", ", "-") + f"-{length}", family, [*shares, f"tokenizer/router={router}", *more])
+
+
+def elastic(grains: str) -> Row:
+    """One tokenizer for all lengths."""
+    kind, last = ("dual" if grains == DUAL else "triple"), grains.count("[") - 2
+    ends = {16 if kind == "dual" else 4: [1.0, *[0.0] * last], 64: [*[0.0] * last, 1.0]}
+    shares = [f"tokenizer.grains={grains}", f"tokenizer.ratios={numbers(RATIOS[grains][40])}"]
+    settings = [*shares, "tokenizer/router=coding", "tokenizer.router.elastic=true"]
+    return Row(f"{kind}-elastic", f"{kind}, elastic", settings, RATIOS[grains] | ends)
+
+
+FIXED = fixed({16: [(8, 8)], 32: [(4, 8), (8, 4)], 64: [(4, 4)]})
+SHARED = ["tokenizer.codebook=shared"]
+REPEATED = ["tokenizer.model.decoder.expand=false", "tokenizer.model.decoder.coarse_blocks=0"]
+ABLATIONS = [
+    variable(DUAL, 28, "coding", *SHARED, name="shared codebook"),
+    variable(DUAL, 28, "coding", *REPEATED, name="repeated codes"),
+    variable(DUAL, 28, "coding", *SHARED, *REPEATED, name="shared and repeated"),
+    variable(DUAL, 28, "coding", "tokenizer.model.decoder.coarse_blocks=0", name="no coarse blocks"),
+    variable(DUAL, 28, "coding", "tokenizer.model.decoder.grain_embedding=true", name="grain embedding"),
+    variable(DUAL, 28, "coding", "tokenizer.router.density.in_training=gain", name="gain in training"),
+    variable(DUAL, 28, "coding", "tokenizer.router.density.of=error", name="error"),
+    variable(DUAL, 28, "coding", "tokenizer.router.scope=image", name="constant length"),
+    variable(DUAL, 28, "entropy", "tokenizer.router.density.sigma=0.03", name="entropy, sigma 0.03"),
+    variable(DUAL, 28, "entropy", "tokenizer.router.density.sigma=0.065", name="entropy, sigma 0.065"),
+    variable(DUAL, 28, "gradient", name="gradient"),
+    variable(DUAL, 28, "variance", name="variance"),
+    variable(DUAL, 28, "fixed", name="middle"),
+]
+QUANTIZERS = [
+    variable(DUAL, 28, "coding", f"tokenizer/quantizer={name}", *more, name=name)
+    for name, more in {"simvq": [], "fsq": [], "lfq": [], "cosine": []}.items()
+]
+FASHION = ["data=fashion_mnist"]
+SPECIALISTS = [
+    variable(grains, length, router) for grains in (DUAL, TRIPLE) for length in (28, 32, 40) for router in ROUTERS
+]
+PHOTOGRAPHS = "[[16,16],[8,8]]"
+RATIOS[PHOTOGRAPHS] = RATIOS[DUAL]
+PARTS = {
+    "wide": Part(
+        [*FIXED, *SPECIALISTS, elastic(DUAL), elastic(TRIPLE), *ABLATIONS, *QUANTIZERS], [0], 1500, "val",
+        FASHION, FASHION, "[ssim]",
+    ),
+    "deciding": Part(
+        [*FIXED, *(variable(DUAL, length, "coding") for length in (28, 32, 40)), elastic(DUAL)], [1, 2, 3], 3000,
+        "test", FASHION, FASHION, "[fd,ssim]",
+    ),
+    "photographs": Part(
+        [*fixed({16: [(16, 16)], 32: [(8, 16)], 64: [(8, 8)]}),
+         *(variable(PHOTOGRAPHS, 28, router) for router in ("coding", "entropy", "random"))], [0], 3000, "test",
+        ["data=wallpapers", "augmentation.flip=true"], ["data=wallpapers"], "[fd,ssim]",
+    ),
+}  # fmt: skip
+
+
+def cost(settings: Sequence[str]) -> float:
+    """FLOPs of one training step, for each image of the batch."""
+    cfg = check("train_tokenizer", list(settings))
+    size = cfg.data.get("image_size", 32)
+    layout = CodeLayout((size, size), cfg.tokenizer.grains, cfg.tokenizer.codebook_size, 0, cfg.tokenizer.codebook)
+    module, images = build(with_layout(cfg.tokenizer.model, layout)), torch.rand(16, 3, size, size) * 2 - 1
+    draws = Draws(0, torch.arange(16))
+    module.initialize([images], draws)
+    module.calibrate([images])
+    with FlopCounterMode(display=False) as counter:
+        weighted_sum(build(cfg.tokenizer.objective)(images, module(images, draws=draws), 40)).backward()
+    return counter.get_total_flops() / len(images)
+
+
+def job(name: str, *overrides: str) -> None:
+    """Run a job to its end, on one thread."""
+    command = [sys.executable, "-m", f"graincode.jobs.{name}", f"runs_dir={RUNS}", "hardware.threads=1", *overrides]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def train_and_measure(part: str, row: Row, seed: int, steps: int, gflops: float) -> list[dict[str, Any]]:
+    """The figures of one row and seed, at each of its lengths."""
+    chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
+    schedule = [f"trainer.steps={steps}", f"trainer.eval_every={steps}", "trainer.checkpoint_every=500"]
+    job("train_tokenizer", f"run_name={name}", f"seed={seed}", *chosen.common, *row.settings, *schedule)
+    found = []
+    for length, ratios in row.at.items():
+        run = name + (f"-at-{length}" if ratios else "")
+        asked = [f"images.ratios={numbers(ratios)}"] if ratios else []
+        job("evaluate", f"run_name={run}", "evaluation=reconstruction", f"evaluation.metrics={chosen.metrics}",
+            "features=lite0_112", *chosen.data, f"images.split={chosen.split}",
+            f"tokenizer_path={RUNS}/train_tokenizer/{name}/export", *asked)  # fmt: skip
+        figures = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())["figures"]
+        found.append({"row": row.name, "family": row.family, "seed": seed, "is_fixed": row.is_fixed, "steps": steps,
+                      "gflops": gflops, "asked": length, **figures})  # fmt: skip
+    return found
+
+
+def against_fixed(rows: Sequence[Mapping[str, Any]], by: str) -> list[float]:
+    """Each row's error as a multiple of that of the fixed-length models of its seed at the same length (or bits), on a
+    straight line through their logarithms."""
+    multiples = []
+    for row in rows:
+        line = [(math.log(r[by]), math.log(r["mse"])) for r in rows if r["is_fixed"] and r["seed"] == row["seed"]]
+        slope, offset = np.polyfit(*zip(*line, strict=True), 1)
+        multiples.append(row["mse"] / math.exp(offset + slope * math.log(row[by])))
+    return multiples
+
+
+def write(part: str, rows: list[dict[str, Any]]) -> None:
+    """Records, table and plot."""
+    for name, by in (("against_fixed", "codes_per_image"), ("against_fixed_bits", "bits_per_image")):
+        for row, multiple in zip(rows, against_fixed(rows, by), strict=True):
+            row[name] = multiple
+    write_json(HERE / f"{part}.json", rows)
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["row"], row["asked"]), []).append(row)
+    columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
+    lines = ["| tokenizer | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for (name, asked), members in groups.items():
+        cells = []
+        for key in columns:
+            values = [member[key] for member in members if key in member]
+            spread = f" ± {statistics.stdev(values):.1g}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
+            cells.append(f"{statistics.mean(values):.4g}{spread}" if values else "")
+        lines.append(f"| {name}{f' at {asked}' if asked else ''} | " + " | ".join(cells) + " |")
+    chosen = PARTS[part]
+    lines += [
+        "",
+        f"Seeds {sorted({row['seed'] for row in rows})}, {chosen.split} images, equal training FLOPs; ± is the "
+        "standard deviation over seeds. *Of fixed length* is the error divided by that of the fixed-length models at "
+        "the same length, on a line through their logarithms; *by bits*, at the same number of bits, those of the "
+        "grain map included.",
+    ]
+    with replacing(HERE / f"{part}.md") as partial:
+        partial.write_text("\n".join(lines) + "\n")
+    plot(HERE / f"{part}.png", list(groups.values()))
+
+
+def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Error over length, and over bits."""
+    canvas = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = canvas.subplots(1, 2, sharey=True)
+    families = list(dict.fromkeys(group[0]["family"] for group in groups))
+    colours = ["#333333", "#d1495b", "#1b6ca8", "#3a7d44", "#b07d12", "#6f4a8e", "#00a6a6", "#8c510a", "#5b6770"]
+    for panel, key, title in zip(panels, ("codes_per_image", "bits_per_image"), ("codes per image", "bits per image,"
+                                 " grain map included"), strict=True):  # fmt: skip
+        for index, family in enumerate(families):
+            members = [group for group in groups if group[0]["family"] == family]
+            points = sorted(
+                (statistics.mean(r[key] for r in group), statistics.mean(r["mse"] for r in group),
+                 statistics.stdev(r["mse"] for r in group) if len(group) > 1 else 0.0)
+                for group in members
+            )  # fmt: skip
+            x, y, spread = zip(*points, strict=True)
+            if members[0][0]["is_fixed"]:
+                slope, offset = np.polyfit(np.log(x), np.log(y), 1)
+                ends = np.array([min(x), max(x)])
+                panel.plot(ends, np.exp(offset + slope * np.log(ends)), color="#333333", linewidth=1, linestyle="--")
+            colour = colours[index % len(colours)]
+            marker = "osD^v<>P*X"[(index // len(colours)) % 10]
+            panel.errorbar(x, y, spread, label=family, color=colour, marker=marker, markersize=4.5, capsize=2,
+                           linewidth=1.3 if len(points) > 1 and not members[0][0]["is_fixed"] else 0,
+                           elinewidth=1)  # fmt: skip
+        panel.set(xscale="log", yscale="log", xlabel=title)
+        ticks = [16, 20, 24, 28, 32, 40, 52, 64] if key == "codes_per_image" else [128, 192, 256, 384, 512]
+        panel.set_xticks(ticks, ticks)
+        panel.minorticks_off()
+        panel.grid(color="#e4e4e4", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("mean squared error")
+    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    with replacing(path) as partial:
+        canvas.savefig(partial, dpi=150, format="png")
+
+
+def main() -> None:
+    """Run a part, and write what is known after each row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--steps", type=int, help="of the default tokenizer, instead of the part's own number")
+    parser.add_argument("--only", default="", help="rows whose name has this in it, besides the fixed-length ones")
+    arguments = parser.parse_args()
+    part = PARTS[arguments.part]
+    rows = [row for row in part.rows if row.is_fixed or arguments.only in row.name]
+    torch.set_num_threads(1)
+    costs = {row.name: cost([*part.common, *row.settings]) for row in rows}
+    reference = costs[next(row.name for row in rows if not row.is_fixed)]
+    budget = reference * (arguments.steps or part.steps)
+    todo = [(row, seed) for seed in part.seeds for row in rows]
+    done: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    began, lock = time.monotonic(), threading.Lock()
+    print(f"{len(todo)} trainings of {budget / 1e12 * 16:.0f} TFLOPs each")
+
+    def run(row: Row, seed: int) -> None:
+        steps = round(budget / costs[row.name])
+        fresh = not (RUNS / "train_tokenizer" / f"{arguments.part}-{row.name}-{seed}" / "result.json").is_file()
+        start = time.monotonic()
+        found = train_and_measure(arguments.part, row, seed, steps, costs[row.name] / 1e9)
+        with lock:
+            done[row.name, seed] = found
+            spent = time.monotonic() - start
+            if fresh:
+                left = (len(todo) - len(done)) * spent / arguments.jobs
+                print(f"{row.name} seed {seed}: {spent / 60:.1f} min; about {left / 60:.0f} min to go", flush=True)
+            ordered = [figures for key in todo for figures in done.get((key[0].name, key[1]), [])]
+            if all((r.name, s) in done for s in {s for _, s in done} for r in rows if r.is_fixed):
+                write(arguments.part, ordered)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for future in [pool.submit(run, row, seed) for row, seed in todo]:
+            future.result()
+    print((HERE / f"{arguments.part}.md").read_text())
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()
