@@ -177,8 +177,8 @@ class ReconstructionPass:
         """MSE in [0, 1], both PSNRs in dB, further likeness, use of the codebooks, codes and bits per image, so far.
 
         `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of
-        grain g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each grain;
-        `bits_per_image` adds log2 of the codebook's size for each code.
+        grain g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each
+        grain; `bits_per_image` adds log2 of the codebook's size for each code.
         """
         layout, use = self.tokenizer.layout, self._usage.result()
         length = mean_of(torch.cat(self._lengths))
