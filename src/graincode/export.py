@@ -30,10 +30,12 @@ _ALLOWED: dict[str, type] = {
             tokenizer.DQVAE,
             tokenizer.EMAQuantizer,
             tokenizer.EntropyDensity,
+            tokenizer.GradientDensity,
             tokenizer.GrainDecoder,
             tokenizer.GrainEncoder,
             tokenizer.QuantileRouter,
             tokenizer.RandomDensity,
+            tokenizer.VarianceDensity,
         ),
         "generator": (
             generator.ClassConditioning,

@@ -6,13 +6,21 @@ from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
-from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
+from graincode.tokenizer.router import (
+    EntropyDensity,
+    GradientDensity,
+    QuantileRouter,
+    RandomDensity,
+    Routing,
+    VarianceDensity,
+)
 
 __all__ = [
     "DQVAE",
     "Adversary",
     "EMAQuantizer",
     "EntropyDensity",
+    "GradientDensity",
     "GrainDecoder",
     "GrainEncoder",
     "PatchDiscriminator",
@@ -22,5 +30,6 @@ __all__ = [
     "Reconstruction",
     "ReconstructionObjective",
     "Routing",
+    "VarianceDensity",
     "check_layouts",
 ]

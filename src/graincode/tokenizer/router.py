@@ -53,6 +53,26 @@ class EntropyDensity(Density):
         return core.region_entropy(images, region, self.bins, self.sigma)
 
 
+class GradientDensity(Density):
+    """`core.density.region_gradient`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 1.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, images: Tensor, region: tuple[int, int]) -> Tensor:
+        return core.region_gradient(images, region)
+
+
+class VarianceDensity(Density):
+    """`core.density.region_variance`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 0.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, images: Tensor, region: tuple[int, int]) -> Tensor:
+        return core.region_variance(images, region)
+
+
 class RandomDensity(Density):
     """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
 
