@@ -25,7 +25,7 @@ def uint8_images(count, height, width):
 
 def test_gradient_by_hand():
     image = of_grey([[0.0, 0.1, 0.1, 0.1], [0.3, 0.1, 0.1, 0.5]])
-    # left: across 0.1, 0, -0.2, 0 and down 0.3, 0; right, whose last column has no neighbour: across 0, 0.4, down 0, 0.4
+    # left: across 0.1, 0, -0.2, 0, down 0.3, 0; right, whose last column has no neighbour: across 0, 0.4, down 0, 0.4
     expected = [(0.01 + 0.04) / 4 + 0.09 / 2, 0.16 / 2 + 0.16 / 2]
     assert region_gradient(image, (2, 2)).flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
