@@ -148,8 +148,8 @@ def write_table(rows: list[dict]) -> None:
     lines = [
         f"Per cent of the regions of {TEST:,} test images whose grain changes. Thresholds are quantiles over {TRAIN:,} "
         "clean training images; *fine* is the share that they make fine of the clean test images (photographs of one "
-        "split differ from those of another). *random* is chance: any change of an image draws its map anew. A "
-        "brightness of 8 is 0.97 of the spacing of 32 bins, which entropy with a narrow kernel forgives; 4 is half of it."
+        "split differ from those of another). *random* is chance: any change of an image draws its map anew. 8 "
+        "levels of brightness are 0.97 of the spacing of the entropy's 32 bins, 4 half of it: narrow kernels forgive 8."
     ]
     for data in DATA:
         for fine in FINE:

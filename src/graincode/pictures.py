@@ -78,14 +78,14 @@ def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Ten
     axes = canvas.subplots()
     axes.bar(least + width * np.arange(len(counts)) + (width - step) / 2, counts, 0.9 * width, color="C0")
     mean = float(lengths.double().mean())
-    axes.axvline(mean, color="C1", label=f"mean {mean:.1f}")
+    axes.axvline(mean, color="C1")
+    axes.set_title(f"mean {mean:.1f}", color="C1", fontsize=10)
     for place, (high, wide) in zip((layout.num_regions * cost for cost in costs), layout.grains, strict=True):
         axes.axvline(place, color="0.6", linestyle=":")
         axes.annotate(f" all {high}x{wide}", (place, 0.98), xycoords=("data", "axes fraction"), rotation=90, va="top",
                       ha="left" if place == least else "right", color="0.4", fontsize=8)  # fmt: skip
-    axes.set(xlabel="codes per image", ylabel=f"images, of {len(lengths):,}")
+    axes.set(xlabel="codes per image", ylabel=f"images, of {len(lengths):,}", ylim=(0, 1.4 * counts.max()))
     axes.margins(x=0.04)
-    axes.legend(loc="upper center", frameon=False)
     return _drawn(canvas)
 
 

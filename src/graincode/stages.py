@@ -201,7 +201,7 @@ class TokenizerStage:
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
-        """The first validation images over their density map, grain map, reconstruction and its error; their lengths."""
+        """The first validation images over their density and grain maps, reconstructions and errors; how many codes."""
         device = module.quantizer.codebook.device
         some = self.validation[range(min(EVALUATION_BATCH, len(self.validation)))].images.to(device)
         codes, images = module.tokenize(some), some[:8]

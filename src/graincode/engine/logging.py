@@ -97,7 +97,7 @@ class RunLog:
             self._wandb.log(dict(values), step=step)
 
     def image(self, step: int | None, name: str, image: Tensor) -> None:
-        """Log a (3, H, W) uint8 image, the newest of each name also as a file in `pictures/`; without a step, only so."""
+        """Log a (3, H, W) uint8 image, and keep the newest of each name in `pictures/`; without a step, only there."""
         file = self._file.parent / "pictures" / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.png"
         with replacing(file) as partial:
             Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial)

@@ -196,7 +196,7 @@ def _load_best(checkpoints: Checkpoints, name: str, module: nn.Module) -> dict[s
 
 
 def _show(stage: Stage, module: nn.Module, run_log: RunLog | None, step: int | None = None) -> None:
-    """Log a stage's pictures, if images go anywhere; without a step, as files alone. Only the main process has a log."""
+    """Log a stage's pictures, if images go anywhere; without a step, as files alone. The main process has the log."""
     if run_log is not None and run_log.shows_images:
         for name, picture in stage.pictures(module).items():
             run_log.image(step, name, picture)
