@@ -37,7 +37,7 @@ STEPS, BATCH, ROUNDS = 60, 16, 6
 JPEGS = 192
 
 
-def _tokenizer(layout: CodeLayout, images: torch.Tensor) -> DQVAE:
+def demo_tokenizer(layout: CodeLayout, images: torch.Tensor) -> DQVAE:
     """The demo's tokenizer, ready to train."""
     torch.manual_seed(0)
     cfg = check("train_tokenizer", ["experiment=tok_fashion"])
@@ -59,7 +59,7 @@ def _stage(module: DQVAE, dataset: ImageDataset) -> TokenizerStage:
     return stage
 
 
-def _made_images() -> TensorImages:
+def made_images() -> TensorImages:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (512, 3, 32, 32), generator=generator, dtype=torch.uint8)
     images[:, :, :, :16] = images[:, :, :1, :1]
@@ -116,13 +116,13 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
 
 def engine_overhead() -> Result:
     """The demo's stage 1, 32 px, batch 16: the median step of the engine and of a bare loop, in turn."""
-    layout, dataset = CodeLayout((32, 32), ((8, 8), (4, 4)), 256), _made_images()
+    layout, dataset = CodeLayout((32, 32), ((8, 8), (4, 4)), 256), made_images()
     optimizer = partial(torch.optim.Adam, lr=4e-3, betas=(0.9, 0.99), fused=True)
     seconds, ratios = [], []
     for index in range(ROUNDS):
         took = {}
         for way in (_by_engine, _by_hand)[:: 1 if index % 2 else -1]:  # the second of two finds a warmer machine
-            took[way] = way(_tokenizer(layout, dataset[range(64)].images), dataset, optimizer)
+            took[way] = way(demo_tokenizer(layout, dataset[range(64)].images), dataset, optimizer)
         seconds.append(took[_by_engine])
         ratios.append(took[_by_hand] / took[_by_engine])
     ratio = statistics.median(ratios)
@@ -172,7 +172,7 @@ def data_wait() -> Result:
         shares = []
         for cache in (True, False):
             dataset = ImageFolder(str(root), 64, cache=cache, val_fraction=0, test_fraction=0).split("train")
-            module = _tokenizer(layout, dataset[range(32)].images)
+            module = demo_tokenizer(layout, dataset[range(32)].images)
             with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
                 machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
                 optimizer = partial(torch.optim.Adam, lr=4e-3)

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,16 +59,21 @@ def paired(ours: Callable[[], object], reference: Callable[[], object], repeats:
 def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     """All benchmarks by name."""
     from codes import sequences
+    from density import SIGMAS, entropy_memory, entropy_time
     from engine import cached_loader, data_wait, engine_overhead
     from evaluation import figures
     from sampler import cached_sampler
+    from step import step_shares
 
     yield "sequences", sequences
     yield "sampler", cached_sampler
     yield "engine", engine_overhead
     yield "loader", cached_loader
     yield "wait", data_wait
+    yield "step", step_shares
     yield "evaluation", figures
+    yield from ((f"entropy-{sigma}", partial(entropy_time, sigma)) for sigma in SIGMAS)
+    yield "entropy-memory", entropy_memory
 
 
 def main() -> None:

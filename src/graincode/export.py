@@ -33,10 +33,12 @@ _ALLOWED: dict[str, type] = {
             tokenizer.EntropyDensity,
             tokenizer.FeatureRouter,
             tokenizer.FixedDensity,
+            tokenizer.GradientDensity,
             tokenizer.GrainDecoder,
             tokenizer.GrainEncoder,
             tokenizer.QuantileRouter,
             tokenizer.RandomDensity,
+            tokenizer.VarianceDensity,
         ),
         "generator": (
             generator.ClassConditioning,

@@ -22,7 +22,7 @@ from graincode.data.loader import in_order
 from graincode.engine.logging import Meter
 from graincode.generator import AutoregressiveObjective, DGiTAR
 from graincode.passes import ReconstructionPass
-from graincode.pictures import code_maps, density_maps, grain_maps, grid
+from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 
 EVALUATION_BATCH = 250
@@ -212,19 +212,28 @@ class TokenizerStage:
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
-        """The first validation images over their density map, grain map and reconstruction, as evaluated last."""
-        images = self.validation[range(min(8, len(self.validation)))].images.to(module.device)
+        """The first validation images over their density and grain maps, reconstructions and errors; how many codes."""
+        some = self.validation[range(min(EVALUATION_BATCH, len(self.validation)))].images.to(module.device)
         with _kept_buffers(module.router):
-            for name, buffer in module.router.named_buffers():
+            for name, buffer in module.router.named_buffers():  # thresholds as evaluated last
                 buffer.copy_(self._calibrated.get(name, buffer))
-            routing, cells = module.route(images), module.layout.grains
-            rows = [
-                to_uint8(images),
-                density_maps(routing.shown, module.layout.image_size),
-                grain_maps(images, routing.grains, cells),
-                to_uint8(module.detokenize(module.tokenize(images))),
-            ]
-        return {"images, density, grains, reconstructions": grid(torch.cat([r.cpu() for r in rows]), len(images), 2)}
+            codes, images = module.tokenize(some), some[:8]
+            routing = module.route(images)
+        cells, made = module.layout.grains, module.detokenize(codes[:8])
+        rows = [
+            to_uint8(images),
+            density_maps(routing.shown, module.layout.image_size),
+            grain_maps(images, routing.grains, cells),
+            to_uint8(made),
+            error_maps(images, made),
+        ]
+        return {
+            "images, density, grains, reconstructions, errors": grid(
+                torch.cat([r.cpu() for r in rows]), len(images), 2
+            ),
+            "codes per image": length_histogram(codes.lengths, module.layout),
+            "use of the grains": grain_usage(codes.to("cpu")),
+        }
 
 
 @contextmanager

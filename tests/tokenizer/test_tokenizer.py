@@ -2,12 +2,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers_tokenizer import DUAL, make, photographs, start
 
 from graincode.core import density
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.tokenizer import EMAQuantizer, ReconstructionObjective
+from graincode.tokenizer.blocks import norm
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,14 @@ def test_entropy_is_finite_and_orders_regions():
     assert 0.6 < float(entropy.max()) <= 0.7  # a flat patch between two bins: ln 2
     with pytest.raises(GraincodeError, match=r"density\.sigma"):
         density.region_entropy(flat, (8, 8), sigma=1e-4)
+
+
+@pytest.mark.parametrize("channels", [8, 32, 64, 512])
+def test_group_norm_is_torchs_in_any_memory_layout(channels):
+    layer, x = norm(channels), torch.randn(2, channels, 4, 6).to(memory_format=torch.channels_last)
+    expected = F.group_norm(x.double(), layer.num_groups, eps=1e-6).float()
+    torch.testing.assert_close(layer(x), expected)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
 
 
 def learn(quantizer, *parts, keys=None):

@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import hashed_uniforms, mix
+
+# images are taken in parts of so many pixels, on a CPU and on a GPU
+_PIXELS_AT_ONCE = (2**16, 2**21)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -19,6 +23,7 @@ def grey(images: Tensor) -> Tensor:
     return 0.2989 * red + 0.5870 * green + 0.1140 * blue
 
 
+@torch.no_grad()
 def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigma: float = 0.01) -> Tensor:
     """Entropy of the soft grey-value histogram of each region.
 
@@ -29,8 +34,9 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         sigma: width of the Gaussian kernel, in units of the grey value. With the published 0.01, far narrower than
             the spacing of 32 bins (0.065), a flat region scores anything from 0 to ln 2, by its grey value.
     Returns:
-        (B, H / region height, W / region width) float32 in [0, ln bins], in nats. It is computed in float64 and rounded
-        to 2^-20, so that the last bit, which depends on the batch, never decides whether a region ties.
+        (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where no pixel is in reach of a
+        bin, or one is NaN. It is computed in float64 and rounded to 2^-20, so that the last bit, which depends on the
+        batch, never decides whether a region ties.
     Raises:
         GraincodeError: sigma is so small that a value between two bins would reach neither.
     Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
@@ -41,19 +47,83 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
             f"sigma {sigma} is too narrow for {bins} bins: "
             f"type tokenizer.router.density.sigma={spacing / 24:.4f} or more"
         )
-    pixels = rearrange(grey(images.double()), "b 1 (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
-    nearest = ((pixels + 1) / spacing).round().long()
-    histogram = pixels.new_zeros(*pixels.shape[:3], bins)
-    # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them; the
-    # neighbours always count, since a pixel midway between two bins belongs to both
-    reach = min(max(int(6 * sigma / spacing + 0.5), 1), bins - 1)
-    for offset in range(-reach, reach + 1):
-        index = nearest + offset
-        weight = torch.exp(-0.5 * ((pixels + 1 - index * spacing) / sigma) ** 2)
-        histogram.scatter_add_(-1, index.clamp(0, bins - 1), weight * ((index >= 0) & (index < bins)))
-    histogram = histogram.movedim(-1, 0)
-    entropy = torch.special.entr(histogram / histogram.sum(dim=0)).sum(dim=0).clamp(0, math.log(bins))
-    return ((entropy * 2**20).round() / 2**20).float()
+    # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them: so many
+    # on either side of a pixel, and at least the two that it lies between
+    reach = min(math.ceil(6 * sigma / spacing), bins)
+    sharpness = 0.5 * (spacing / sigma) ** 2
+    batch, _, height, width = images.shape
+    rows, columns = height // region[0], width // region[1]
+    # a part at a time, in buffers that stay: they fit into the cache, and fresh memory costs as much as the arithmetic
+    at_once = min(max(_PIXELS_AT_ONCE[images.is_cuda] // (height * width), 1), max(batch, 1))
+    room = bins + 2 * reach  # bins of a region, and those beyond the ends that a kernel reaches
+    starts = torch.arange(at_once * rows * columns, device=images.device) * room
+    starts = starts.repeat_interleave(region[0] * region[1])
+    place, bin_below, weight = torch.empty(3, len(starts), dtype=torch.float64, device=images.device)
+    target = torch.empty_like(starts)
+    histogram = place.new_empty(at_once * rows * columns * room + 2 * reach)
+    entropy = place.new_empty(batch, rows, columns)
+    for part, out in zip(images.split(at_once), entropy.split(at_once), strict=True):
+        n = len(part) * height * width
+        if n < len(place):
+            starts, place, bin_below, weight, target = (x[:n] for x in (starts, place, bin_below, weight, target))
+            histogram = histogram[: out.numel() * room + 2 * reach]
+        by_region = rearrange(_grey(part), "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
+        place.view(by_region.shape).copy_(by_region).add_(1).mul_(1 / spacing)  # in bins
+        torch.floor(place, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
+        target.copy_(bin_below).add_(starts)
+        offset = place.sub_(bin_below)
+        # a pixel's weights at the bins k = 1 - reach .. reach from the one below: exp(-sharpness (offset - k)^2), each
+        # a product of the last and of the same exp(2 sharpness offset)
+        torch.add(offset, reach - 1, out=weight).square_().mul_(-sharpness).exp_()
+        ratio = offset.mul_(2 * sharpness).exp_()
+        histogram.zero_()
+        for k in range(1 - reach, reach + 1):
+            histogram[reach + k :].scatter_add_(0, target, weight)
+            weight.mul_(ratio).mul_(math.exp(-sharpness * (2 * k + 1)))
+        counts = histogram[: -2 * reach].view(*out.shape, room)[..., reach : reach + bins]
+        out.copy_(torch.special.entr(counts / counts.sum(dim=-1, keepdim=True)).sum(dim=-1))
+    return _on_grid(entropy.clamp_(0, math.log(bins)), 2.0**-20)
+
+
+@torch.no_grad()
+def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
+    """Mean squared gradient of the grey values of each region.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1]; H and W are multiples of the region's.
+        region: (height, width) of a region in pixels.
+    Returns:
+        (B, H / region height, W / region width) float32 in [0, 8]: the mean squared difference between a pixel and the
+        one right of it, plus that between it and the one below. Pixels without such a neighbour, at the image's edge,
+        do not count, so a ramp has the square of its slope everywhere, and a flat region that no edge touches has 0. As
+        `region_entropy` does, it rounds, to 2^-40: equal regions tie whatever their batch.
+    """
+    pixels = _grey(images).double()
+
+    def mean_square(differences: Tensor, padding: tuple[int, ...]) -> Tensor:
+        totals, counts = (
+            reduce(F.pad(x, padding), "b (h i) (w j) -> b h w", "sum", i=region[0], j=region[1])
+            for x in (differences.square(), torch.ones_like(differences[:1]))
+        )
+        return totals / counts.clamp(min=1)
+
+    across, down = pixels.diff(dim=2), pixels.diff(dim=1)
+    return _on_grid(mean_square(across, (0, 1)) + mean_square(down, (0, 0, 0, 1)), 2.0**-40)
+
+
+@torch.no_grad()
+def region_variance(images: Tensor, region: tuple[int, int]) -> Tensor:
+    """Variance of the grey values inside each region.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1]; H and W are multiples of the region's.
+        region: (height, width) of a region in pixels.
+    Returns:
+        (B, H / region height, W / region width) float32 in [0, 1], 0 for a flat region. As `region_entropy` does, it
+        rounds, to 2^-40: equal regions tie whatever their batch.
+    """
+    pixels = rearrange(_grey(images).double(), "b (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
+    return _on_grid((pixels - pixels.mean(dim=-1, keepdim=True)).square().mean(dim=-1), 2.0**-40)
 
 
 def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
@@ -187,3 +257,13 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
             f"such as tokenizer.ratios=[{example}] in training, ratios=[{example}] when codes are extracted"
         )
     return values
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(B, H, W) grey values in float32 or better. Products and sums round the same way in any batch."""
+    return grey(images if images.dtype == torch.float64 else images.float())[:, 0]
+
+
+def _on_grid(density: Tensor, step: float) -> Tensor:
+    """float32 multiples of a power of two next to float64 values, before whose rounding errors ties break."""
+    return ((density / step).round() * step).float()

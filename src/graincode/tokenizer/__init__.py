@@ -11,11 +11,13 @@ from graincode.tokenizer.router import (
     EntropyDensity,
     FeatureRouter,
     FixedDensity,
+    GradientDensity,
     Probe,
     QuantileRouter,
     RandomDensity,
     Router,
     Routing,
+    VarianceDensity,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "EntropyDensity",
     "FeatureRouter",
     "FixedDensity",
+    "GradientDensity",
     "GrainDecoder",
     "GrainEncoder",
     "PatchDiscriminator",
@@ -37,5 +40,6 @@ __all__ = [
     "ReconstructionObjective",
     "Router",
     "Routing",
+    "VarianceDensity",
     "check_layouts",
 ]

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.recompute import Recomputable
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm by the kernel that takes one channel after the other, where that is faster.
+
+    Convolutions work in channels_last, for which torch's kernel on a CPU takes 10 times as long with one channel in a
+    group, 4 times with four, and gains nothing from the layout up to eight; copying there and back costs less.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or self.num_channels >= 8 * self.num_groups:
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 def norm(channels: int) -> nn.GroupNorm:
     """Group norm with 32 groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    return GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResBlock(Recomputable):

@@ -98,6 +98,26 @@ class EntropyDensity(Density):
         return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
 
 
+class GradientDensity(Density):
+    """`core.density.region_gradient`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 1.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_gradient(probe.images, layout.grains[0])
+
+
+class VarianceDensity(Density):
+    """`core.density.region_variance`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 0.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_variance(probe.images, layout.grains[0])
+
+
 class RandomDensity(Density):
     """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
 
