@@ -5,6 +5,7 @@ from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
+from graincode.tokenizer.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
 from graincode.tokenizer.router import EntropyDensity, QuantileRouter, RandomDensity, Routing
 
@@ -15,12 +16,16 @@ __all__ = [
     "EntropyDensity",
     "GrainDecoder",
     "GrainEncoder",
+    "LPIPSLoss",
+    "Lite0Loss",
     "PatchDiscriminator",
+    "PerceptualLoss",
     "QuantileRouter",
     "Quantized",
     "RandomDensity",
     "Reconstruction",
     "ReconstructionObjective",
     "Routing",
+    "TimmLoss",
     "check_layouts",
 ]
