@@ -181,7 +181,9 @@ def cost(settings: Sequence[str]) -> float:
     module.initialize([images], draws)
     module.calibrate([images])
     with FlopCounterMode(display=False) as counter:
-        weighted_sum(build(cfg.tokenizer.objective)(images, module(images, draws=draws), 40)).backward()
+        weighted_sum(
+            build(cfg.tokenizer.objective, perceptual=None)(images, module(images, draws=draws), 40)
+        ).backward()
     return counter.get_total_flops() / len(images)
 
 

@@ -100,7 +100,8 @@ class TokenizerPlayer:
         return True
 
     def counts(self, batch: ImageBatch) -> dict[str, Tensor | float]:
-        return dict.fromkeys((self.objective.pixel, "commitment", "budget", "adversarial"), len(batch.images))
+        names = (self.objective.pixel, "commitment", "perceptual", "budget", "adversarial")
+        return dict.fromkeys(names, len(batch.images))
 
     def terms(self, wrapped: nn.Module, batch: ImageBatch, step: Step) -> dict[str, Term]:
         made = wrapped(batch.images, draws=step.draws)
@@ -115,7 +116,7 @@ class TokenizerPlayer:
         if self.opponent is not None and self.opponent.is_on(step.number):
             last = self.module.decoder.last.weight
             terms["adversarial"] = self.opponent.generator_term(
-                made.images, terms[self.objective.pixel], last, step.number
+                made.images, self.objective.likeness(terms), last, step.number
             )
         return terms
 
@@ -143,21 +144,18 @@ class DiscriminatorPlayer:
         return self.module.is_on(step)
 
     def counts(self, batch: ImageBatch) -> dict[str, Tensor | float]:
-        return {"discriminator": len(batch.images)}
+        return {"discriminator": len(batch.images), "lecam": len(batch.images)}
 
     def terms(self, wrapped: nn.Module, batch: ImageBatch, step: Step) -> dict[str, Term]:
         logits = wrapped(torch.cat([batch.images, self.tokenizer.made.to(batch.images.dtype)]))
         weight = self.module.adaptive.clone()
-        return {
-            "discriminator": self.module.discriminator_term(logits),
-            "adaptive_weight": Term(weight, 1, 0.0),
-        }
+        return self.module.discriminator_terms(logits) | {"adaptive_weight": Term(weight, 1, 0.0)}
 
     def histograms(self) -> dict[str, Tensor]:
         return {}
 
     def update(self, trained: nn.Module) -> None:
-        pass
+        self.module.update_logits()
 
 
 class TokenizerStage:

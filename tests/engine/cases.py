@@ -19,6 +19,7 @@ from torch import nn
 
 from graincode import processes
 from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.losses import feature_distance
 from graincode.core.rng import Draws
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
 from graincode.engine.hardware import Hardware
@@ -44,6 +45,7 @@ from graincode.tokenizer import (
     GrainDecoder,
     GrainEncoder,
     PatchDiscriminator,
+    PerceptualLoss,
     QuantileRouter,
     ReconstructionObjective,
 )
@@ -69,6 +71,22 @@ def images(precise: bool) -> TensorImages:
     return (Precise if precise else TensorImages)("made", "train", made, torch.arange(24) % 2, ("flat", "busy"))
 
 
+class Edges(PerceptualLoss):
+    """A distance in a few features that no file is needed for."""
+
+    def _load(self, size):
+        network = nn.Conv2d(3, 4, 3).requires_grad_(False)
+        for parameter in network.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).sin().view_as(parameter))
+        return network, "edges"
+
+    def _smallest(self, network):
+        return 3
+
+    def _distance(self, network, images, reference):
+        return feature_distance(network(images), network(reference))
+
+
 def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
     """A published tokenizer with a discriminator, one that routes by its errors, or one that learns to route."""
     torch.manual_seed(0)
@@ -83,7 +101,8 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
         layout, GrainEncoder(layout, **parts), router, EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2),
         GrainDecoder(layout, **parts, expand=True, coarse_blocks=1),
     )  # fmt: skip
-    adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4) if opponent else None
+    adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4, lecam=0.3) if opponent else None
+    objective = ReconstructionObjective(perceptual=Edges(0.2) if opponent else None)
     if precise:
         module.double()
         if adversary is not None:
@@ -99,7 +118,7 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
         module.calibrate([others[share.start : share.stop]])
 
     augmentation = Augmentation(flip=True)
-    stage = TokenizerStage(module, ReconstructionObjective(), adversary, dataset, images(False), augmentation, 0, list)
+    stage = TokenizerStage(module, objective, adversary, dataset, images(False), augmentation, 0, list)
     stage.evaluate = lambda module, limit: {"objective": 1.0}  # compared by other tests
     return stage, start
 

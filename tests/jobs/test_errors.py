@@ -56,6 +56,8 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["augmentation.shift=-1"], "type augmentation.shift=0"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "hardware.compile=true"], "type hardware.compile=false"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "tokenizer.adversary.weight=-1"], "expected 0 or more"),
+        ("train_tokenizer", ["tokenizer/perceptual=vgg"], "type tokenizer/perceptual= one of lite0, lpips, none, timm"),
+        ("train_tokenizer", ["tokenizer/perceptual=lpips", "tokenizer.perceptual.weights=/no.pth"], "/no.pth: no such"),
         ("train_tokenizer", ["tokenizer.quantizer.max_restarts=5"], "type for example tokenizer.quantizer.max"),
         ("train_tokenizer", ["run_name=latest"], "run_name=latest"),
         ("train_tokenizer", ["tokenizer.ratios=half"], "tokenizer.ratios=half: expected a list of numbers"),

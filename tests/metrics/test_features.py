@@ -274,7 +274,7 @@ def test_timm_transformers_take_images_of_the_size_asked_for(tmp_path: Path):
     features, _ = network(batch)
     assert features.shape == (3, network.dimension) == (3, 192)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
-    assert network.module.network.patch_embed.img_size == (64, 64)
+    assert network.module.backbone.network.patch_embed.img_size == (64, 64)
 
 
 def test_what_timm_computes_is_named_by_weights_and_resolution(tmp_path: Path):

@@ -15,6 +15,7 @@ from torchvision.models import vgg16
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
 from graincode.metrics import PairMean, PerceptualDistance
+from graincode.tokenizer import LPIPSLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 
@@ -56,6 +57,21 @@ def test_lpips_is_that_of_its_authors(trunk: tuple[nn.Sequential, Path], distanc
     assert (found > 1e-4).all()
     assert found.std() > 1e-5
     assert not found.requires_grad
+
+
+def test_the_loss_is_the_metric_and_its_gradient_reaches_the_images(
+    trunk: tuple[nn.Sequential, Path], distance: PerceptualDistance
+):
+    loss, a, b = LPIPSLoss(weights=str(trunk[1])), images(2), images(2, seed=1)
+    made = from_uint8(a).requires_grad_()
+    found = loss(made, from_uint8(b))
+    torch.testing.assert_close(found.detach(), distance(a, b))
+    assert loss.identity == distance.identity
+    found.sum().backward()
+    assert (made.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in loss.load((48, 48)).parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss(made, from_uint8(b)), found, rtol=0.05, atol=0)
 
 
 def test_lpips_of_equal_images_is_zero_and_grows_as_they_part(distance: PerceptualDistance):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from graincode.core.errors import GraincodeError
-from graincode.core.losses import Term, hinge_discriminator, hinge_generator
+from graincode.core.losses import Term, hinge_discriminator, hinge_generator, lecam, weighted_sum
 from graincode.tokenizer import Adversary, PatchDiscriminator
 
 
@@ -33,13 +33,115 @@ def test_both_sides_win_against_an_idle_opponent():
     optimizer = torch.optim.Adam(adversary.parameters(), lr=1e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        term = adversary.discriminator_term(adversary(torch.cat([real, made.detach()])))
+        term = adversary.discriminator_terms(adversary(torch.cat([real, made.detach()])))["discriminator"]
         term.mean.backward()
         optimizer.step()
     assert float(term.mean.detach()) < 0.5
     before = float(adversary(made).mean())
     hinge_generator(adversary(made)).sum().backward()
     assert float(adversary(made - 0.1 * made.grad.sign()).mean()) > before
+
+
+def means(adversary, *batches):
+    """Mean logit of each batch of images."""
+    with torch.no_grad():
+        return [float(adversary(images).mean()) for images in batches]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_one_step_of_the_generator_raises_the_logits_of_its_images(scale):
+    """Whatever the adaptive weight, clamped or not: it must not turn the sign."""
+    adversary, layer = adversary_and_layer()
+    images = torch.randn(4, 3, 16, 16).double()
+    fake = layer(images)
+    adversary.generator_term(fake, Term(scale * (fake - images).abs().sum(), 4), layer.weight, step=1)
+    adversary.update()
+    assert 0 < float(adversary.adaptive) <= 0.75
+    term = note(adversary, layer, images, step=600)
+    assert 0 < float(term.weight) < 0.75
+    weighted_sum({"adversarial": term}).backward()
+    (before,) = means(adversary, layer(images))
+    with torch.no_grad():
+        layer.weight -= 1e-3 * layer.weight.grad / layer.weight.grad.norm()
+    assert means(adversary, layer(images))[0] > before
+
+
+def test_one_step_of_the_discriminator_raises_real_logits_and_lowers_fake_ones():
+    adversary, layer = adversary_and_layer()
+    real = torch.randn(4, 3, 16, 16).double()
+    fake = layer(real).detach()
+    before = means(adversary, real, fake)
+    terms = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
+    assert [float(terms[f"logits_{kind}"].mean) for kind in ("real", "fake")] == pytest.approx(before)
+    step(adversary, weighted_sum(terms), 1e-2)
+    after = means(adversary, real, fake)
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+
+
+def step(adversary, loss, length):
+    """Move the discriminator this far down the loss."""
+    parameters = list(adversary.parameters())
+    gradients = torch.autograd.grad(loss, parameters)
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= length * gradient / norm
+
+
+def test_the_generator_hears_nothing_before_the_start_and_all_after_the_ramp():
+    adversary, layer = adversary_and_layer(ramp_steps=4)
+    adversary.start_step = 10
+    images = torch.randn(2, 3, 16, 16).double()
+    adversary.adaptive.fill_(0.5)
+    weights = [float(note(adversary, layer, images, step).weight) for step in (1, 10, 11, 12, 14, 99)]
+    assert weights == [0, 0, 0.125, 0.25, 0.5, 0.5]
+    assert [adversary.is_on(step) for step in (1, 10, 11)] == [False, False, True]
+
+
+def test_lecam_pulls_logits_back_that_have_gone_too_far():
+    """Real ones above what fake ones were, and fake ones below what real ones were; others are left alone."""
+    before = torch.tensor(0.5), torch.tensor(-0.5)  # of real, of fake
+    far = torch.tensor([[2.0], [-2.0]], requires_grad=True)
+    lecam(far[:1], far[1:], *before).sum().backward()
+    assert far.grad.flatten().tolist() == [5, -5]  # descent lowers the real one and raises the fake one
+    near = torch.tensor([[-1.0], [1.0]], requires_grad=True)
+    assert lecam(near[:1], near[1:], *before).tolist() == [0]
+    logits = torch.tensor([[1.0, 3.0]])
+    assert lecam(logits, -logits, *before).tolist() == [2 * (1.5**2 + 3.5**2) / 2]
+
+
+def test_one_step_on_lecam_narrows_the_gap():
+    adversary, layer = adversary_and_layer(lecam=1.0)
+    real = torch.randn(4, 3, 16, 16).double()
+    fake = layer(real).detach()
+    for _ in range(20):  # until they are well apart
+        step(adversary, weighted_sum(adversary.discriminator_terms(adversary(torch.cat([real, fake])))), 0.1)
+        adversary.update_logits()
+    before = means(adversary, real, fake)
+    terms = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
+    step(adversary, weighted_sum({"lecam": terms["lecam"]}), 1e-2)
+    after = means(adversary, real, fake)
+    assert before[0] > before[1]
+    assert after[0] - after[1] < before[0] - before[1]
+
+
+def test_running_averages_are_those_of_the_whole_batch_and_of_the_steps_before():
+    adversary, _ = adversary_and_layer(lecam=0.1)
+    first, second = torch.randn(2, 2, 6, 1, 3, 3).double()  # steps of real and fake logits
+    for logits in (first, second):
+        for part in (range(0, 1), range(1, 4), range(4, 6)):  # micro-batches
+            terms = adversary.discriminator_terms(torch.cat([logits[0][part], logits[1][part]]))
+        adversary.update_logits()
+        adversary.update_logits()  # with nothing seen
+    found = adversary.averages[:2] / adversary.averages[2]
+    expected = (0.99 * first.flatten(1).mean(1) + second.flatten(1).mean(1)) / 1.99
+    torch.testing.assert_close(found, expected)
+    assert "averages" in adversary.state_dict()
+    terms = adversary.discriminator_terms(second.flatten(0, 1))
+    assert float(terms["lecam"].total) == pytest.approx(float(lecam(*second, *expected).sum()))
+    assert terms["lecam"].weight == 0.1
+    assert "lecam" not in adversary_and_layer()[0].discriminator_terms(second.flatten(0, 1))
 
 
 def adversary_and_layer(**settings):
@@ -99,5 +201,6 @@ def test_logits_do_not_depend_on_the_batch():
 
 
 def test_negative_settings_are_refused():
-    with pytest.raises(GraincodeError, match=r"tokenizer\.adversary\.ramp_steps=1"):
-        Adversary(PatchDiscriminator(8, 2), 0, ramp_steps=-1)
+    for name in ("ramp_steps", "lecam"):
+        with pytest.raises(GraincodeError, match=rf"tokenizer\.adversary\.{name}=1"):
+            Adversary(PatchDiscriminator(8, 2), 0, **{name: -1})

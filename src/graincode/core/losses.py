@@ -76,3 +76,45 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """What its opponent minimises: (B, ...) logits of fake images to (B,), minus their mean, so that they look real."""
     return -fake.flatten(1).mean(1)
+
+
+def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
+    """What keeps a discriminator from growing too sure: real logits should not be far above what fake ones have been
+    lately, nor fake ones far below real ones.
+
+    Args:
+        real, fake: (B, ...) logits of B images.
+        mean_real, mean_fake: () running averages of their means, without a gradient.
+    Returns:
+        (B,), the sum of both squares, each averaged over an image's logits.
+    Source: LeCam-GAN (Tseng et al., 2021, arXiv 2104.03310); the rectifiers are in the authors' code
+        (google/lecam-gan, lecam_reg), not in the paper's formula.
+    """
+    above, below = F.relu(real - mean_fake).square(), F.relu(mean_real - fake).square()
+    return above.flatten(1).mean(1) + below.flatten(1).mean(1)
+
+
+def feature_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How far apart the directions of two images' features are.
+
+    Args:
+        a, b: (B, C, h, w) features of B images.
+        weights: (C,) of the channels; all 1 by default.
+    Returns:
+        (B,) squared differences of features whose vector at each place has length 1 (or 0, where there is none, and
+        then without a gradient), summed over channels and averaged over places; float32 or float64.
+    Source: LPIPS (Zhang et al., 2018), eq. 1.
+    """
+    squares = (_unit(a) - _unit(b)).square()
+    if weights is not None:
+        squares = squares * weights[:, None, None]
+    return squares.sum(1).mean((1, 2))
+
+
+def _unit(features: Tensor) -> Tensor:
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return torch.where(norm > _NOTHING, features / norm.clamp(min=_NOTHING), 0.0)
+
+
+_NOTHING = 1e-10

@@ -463,6 +463,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     for group in ("images", "reference", "evaluation"):  # what lies at their paths is among the inputs
         if kept.get(group):
             kept[group] = {k: v for k, v in kept[group].items() if k not in ("path", "lpips_weights")}
+    if "perceptual" in kept.get("tokenizer", {}):  # the same of the network behind a loss
+        perceptual = {k: v for k, v in kept["tokenizer"]["perceptual"].items() if k != "weights"}
+        kept["tokenizer"] = kept["tokenizer"] | {"perceptual": perceptual}
     if kept.get("data"):
         kept["data"] = {k: v for k, v in kept["data"].items() if k != "cache"}
     if "trainer" in kept:

@@ -22,7 +22,7 @@ from graincode.engine.hardware import Hardware
 from graincode.engine.loop import train
 from graincode.export import load_weights
 from graincode.stages import EVALUATION_BATCH, TokenizerStage
-from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
+from graincode.tokenizer import DQVAE, Adversary, PerceptualLoss, ReconstructionObjective
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ def run(cfg: DictConfig) -> float:
     config = with_layout(cfg.tokenizer.model, layout)
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(config)
-    objective: ReconstructionObjective = build(cfg.tokenizer.objective)
+    perceptual: PerceptualLoss | None = build(cfg.tokenizer.perceptual) or None
+    objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
     opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
         return _dry(module, objective)
@@ -49,6 +50,9 @@ def run(cfg: DictConfig) -> float:
             "scaling hide: type hardware.compile=false hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
+    if perceptual is not None:
+        perceptual.load(source.image_size)
+        inputs["perceptual"] = perceptual.identity
     machine = hardware.machine(training=True)
     with open_run("train_tokenizer", cfg, **inputs) as run:
         if (result := run.result) is not None:

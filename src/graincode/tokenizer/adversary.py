@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
-from graincode.core.losses import Term, hinge_discriminator, hinge_generator
+from graincode.core.losses import Term, hinge_discriminator, hinge_generator, lecam
 from graincode.core.schedules import ramp
 from graincode.tokenizer.blocks import norm
+
+LECAM_DECAY = 0.99  # of the running averages, per step, as in its authors' code
 
 
 class PatchDiscriminator(nn.Module):
@@ -56,12 +58,15 @@ class Adversary(nn.Module):
         ramp_steps: over which its weight then rises from 0.
         weight: of the adversarial loss, times the adaptive weight.
         max_weight: of the adaptive weight.
+        lecam: weight of the LeCam regulariser in the discriminator's loss, whose running averages of logits are those
+            after the step before, for the same reason; 0: none.
     Raises:
         GraincodeError: a number is negative.
-    Source: VQGAN (Esser et al., 2021), eq. 7; the clamp is DQ-VAE's.
+    Source: VQGAN (Esser et al., 2021), eq. 7; the clamp is DQ-VAE's; LeCam: see `core.losses.lecam`.
     """
 
     adaptive: Tensor
+    averages: Tensor  # decayed sums over steps of the means of real logits, of fake ones, and of 1
 
     def __init__(
         self,
@@ -70,9 +75,13 @@ class Adversary(nn.Module):
         ramp_steps: int = 1000,
         weight: float = 1.0,
         max_weight: float = 0.75,
+        lecam: float = 0.0,
     ) -> None:
         super().__init__()
-        settings = {"start_step": start_step, "ramp_steps": ramp_steps, "weight": weight, "max_weight": max_weight}
+        settings = {
+            "start_step": start_step, "ramp_steps": ramp_steps, "weight": weight, "max_weight": max_weight,
+            "lecam": lecam,
+        }  # fmt: skip
         for name, value in settings.items():
             if value < 0:
                 raise GraincodeError(
@@ -80,8 +89,11 @@ class Adversary(nn.Module):
                 )
         self.discriminator = discriminator
         self.start_step, self.ramp_steps, self.weight, self.max_weight = start_step, ramp_steps, weight, max_weight
+        self.lecam = lecam
         self.register_buffer("adaptive", torch.zeros(()))
+        self.register_buffer("averages", torch.zeros(3))
         self._gradients: Tensor | None = None
+        self._logits: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of (B, 3, H, W) images."""
@@ -116,11 +128,22 @@ class Adversary(nn.Module):
         self._gradients = found if self._gradients is None else self._gradients + found
         return term
 
-    @staticmethod
-    def discriminator_term(logits: Tensor) -> Term:
-        """What the discriminator minimises, from the logits of real images and as many fake ones, in this order."""
-        real, fake = logits.chunk(2)
-        return Term(hinge_discriminator(real, fake).sum(), len(real))
+    def discriminator_terms(self, logits: Tensor) -> dict[str, Term]:
+        """What the discriminator minimises, from the logits of real images and as many fake ones, in this order; takes
+        note of their means."""
+        real, fake = logits.to(self.adaptive.dtype).chunk(2)
+        count, means = len(real), [part.detach().flatten(1).mean(1).sum() for part in (real, fake)]
+        terms = {
+            "discriminator": Term(hinge_discriminator(real, fake).sum(), count),
+            "logits_real": Term(means[0], count, 0.0),
+            "logits_fake": Term(means[1], count, 0.0),
+        }
+        if self.lecam:
+            before = self.averages[:2] / self.averages[2].clamp(min=1e-3)  # 0 as long as nothing is known
+            terms["lecam"] = Term(lecam(real, fake, *before).sum(), count, self.lecam)
+            found = torch.stack([*means, means[0].new_tensor(float(count))])
+            self._logits = found if self._logits is None else self._logits + found
+        return terms
 
     @torch.no_grad()
     def update(self) -> None:
@@ -131,3 +154,12 @@ class Adversary(nn.Module):
         reconstruction, adversarial = (found[:, :-1] / found[:, -1:]).norm(dim=1)
         self.adaptive.copy_((reconstruction / (adversarial + 1e-4)).clamp(max=self.max_weight))
         self._gradients = None
+
+    @torch.no_grad()
+    def update_logits(self) -> None:
+        """Take the logits since the last update, here and on all other processes, into the running averages."""
+        if self._logits is None:
+            return
+        found = processes.sum_(self._logits)
+        self.averages.lerp_(found / found[2], 1 - LECAM_DECAY)
+        self._logits = None
