@@ -35,8 +35,8 @@ __all__ = [
     "LPIPSLoss",
     "Lite0Loss",
     "PatchDiscriminator",
-    "Probe",
     "PerceptualLoss",
+    "Probe",
     "QuantileRouter",
     "Quantized",
     "RandomDensity",
@@ -44,7 +44,7 @@ __all__ = [
     "ReconstructionObjective",
     "Router",
     "Routing",
-    "VarianceDensity",
     "TimmLoss",
+    "VarianceDensity",
     "check_layouts",
 ]
