@@ -21,7 +21,7 @@ from graincode.data.loader import in_order
 from graincode.engine.logging import Meter
 from graincode.generator import AutoregressiveObjective, DGiTAR
 from graincode.passes import ReconstructionPass
-from graincode.pictures import code_maps, density_maps, grain_maps, grid
+from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 
 EVALUATION_BATCH = 250
@@ -201,16 +201,25 @@ class TokenizerStage:
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
-        """The first validation images over their density map, grain map and reconstruction."""
-        images = self.validation[range(min(8, len(self.validation)))].images.to(module.quantizer.codebook.device)
-        routing, cells = module.router(images), module.layout.grains
+        """The first validation images over their density and grain maps, reconstructions and errors; how many codes."""
+        device = module.quantizer.codebook.device
+        some = self.validation[range(min(EVALUATION_BATCH, len(self.validation)))].images.to(device)
+        codes, images = module.tokenize(some), some[:8]
+        routing, cells, made = module.router(images), module.layout.grains, module.detokenize(codes[:8])
         rows = [
             to_uint8(images),
             density_maps(routing.density, module.layout.image_size),
             grain_maps(images, routing.grains, cells),
-            to_uint8(module.detokenize(module.tokenize(images))),
+            to_uint8(made),
+            error_maps(images, made),
         ]
-        return {"images, density, grains, reconstructions": grid(torch.cat([r.cpu() for r in rows]), len(images), 2)}
+        return {
+            "images, density, grains, reconstructions, errors": grid(
+                torch.cat([r.cpu() for r in rows]), len(images), 2
+            ),
+            "codes per image": length_histogram(codes.lengths, module.layout),
+            "use of the grains": grain_usage(codes.to("cpu")),
+        }
 
 
 class GeneratorPlayer:

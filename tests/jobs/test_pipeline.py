@@ -21,10 +21,12 @@ LITE0 = "features=lite0_112"
 def test_training_leaves_export_log_and_events(inside):
     for run, key in ((Path("runs/train_tokenizer/tok"), "mse"), (Path("runs/train_generator/ar"), "bits_per_image")):
         assert result(run)["objective"] == result(run)["figures"][key]
-        lines = read_log(run)
+        lines, names = read_log(run), sorted(path.name for path in (run / "pictures").iterdir())
         assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
         assert [line["step"] for line in lines if f"val/{key}" in line] == [3, 6]
         assert list((run / "tensorboard").glob("events*"))
+        assert "codes_per_image.png" in names if key == "mse" else "samples_reconstructions.png" in names
+        assert all(name.endswith(".png") for name in names)
         assert sorted(path.name for path in (run / "export").iterdir()) == ["config.json", "weights.safetensors"]
 
 

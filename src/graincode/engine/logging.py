@@ -1,16 +1,19 @@
-"""Where a run's figures and pictures go: a JSON-lines file always, TensorBoard and Weights & Biases if configured."""
+"""Where a run's figures and pictures go: a JSON-lines file always; TensorBoard, Weights & Biases and, with either of
+them, picture files if configured."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from graincode import processes
@@ -93,8 +96,13 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
-    def image(self, step: int, name: str, image: Tensor) -> None:
-        """Log a (3, H, W) uint8 image."""
+    def image(self, step: int | None, name: str, image: Tensor) -> None:
+        """Log a (3, H, W) uint8 image, and keep the newest of each name in `pictures/`; without a step, only there."""
+        file = self._file.parent / "pictures" / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.png"
+        with replacing(file) as partial:
+            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial)
+        if step is None:
+            return
         if self._writer is not None:
             self._writer.add_image(name, image, step)
         if self._wandb is not None:

@@ -137,12 +137,10 @@ def train(
                 if not evaluated:
                     with average.in_use(seats[0].trained) as module:
                         figures = stage.evaluate(module, trainer.eval_images)
-                        pictures = stage.pictures(module) if is_main and run_log.shows_images else {}
+                        _show(stage, module, run_log, step)
                     evaluated = True
                     if is_main:
                         run_log.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-                        for name, picture in pictures.items():
-                            run_log.image(step, name, picture)
                     if figures["objective"] < best:
                         best = figures["objective"]
                         processes.on_main(partial(checkpoints.mark_best, step, figures))
@@ -179,6 +177,7 @@ def train(
         with average.in_use(seats[0].trained) as module:
             if trainer.export == "best" and checkpoints.best_step not in (None, step):
                 figures = _load_best(checkpoints, stage.players[0].name, module)
+                _show(stage, module, run_log)  # files show what is exported
         return module.eval(), figures
     finally:
         bar.close()
@@ -194,6 +193,13 @@ def _load_best(checkpoints: Checkpoints, name: str, module: nn.Module) -> dict[s
     module.load_state_dict(state["players"][name]["module"] if state["average"] is None else state["average"])
     log.info("the weights of step %d are exported, whose evaluation was the best", step)
     return checkpoints.best["figures"]
+
+
+def _show(stage: Stage, module: nn.Module, run_log: RunLog | None, step: int | None = None) -> None:
+    """Log a stage's pictures, if images go anywhere; without a step, as files alone. The main process has the log."""
+    if run_log is not None and run_log.shows_images:
+        for name, picture in stage.pictures(module).items():
+            run_log.image(step, name, picture)
 
 
 def _train_step(

@@ -63,7 +63,7 @@ class Run:
                 time.sleep(0.2)
         try:
             self._claim()
-            for folder in (self.path, self.path / "state"):
+            for folder in (self.path, self.path / "state", self.path / "pictures"):
                 clear_leftovers(folder)
         except BaseException:
             self._lock.close()
