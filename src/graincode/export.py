@@ -27,13 +27,17 @@ _ALLOWED: dict[str, type] = {
     for package, classes in {
         "core.codes": (CodeLayout,),
         "tokenizer": (
+            tokenizer.CosineQuantizer,
             tokenizer.DQVAE,
             tokenizer.EMAQuantizer,
             tokenizer.EntropyDensity,
+            tokenizer.FSQuantizer,
             tokenizer.GrainDecoder,
             tokenizer.GrainEncoder,
+            tokenizer.LFQuantizer,
             tokenizer.QuantileRouter,
             tokenizer.RandomDensity,
+            tokenizer.SimVQuantizer,
         ),
         "generator": (
             generator.ClassConditioning,
