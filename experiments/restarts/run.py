@@ -33,7 +33,7 @@ from graincode.tokenizer import EMAQuantizer
 
 HERE, RUNS = Path(__file__).parent, Path("runs/restarts")
 SIZE, STEPS, WARM_UP = 1024, 600, 200
-CASES = ((256, 4096), (4096, 4096), (256, 16))  # vectors in each step; vectors that the codebook starts from
+CASES = ((256, 4096), (256, 16), (4096, 4096))  # vectors in each step; vectors that the codebook starts from
 
 
 class CountBelowOne(EMAQuantizer):

@@ -136,6 +136,19 @@ def test_seen_and_forgotten_is_not_seen(quantizer):
         assert torch.equal(quantizer.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("name", ["fsq", "lfq"])
+def test_scalar_codes_start_from_centred_projections_of_the_data(name):
+    made = QUANTIZERS[name]()
+    vectors = 3 + 0.1 * vectors_for(made, 400)  # all on one side
+    assert len(made.nearest(vectors).unique()) < 8
+    made.initialize(vectors)
+    std, mean = torch.std_mean(made.library.project_in(vectors), dim=0)
+    torch.testing.assert_close(std, torch.ones_like(std), rtol=1e-3, atol=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+    assert len(made.nearest(vectors).unique()) > 8
+    made.initialize(vectors[:1])  # of which nothing can be learned
+
+
 def test_the_average_choice_is_that_of_all_processes(monkeypatch):
     whole = LFQuantizer(SIZE, DIM, decay=0.5, temperature=0.5).double()
     parts = [deepcopy(whole), deepcopy(whole)]
@@ -199,7 +212,7 @@ def test_learning_reduces_the_error(quantizer):
         (lambda: FSQuantizer(1, 8, []), r"type for example tokenizer\.quantizer\.levels="),
         (lambda: LFQuantizer(1000, 8), r"expected a power of two; type tokenizer\.codebook_size=1024"),
         (lambda: LFQuantizer(1, 8), r"tokenizer\.codebook_size=2"),
-        (lambda: LFQuantizer(16, 8, temperature=0.0), r"tokenizer\.quantizer\.temperature=0\.01"),
+        (lambda: LFQuantizer(16, 8, temperature=0.0), r"tokenizer\.quantizer\.temperature=0\.1"),
         (lambda: LFQuantizer(16, 8, decay=1.0), r"tokenizer\.quantizer\.decay=0\.9"),
         (lambda: CosineQuantizer(16, 8, projected_dim=1), r"tokenizer\.quantizer\.projected_dim=8"),
         (lambda: SimVQuantizer(16, 8, codebook_weight=0.0), r"tokenizer\.quantizer\.codebook_weight=4"),

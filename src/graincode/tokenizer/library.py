@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from vector_quantize_pytorch import FSQ, LFQ, SimVQ, VectorQuantize
 
 
+@torch.no_grad()
+def _standardize(projection: nn.Module, vectors: Tensor) -> None:
+    """Let a linear projection give numbers of mean 0 and variance 1 for (N, D) vectors, alike on all processes.
+
+    Else most vectors of an untrained encoder, whose mean is large, start with the same signs, and few codes in use.
+    """
+    if isinstance(projection, nn.Linear) and len(vectors) > 1:
+        std, mean = torch.std_mean(projection(vectors), dim=0)
+        std, mean = processes.broadcast_(torch.stack([torch.where(std > 1e-6, std, 1.0), mean]))
+        projection.weight.div_(std[:, None])
+        projection.bias.sub_(mean).div_(std)
+
+
 class _LearnedQuantizer(Quantizer):
     """A codebook that learns by gradients from the per-code loss |p - sg e|^2 + w |sg p - e|^2 (sg: no gradient).
 
@@ -209,20 +222,26 @@ class FSQuantizer(Quantizer):
         with torch.autocast(indices.device.type, enabled=False):
             return self.library.project_out(F.embedding(indices, self.library.implicit_codebook))
 
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
+        """Let the projection of (N, D) vectors of training images have mean 0 and variance 1, if there is one."""
+        _standardize(self.library.project_in, vectors.to(self.dtype))
+
 
 class LFQuantizer(Quantizer):
     """Lookup-free quantisation: a code is the signs of log2 V numbers; entropies keep all codes in use.
 
     `Quantized.error` is, for each code, the mean square of x - sign(x), plus `entropy_weight` times
     H(p) - `diversity` C(p, q): the entropy of p = softmax(2 <x, codes> / temperature) falls, so that choices are clear,
-    and the cross entropy to the average choice q rises, so that they differ. The published term is the entropy of the
-    batch's average instead. That is no sum over codes; here q runs along, from the updates before, and with q the
-    batch's average both terms have the same gradient. V numbers are computed for each code in training.
+    and the cross entropy to the average choice q rises, so that they differ. The published second term is the entropy
+    of the batch's average, which is no sum over codes. Here q runs along, from the updates before; if q were the
+    batch's average, both would have the same gradient. V numbers are computed for each code in training.
 
     Args:
         codebook_size: number of codes V, a power of two.
         code_dim: dimension D of the vectors, which are projected to log2 V numbers, and back.
-        entropy_weight: of the entropies, relative to the distance; 0.4 is the library's 0.1 : 0.25.
+        entropy_weight: of the entropies, relative to the distance. The library's values (0.4, at a temperature of 0.01)
+            outweigh pixel errors in [-1, 1].
         diversity: of the second entropy, relative to the first.
         temperature: of the probabilities p; above 0.
         decay: of the average choice, in [0, 1).
@@ -238,9 +257,9 @@ class LFQuantizer(Quantizer):
         self,
         codebook_size: int,
         code_dim: int,
-        entropy_weight: float = 0.4,
+        entropy_weight: float = 0.1,
         diversity: float = 1.0,
-        temperature: float = 0.01,
+        temperature: float = 0.1,
         decay: float = 0.9,
     ) -> None:
         super().__init__(codebook_size)
@@ -253,7 +272,7 @@ class LFQuantizer(Quantizer):
         if temperature <= 0 or not 0 <= decay < 1:
             raise GraincodeError(
                 f"temperature={temperature} decay={decay}: expected a temperature above 0, and a decay from 0 to below "
-                "1; type tokenizer.quantizer.temperature=0.01 tokenizer.quantizer.decay=0.9"
+                "1; type tokenizer.quantizer.temperature=0.1 tokenizer.quantizer.decay=0.9"
             )
         self.entropy_weight, self.diversity, self.temperature = entropy_weight, diversity, temperature
         self.decay = decay
@@ -294,6 +313,11 @@ class LFQuantizer(Quantizer):
         """What the decoder gets for codes: (...) long to (..., D)."""
         with torch.autocast(indices.device.type, enabled=False):
             return self.library.project_out(F.embedding(indices, self.library.codebook))
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
+        """Let the projection of (N, D) vectors of training images have mean 0 and variance 1, if there is one."""
+        _standardize(self.library.project_in, vectors.to(self.dtype))
 
     @torch.no_grad()
     def update(self) -> None:
