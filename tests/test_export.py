@@ -79,7 +79,7 @@ def test_a_pickle_in_place_of_weights_is_refused(tokenizer, matching):
         (lambda c: c.pop("model"), "is damaged"),
         (lambda c: c["model"]["encoder"].update(channels=16), "is damaged"),
         (lambda c: c["model"]["encoder"].update(chanels=16), "is damaged"),
-        (lambda c: c["model"]["router"]["density"].update(sigma=0.02), "another density definition"),
+        (lambda c: c["model"]["router"]["density"].update(of="error"), "another density definition"),
     ],
 )
 def test_damaged_or_newer_exports_are_refused(tokenizer, change, message):

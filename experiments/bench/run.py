@@ -62,11 +62,14 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     from density import SIGMAS, entropy_memory, entropy_time
     from engine import cached_loader, data_wait, engine_overhead
     from evaluation import figures
+    from quantizer import against_library, against_product
     from sampler import cached_sampler
     from step import step_shares
 
     yield "sequences", sequences
     yield "sampler", cached_sampler
+    yield "quantizer", against_library
+    yield "quantizer product", against_product
     yield "engine", engine_overhead
     yield "loader", cached_loader
     yield "wait", data_wait
@@ -94,7 +97,7 @@ def main() -> None:
         print("\r", end="")
     print(f"{'name':<24}{'value':>12} {'unit':<16}{'ratio':>9}  {'goal':<8}  reference")
     for r in results:
-        print(f"{r.name:<24}{r.value:>12.4g} {r.unit:<16}{r.ratio:>9.1f}  {r.goal:<8}  {r.reference}")
+        print(f"{r.name:<24}{r.value:>12.4g} {r.unit:<16}{r.ratio:>9.2f}  {r.goal:<8}  {r.reference}")
     write_json(options.out, [asdict(result) for result in results])
 
 

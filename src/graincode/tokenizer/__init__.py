@@ -4,9 +4,10 @@ from graincode.tokenizer.adversary import Adversary, PatchDiscriminator
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
 from graincode.tokenizer.encoder import GrainEncoder
+from graincode.tokenizer.library import CosineQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
-from graincode.tokenizer.quantizer import EMAQuantizer, Quantized
+from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
 from graincode.tokenizer.router import (
     CodingDensity,
     EntropyDensity,
@@ -25,13 +26,16 @@ __all__ = [
     "DQVAE",
     "Adversary",
     "CodingDensity",
+    "CosineQuantizer",
     "EMAQuantizer",
     "EntropyDensity",
+    "FSQuantizer",
     "FeatureRouter",
     "FixedDensity",
     "GradientDensity",
     "GrainDecoder",
     "GrainEncoder",
+    "LFQuantizer",
     "LPIPSLoss",
     "Lite0Loss",
     "PatchDiscriminator",
@@ -39,11 +43,13 @@ __all__ = [
     "Probe",
     "QuantileRouter",
     "Quantized",
+    "Quantizer",
     "RandomDensity",
     "Reconstruction",
     "ReconstructionObjective",
     "Router",
     "Routing",
+    "SimVQuantizer",
     "TimmLoss",
     "VarianceDensity",
     "check_layouts",

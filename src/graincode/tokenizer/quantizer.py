@@ -17,7 +17,8 @@ class Quantized:
     """Attributes:
     vectors: (N, D), the chosen codebook entries; gradients pass straight through to the input.
     indices: (N,) long in [0, codebook size).
-    error: (N,) mean squared distance between each input and its entry, with a gradient for the input alone.
+    error: (N,) what each code adds to the quantiser's own loss, whose weight is the objective's `commitment`: the mean
+        squared distance between an input and its entry, unless the quantiser says otherwise.
     """
 
     vectors: Tensor
@@ -25,7 +26,87 @@ class Quantized:
     error: Tensor
 
 
-class EMAQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """What every quantiser offers: `forward` in training, `nearest` and `lookup` to encode and decode.
+
+    No result depends on how a batch is divided over micro-batches and processes: what is learned with gradients is so
+    by a sum over codes, and what is learned otherwise moves in `update` alone, by what all of them have seen.
+    """
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self._codebook_size = codebook_size
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of entries V."""
+        return self._codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(self.buffers()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes, whatever autocast says."""
+        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
+
+    def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
+        """Quantise (N, D) vectors; N may be 0.
+
+        Args:
+            vectors: of the encoder.
+            keys: (N,) random numbers, one for each code, for quantisers that choose among the vectors.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """(N,) long, the indices that `forward` would choose for (N, D) vectors; nothing is updated."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """What the decoder gets for codes: (...) long to (..., D)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
+        """Start from (N, D) vectors of training images, N >= 1, if the quantiser does; alike on all processes."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Once per optimizer step: learn from what was seen since the last update, here and by all other processes."""
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Drop what was seen since the last update."""
+
+
+def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
+    """(N,) long, the one of (V, D) entries that is nearest to each of (N, D) vectors."""
+    return torch.addmm(entries.square().sum(dim=1), vectors, entries.T, alpha=-2).argmin(dim=1)
+
+
+def random_entries(vectors: Tensor, size: int, keys: Tensor | None) -> Tensor:
+    """(size, D), some of (N, D) vectors chosen at random, N >= 1; all processes get those of process 0.
+
+    Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from few columns.
+
+    Args:
+        vectors: to choose from; where they are fewer than `size`, copies of them are moved a little.
+        size: number of entries.
+        keys: (N,) random numbers that decide; drawn here if they are not given.
+    """
+    order = (torch.rand(len(vectors), device=vectors.device) if keys is None else keys).argsort(stable=True)
+    chosen = vectors[order[torch.arange(size, device=order.device) % len(order)]]
+    if len(vectors) < size:  # repeated entries must differ, or all but the first stay unused
+        jitter = torch.sin(torch.arange(chosen.numel(), device=chosen.device) * 12.9898)
+        chosen = chosen + 0.01 * vectors.std() * jitter.view_as(chosen)
+    return processes.broadcast_(chosen.contiguous())
+
+
+class EMAQuantizer(Quantizer):
     """One codebook, learned as a moving average of the vectors that choose each entry.
 
     `forward` in training mode only takes note of what it sees; `update`, once per optimizer step, moves the codebook by
@@ -57,7 +138,7 @@ class EMAQuantizer(nn.Module):
         restart_below: float = 0.05,
         max_restarts: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(codebook_size)
         for name, value in (("decay", decay), ("restart_below", restart_below), ("max_restarts", max_restarts)):
             if not 0 <= value <= 1 or (name == "decay" and value == 1):
                 raise GraincodeError(
@@ -68,6 +149,7 @@ class EMAQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
+        self.restarted = torch.zeros(())  # share of the entries that the last update restarted
         self._started = False
         # what has been seen since the last update; empty whenever a state is saved
         self.register_buffer("_seen_counts", torch.zeros(codebook_size), persistent=False)
@@ -95,9 +177,7 @@ class EMAQuantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """(N,) long, the entry nearest to each of (N, D) vectors; nothing is updated."""
         with torch.autocast(vectors.device.type, enabled=False):
-            vectors = vectors.to(self.codebook.dtype)
-            scores = torch.addmm(self.codebook.square().sum(dim=1), vectors, self.codebook.T, alpha=-2)
-        return scores.argmin(dim=1)
+            return nearest_entries(vectors.to(self.codebook.dtype), self.codebook)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codebook entries: (...) long to (..., D)."""
@@ -105,17 +185,9 @@ class EMAQuantizer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        """Set the codebook to (N, D) vectors chosen at random, N >= 1; all processes get that of process 0.
-
-        Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from few columns.
-        """
+        """Set the codebook to (N, D) vectors chosen at random, N >= 1; all processes get that of process 0."""
         size = len(self.codebook)
-        order = (torch.rand(len(vectors), device=vectors.device) if keys is None else keys).argsort(stable=True)
-        chosen = vectors[order[torch.arange(size, device=order.device) % len(order)]].to(self.codebook.dtype)
-        if len(vectors) < size:  # repeated entries must differ, or all but the first stay unused
-            jitter = torch.sin(torch.arange(chosen.numel(), device=chosen.device) * 12.9898)
-            chosen = chosen + 0.01 * vectors.std() * jitter.view_as(chosen)
-        self.codebook.copy_(processes.broadcast_(chosen.contiguous()))
+        self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), size, keys))
         self.counts.fill_(len(vectors) / size)
         self.sums.copy_(self.codebook * self.counts[:, None])
         self._started = True
@@ -136,6 +208,7 @@ class EMAQuantizer(nn.Module):
             restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
             self.sums[rarest] = torch.where(restart[:, None], fresh * expected, self.sums[rarest])
             self.counts[rarest] = torch.where(restart, expected, self.counts[rarest])
+            self.restarted = restart.sum() / len(self.counts)
         used = self.counts > 1e-6
         self.codebook.copy_(torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-6)[:, None], self.codebook))
         self.forget()
@@ -155,8 +228,9 @@ class EMAQuantizer(nn.Module):
         self._seen_sums.index_add_(0, indices, vectors)
         # the vectors with the smallest keys are a random choice that does not depend on how a batch is divided
         keys = torch.rand(len(vectors), device=vectors.device).double() if keys is None else keys
-        keys, order = torch.cat([self._keys, keys]).topk(self.max_restarts, largest=False, sorted=True)
-        self._fresh.copy_(torch.cat([self._fresh, vectors])[order])
+        own = keys.topk(min(self.max_restarts, len(keys)), largest=False).indices
+        keys, order = torch.cat([self._keys, keys[own]]).topk(self.max_restarts, largest=False, sorted=True)
+        self._fresh.copy_(torch.cat([self._fresh, vectors[own]])[order])
         self._keys.copy_(keys)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
