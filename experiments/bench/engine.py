@@ -42,8 +42,8 @@ def demo_tokenizer(layout: CodeLayout, images: torch.Tensor) -> DQVAE:
     torch.manual_seed(0)
     cfg = check("train_tokenizer", ["experiment=tok_fashion"])
     module: DQVAE = build(with_layout(cfg.tokenizer.model, layout))
-    module.calibrate([images])
     module.initialize([images], Draws(0, torch.arange(len(images))))
+    module.calibrate([images])
     return module
 
 
@@ -54,7 +54,7 @@ def _trainer(steps: int) -> object:
 
 
 def _stage(module: DQVAE, dataset: ImageDataset) -> TokenizerStage:
-    stage = TokenizerStage(module, ReconstructionObjective(), None, dataset, dataset, Augmentation(), 0)
+    stage = TokenizerStage(module, ReconstructionObjective(), None, dataset, dataset, Augmentation(), 0, list)
     stage.evaluate = lambda module, limit: {"objective": 0.0}  # only steps are timed
     return stage
 
@@ -105,11 +105,11 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
             group["lr"] = 4e-3 * warmup_cosine(step, STEPS, 100)
         places = schedule.places(step, 0)
         made = module(batch.images, draws=Draws(0, torch.arange(places.start, places.stop)))
-        weighted_sum(objective(batch.images, made)).backward()
+        weighted_sum(objective(batch.images, made, module.router.nominal_length)).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
-        module.quantizer.update()
+        module.update([made.routing])
         average.update(module, step=step)
     return clock.seconds()
 

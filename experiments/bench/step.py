@@ -47,18 +47,20 @@ def _shares() -> Counter[str]:
     adam = torch.optim.Adam(parameter_groups(module), lr=4e-3, betas=(0.9, 0.99), fused=True)
     average = ModelEmaV3(module, decay=0.999, use_warmup=True, exclude_buffers=True)
     module.train()
-    for name in ("router", "quantizer"):
-        _mark(getattr(module, name), f"part {name}")
+    _mark(module.router, "part router")
+    for quantizer in module.quantizers:
+        _mark(quantizer, "part quantizer")
 
     def step(number: int) -> None:
         batch, places = dataset[range(BATCH)], torch.arange(BATCH * number, BATCH * number + BATCH)
-        weighted_sum(objective(batch.images, module(batch.images, draws=Draws(0, places)))).backward()
+        made = module(batch.images, draws=Draws(0, places))
+        weighted_sum(objective(batch.images, made, module.router.nominal_length)).backward()
         with record_function("part optimizer"):
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             adam.step()
             adam.zero_grad()
         with record_function("part quantizer"):
-            module.quantizer.update()
+            module.update([made.routing])
         with record_function("part optimizer"):
             average.update(module, step=number)
 

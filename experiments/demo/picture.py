@@ -32,7 +32,7 @@ def main() -> None:
     codes = tokenizer.tokenize(images)
     rows = {
         "image": to_uint8(images),
-        "density": density_maps(tokenizer.router(images).density, tokenizer.layout.image_size),
+        "density": density_maps(tokenizer.route(images).shown, tokenizer.layout.image_size),
         "codes": grain_maps(images, codes.grains, tokenizer.layout.grains, SCALE),
         "decoded": to_uint8(tokenizer.detokenize(codes)),
     }

@@ -95,7 +95,7 @@ def encoder_vectors() -> tuple[Tensor, Tensor]:
         for start in range(0, count, 250):
             images = dataset[range(start, start + 250)].images
             with torch.no_grad():
-                grains = tokenizer.router(images).grains
+                grains = tokenizer.route(images).grains
                 parts.append(gather_cells(tokenizer.encoder(images), grains, tokenizer.layout))
         found.append(torch.cat(parts))
     return found[0], found[1]

@@ -15,21 +15,30 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from graincode.core.codes import CodeLayout
 from graincode.core.images import from_uint8, to_uint8
 from graincode.data import FashionMNIST, Subset, Wallpapers
 from graincode.export import load_export
 from graincode.files import replacing, write_json
-from graincode.tokenizer import EntropyDensity, GradientDensity, QuantileRouter, RandomDensity, VarianceDensity
+from graincode.tokenizer import (
+    EntropyDensity,
+    GradientDensity,
+    Probe,
+    QuantileRouter,
+    RandomDensity,
+    Routing,
+    VarianceDensity,
+)
 
 HERE = Path(__file__).parent
 DATA = {
@@ -70,18 +79,31 @@ def compressed(images: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
+def look(images: Tensor) -> Probe:
+    """What a router that needs no tokenizer sees of images."""
+    return Probe(images, list, list)
+
+
+def routed(router: QuantileRouter, images: Tensor, ratios: Sequence[float]) -> Routing:
+    """As `DQVAE.route`."""
+    return router(look(images), ratios)
+
+
+Route = Callable[[Tensor, Sequence[float]], Routing]
+
+
 @torch.no_grad()
-def grain_maps(router: nn.Module, images: Tensor, fine: float) -> Tensor:
+def grain_maps(route: Route, images: Tensor, fine: float) -> Tensor:
     """(N, H0, W0) grains of uint8 images."""
-    return torch.cat([router(from_uint8(part), [1 - fine, fine]).grains for part in images.split(BATCH)])
+    return torch.cat([route(from_uint8(part), [1 - fine, fine]).grains for part in images.split(BATCH)])
 
 
-def measured(router: nn.Module, clean: Tensor, changed: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def measured(route: Route, clean: Tensor, changed: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """For each fine ratio, the share that is fine of clean images, and the share that changes with each change."""
     row = {}
     for fine in FINE:
-        before = grain_maps(router, clean, fine)
-        shares = {name: (grain_maps(router, images, fine) != before) for name, images in changed.items()}
+        before = grain_maps(route, clean, fine)
+        shares = {name: (grain_maps(route, images, fine) != before) for name, images in changed.items()}
         row[str(fine)] = {"fine": before.double().mean().item()} | {
             name: share.double().mean().item() for name, share in shares.items()
         }
@@ -94,22 +116,23 @@ def measure(rows: list[dict], exports: list[Path]) -> Iterator[dict]:
     loaded = [(path, load_export(path, "tokenizer")) for path in exports]
     for data, (source, layout) in DATA.items():
         routers = {name: QuantileRouter(layout, density, [0.5, 0.5]) for name, density in DENSITIES.items()}
-        routers |= {
-            f"{export.module.router.density.__class__.__name__} of {path.parent.name} ({export.identity})":
-            export.module.router for path, export in loaded if export.module.layout.image_size == layout.image_size
+        routes = {name: partial(routed, router) for name, router in routers.items()} | {
+            f"{type(export.module.router.density).__name__} of {path.parent.name} ({export.identity})":
+            export.module.route for path, export in loaded if export.module.layout.image_size == layout.image_size
         }  # fmt: skip
-        missing = {name: router for name, router in routers.items() if (data, name) not in known}
+        missing = {name: route for name, route in routes.items() if (data, name) not in known}
         if not missing:
             continue
         train, test = (Subset(source.split(split), n) for split, n in (("train", TRAIN), ("test", TEST)))
         clean = to_uint8(test[range(len(test))].images)
         changed = dict(changed_images(clean))
-        for name, router in missing.items():
+        for name, route in missing.items():
             if name in DENSITIES:
-                router.calibrate(
-                    train[range(start, min(start + BATCH, len(train)))].images for start in range(0, len(train), BATCH)
+                routers[name].calibrate(
+                    look(train[range(start, min(start + BATCH, len(train)))].images)
+                    for start in range(0, len(train), BATCH)
                 )
-            yield {"data": data, "density": name, "images": len(test), "changed": measured(router, clean, changed)}
+            yield {"data": data, "density": name, "images": len(test), "changed": measured(route, clean, changed)}
 
 
 def draw(rows: list[dict]) -> None:
