@@ -107,7 +107,7 @@ class TokenizerPlayer:
         made = wrapped(batch.images, draws=step.draws)
         terms = self.objective(batch.images, made, self.module.router.nominal_length)
         self.made = made.images.detach()
-        if self.module.router.is_learned or made.routing.terms:
+        if wrapped.training:  # else its FLOPs are counted
             self._routings.append(replace(made.routing, gates=None, terms={}))
         grains = [made.routing.grains == g for g in range(self.module.layout.num_grains)]
         per_grain = [int(n) for n in torch.stack([g.sum() for g in grains]).tolist()]

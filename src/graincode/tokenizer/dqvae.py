@@ -241,7 +241,7 @@ class DQVAE(nn.Module):
             for g, grid in enumerate(layout.grids)
         ]
         made = self.decoder(maps, grains).clamp(-1, 1)
-        error = (made.float() - probe.images).square().mean(dim=1, keepdim=True)
+        error = (made.to(probe.images.dtype) - probe.images).square().mean(dim=1, keepdim=True)
         return F.avg_pool2d(error, layout.grains[0])[:, 0]
 
     def _upsampled(self, regions: Tensor, grain: int) -> Tensor:

@@ -165,8 +165,8 @@ class CodingDensity(Density):
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         if not self.has_gains or layout.num_grains == 1:
-            return probe.error_at(0).float()
-        errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1).float()
+            return probe.error_at(0)
+        errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1)
         gains = core.coding_gains(errors, layout.codes_per_region)
         return gains if layout.num_grains > 2 else gains[..., 0]
 
