@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -111,10 +112,11 @@ def fixed(grains: Mapping[int, Sequence[tuple[int, int]]]) -> list[Row]:
 
 def variable(grains: str, length: int, router: str, *more: str, name: str = "") -> Row:
     """A specialist for one length."""
-    kind = "dual" if grains == DUAL else "triple"
+    kind = "triple" if grains == TRIPLE else "dual"
     shares = [f"tokenizer.grains={grains}", f"tokenizer.ratios={numbers(RATIOS[grains][length])}"]
     family = f"{kind}, {name or router}"
-    return Row(family.replace(", ", "-") + f"-{length}", family, [*shares, f"tokenizer/router={router}", *more])
+    row = re.sub(r"[^\w.]+", "-", f"{family} {length}")
+    return Row(row, family, [*shares, f"tokenizer/router={router}", *more])
 
 
 def elastic(grains: str) -> Row:
