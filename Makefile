@@ -27,8 +27,8 @@ setup: $(READY) ## Make the environment (all other targets do so by themselves)
 demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a page to look at
 	@$(BIN)/graincode-demo $(ARGS)
 
-test: $(READY) ## Run the tests (ARGS are pytest's)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## Check style
 	@$(BIN)/ruff check .

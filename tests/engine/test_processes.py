@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     """All cases, by one process and by two."""
     folder = tmp_path_factory.mktemp("cases")
     script = str(Path(__file__).parent / "cases.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     for command in ([sys.executable, script, str(folder), *COMMON], [*torchrun, str(folder), *COMMON, *SHARDED]):
         done = subprocess.run(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
