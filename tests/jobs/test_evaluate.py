@@ -237,6 +237,25 @@ def test_a_sweep_leaves_a_table_and_a_plot(inside, capsys):
     assert Image.open(folder / "plot.png").size[0] > 400
 
 
+def test_a_sweep_over_lengths_draws_error_over_rate(inside, capsys):
+    command("evaluate", "--multirun", *inside, LITE0, TOKENIZER, "evaluation=reconstruction",
+            "evaluation.metrics=[ssim]", "images.ratios=[1,0],[0.5,0.5],[0,1]")  # fmt: skip
+    folder = Path(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sweep: "))[7:]).parent
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    lengths = [float(row["codes_per_image"]) for row in rows]
+    assert [lengths[0], lengths[2]] == [16, 64]
+    for row, length in zip(rows, lengths, strict=True):
+        assert float(row["bits_per_image"]) == pytest.approx(5 * length + float(row["grain_map_bits"]))
+        assert 0 <= float(row["grain_map_bits"]) <= 16
+    assert float(rows[0]["grain_map_bits"]) == float(rows[2]["grain_map_bits"]) == 0
+    assert Image.open(folder / "rate_distortion.png").size[0] > 400
+    capsys.readouterr()
+    line = refusal(capsys, "evaluate", *inside, LITE0, TOKENIZER, "evaluation=reconstruction", "images.psnr=20",
+                   "images.ratios=[1,0]")  # fmt: skip
+    assert "type one of them" in line
+
+
 def test_what_must_be_known_of_figures_stands_beside_them(folders, tmp_path, inside):
     a, _ = folders
     jpeg = write_pictures(tmp_path / "jpeg", 40, 0, 4, side=48, form="jpg")

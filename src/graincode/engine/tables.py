@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MEMBER = "GRAINCODE_SWEEP_MEMBER"
 """Environment variable: the file in which a member of a sweep notes which run it was."""
 
+_LENGTH, _RATES = "codes_per_image", ("images.ratios", "images.psnr")
 _FIRST = ("run", "mode", "images", "count", "reference")
 _YARDSTICKS = ("_floor", "_of_real_images")
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
@@ -117,6 +118,8 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     if varying and len(rows) > 1:
         _plot(folder / "plot.png", [[setting.get(name) for name in varying] for setting in settings], varying, figures,
               spreads)  # fmt: skip
+        if len({found[_LENGTH] for found in figures if _LENGTH in found and "mse" in found}) > 1:
+            _rate_distortion(folder / "rate_distortion.png", settings, varying, figures)
     return folder / "table.csv"
 
 
@@ -186,6 +189,38 @@ def _plot(
         shown |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     if any(shown):
         canvas.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+    with replacing(path) as partial:
+        canvas.savefig(partial, dpi=150)
+
+
+def _rate_distortion(
+    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], figures: Sequence[Mapping[str, float]]
+) -> None:
+    """Error of reconstructions over codes and over bits; a line for each choice of all but the length that is asked for."""
+    from matplotlib.figure import Figure as Canvas
+
+    lines: dict[str, list[Mapping[str, float]]] = {}
+    for setting, found in zip(settings, figures, strict=True):
+        if _LENGTH in found and "mse" in found:
+            others = [f"{_short(name)}={setting.get(name)}" for name in names if name not in _RATES]
+            lines.setdefault(", ".join(others), []).append(found)
+    canvas = Canvas(figsize=(9, 3.8), layout="constrained")
+    axes = canvas.subplots(1, 2, sharey=True)
+    titles = {_LENGTH: "codes per image", "bits_per_image": "bits per image, grain map included"}
+    for panel, (name, title) in zip(axes, titles.items(), strict=True):
+        for colour, (label, found) in zip(_COLOURS * len(lines), lines.items(), strict=False):
+            points = sorted((one[name], one["mse"]) for one in found if name in one)
+            panel.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", markersize=4, linewidth=1.5)
+        panel.set(xscale="log", yscale="log", xlabel=title)
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.xaxis.set_minor_formatter("{x:.0f}")
+        panel.grid(color="#e4e4e4", linewidth=0.6, which="both")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean squared error")
+    if any(lines):
+        handles, labels = axes[0].get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     with replacing(path) as partial:
         canvas.savefig(partial, dpi=150)
 
