@@ -4,9 +4,9 @@
     .venv/bin/python experiments/rate_distortion/run.py deciding      Fashion-MNIST, three seeds, test images
     .venv/bin/python experiments/rate_distortion/run.py photographs   wallpapers at 64 pixels, test photographs
 
-All rows of a part see as many images, and their steps cost as many FLOPs: a row whose step is cheaper is made wider. Two
-trainings run at a time, one thread each; the first one to finish tells how long the part will take. What has finished is
-not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png beside this file.
+All rows of a part see as many images, and their steps cost as many FLOPs: a row whose step is cheaper is made wider.
+Two trainings run at a time, one thread each; the first one to finish tells how long the part will take. What has
+finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png beside this file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ ROUTERS = ("coding", "entropy", "feature", "random")
 COLUMNS = {
     "codes_per_image": "codes", "mse": "MSE", "against_fixed": "of fixed length", "psnr_mean": "mean PSNR",
     "ssim": "SSIM", "rfd_lite0@112": "FD (lite0@112)", "codebook_usage": "usage",
-    "bits_per_image": "bits", "against_fixed_bits": "of fixed length, by bits", "channels": "width", "gflops": "GFLOPs a step",
+    "bits_per_image": "bits", "against_fixed_bits": "of fixed length, by bits", "channels": "width",
+    "gflops": "GFLOPs a step",
 }  # fmt: skip
 
 
@@ -257,10 +258,10 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
     chosen = PARTS[part]
     lines += [
         "",
-        f"Seeds {sorted({row['seed'] for row in rows})}, {chosen.split} images, {rows[0]['steps']} steps of 16 images; ± is the "
-        "standard deviation over seeds. GFLOPs of a training step are for one image. *Of fixed length* is the error divided by that of the fixed-length models at "
-        "the same length, on a line through their logarithms; *by bits*, at the same number of bits, those of the "
-        "grain map included.",
+        f"Seeds {sorted({row['seed'] for row in rows})}, {chosen.split} images, {rows[0]['steps']} steps of 16 images; "
+        "± is the standard deviation over seeds. GFLOPs of a training step are for one image. *Of fixed length* is the "
+        "error divided by that of the fixed-length models at the same length, on a line through their logarithms; *by "
+        "bits*, at the same number of bits, those of the grain map included.",
     ]
     with replacing(HERE / f"{part}.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
