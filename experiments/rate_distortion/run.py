@@ -6,7 +6,7 @@
 
 All rows of a part see as many images, and their steps cost as many FLOPs: a row whose step is cheaper is made wider.
 Two trainings run at a time, one thread each; the first one to finish tells how long the part will take. What has
-finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png beside this file.
+finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png here.
 """
 
 from __future__ import annotations
