@@ -28,7 +28,7 @@ demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a p
 	@$(BIN)/graincode-demo $(ARGS)
 
 test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## Check style
 	@$(BIN)/ruff check .
