@@ -370,16 +370,16 @@ def test_a_network_without_a_classifier_has_no_inception_score_and_all_else(fold
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
     blind = [f"features.timm.weights={weights}", "features.timm.model=test_vit", "features.timm.resolution=64"]
     pair = ["images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}"]
-    build = TimmExtractor._build
+    opened = TimmExtractor._open
 
     def without_head(self, model, path):
         create = timm.create_model
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(timm, "create_model", lambda name, **more: create(name, num_classes=0, **more))
-            build(self, model, path)
+            return opened(self, model, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TimmExtractor, "_build", without_head)
+        patch.setattr(TimmExtractor, "_open", without_head)
         command("evaluate", *pair, "features=[lite0_112,timm]", *blind, "evaluation.metrics=[fd,is]", "run_name=blind")
         record = record_of("blind")
         assert record["figures"].keys() == {"fd_lite0@112", "is_lite0@112", "fd_test_vit@64"}

@@ -265,6 +265,8 @@ class QuantileRouter(Router):
         found = [self.density(probe, self.layout).cpu() for probe in probes]
         gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
         densities = processes.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
+        if not bool(densities.isfinite().all()):
+            raise GraincodeError("a density is not finite: look for damaged images in the training data")
         self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
         self._calibrated = True
         grains = self._grains(densities, self._ratios(self.ratios))
