@@ -66,7 +66,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     features = "features=lite0_112"
     steps = [
         Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
-        Step("extract_codes", "extract_codes", (tokenizer,)),
+        Step("extract_codes", "extract_codes", (tokenizer, "splits=[train,val]")),
         Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
         Step("sample", "sample", (generator, tokenizer)),
         Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),

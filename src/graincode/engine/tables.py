@@ -196,7 +196,7 @@ def _plot(
 def _rate_distortion(
     path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], figures: Sequence[Mapping[str, float]]
 ) -> None:
-    """Error of reconstructions over codes and over bits; a line for each choice of all but the length that is asked for."""
+    """Error of reconstructions over codes and over bits; a line for each choice of all but the length asked for."""
     from matplotlib.figure import Figure as Canvas
 
     lines: dict[str, list[Mapping[str, float]]] = {}

@@ -121,22 +121,20 @@ class DQVAE(nn.Module):
         return self._codes(probe, self.router(probe, ratios))
 
     def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
+        """The codes of all images with as few of them as reach an error, by halving the range of mixtures."""
         images, layout = probe.images, self.layout
         low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-        high, best = torch.ones_like(low), None
-        for step in range(8):  # the first asks whether all coarse will do
-            middle = low if step == 0 else (low + high) / 2
+        high = torch.ones_like(low)
+        best = self._codes(probe, self.router(probe, ratios_at(high, layout.num_grains)))
+        for step in range(7):
+            middle = low if step == 0 else (low + high) / 2  # the first asks whether all coarse will do
             codes = self._codes(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
             error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
             reached = error <= 10 ** (-psnr / 10)
             high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
-            if best is None:
-                best = self._codes(probe, self.router(probe, ratios_at(high * 0 + 1, layout.num_grains)))
-            keep = reached & (codes.lengths <= best.lengths)
+            better = (reached & (codes.lengths <= best.lengths))[:, None, None]
             best = GrainCodes(
-                torch.where(keep[:, None, None], codes.grains, best.grains),
-                torch.where(keep[:, None, None], codes.indices, best.indices),
-                layout,
+                torch.where(better, codes.grains, best.grains), torch.where(better, codes.indices, best.indices), layout
             )
         return best
 
@@ -193,14 +191,10 @@ class DQVAE(nn.Module):
             if sum(map(len, vectors[0])) >= 4 * layout.codebook_size:
                 break
         for index, quantizer in enumerate(self.quantizers):
-            chosen = (
-                range(index, layout.num_grains, layout.num_codebooks)
-                if layout.num_codebooks > 1
-                else range(layout.num_grains)
-            )
+            own = [index] if layout.num_codebooks > 1 else range(layout.num_grains)
             quantizer.initialize(
-                torch.cat([part for g in chosen for part in vectors[g]]),
-                torch.cat([part for g in chosen for part in keys[g]]),
+                torch.cat([part for g in own for part in vectors[g]]),
+                torch.cat([part for g in own for part in keys[g]]),
             )
 
     @torch.no_grad()
