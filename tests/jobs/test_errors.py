@@ -35,7 +35,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of coding, entropy, "),
         ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
         ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),
-        ("train_tokenizer", ["tokenizer=dqvae", "tokenizer.router.density.sigma=wide"], "sigma=wide: expected a number"),
+        ("train_tokenizer", ["tokenizer=dqvae", "tokenizer.router.density.sigma=wide"], "sigma=wide: expected a num"),
         ("train_tokenizer", ["tokenizer.model.decoder.expand=7"], "expand=7: expected true or false"),
         ("train_tokenizer", ["tokenizer.objective.pixel=l3"], "type tokenizer.objective.pixel= one of l1, l2"),
         ("train_tokenizer", ["trainer.steps=ten"], "trainer.steps=ten: expected a whole number; type for example"),
