@@ -48,9 +48,9 @@ RATIOS = {
 ROUTERS = ("coding", "entropy", "feature", "random")
 COLUMNS = {
     "codes_per_image": "codes", "mse": "MSE", "against_fixed": "of fixed length", "psnr_mean": "mean PSNR",
-    "ssim": "SSIM", "rfd_lite0@112": "FD (lite0@112)", "codebook_usage": "usage",
-    "bits_per_image": "bits", "against_fixed_bits": "of fixed length, by bits", "channels": "width",
-    "gflops": "GFLOPs a step",
+    "ssim": "SSIM", "lite0_distance": "perceptual distance", "rfd_lite0@112": "FD (lite0@112)",
+    "codebook_usage": "usage", "bits_per_image": "bits", "against_fixed_bits": "of fixed length, by bits",
+    "channels": "width", "gflops": "GFLOPs a step",
 }  # fmt: skip
 
 
@@ -160,16 +160,16 @@ RATIOS[PHOTOGRAPHS] = RATIOS[DUAL]
 PARTS = {
     "wide": Part(
         [*FIXED, *SPECIALISTS, elastic(DUAL), elastic(TRIPLE), *ABLATIONS, *QUANTIZERS], [0], 1500, "val",
-        FASHION, FASHION, "[ssim]",
+        FASHION, FASHION, "[ssim,lite0]",
     ),
     "deciding": Part(
         [*FIXED, *(variable(DUAL, length, "coding") for length in (28, 32, 40)), elastic(DUAL)], [1, 2, 3], 3000,
-        "test", FASHION, FASHION, "[fd,ssim]",
+        "test", FASHION, FASHION, "[fd,ssim,lite0]",
     ),
     "photographs": Part(
         [*fixed({16: [(16, 16)], 32: [(8, 16)], 64: [(8, 8)]}),
          *(variable(PHOTOGRAPHS, 28, router) for router in ("coding", "entropy", "random"))], [0], 3000, "test",
-        ["data=wallpapers", "augmentation.flip=true"], ["data=wallpapers"], "[fd,ssim]",
+        ["data=wallpapers", "augmentation.flip=true"], ["data=wallpapers"], "[fd,ssim,lite0]",
     ),
 }  # fmt: skip
 

@@ -21,8 +21,9 @@ from graincode.metrics import (
     SUBSET,
     FeatureNetwork,
     Figure,
+    Lite0Distance,
+    LPIPSDistance,
     PairMean,
-    PerceptualDistance,
     Statistics,
     density_coverage,
     frechet_distance,
@@ -315,7 +316,7 @@ class Reconstruction(Distances):
         lpips_weights: file `vgg16-397923af.pth` of torchvision; None downloads it where lpips is asked for.
     """
 
-    metrics: Sequence[Distance | Literal["ssim", "lpips"]] | None = None
+    metrics: Sequence[Distance | Literal["ssim", "lpips", "lite0"]] | None = None
     lpips_weights: str | None = None
 
     mode: ClassVar[str] = "reconstruction"
@@ -331,7 +332,9 @@ class Reconstruction(Distances):
         if self.wants("ssim"):
             found["ssim"] = PairMean(structural_similarity)
         if self.wants("lpips"):
-            found["lpips"] = PairMean(PerceptualDistance(self.lpips_weights, device))
+            found["lpips"] = PairMean(LPIPSDistance(self.lpips_weights, device))
+        if self.wants("lite0"):
+            found["lite0_distance"] = PairMean(Lite0Distance(device))
         return found
 
 

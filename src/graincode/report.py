@@ -61,6 +61,7 @@ FIGURES = {
     "psnr_mean": ("Mean PSNR, dB", "↑"),
     "ssim": ("SSIM", "↑"),
     "lpips": ("LPIPS", "↓"),
+    "lite0_distance": ("Perceptual distance (lite0)", "↓"),
     "codebook_usage": ("Share of the codebook in use", "↑"),
     "codebook_perplexity": ("Codebook perplexity", "↑"),
     "class_accuracy": ("Class accuracy of samples", "↑"),

@@ -326,10 +326,12 @@ def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
     network = torchvision.models.vgg16(weights=None)
     weights = tmp_path / "vgg16.pth"
     torch.save({k: v for k, v in network.state_dict().items() if k.startswith("features.")}, weights)
-    settings = [*inside, TOKENIZER, "evaluation=reconstruction", "evaluation.metrics=[lpips]"]
+    settings = [*inside, TOKENIZER, "evaluation=reconstruction", "evaluation.metrics=[lpips,lite0]"]
     command("evaluate", *settings, f"evaluation.lpips_weights={weights}", "run_name=lpips")
     record = record_of("lpips")
     assert record["figures"]["lpips"] > 0
+    assert record["figures"]["lite0_distance"] > 0
+    assert record["lite0_distance"].startswith("lite0:")
     assert record["lpips"].startswith("lpips-vgg:")
     assert record["features"] == {}
 

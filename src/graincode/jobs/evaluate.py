@@ -40,7 +40,7 @@ from graincode.evaluation import (
 )
 from graincode.export import load_export, load_pair
 from graincode.files import write_json
-from graincode.metrics import FeatureNetwork, Statistics, measure, read_npz, write_npz
+from graincode.metrics import FeatureNetwork, PerceptualDistance, Statistics, measure, read_npz, write_npz
 from graincode.passes import (
     DatasetPass,
     PairPass,
@@ -194,7 +194,9 @@ def _open_images(
 ) -> tuple[Pass, dict[str, str], dict[str, Any]]:
     """What is measured, the identities of what it depends on, and what the record says of it."""
     likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
-    others = {"lpips": likeness["lpips"].measure.identity} if "lpips" in likeness else {}
+    others = {
+        name: one.measure.identity for name, one in likeness.items() if isinstance(one.measure, PerceptualDistance)
+    }
     if isinstance(what, Samples):
         made, decodes = load_pair(
             resolve_path(cfg, "generator_path", "train_generator", "export"),

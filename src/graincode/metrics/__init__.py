@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         precision_recall,
     )
     from graincode.metrics.features import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures
-    from graincode.metrics.perceptual import PerceptualDistance
+    from graincode.metrics.perceptual import Lite0Distance, LPIPSDistance, PerceptualDistance
     from graincode.metrics.statistics import SUBSET, Statistics, cached_statistics, measure, read_npz, write_npz
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "FeatureNetwork",
     "Figure",
     "InceptionFeatures",
+    "LPIPSDistance",
+    "Lite0Distance",
     "Lite0Features",
     "PairErrors",
     "PairMean",

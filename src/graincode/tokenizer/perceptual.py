@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError
-from graincode.core.losses import feature_distance
 
 _KEY = "tokenizer.perceptual"
 
@@ -88,7 +87,7 @@ class PerceptualLoss(ABC):
 
 
 class LPIPSLoss(PerceptualLoss):
-    """LPIPS with VGG16, version 0.1: the same network and figure as `graincode.metrics.PerceptualDistance`.
+    """LPIPS with VGG16, version 0.1: the same network and figure as `graincode.metrics.LPIPSDistance`.
 
     Args:
         weight: of the distance in the loss.
@@ -181,12 +180,9 @@ class TimmLoss(PerceptualLoss):
         return max(found if self.stages is None else (found[stage] for stage in self.stages))
 
     def _distance(self, network: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        pairs = zip(*(self._features(network, part) for part in (images, reference)), strict=True)
-        return sum(feature_distance(a, b) for a, b in pairs)
+        from graincode.metrics.perceptual import stages_distance
 
-    def _features(self, network: nn.Module, images: Tensor) -> list[Tensor]:
-        scaled = network.scaled((images + 1) * 127.5, self.resize)
-        return network.network.forward_intermediates(scaled, indices=self.stages, intermediates_only=True)
+        return stages_distance(network, images, reference, self.resize, self.stages)
 
 
 class Lite0Loss(TimmLoss):
