@@ -80,22 +80,19 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A chart of a run's log: training values as a line, times `factor`, and validation values as points."""
+    """A chart of a run's log: training values as a line, and validation values as points."""
 
     run: str
     title: str
     training: str = ""
     validation: str = ""
-    factor: float = 1.0
     log: bool = False
 
 
 CURVES = (
     Curve("train_tokenizer", "Tokenizer: loss", training="train/loss", log=True),
     Curve("train_tokenizer", "Tokenizer: PSNR of the mean error, dB", validation="val/psnr_of_mean"),
-    Curve(
-        "train_generator", "Generator: bits per image", "train/nats_per_image", "val/bits_per_image", 1 / math.log(2)
-    ),
+    Curve("train_generator", "Generator: bits per image", "train/bits_per_image", "val/bits_per_image"),
 )
 
 

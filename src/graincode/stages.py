@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -257,10 +256,10 @@ class GeneratorPlayer:
         return True
 
     def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
-        return self.objective.counts(batch.codes)
+        return self.objective.counts(batch.codes, self.module.decided_grains)
 
     def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
-        return self.objective(wrapped(batch.codes, batch.labels, step.draws), self.module.layout.num_grains)
+        return self.objective(wrapped(batch.codes, batch.labels, step.draws))
 
     def histograms(self) -> dict[str, Tensor]:
         return {}
@@ -296,16 +295,15 @@ class GeneratorStage:
         return batch
 
     def evaluate(self, module: DGiTAR, limit: int) -> dict[str, float]:
-        """Bits per image (less is better) and the terms of the loss, on validation codes."""
+        """Bits per image (less is better), their parts, and the terms of the loss, on validation codes."""
         meter, device = Meter(), module.content_head.weight.device
         batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True))
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
             batch = batch.to(device)
-            meter.add(self.objective(module(batch.codes, batch.labels), module.layout.num_grains), weight)
+            meter.add(self.objective(module(batch.codes, batch.labels)), weight)
         figures = meter.flush()
-        bits = figures.pop("nats_per_image") / math.log(2)
-        return {"objective": bits, "bits_per_image": bits, **figures}
+        return {"objective": figures["bits_per_image"], **figures}
 
     def pictures(self, module: DGiTAR) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from strategies import LAYOUTS, random_codes, random_grains
 
-from graincode.core.codes import CodeLayout, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import uniforms
 from graincode.generator import (
@@ -17,20 +17,24 @@ from graincode.generator import (
     Transformer,
 )
 from graincode.sampling import AutoregressiveSampler
+from graincode.sampling.guidance import SCHEDULES
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
 
 
-def make(layout, conditioning=ClassConditioning, dtype=torch.float32):
+MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rotary": True, "adaln": True}
+
+
+def make(layout, conditioning=ClassConditioning, dtype=torch.float32, block=None, layers=(1, 2), parts=None, **options):
     """A generator with weights large enough that nothing it does is close to uniform."""
     model = DGiTAR(
         layout,
         WIDTH,
-        HeterogeneousEmbedding(layout, WIDTH),
+        HeterogeneousEmbedding(layout, WIDTH, **(parts or {})),
         conditioning(layout, WIDTH),
-        Transformer(WIDTH, 1, 4),
-        Transformer(WIDTH, 2, 4),
+        *(Transformer(WIDTH, count, 4, **(block or {})) for count in layers),
+        **options,
     )
     for parameter in model.parameters():
         parameter.data += 0.15 * torch.randn_like(parameter)
@@ -41,9 +45,21 @@ def labels_for(layout, count):
     return torch.arange(count) % layout.classes
 
 
+VARIANTS = {
+    "plain": {},
+    "modern": {"block": MODERN},
+    "modelled": {"last_positions": "modelled"},
+    "rotary alone": {"block": {"rotary": True}, "parts": {"position": "none", "index": False}},
+    "shared positions": {"parts": {"position": "shared", "grain": False}},
+    "one stack": {"layers": (0, 2)},
+    "no conditioning": {"block": MODERN, "conditioning": NoConditioning},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("layout", CLASSED, ids=str)
-def test_cached_logits_are_the_training_logits_at_every_step(layout):
-    model, codes = make(layout), random_codes(layout, random_grains(layout, 4))
+def test_cached_logits_are_the_training_logits_at_every_step(layout, variant):
+    model, codes = make(layout, **VARIANTS[variant]), random_codes(layout, random_grains(layout, 4))
     labels, sequences = labels_for(layout, 4), to_sequences(codes)
     hidden, contents = model.hidden_and_contents(sequences, labels)
     cached = CachedLogits(model, labels)
@@ -61,9 +77,10 @@ def test_cached_logits_are_the_training_logits_at_every_step(layout):
         grain = grain + (alive & (content == layout.no_content))
 
 
+@pytest.mark.parametrize("variant", ["plain", "modern"])
 @pytest.mark.parametrize("layout", CLASSED, ids=str)
-def test_a_sample_depends_on_its_seed_index_and_label_alone(layout):
-    model = make(layout, dtype=torch.float64)
+def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, variant):
+    model = make(layout, dtype=torch.float64, **VARIANTS[variant])
     labels = labels_for(layout, 9)
     everything = model.sample(labels, seed=5, batch_size=9)
     for batch_size in (1, 4):
@@ -83,18 +100,22 @@ def test_in_float32_a_sample_is_the_same_at_a_fixed_compute_batch():
     assert torch.equal(part.indices, everything.indices[8:])
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("layout", CLASSED, ids=str)
-def test_likelihood_of_one_image_does_not_depend_on_the_others(layout):
-    model, codes = make(layout, dtype=torch.float64), random_codes(layout, random_grains(layout, 5))
+def test_likelihood_of_one_image_does_not_depend_on_the_others(layout, variant):
+    model = make(layout, dtype=torch.float64, **VARIANTS[variant])
+    codes = random_codes(layout, random_grains(layout, 5))
     labels = labels_for(layout, 5)
     together = model(codes, labels).total
     for row in range(5):
         torch.testing.assert_close(model(codes[[row]], labels[[row]]).total[0], together[row])
 
 
-def test_changing_a_code_changes_nothing_before_it():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_changing_a_code_changes_nothing_before_it(variant):
     layout = LAYOUTS[2]
-    model, codes = make(layout, dtype=torch.float64), random_codes(layout, random_grains(layout, 3))
+    model = make(layout, dtype=torch.float64, **VARIANTS[variant])
+    codes = random_codes(layout, random_grains(layout, 3))
     sequences, labels = to_sequences(codes), labels_for(layout, 3)
     hidden, contents = model.hidden_and_contents(sequences, labels)
     changed = sequences.contents.clone()
@@ -119,12 +140,85 @@ def every_code(layout):
             yield from_sequences(type(sequences)(sequences.slots, dense, layout))
 
 
+@pytest.mark.parametrize("codebook", ["shared", "per_grain"])
+@pytest.mark.parametrize("variant", ["plain", "modern"])
 @pytest.mark.parametrize("grains", [((2, 2),), ((4, 2), (2, 2)), ((4, 4), (4, 2), (2, 2))], ids=str)
-def test_likelihood_sums_to_one_over_all_codes(grains):
-    layout = CodeLayout((4, 4), grains, 2, 1)
+def test_likelihood_sums_to_one_over_all_codes(grains, variant, codebook):
+    layout = CodeLayout((4, 4), grains, 2, 1, codebook)
     codes = GrainCodes.cat(list(every_code(layout)))
-    total = make(layout, dtype=torch.float64)(codes, torch.zeros(len(codes), dtype=torch.long)).total
+    model = make(layout, dtype=torch.float64, **VARIANTS[variant])
+    total = model(codes, torch.zeros(len(codes), dtype=torch.long)).total
     assert float((-total).exp().sum()) == pytest.approx(1, abs=1e-9)
+
+
+def test_modelled_last_positions_are_paid_for_over_all_regions():
+    layout = CodeLayout((4, 4), ((4, 2), (2, 2)), 2, 1)
+    codes = GrainCodes.cat(list(every_code(layout)))
+    labels = torch.zeros(len(codes), dtype=torch.long)
+    model = make(layout, dtype=torch.float64, last_positions="modelled")
+    modelled = model(codes, labels)
+    assert float((-modelled.total).exp().sum()) < 0.9  # what cannot be has a share of the probability
+    last = modelled.is_decision & (modelled.grain == 1)
+    assert torch.equal(last.sum(dim=1), (codes.grains == 1).sum(dim=(1, 2)))
+    # its logits, renormalised over both regions, by hand: the first fine region of an image that is fine everywhere
+    fine = (codes.grains == 1).all(dim=(1, 2)).nonzero()[0]
+    sequences = to_sequences(codes[fine])
+    hidden, _ = model.hidden_and_contents(sequences, labels[:1])
+    logits = model.regions_of(hidden[0, 1:2], torch.ones(1, dtype=torch.long))[0, :2]
+    assert float(modelled.position[fine, 1]) == pytest.approx(float(-logits.log_softmax(0)[0]))
+    assert modelled.bits()["position_1"].shape == (len(codes),)
+    drawn = model.sample(labels[:50], batch_size=50)
+    assert (drawn.grains == 1).any()
+
+
+def plain_decoder(model, codes, labels):
+    """K = 1, written anew: a causal decoder in raster order, which gets the next position after its first stack."""
+
+    def attention(block, x):
+        q, k, v = (part.view(*x.shape[:2], 4, -1) for part in block.attention.qkv(block.norm1(x)).chunk(3, dim=-1))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
+        length = x.shape[1]
+        scores = scores + torch.full((length, length), -torch.inf, dtype=x.dtype).triu(1)
+        mixed = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2)
+        return x + block.attention.out(mixed)
+
+    def stack(transformer, x):
+        for block in transformer.blocks:
+            x = attention(block, x)
+            x = x + block.mlp[2](torch.nn.functional.gelu(block.mlp[0](block.norm2(x))))
+        return transformer.norm(x)
+
+    embedding, contents = model.embedding, codes.indices.flatten(1)
+    cells = contents.shape[1]
+    at = embedding.position.weight[:cells] + embedding.grain.weight[0]
+    start = embedding.position.weight[cells + 1] + embedding.grain.weight[1] + embedding.content.weight[-1]
+    tokens = embedding.content(contents[:, :-1]) + at[:-1]
+    tokens = torch.cat([start.expand(len(contents), 1, -1), tokens], dim=1) + embedding.index.weight[:cells]
+    tokens = tokens + model.conditioning.table(labels)[:, None]
+    logits = model.content_head(stack(model.content_transformer, stack(model.position_transformer, tokens) + at))
+    return -logits.log_softmax(-1).gather(2, contents[..., None])[..., 0]
+
+
+def test_with_one_grain_it_is_a_plain_raster_decoder():
+    layout = CodeLayout((16, 24), ((4, 4),), 16, 3)
+    model, codes = make(layout, dtype=torch.float64), random_codes(layout, random_grains(layout, 5))
+    labels = labels_for(layout, 5)
+    likelihood = model(codes, labels)
+    torch.testing.assert_close(likelihood.content, plain_decoder(model, codes, labels))
+    assert float(likelihood.position.abs().max()) == 0
+
+
+def test_a_plain_decoder_is_not_told_where_the_next_code_is():
+    layout = CodeLayout((16, 24), ((4, 4),), 16, 3)
+    model = make(layout, dtype=torch.float64, layers=(0, 2), next_position=False)
+    codes, labels = random_codes(layout, random_grains(layout, 5)), labels_for(layout, 5)
+    sequences = to_sequences(codes)
+    before = model(codes, labels).content
+    model.embedding.position.weight[int(sequences.slots[0, -1])] += 1  # no token stands behind the last one
+    torch.testing.assert_close(model(codes, labels).content, before)
+    assert len(model.sample(labels, batch_size=5)) == 5
+    with pytest.raises(GraincodeError, match=r"type generator\.model\.next_position=true"):
+        make(LAYOUTS[2], next_position=False)
 
 
 def test_samples_follow_the_likelihood():
@@ -216,11 +310,83 @@ def test_greedy_and_truncated_sampling():
         model.sample(labels, temperature=0)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("variant", ["plain", "modern"])
+def test_dropping_finished_samples_changes_none(variant, guidance):
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 24)
+    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
+    given = CodePrefix.of_grains(codes, 1)  # three of four are all coarse, and complete early
+    batches = []
+    step = model.position_transformer.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
+    kept = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given)
+    everything = sum(batches)
+    batches.clear()
+    dropped = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given, drop_finished=True)
+    step.remove()
+    assert torch.equal(dropped.indices, kept.indices)
+    assert torch.equal(dropped.grains, kept.grains)
+    assert sum(batches) < everything
+
+
+def test_what_is_given_is_kept_and_the_rest_is_drawn():
+    layout = LAYOUTS[5]
+    model, labels = make(layout, dtype=torch.float64), labels_for(layout, 6)
+    codes = random_codes(layout, random_grains(layout, 6))
+    nothing = model.sample(labels, batch_size=4)
+    assert torch.equal(
+        model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, 0)).indices, nothing.indices
+    )
+    whole = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, layout.num_grains))
+    assert torch.equal(whole.indices, codes.indices)
+    for count in range(1, layout.num_grains):
+        drawn = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, count))
+        coarse = codes.grains < count
+        assert torch.equal(drawn.grains < count, coarse)
+        assert torch.equal(drawn.grains[coarse], codes.grains[coarse])
+        cells = layout.expand(coarse, 0)
+        assert torch.equal(drawn.indices[cells], codes.indices[cells])
+        assert not torch.equal(drawn.indices[~cells], codes.indices[~cells])
+    for count in (1, layout.num_regions // 2, layout.num_regions):
+        prefix = CodePrefix.of_regions(codes, count)
+        again = to_sequences(model.sample(labels, batch_size=4, given=prefix))
+        for row, length in enumerate(prefix.lengths.tolist()):
+            assert torch.equal(again.slots[row, :length], prefix.sequences.slots[row, :length])
+            assert torch.equal(again.contents[row, :length], prefix.sequences.contents[row, :length])
+        known = prefix.sequences.slots.clamp(max=layout.num_slots - 1)
+        kept = torch.arange(known.shape[1]) < prefix.lengths[:, None]
+        regions = layout.slots().region[known].masked_fill(~(kept & prefix.sequences.is_code), -1)
+        assert all(len(set(row.tolist()) - {-1}) == count for row in regions)
+    with pytest.raises(GraincodeError, match="expected 0 to 3"):
+        CodePrefix.of_grains(codes, 4)
+    with pytest.raises(GraincodeError, match="6 beginnings of codes for 2 samples"):
+        model.sample(labels[:2], given=prefix)
+
+
+def test_guidance_comes_in_as_an_image_is_completed():
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.float64), labels_for(layout, 6)
+
+    def first_codes(**settings):
+        return to_sequences(model.sample(labels, batch_size=6, **settings)).contents[:, 0]
+
+    plain = first_codes()
+    for schedule in ("linear", "cosine"):
+        assert torch.equal(first_codes(guidance_scale=8.0, guidance_schedule=schedule), plain)
+    assert not torch.equal(first_codes(guidance_scale=8.0), plain)
+    drawn = [
+        model.sample(labels, batch_size=6, guidance_scale=8.0, guidance_schedule=schedule).indices
+        for schedule in ("constant", "linear", "cosine")
+    ]
+    assert len({tuple(codes.flatten().tolist()) for codes in drawn}) == 3
+    assert [float(share(torch.tensor(1.0))) for share in SCHEDULES.values()] == pytest.approx([1, 1, 1])
+
+
 def test_objective_weighs_content_and_positions():
     layout = LAYOUTS[5]
     codes = random_codes(layout, random_grains(layout, 6))
     likelihood = make(layout)(codes, labels_for(layout, 6))
-    terms = AutoregressiveObjective()(likelihood, layout.num_grains)
+    terms = AutoregressiveObjective()(likelihood)
     assert float(terms["content"].mean) == pytest.approx(
         float(likelihood.content.sum() / codes.lengths.sum()), rel=1e-5
     )
@@ -228,7 +394,10 @@ def test_objective_weighs_content_and_positions():
     assert float(terms["position_0"].total + terms["position_1"].total) == pytest.approx(
         float(likelihood.position.sum()), rel=1e-5
     )
-    assert float(terms["nats_per_image"].mean) == pytest.approx(float(likelihood.total.mean()), rel=1e-5)
+    assert float(terms["bits_per_image"].mean) == pytest.approx(float(likelihood.total.mean()) / math.log(2), rel=1e-5)
+    parts = [terms[f"bits_{name}_{g}"] for name, count in (("content", 3), ("position", 2)) for g in range(count)]
+    assert sum(float(part.mean) for part in parts) == pytest.approx(float(terms["bits_per_image"].mean), rel=1e-5)
+    assert all(part.weight == 0 for part in parts)
 
 
 def test_an_untrained_model_pays_log_of_the_codebook():
@@ -238,7 +407,7 @@ def test_an_untrained_model_pays_log_of_the_codebook():
         Transformer(WIDTH, 1, 4), Transformer(WIDTH, 1, 4),
     )  # fmt: skip
     codes = random_codes(layout, random_grains(layout, 8))
-    terms = AutoregressiveObjective()(model(codes, labels_for(layout, 8)), layout.num_grains)
+    terms = AutoregressiveObjective()(model(codes, labels_for(layout, 8)))
     assert float(terms["content"].mean) == pytest.approx(math.log(256), abs=0.15)
 
 

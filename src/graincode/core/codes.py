@@ -187,6 +187,17 @@ class CodeLayout:
         """Tokens of the longest sequence: every region at the last grain, and the ends."""
         return self.num_regions * self.codes_per_region[-1] + self.num_ends
 
+    def coordinates(self) -> Tensor:
+        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in cells of the finest grid from 0.
+
+        Ends, padding and the start stand before the first cell, at -1.
+        """
+        table, finest = self.slots(), self.grids[-1]
+        sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
+        corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)
+        middle = corner + (sizes[table.grain] - 1) / 2
+        return torch.cat([torch.where(table.is_end[:, None], -1.0, middle), middle.new_full((2, 2), -1.0)])
+
     def slots(self, device: torch.device | str = "cpu") -> SlotTable:
         """The table of all slots, made once per layout and device."""
         return _slot_table(self, torch.device(device))
@@ -344,6 +355,72 @@ def from_sequences(sequences: CodeSequences) -> GrainCodes:
             "expected every region once, at one grain, with all its codes"
         )
     return GrainCodes(grains, indices.view(batch, *layout.grids[-1]), layout)
+
+
+@dataclass(frozen=True)
+class CodePrefix:
+    """The beginning of each image's sequence, to be completed by a generator.
+
+    Attributes:
+        sequences: of B images, as `to_sequences` gives them.
+        lengths: (B,) long, how many tokens of each are kept.
+    """
+
+    sequences: CodeSequences
+    lengths: Tensor
+
+    @classmethod
+    def of_grains(cls, codes: GrainCodes, count: int) -> CodePrefix:
+        """The codes of the coarsest grains, and so the map of all but the last two.
+
+        Args:
+            codes: of B images.
+            count: of grains, 0 to K.
+        Raises:
+            GraincodeError: there are not so many.
+        """
+        layout = codes.layout
+        if not 0 <= count <= layout.num_grains:
+            raise GraincodeError(
+                f"the first {count} grains: expected 0 to {layout.num_grains}, as many as the codes have"
+            )
+        sequences = to_sequences(codes)
+        behind = int(layout.slots().first[count, 0]) if count < layout.num_grains else layout.num_slots
+        return cls(sequences, (sequences.slots < behind).sum(dim=1))
+
+    @classmethod
+    def of_regions(cls, codes: GrainCodes, count: int) -> CodePrefix:
+        """The codes of the first regions in the order of generation, coarse ones first.
+
+        Args:
+            codes: of B images.
+            count: of regions, 0 to R.
+        Raises:
+            GraincodeError: there are not so many.
+        """
+        layout, table = codes.layout, codes.layout.slots(codes.grains.device)
+        if not 0 <= count <= layout.num_regions:
+            raise GraincodeError(f"the first {count} regions: expected 0 to {layout.num_regions}, as many as there are")
+        sequences = to_sequences(codes)
+        known = sequences.slots.clamp(max=layout.num_slots - 1)
+        completes = sequences.is_code & (table.following[known] == layout.num_slots)
+        before = completes.cumsum(dim=1) - completes.long()
+        return cls(sequences, ((before < count) & (sequences.slots != layout.pad_slot)).sum(dim=1))
+
+    def rows(self, start: int, count: int) -> CodePrefix:
+        """Images `start` to `start + count`, filled up with images of which nothing is given."""
+        part = slice(start, start + count)
+        layout, missing = self.sequences.layout, count - len(self.lengths[part])
+        fill = torch.nn.functional.pad
+        slots = fill(self.sequences.slots[part], (0, 0, 0, missing), value=layout.pad_slot)
+        contents = fill(self.sequences.contents[part], (0, 0, 0, missing), value=layout.no_content)
+        return CodePrefix(CodeSequences(slots, contents, layout), fill(self.lengths[part], (0, missing)))
+
+    def to(self, device: torch.device | str) -> CodePrefix:
+        """The same on another device."""
+        sequences = self.sequences
+        moved = CodeSequences(sequences.slots.to(device), sequences.contents.to(device), sequences.layout)
+        return CodePrefix(moved, self.lengths.to(device))
 
 
 def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:

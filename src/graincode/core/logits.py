@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,9 @@ def legal_regions(coded: Tensor, last: Tensor) -> Tensor:
     return torch.nn.functional.pad(legal, (0, 1), value=True)
 
 
-def truncate(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+def truncate(
+    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
     """Logits divided by the temperature, with all but the likeliest entries at -inf.
 
     Args:
@@ -30,6 +34,8 @@ def truncate(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: fl
         temperature: > 0.
         top_k: entries that stay; 0 or more than V keeps all. Entries that tie with the last one stay too.
         top_p: the smallest set of entries whose probability reaches this share stays; 1 keeps all.
+        min_p: entries stay whose probability is at least this share of the likeliest one's; 0 keeps all. Source: Nguyen
+            et al., 2024.
     Returns:
         (..., V); at least one entry is finite where one was.
     """
@@ -42,6 +48,8 @@ def truncate(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: fl
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         dropped = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
         logits = logits.masked_fill(dropped, -torch.inf)
+    if min_p > 0:
+        logits = logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
 
 

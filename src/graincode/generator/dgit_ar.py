@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, CodeSequences, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import legal_regions
 from graincode.core.rng import Draws, uniforms
 from graincode.generator.embedding import ClassConditioning, HeterogeneousEmbedding, NoConditioning
-from graincode.generator.transformer import KeyValueCache, Transformer
+from graincode.generator.transformer import KeyValueCache, Rotary, Rotation, Transformer
 from graincode.sampling import AutoregressiveSampler
 
 
@@ -28,6 +30,8 @@ class SequenceLikelihood:
         is_code: (B, L) bool.
         is_decision: (B, L) bool, where the next region (or the end of the grain) was a choice.
         grain: (B, L) long, the grain of each token.
+        num_grains: K.
+        decided_grains: how many grains, from the coarsest, decide where their regions are.
     """
 
     content: Tensor
@@ -35,11 +39,24 @@ class SequenceLikelihood:
     is_code: Tensor
     is_decision: Tensor
     grain: Tensor
+    num_grains: int
+    decided_grains: int
 
     @property
     def total(self) -> Tensor:
         """(B,) nats per image: codes and grain map together."""
         return (self.content + self.position).sum(dim=1)
+
+    def bits(self) -> dict[str, Tensor]:
+        """(B,) bits of each image, without gradients: `per_image`, and its parts `content_g` and `position_g`."""
+        found = {"per_image": self.total.detach()}
+        for name, values, count in (
+            ("content", self.content, self.num_grains),
+            ("position", self.position, self.decided_grains),
+        ):
+            for g in range(count):
+                found[f"{name}_{g}"] = (values.detach() * (self.grain == g)).sum(dim=1)
+        return {name: nats / math.log(2) for name, nats in found.items()}
 
 
 class DGiTAR(nn.Module):
@@ -47,8 +64,20 @@ class DGiTAR(nn.Module):
 
     The region that comes next is what a position says; the other cells of a region, and all positions of the last
     grain, are implied. Likelihood and sampling use one distribution, renormalised over the legal regions. What an image
-    is conditioned on is added to every token.
+    is conditioned on is added to every token, and modulates the blocks of transformers with `adaln`.
 
+    With one grain this is a decoder in raster order that is told where the next code is; without `next_position` and
+    with no position layers, a plain one.
+
+    Args:
+        layout: the code layout.
+        width: of each token.
+        embedding, conditioning, position_transformer, content_transformer: its parts, of this width.
+        last_positions: "implied" by the regions that are left, or "modelled": the last grain's regions are then
+            predicted, and paid for, over all regions, as published; samples tile all the same.
+        next_position: whether the content transformer is told where the next code is; needed with several grains.
+    Raises:
+        GraincodeError: an option is unknown, or does not fit the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
     """
 
@@ -60,12 +89,27 @@ class DGiTAR(nn.Module):
         conditioning: ClassConditioning | NoConditioning,
         position_transformer: Transformer,
         content_transformer: Transformer,
+        last_positions: Literal["implied", "modelled"] = "implied",
+        next_position: bool = True,
     ) -> None:
         super().__init__()
-        self.layout = layout
+        if last_positions not in ("implied", "modelled"):
+            raise GraincodeError(
+                f"last_positions {last_positions!r}: type generator.model.last_positions= one of implied, modelled"
+            )
+        if not next_position and layout.num_grains > 1:
+            raise GraincodeError(
+                f"{layout.num_grains} grains without next_position: the contents could not know their places; "
+                "type generator.model.next_position=true, or train on codes of one grain"
+            )
+        self.layout, self.next_position = layout, next_position
         self.embedding, self.conditioning = embedding, conditioning
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
-        self.region_head = nn.Linear(width, layout.num_ends * (layout.num_regions + 1)) if layout.num_ends else None
+        rotary = position_transformer.rotary or content_transformer.rotary
+        self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
+        self.decided_grains = 0 if layout.num_grains == 1 else layout.num_ends + (last_positions == "modelled")
+        outputs = self.decided_grains * (layout.num_regions + 1)
+        self.region_head = nn.Linear(width, outputs) if outputs else None
         self.content_head = nn.Linear(width, layout.num_entries)
         for head in (self.region_head, self.content_head):
             if head is not None:
@@ -94,7 +138,7 @@ class DGiTAR(nn.Module):
         known = targets.slots.clamp(max=layout.num_slots - 1)
         grain, is_end = table.grain[known], table.is_end[known]
         is_token = targets.slots != layout.pad_slot
-        decides = is_token & (is_end | ((table.cell[known] == 0) & (grain < layout.num_ends)))
+        decides = is_token & (is_end | ((table.cell[known] == 0) & (grain < self.decided_grains)))
         position = torch.zeros_like(content)
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
@@ -102,12 +146,16 @@ class DGiTAR(nn.Module):
             last = torch.where(same, table.region[before], -1)[decides]
             image = decides.nonzero(as_tuple=True)[0]
             coded = codes.grains.flatten(1)[image] < grain[decides][:, None]
-            logits = self.regions_of(hidden[decides], grain[decides])
-            logits = logits.masked_fill(~legal_regions(coded, last), -torch.inf)
+            free = legal_regions(coded, last)
+            modelled = F.pad(torch.ones_like(coded), (0, 1), value=False)  # any region, and no end
+            free = torch.where((grain[decides] == layout.num_grains - 1)[:, None], modelled, free)
+            logits = self.regions_of(hidden[decides], grain[decides]).masked_fill(~free, -torch.inf)
             position[decides] = F.cross_entropy(logits, table.region[known[decides]], reduction="none").to(
                 position.dtype
             )
-        return SequenceLikelihood(content, position, targets.is_code, decides, grain)
+        return SequenceLikelihood(
+            content, position, targets.is_code, decides, grain, layout.num_grains, self.decided_grains
+        )
 
     def hidden_and_contents(
         self, targets: CodeSequences, labels: Tensor, draws: Draws | None = None
@@ -115,10 +163,26 @@ class DGiTAR(nn.Module):
         """States (B, L, width) that decide each token's region, and the (B, L, V) logits of its content."""
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
-        tokens = self.embedding(slots, contents)
-        hidden = self.position_transformer(tokens + self.conditioning(labels, draws)[:, None])
-        states = self.content_transformer(hidden + self.embedding.at(targets.slots))
+        condition = self.conditioning(labels, draws)
+        hidden = self.position_transformer(
+            self.embedding(slots, contents) + condition[:, None],
+            rotation=self.angles(self.position_transformer, slots),
+            modulations=self.position_transformer.modulations(condition),
+        )
+        states = self.content_transformer(
+            self.content_input(hidden, targets.slots),
+            rotation=self.angles(self.content_transformer, targets.slots if self.next_position else slots),
+            modulations=self.content_transformer.modulations(condition),
+        )
         return hidden, self.contents_of(states, targets.slots)
+
+    def angles(self, transformer: Transformer, slots: Tensor) -> Rotation | None:
+        """What turns a transformer's queries and keys at (B, L) slots."""
+        return self.rotary(slots) if transformer.rotary else None
+
+    def content_input(self, hidden: Tensor, slots: Tensor) -> Tensor:
+        """(B, L, width) states, and what is known of the next tokens, whose (B, L) slots they are."""
+        return hidden + self.embedding.at(slots) if self.next_position else hidden
 
     def contents_of(self, states: Tensor, slots: Tensor) -> Tensor:
         """(..., width) states and the (...) slots of their codes to (..., V) logits over the grain's codebook."""
@@ -133,8 +197,8 @@ class DGiTAR(nn.Module):
         """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
         if self.region_head is None:
             return hidden.new_zeros(len(hidden), self.layout.num_regions + 1)
-        logits = self.region_head(hidden).unflatten(1, (self.layout.num_ends, -1))
-        return logits[torch.arange(len(hidden), device=hidden.device), grain.clamp(max=self.layout.num_ends - 1)]
+        logits = self.region_head(hidden).unflatten(1, (self.decided_grains, -1))
+        return logits[torch.arange(len(hidden), device=hidden.device), grain.clamp(max=self.decided_grains - 1)]
 
     @torch.no_grad()
     def sample(
@@ -144,12 +208,14 @@ class DGiTAR(nn.Module):
         first_index: int = 0,
         batch_size: int = 32,
         on_step: Callable[[int], None] = lambda _: None,
-        **settings: float,
+        given: CodePrefix | None = None,
+        **settings: Any,
     ) -> GrainCodes:
         """Draw one image's codes for each label.
 
-        Sample i of a seed depends on (seed, first_index + i) and its label alone; batches are filled up to
-        `batch_size`, so that in float32, too, neither the other samples nor their number change it.
+        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone; batches are
+        filled up to `batch_size`, so that in float32, too, neither the other samples nor their number change it, unless
+        `drop_finished` makes the batch smaller.
 
         Args:
             labels: (N,) long classes; without conditioning only their number matters.
@@ -157,15 +223,22 @@ class DGiTAR(nn.Module):
             first_index: index of the first sample, to go on where another call stopped.
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of tokens that the current batch has.
+            given: the beginning of each sample's codes, which it keeps; nothing by default.
             settings: of `AutoregressiveSampler`.
         Returns:
             N valid codes, on the CPU.
         Raises:
-            GraincodeError: a label is not a class of this generator, there are none, or a setting is out of range.
+            GraincodeError: a label is not a class of this generator, there are none, what is given is of another layout
+                or number, or a setting is out of range.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
         self.conditioning.check(labels)
+        if given is not None and (given.sequences.layout != self.layout or len(given.lengths) != len(labels)):
+            raise GraincodeError(
+                f"{len(given.lengths)} beginnings of codes for {len(labels)} samples: expected as many, of the layout "
+                "that this generator was trained on"
+            )
         sampler = AutoregressiveSampler(**settings)
         guided = sampler.guidance_scale != 1
         if guided and not self.classes:
@@ -177,12 +250,14 @@ class DGiTAR(nn.Module):
         parts = []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
-            padded = F.pad(part, (0, batch_size - len(part))).to(device)
+            missing = batch_size - len(part)
+            padded = F.pad(part, (0, missing)).to(device)
             indices = range(first_index + start, first_index + start + batch_size)
             numbers = uniforms(seed, indices, self.layout.max_tokens, 2).to(device)
             if guided:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
-            sequences = sampler(CachedLogits(self, padded), self.layout, numbers, on_step)
+            prefix = None if given is None else given.rows(start, batch_size).to(device)
+            sequences = sampler(CachedLogits(self, padded), self.layout, numbers, on_step, prefix)
             parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
         return GrainCodes.cat(parts)
 
@@ -197,17 +272,20 @@ class CachedLogits:
 
     def __init__(self, model: DGiTAR, labels: Tensor) -> None:
         self.model, self.step = model, 0
-        self.condition = model.conditioning(labels)[:, None]
+        self.condition = model.conditioning(labels)
         self.grain = torch.zeros_like(labels)
-        capacity = model.layout.max_tokens
-        self.position_cache = KeyValueCache(model.position_transformer, len(labels), capacity)
-        self.content_cache = KeyValueCache(model.content_transformer, len(labels), capacity)
+        stacks = model.position_transformer, model.content_transformer
+        self.modulations = [stack.modulations(self.condition) for stack in stacks]
+        self.caches = [KeyValueCache(stack, len(labels), model.layout.max_tokens) for stack in stacks]
+        self.hidden = self.slots = torch.empty(0)
 
     def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
         model, table = self.model, self.model.layout.slots(slots.device)
-        token = model.embedding(slots[:, None], contents[:, None], self.step)
-        self.hidden = model.position_transformer(token + self.condition, self.position_cache)
+        self.slots = slots[:, None]
+        token = model.embedding(self.slots, contents[:, None], self.step) + self.condition[:, None]
+        stack = model.position_transformer
+        self.hidden = stack(token, self.caches[0], model.angles(stack, self.slots), self.modulations[0])
         self.step += 1
         known = slots.clamp(max=model.layout.num_slots - 1)
         ended = table.is_end[known] & (slots < model.layout.num_slots)
@@ -216,5 +294,14 @@ class CachedLogits:
 
     def next_content(self, slots: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
-        states = self.hidden + self.model.embedding.at(slots)[:, None]
-        return self.model.contents_of(self.model.content_transformer(states, self.content_cache)[:, 0], slots)
+        model, stack = self.model, self.model.content_transformer
+        angles = model.angles(stack, slots[:, None] if model.next_position else self.slots)
+        states = stack(model.content_input(self.hidden, slots[:, None]), self.caches[1], angles, self.modulations[1])
+        return model.contents_of(states[:, 0], slots)
+
+    def keep(self, rows: Tensor) -> None:
+        """See `AutoregressiveLogits`."""
+        self.condition, self.grain = self.condition[rows], self.grain[rows]
+        self.modulations = [None if found is None else [part[:, rows] for part in found] for found in self.modulations]
+        for cache in self.caches:
+            cache.keep(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -11,37 +13,68 @@ from graincode.core.rng import LABEL_DROPOUT, Draws
 
 
 class HeterogeneousEmbedding(nn.Module):
-    """Content (of the grain's codebook) + position on the grain's own grid + grain + place in the sequence.
+    """Content (of the grain's codebook) + position + grain + place in the sequence; each part but content can go.
 
     Args:
         layout: the code layout; it sizes all tables.
         width: of each token.
+        position: "per_grain", a vector for each cell of each grain's own grid; "shared", one for each cell of the
+            finest grid, whichever grain begins there; "none", where rotary positions do it alone.
+        grain: whether a vector of the grain is added.
+        index: whether a vector of the place in the sequence is added.
+    Raises:
+        GraincodeError: the position is none of these.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; one position table per grain, each with its own end.
     """
 
-    def __init__(self, layout: CodeLayout, width: int) -> None:
+    def __init__(
+        self,
+        layout: CodeLayout,
+        width: int,
+        position: Literal["per_grain", "shared", "none"] = "per_grain",
+        grain: bool = True,
+        index: bool = True,
+    ) -> None:
         super().__init__()
+        if position not in ("per_grain", "shared", "none"):
+            raise GraincodeError(
+                f"position {position!r}: type generator.model.embedding.position= one of per_grain, shared, none"
+            )
         self.layout = layout
         self.content = nn.Embedding(layout.num_entries + 1, width)
-        self.position = nn.Embedding(layout.num_slots + 2, width)
-        self.grain = nn.Embedding(layout.num_grains + 1, width)
-        self.index = nn.Embedding(layout.max_tokens + 1, width)
+        rows = _positions(layout) if position == "shared" else torch.arange(layout.num_slots + 2)
+        self.register_buffer("slot_position", rows, persistent=False)
+        self.position = nn.Embedding(int(rows.max()) + 1, width) if position != "none" else None
+        self.grain = nn.Embedding(layout.num_grains + 1, width) if grain else None
+        self.index = nn.Embedding(layout.max_tokens + 1, width) if index else None
         outside = torch.full((2,), layout.num_grains)
         self.register_buffer("slot_grain", torch.cat([layout.slots().grain, outside]), persistent=False)
         for table in (self.content, self.position, self.grain, self.index):
-            nn.init.normal_(table.weight, std=0.02)
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, slots: Tensor, contents: Tensor, start: int = 0) -> Tensor:
         """(B, L) slots and contents to (B, L, width); the first of them stands at place `start` of the sequence."""
-        index = torch.arange(start, start + slots.shape[1], device=slots.device)
         known = contents != self.layout.no_content
         entries = self.layout.entries(contents, self.slot_grain[slots])
-        entries = torch.where(known, entries, self.layout.num_entries)
-        return self.content(entries) + self.at(slots) + self.index(index)
+        tokens = self.content(torch.where(known, entries, self.layout.num_entries)) + self.at(slots)
+        if self.index is not None:
+            tokens = tokens + self.index(torch.arange(start, start + slots.shape[1], device=slots.device))
+        return tokens
 
     def at(self, slots: Tensor) -> Tensor:
         """What is known of a token before its content is: (...) slots to (..., width)."""
-        return self.position(slots) + self.grain(self.slot_grain[slots])
+        width = self.content.embedding_dim
+        found = self.content.weight.new_zeros(*slots.shape, width)
+        if self.position is not None:
+            found = self.position(self.slot_position[slots])
+        return found if self.grain is None else found + self.grain(self.slot_grain[slots])
+
+
+def _positions(layout: CodeLayout) -> Tensor:
+    """(S + 2,) the finest cell that each slot begins at; behind them the end of a grain, padding and the start."""
+    table, cells = layout.slots(), layout.grids[-1][0] * layout.grids[-1][1]
+    return torch.cat([torch.where(table.is_end, cells, table.finest), torch.tensor([cells + 1, cells + 2])])
 
 
 class ClassConditioning(nn.Module):

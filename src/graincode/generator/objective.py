@@ -20,23 +20,30 @@ class AutoregressiveObjective:
     def __init__(self, position_weight: float = 1.0) -> None:
         self.position_weight = position_weight
 
-    def __call__(self, likelihood: SequenceLikelihood, num_grains: int) -> dict[str, Term]:
-        """The terms for the likelihood of a batch, in nats; `nats_per_image` is only reported."""
+    def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
+        """The terms for the likelihood of a batch, in nats.
+
+        Only reported, in bits per image: `bits_per_image`, and its parts `bits_content_g` and `bits_position_g`.
+        """
         terms = {"content": Term(likelihood.content.sum(), likelihood.is_code.sum())}
-        for g in range(num_grains - 1):  # the positions of the last grain are implied
+        decided = likelihood.decided_grains
+        for g in range(decided):
             here = likelihood.is_decision & (likelihood.grain == g)
             terms[f"position_{g}"] = Term(
-                (likelihood.position * here).sum(), here.sum(), self.position_weight / (num_grains - 1)
+                (likelihood.position * here).sum(), here.sum(), self.position_weight / decided
             )
-        terms["nats_per_image"] = Term(likelihood.total.detach().sum(), len(likelihood.content), 0.0)
+        bits, count = likelihood.bits(), len(likelihood.content)
+        for name, values in bits.items():
+            terms[f"bits_{name}"] = Term(values.sum(), count, 0.0)
         return terms
 
-    def counts(self, codes: GrainCodes) -> dict[str, Tensor | float]:
+    def counts(self, codes: GrainCodes, decided_grains: int) -> dict[str, Tensor | float]:
         """The counts of the terms that the loss has, known before the model has run.
 
-        A grain's decisions are where its regions come next, and its end.
+        A grain's decisions are where its regions come next, and its end; the last grain, where it decides anything, has
+        no end.
         """
         counts: dict[str, Tensor | float] = {"content": codes.lengths.sum()}
-        for g in range(codes.layout.num_grains - 1):
-            counts[f"position_{g}"] = (codes.grains == g).sum() + len(codes)
+        for g in range(decided_grains):
+            counts[f"position_{g}"] = (codes.grains == g).sum() + (len(codes) if g < codes.layout.num_ends else 0)
         return counts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,6 +12,9 @@ from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError
 from graincode.recompute import Recomputable
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines (B, 1, L, d / 2) of the angles that queries and keys are turned by."""
 
 
 class KeyValueCache:
@@ -21,9 +27,8 @@ class KeyValueCache:
     """
 
     def __init__(self, transformer: Transformer, batch: int, capacity: int) -> None:
-        weight = transformer.blocks[0].attention.qkv.weight
-        heads = transformer.blocks[0].attention.heads
-        shape = (len(transformer.blocks), 2, batch, heads, capacity, weight.shape[1] // heads)
+        weight = next(transformer.parameters())
+        shape = (len(transformer.blocks), 2, batch, transformer.heads, capacity, transformer.head_dim)
         self.store = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0
 
@@ -34,37 +39,135 @@ class KeyValueCache:
         filled = self.store[layer, :, :, :, : self.length + 1]
         return filled[0], filled[1]
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences, (N,) long."""
+        kept = self.store.new_empty(*self.store.shape[:2], len(rows), *self.store.shape[3:])
+        kept[..., : self.length, :] = self.store[:, :, rows, :, : self.length]
+        self.store = kept
+
+
+class Rotary(nn.Module):
+    """Rotary positions in two dimensions: half of each head turns with the row, half with the column.
+
+    Args:
+        coordinates: (P, 2) rows and columns of all places.
+        head_dim: dimension of a head, divisible by 4.
+        base: ratio of the slowest wavelength to the fastest, 2 pi cells.
+    Raises:
+        GraincodeError: the head's dimension is not divisible by 4.
+    Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
+    """
+
+    def __init__(self, coordinates: Tensor, head_dim: int, base: float = 100.0) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise GraincodeError(
+                f"heads of dimension {head_dim}: rotary positions need a multiple of 4; "
+                "type other generator.size.heads, or generator.block.rotary=false"
+            )
+        frequencies = base ** -torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
+        angles = (coordinates.double()[:, :, None] * frequencies).flatten(1)
+        self.register_buffer("cosines", angles.cos().float(), persistent=False)
+        self.register_buffer("sines", angles.sin().float(), persistent=False)
+
+    def forward(self, places: Tensor) -> Rotation:
+        """(B, L) long places to their angles."""
+        return self.cosines[places][:, None], self.sines[places][:, None]
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn (B, heads, L, d) queries or keys."""
+    cosines, sines = (part.to(x.dtype) for part in rotation)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width // heads) for _ in range(2)) if qk_norm else None
 
-    def forward(self, x: Tensor, causal: bool, layer: int, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: bool | Tensor, layer: int, cache: KeyValueCache | None, rotation: Rotation | None
+    ) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal and cache is None)
+        x = F.scaled_dot_product_attention(
+            q, k, v,
+            attn_mask=mask if isinstance(mask, Tensor) else None,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is True and cache is None,
+        )  # fmt: skip
         return self.out(rearrange(x, "b h l d -> b l (h d)"))
 
 
-class Block(Recomputable):
-    """Attention and a two-layer perceptron, each behind a layer norm and around a skip."""
+class SwiGLU(nn.Module):
+    """A gated perceptron with as many parameters as one that is four times as wide as its input.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Source: "GLU Variants Improve Transformer" (Shazeer, 2020).
+    """
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, heads, dropout)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        hidden = -(-8 * width // 3 // 8) * 8
+        self.both, self.out = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+def _perceptron(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Block(Recomputable):
+    """Attention and a perceptron, each behind a norm and around a skip."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        norm: type[nn.Module],
+        mlp: Callable[[int], nn.Module],
+        qk_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.attention = norm(width), SelfAttention(width, heads, dropout, qk_norm)
+        self.norm2, self.mlp = norm(width), mlp(width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, causal: bool, layer: int, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.drop(self.attention(self.norm1(x), causal, layer, cache))
-        return x + self.drop(self.mlp(self.norm2(x)))
+    def forward(
+        self,
+        x: Tensor,
+        mask: bool | Tensor,
+        layer: int,
+        cache: KeyValueCache | None,
+        rotation: Rotation | None,
+        modulation: Tensor | None,
+    ) -> Tensor:
+        if modulation is None:
+            x = x + self.drop(self.attention(self.norm1(x), mask, layer, cache, rotation))
+            return x + self.drop(self.mlp(self.norm2(x)))
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        y = torch.addcmul(shift1, self.norm1(x), scale1)
+        x = torch.addcmul(x, self.drop(self.attention(y, mask, layer, cache, rotation)), gate1)
+        y = torch.addcmul(shift2, self.norm2(x), scale2)
+        return torch.addcmul(x, self.drop(self.mlp(y)), gate2)
+
+
+_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+_MLPS: dict[str, Callable[[int], nn.Module]] = {"gelu": _perceptron, "swiglu": SwiGLU}
 
 
 class Transformer(nn.Module):
@@ -72,23 +175,46 @@ class Transformer(nn.Module):
 
     Args:
         width: of each token.
-        layers: number of blocks.
+        layers: number of blocks; 0 leaves the norm.
         heads: attention heads; divides the width.
         dropout: in [0, 1), on attention and on each block's branches.
         causal: whether a token sees only itself and those before it.
+        norm: "layer", or "rms" (Zhang & Sennrich, 2019).
+        mlp: "gelu", or "swiglu", which has as many parameters.
+        qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
+        rotary: whether they are turned by their places; whoever calls it then gives the angles.
+        adaln: whether the condition shifts, scales and gates each branch, from no effect at the start (after DiT,
+            Peebles & Xie, 2022, whose gates start closed).
     Raises:
-        GraincodeError: the heads do not divide the width.
+        GraincodeError: the heads do not divide the width, or an option is unknown.
     """
 
-    def __init__(self, width: int, layers: int, heads: int, dropout: float = 0.0, causal: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float = 0.0,
+        causal: bool = True,
+        norm: Literal["layer", "rms"] = "layer",
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        qk_norm: bool = False,
+        rotary: bool = False,
+        adaln: bool = False,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise GraincodeError(
                 f"a width of {width} has no {heads} equal heads: type generator.size.heads that divides it"
             )
-        self.causal = causal
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        for name, value, known in (("norm", norm, _NORMS), ("mlp", mlp, _MLPS)):
+            if value not in known:
+                raise GraincodeError(f"{name} {value!r}: type generator.block.{name}= one of {', '.join(known)}")
+        self.causal, self.rotary, self.heads, self.head_dim = causal, rotary, heads, width // heads
+        self.blocks = nn.ModuleList(
+            Block(width, heads, dropout, _NORMS[norm], _MLPS[mlp], qk_norm) for _ in range(layers)
+        )
+        self.norm = _NORMS[norm](width)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5)
@@ -96,11 +222,44 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        self.modulation = nn.Linear(width, (6 * layers + 2) * width) if adaln else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """All tokens at once; or, with a cache, one token (B, 1, width) behind those that it holds."""
+    def modulations(self, condition: Tensor) -> list[Tensor] | None:
+        """What a (B, width) condition does to each block, (6, B, 1, width), and to the last norm, (2, B, 1, width).
+
+        None without `adaln`. It is the same for all tokens, so that sampling asks for it once.
+        """
+        if self.modulation is None:
+            return None
+        numbers = self.modulation(F.silu(condition.to(self.modulation.weight.dtype)))
+        found = rearrange(numbers, "b (n d) -> n b 1 d", d=condition.shape[1])
+        around_one = torch.tensor([0, 1, 1, 0, 1, 1] * len(self.blocks) + [0, 1], device=found.device)
+        return list((found + around_one[:, None, None, None]).split([6] * len(self.blocks) + [2]))
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: KeyValueCache | None = None,
+        rotation: Rotation | None = None,
+        modulations: list[Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """All tokens at once; or, with a cache, one token (B, 1, width) behind those that it holds.
+
+        Args:
+            x: (B, L, width).
+            cache: of the tokens before.
+            rotation: of the tokens' places, with `rotary`.
+            modulations: of the condition, with `adaln`.
+            mask: (B, 1, 1 or L, L) bool, which tokens each may see, besides causality; not with `causal`.
+        """
         for layer, block in enumerate(self.blocks):
-            x = block(x, self.causal, layer, cache)
+            modulation = None if modulations is None else modulations[layer]
+            x = block(x, self.causal if mask is None else mask, layer, cache, rotation, modulation)
         if cache is not None:
             cache.length += 1
-        return self.norm(x)
+        x = self.norm(x)
+        return x if modulations is None else torch.addcmul(modulations[-1][0], x, modulations[-1][1])

@@ -62,7 +62,7 @@ def _decoder_of(codes: CodeDataset) -> DQVAE | None:
 
 def _dry(module: DGiTAR, objective: AutoregressiveObjective, batch: CodeBatch) -> float:
     def step() -> None:
-        weighted_sum(objective(module(batch.codes, batch.labels), module.layout.num_grains)).backward()
+        weighted_sum(objective(module(batch.codes, batch.labels))).backward()
 
     parts = {name: getattr(module, name) for name in ("embedding", "position_transformer", "content_transformer")}
     return dry_run(step, parts, "one training step, one image", training=True)

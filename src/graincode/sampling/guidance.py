@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from graincode.sampling.protocol import AutoregressiveLogits
 
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "constant": torch.ones_like,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - (math.pi * progress).cos()) / 2,
+}
+"""Share of the guidance that is in force when a share of the image, in [0, 1], is there."""
+
 
 class GuidedLogits:
-    """u + scale (c - u), of logits c with a condition and u without.
+    """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
     Args:
         logits: of twice the batch: first all samples with their condition, then all without.
         scale: 1 is the conditional model; more exaggerates the condition.
-    Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits.
+        schedule: one of `SCHEDULES`: "constant" is the scale throughout; others begin with the conditional model.
+    Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
+        al., 2023).
     """
 
-    def __init__(self, logits: AutoregressiveLogits, scale: float) -> None:
-        self.logits, self.scale = logits, scale
+    def __init__(self, logits: AutoregressiveLogits, scale: float, schedule: str = "constant") -> None:
+        self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
+        self.progress = torch.zeros(())
 
     def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
@@ -28,6 +41,11 @@ class GuidedLogits:
         """See `AutoregressiveLogits`."""
         return self._guide(self.logits.next_content(torch.cat([slots, slots])))
 
+    def keep(self, rows: Tensor) -> None:
+        """See `AutoregressiveLogits`."""
+        self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
+
     def _guide(self, logits: Tensor) -> Tensor:
         conditional, unconditional = logits.chunk(2)
-        return unconditional + self.scale * (conditional - unconditional)
+        scale = 1 + (self.scale - 1) * self._share(self.progress)[..., None].to(logits.dtype)
+        return unconditional + scale * (conditional - unconditional)

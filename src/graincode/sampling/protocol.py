@@ -20,3 +20,7 @@ class AutoregressiveLogits(Protocol):
     def next_content(self, slots: Tensor) -> Tensor:
         """Given the (B,) slots of the next token, give the (B, V) logits of its content."""
         ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the samples, (N,) long rows of those so far."""
+        ...
