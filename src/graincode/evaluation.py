@@ -350,7 +350,19 @@ class Summary:
     mode: ClassVar[str] = "statistics"
 
 
-Mode = Generation | Reconstruction | Summary
+@dataclass(frozen=True)
+class Likelihood:
+    """No comparison either: what a generator makes of the codes of a split, in bits per image, `evaluation=likelihood`.
+
+    Attributes:
+        features: unused.
+    """
+
+    features: Mapping[str, FeatureNetwork]
+    mode: ClassVar[str] = "likelihood"
+
+
+Mode = Generation | Reconstruction | Summary | Likelihood
 What = Samples | Reconstructions | Split | Folder
 Against = Split | Folder | StatisticsFile | Originals
 
@@ -365,9 +377,13 @@ def check_modes(mode: Mode, what: What, against: Against) -> None:
         raise GraincodeError("evaluation.metrics=[]: type evaluation.metrics=null for the usual ones, or name some")
     if isinstance(mode, Generation) and mode.floor and not mode.wants("fd"):
         raise GraincodeError("evaluation.floor=true without fd: type evaluation.floor=null, or add fd to the metrics")
-    if isinstance(mode, Summary) and not isinstance(against, Split):
+    if isinstance(mode, Summary | Likelihood) and not isinstance(against, Split):
         raise GraincodeError(
-            f"evaluation=statistics compares with nothing, but reference={_name(against)}: leave reference out"
+            f"evaluation={mode.mode} compares with nothing, but reference={_name(against)}: leave reference out"
+        )
+    if isinstance(mode, Likelihood) and not isinstance(what, Split):
+        raise GraincodeError(
+            f"evaluation=likelihood, but images={_name(what)}: type images=split, whose codes a generator can judge"
         )
     if isinstance(mode, Reconstruction):
         if isinstance(what, Samples | Split):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode import processes
-from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.core.rng import LABELS, Draws
@@ -202,6 +202,61 @@ class ReconstructionPass:
         return figures
 
 
+class LikelihoodPass(DatasetPass):
+    """Real images, whose codes a generator judges as they go.
+
+    Args:
+        generator, tokenizer: of one code layout, in evaluation mode.
+        dataset: the images.
+        batch_size, workers: as of `DatasetPass`.
+        ratios, psnr: that the generator's training codes were made with, as of `DQVAE.tokenize`.
+        device: where both are.
+    Raises:
+        GraincodeError: the generator knows classes that the data set does not have.
+    """
+
+    def __init__(
+        self,
+        generator: DGiTAR,
+        tokenizer: DQVAE,
+        dataset: ImageDataset,
+        batch_size: int,
+        workers: int = 0,
+        ratios: Sequence[float] | None = None,
+        psnr: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(dataset, batch_size, workers)
+        if generator.classes > max(len(dataset.class_names), 1):
+            raise GraincodeError(
+                f"the generator has {generator.classes} classes, and {dataset.name} {len(dataset.class_names)}: type "
+                "data= the data set that it was trained on"
+            )
+        self.name = f"codes of {self.name}"
+        self._generator, self._tokenizer, self._device = generator, tokenizer, device
+        self._how = ratios, psnr
+        self._bits: dict[str, list[Tensor]] = {}
+        self._lengths = [torch.zeros(0, dtype=torch.long)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in in_order(self.dataset, self.batch_size, workers=self.workers, shared=True):
+            codes = self._tokenizer.tokenize(batch.images.to(self._device), *self._how)
+            with torch.no_grad():
+                bits = self._generator(codes, batch.labels.to(self._device)).bits()
+            for name, values in bits.items():
+                self._bits.setdefault(f"bits_{name}", []).append(values.cpu())
+            self._lengths.append(codes.lengths.cpu())
+            yield to_uint8(batch.images)
+
+    def figures(self) -> dict[str, Figure]:
+        """Bits per image and their parts, `bits_content_g` and `bits_position_g` of grain g; and codes per image."""
+        layout, empty = self._generator.layout, torch.zeros(0)
+        names = ["bits_per_image", *(f"bits_content_{g}" for g in range(layout.num_grains))]
+        names += [f"bits_position_{g}" for g in range(self._generator.decided_grains)]
+        figures = {name: mean_of(torch.cat([empty, *self._bits.get(name, [])])) for name in names}
+        return figures | {"codes_per_image": mean_of(torch.cat(self._lengths))}
+
+
 def check_image_size(source: ImageSource, tokenizer: DQVAE) -> None:
     """Refuse a data set whose images are not of the tokenizer's size."""
     if tuple(source.image_size) != tokenizer.layout.image_size:
@@ -268,10 +323,16 @@ def chosen_labels(
 
 
 def draw(
-    generator: DGiTAR, tokenizer: DQVAE, sampler: AutoregressiveSampler, labels: Tensor, seed: int, batch_size: int
+    generator: DGiTAR,
+    tokenizer: DQVAE,
+    sampler: AutoregressiveSampler,
+    labels: Tensor,
+    seed: int,
+    batch_size: int,
+    given: CodePrefix | None = None,
 ) -> Iterator[SampleBatch]:
-    """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i) and its label
-    alone, and batches are the same for any number of processes."""
+    """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i), its label and
+    what is given of it alone, and batches are the same for any number of processes."""
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
     mine = processes.items(len(labels), batch_size)
@@ -280,7 +341,8 @@ def draw(
     ) as bar:
         for start in mine[::batch_size]:
             part = labels[start : start + batch_size]
-            codes = generator.sample(part, seed, start, batch_size, **settings)
+            begun = None if given is None else given.rows(start, len(part))
+            codes = generator.sample(part, seed, start, batch_size, given=begun, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
             yield SampleBatch(images, codes, part)

@@ -70,6 +70,7 @@ FIGURES = {
     "codes_per_image": ("Codes per image", ""),
     "grain_map_bits": ("Bits of a grain map", ""),
     "bits_per_image": ("Bits per image, grain map included", ""),
+    **{f"bits_{what}_{g}": (f"Bits of {what}s, grain {g}", "↓") for g in range(8) for what in ("content", "position")},
     **{
         f"codebook_{what}_{g}": (f"{title}, grain {g}", "↑")
         for g in range(8)

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from test_errors import refusal
 from torch_fidelity import calculate_metrics
 
+from graincode.data import CodeDataset
+from graincode.export import load_export
 from graincode.metrics import Lite0Features
 from graincode.metrics.features import TimmExtractor
 
@@ -319,6 +321,21 @@ def test_real_images_against_themselves_and_others(inside):
     assert abs(figures["fd_lite0@112"]) < 1e-3
     assert figures["precision_lite0@112"] == figures["recall_lite0@112"] == 1
     assert figures["class_accuracy_ratio_lite0@112"] == 1
+
+
+def test_likelihood_of_a_split_is_that_of_training(inside, capsys):
+    settings = [*inside, TOKENIZER, GENERATOR, "evaluation=likelihood", "images.split=val", "batch_size=5"]
+    command("evaluate", *settings, "run_name=likelihood")
+    figures, codes = record_of("likelihood")["figures"], CodeDataset("runs/extract_codes/codes/codes", "val")
+    model, batch = load_export("runs/train_generator/ar/export", "generator").module, codes[range(len(codes))]
+    with torch.no_grad():
+        expected = model(batch.codes, batch.labels).bits()
+    assert figures["bits_per_image"] == pytest.approx(expected["per_image"].mean().item(), rel=1e-5)
+    assert {f"bits_{name}" for name in expected} | {"codes_per_image"} == set(figures)
+    parts = [value for name, value in figures.items() if name.startswith(("bits_content", "bits_position"))]
+    assert sum(parts) == pytest.approx(figures["bits_per_image"], rel=1e-6)
+    assert record_of("likelihood")["reference"] is None
+    assert "type images=split" in refusal(capsys, "evaluate", *settings[:-2], "images=samples")
 
 
 def test_lpips_with_weights_of_one_s_own(inside, tmp_path):

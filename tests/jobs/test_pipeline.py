@@ -12,7 +12,7 @@ from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, resul
 from PIL import Image
 
 import graincode
-from graincode.core.codes import CodeLayout
+from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import Draws
 from graincode.data import CodeDataset
@@ -49,6 +49,29 @@ def test_codes_on_disk_are_what_the_tokenizer_says(inside):
         assert torch.equal(stored.labels, batch.labels)
         assert np.load(f"runs/extract_codes/codes/codes/{split}.indices.npy", mmap_mode="r").dtype == np.uint8
     assert codes.class_names == ("busy", "smooth")
+
+
+@pytest.mark.parametrize(("what", "count"), [("grains", 1), ("regions", 5)])
+def test_samples_complete_what_is_given(inside, what, count):
+    paths = [f"{stage}_path=runs/{job}/export" for stage, job in
+             (("tokenizer", "train_tokenizer/tok"), ("generator", "train_generator/ar"))]  # fmt: skip
+    codes = CodeDataset("runs/extract_codes/codes/codes", "test")
+    given = ["given.codes_path=runs/extract_codes/codes/codes", "given.images=3"]
+    command("sample", *paths, *given, f"given.{what}={count}", "num_samples=6", "batch_size=4", f"run_name=of-{what}")
+    run = Path(f"runs/sample/of-{what}")
+    real = codes[[0, 1, 2] * 2]
+    with np.load(run / "samples.npz") as arrays:
+        drawn = GrainCodes(
+            *(torch.from_numpy(arrays[key].astype("int64")) for key in ("grains", "indices")), codes.layout
+        )
+        assert torch.equal(torch.from_numpy(arrays["labels"]), real.labels)
+    prefix = getattr(CodePrefix, f"of_{what}")(real.codes, count)
+    known = prefix.known_cells
+    assert 0 < known.double().mean() < 1
+    assert torch.equal(drawn.indices[known], real.codes.indices[known])
+    assert not torch.equal(drawn.indices[~known], real.codes.indices[~known])
+    side, gap = 2 * codes.layout.image_size[0], 2
+    assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
 
 
 def test_samples_are_kept_with_their_codes(inside):

@@ -407,6 +407,16 @@ class CodePrefix:
         before = completes.cumsum(dim=1) - completes.long()
         return cls(sequences, ((before < count) & (sequences.slots != layout.pad_slot)).sum(dim=1))
 
+    @property
+    def known_cells(self) -> Tensor:
+        """(B, H, W) bool, the cells of the finest grid whose codes are given."""
+        sequences, layout = self.sequences, self.sequences.layout
+        table, slots = layout.slots(sequences.slots.device), sequences.slots
+        kept = (torch.arange(slots.shape[1], device=slots.device) < self.lengths[:, None]) & sequences.is_code
+        active = torch.zeros(len(slots), layout.num_slots + 1, dtype=torch.bool, device=slots.device)
+        active.scatter_(1, torch.where(kept, slots, layout.num_slots), True)
+        return active[:, table.at_cell].any(dim=1).view(-1, *layout.grids[-1])
+
     def rows(self, start: int, count: int) -> CodePrefix:
         """Images `start` to `start + count`, filled up with images of which nothing is given."""
         part = slice(start, start + count)

@@ -128,6 +128,17 @@ class TrainGeneratorConfig(JobConfig):
 
 
 @dataclass
+class GivenConfig:
+    """Codes whose beginnings samples keep; none without a number of grains or regions."""
+
+    codes_path: str = MISSING
+    split: str = MISSING
+    images: int = MISSING
+    grains: int | None = None
+    regions: int | None = None
+
+
+@dataclass
 class SampleConfig(JobConfig):
     """Codes and images from a generator."""
 
@@ -136,6 +147,7 @@ class SampleConfig(JobConfig):
     sampler: Any = MISSING
     num_samples: int = MISSING
     classes: list[int] | None = None
+    given: GivenConfig | None = field(default_factory=GivenConfig)
     batch_size: int = MISSING
 
 
@@ -331,9 +343,9 @@ def validate(job: str, cfg: DictConfig) -> None:
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
                 "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
-                "num_samples", "images.num_samples", "evaluation.inception_splits", "evaluation.kid_subsets",
-                "evaluation.kid_subset_size", "evaluation.precision_neighbours", "evaluation.density_neighbours",
-                "evaluation.subset"]  # fmt: skip
+                "num_samples", "given.images", "images.num_samples", "evaluation.inception_splits",
+                "evaluation.kid_subsets", "evaluation.kid_subset_size", "evaluation.precision_neighbours",
+                "evaluation.density_neighbours", "evaluation.subset"]  # fmt: skip
     for key in positive:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < 1:
@@ -460,9 +472,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")}
-    for group in ("images", "reference", "evaluation"):  # what lies at their paths is among the inputs
+    for group in ("images", "reference", "evaluation", "given"):  # what lies at their paths is among the inputs
         if kept.get(group):
-            kept[group] = {k: v for k, v in kept[group].items() if k not in ("path", "lpips_weights")}
+            kept[group] = {k: v for k, v in kept[group].items() if k not in ("path", "codes_path", "lpips_weights")}
     if "perceptual" in kept.get("tokenizer", {}):  # the same of the network behind a loss
         perceptual = {k: v for k, v in kept["tokenizer"]["perceptual"].items() if k != "weights"}
         kept["tokenizer"] = kept["tokenizer"] | {"perceptual": perceptual}
@@ -491,7 +503,7 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
     Raises:
         GraincodeError: there is nothing at that path.
     """
-    value = cfg[key]
+    value = OmegaConf.select(cfg, key)
     if value == "latest":
         newest = Path(cfg.runs_dir) / job / "latest"
         if not newest.exists():

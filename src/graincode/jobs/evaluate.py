@@ -25,6 +25,7 @@ from graincode.evaluation import (
     Against,
     Distances,
     Folder,
+    Likelihood,
     Mode,
     Originals,
     Reconstruction,
@@ -38,11 +39,12 @@ from graincode.evaluation import (
     check_pairs,
     is_lossy,
 )
-from graincode.export import load_export, load_pair
+from graincode.export import Export, load_export, load_pair
 from graincode.files import write_json
 from graincode.metrics import FeatureNetwork, PerceptualDistance, Statistics, measure, read_npz, write_npz
 from graincode.passes import (
     DatasetPass,
+    LikelihoodPass,
     PairPass,
     Pass,
     ReconstructionPass,
@@ -60,14 +62,14 @@ def run(cfg: DictConfig) -> float:
     check_modes(mode, what, against)
     hardware = build(cfg.hardware)
     device = hardware.machine().device
-    wanted = mode.features if isinstance(mode, Summary) or mode.in_features else {}
+    wanted = mode.features if isinstance(mode, Summary) or getattr(mode, "in_features", False) else {}
     networks = {name: network.to(device) for name, network in wanted.items()}
     source: ImageSource = build(cfg.data)
     if cfg.debug.dry:
         return _dry(networks, source.image_size)
     for network in networks.values():
         network.load()
-    reference = None if isinstance(mode, Summary) else _open_reference(what, against, source, networks)
+    reference = None if not isinstance(mode, Distances) else _open_reference(what, against, source, networks)
     images, inputs, about = _open_images(cfg, mode, what, source, reference, device, hardware.workers)
     subset = mode.subset if isinstance(mode, Distances) else 0
     inputs |= {f"features_{name}": network.identity for name, network in networks.items()}
@@ -198,11 +200,7 @@ def _open_images(
         name: one.measure.identity for name, one in likeness.items() if isinstance(one.measure, PerceptualDistance)
     }
     if isinstance(what, Samples):
-        made, decodes = load_pair(
-            resolve_path(cfg, "generator_path", "train_generator", "export"),
-            resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"),
-            device,
-        )
+        made, decodes = _load_pair(cfg, device)
         count = what.num_samples or (reference and reference.count)
         if not count:
             raise GraincodeError(
@@ -226,6 +224,13 @@ def _open_images(
         inputs = {"tokenizer": decodes.identity} | others
         return images, inputs, {**inputs, "ratios": what.ratios, "psnr": what.psnr}
     dataset = what.open("images") if isinstance(what, Folder) else what.open(source)
+    if isinstance(mode, Likelihood):
+        made, decodes = _load_pair(cfg, device)
+        check_image_size(source, decodes.module)
+        how = {name: made.provenance.get(name) for name in ("ratios", "psnr")}
+        images = LikelihoodPass(made.module, decodes.module, dataset, cfg.batch_size, workers, **how, device=device)
+        inputs = {"generator": made.identity, "tokenizer": decodes.identity, "images": dataset.content_hash()}
+        return images, inputs, {**inputs, **how}
     inputs = {"images": dataset.content_hash()} | others
     about: dict[str, Any] = {"images_hash": dataset.content_hash()} | others
     if isinstance(what, Folder) and is_lossy(dataset):
@@ -236,11 +241,20 @@ def _open_images(
     return DatasetPass(dataset, cfg.batch_size, workers), inputs, about
 
 
+def _load_pair(cfg: DictConfig, device: torch.device) -> tuple[Export, Export]:
+    """The generator and its tokenizer."""
+    return load_pair(
+        resolve_path(cfg, "generator_path", "train_generator", "export"),
+        resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"),
+        device,
+    )
+
+
 def _drop_unused(cfg: DictConfig, mode: Mode, what: What, against: Against) -> None:
     """Take out of the configuration what is not read, so that it does not tell two runs apart."""
     if not isinstance(what, Samples):
         cfg.sampler = None
-    if isinstance(mode, Summary):
+    if not isinstance(mode, Distances):
         cfg.reference = None
     elsewhere = isinstance(what, Folder | Samples) and (
         cfg.reference is None or isinstance(against, Folder | StatisticsFile)

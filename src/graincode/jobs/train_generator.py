@@ -43,7 +43,8 @@ def run(cfg: DictConfig) -> float:
         validation = CodeDataset(cfg.codes_path, "val")
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes))
         trained, figures = train(stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging))
-        run.export("generator", config, trained, tokenizer=codes.info["tokenizer"], class_names=list(codes.class_names))
+        made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
+        run.export("generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)
 
 
