@@ -334,6 +334,25 @@ def test_the_published_sizes_take_a_training_step(recipe):
     assert len(set(made.routing.grains.flatten().tolist())) > 1
 
 
+@pytest.mark.parametrize(("recipe", "classes"), [("ar_imagenet", 1000), ("ar_ffhq", 0)])
+def test_the_published_generators_take_a_training_step(recipe, classes):
+    cfg = check("train_generator", [f"experiment={recipe}"])
+    layout = CodeLayout((64, 64), [[16, 16], [8, 8]], 1024, classes)  # smaller images, all else as published
+    torch.manual_seed(0)
+    module = build(with_layout(cfg.generator.model, layout))
+    stacks = module.position_transformer, module.content_transformer
+    assert [len(stack.blocks) for stack in stacks] == [6, 18]
+    assert 12 * 24 * 1024**2 < sum(p.numel() for p in module.parameters()) < 310e6
+    grains = torch.arange(16).view(1, 4, 4) % 2
+    codes = GrainCodes(grains, torch.zeros(1, 8, 8, dtype=torch.long), layout)
+    optimizer, before = build(cfg.optimizer)(module.parameters()), module.content_head.weight.clone()
+    weighted_sum(build(cfg.generator.objective)(module(codes, torch.zeros(1, dtype=torch.long)))).backward()
+    optimizer.step()
+    trained = [parameter.grad for name, parameter in module.named_parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in trained)
+    assert not torch.equal(module.content_head.weight, before)
+
+
 @pytest.mark.parametrize("job", ["train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate"])
 def test_dry_runs_count_and_stop(job, inside, capsys):
     data = inside if job in ("train_tokenizer", "extract_codes", "evaluate") else []

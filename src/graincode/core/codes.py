@@ -34,6 +34,7 @@ class SlotTable:
         first: (K, R + 1) slot of the first cell of each region at each grain; column R is the grain's end (S for
             the last grain, which has none).
         at_cell: (K, H * W) slot that covers each finest cell, at each grain.
+        first_cell: (K, H * W) raster index of the first finest cell that this slot covers.
     """
 
     grain: Tensor
@@ -45,6 +46,7 @@ class SlotTable:
     following: Tensor
     first: Tensor
     at_cell: Tensor
+    first_cell: Tensor
 
 
 @dataclass(frozen=True)
@@ -245,13 +247,13 @@ class GrainCodes:
                     f"{name} of shape {tuple(value.shape)} and type {value.dtype}: expected {(batch, *grid)} "
                     "and torch.int64 (type codes.long(), or take the layout that these codes were made with)"
                 )
-            if value.numel() and not bool(((value >= 0) & (value < size)).all()):
+            low, high = value.aminmax() if value.numel() else (0, 0)
+            if low < 0 or high >= size:
                 raise GraincodeError(
-                    f"{name} from {int(value.min())} to {int(value.max())}: expected 0 to {size - 1}, as in the layout"
+                    f"{name} from {int(low)} to {int(high)}: expected 0 to {size - 1}, as in the layout"
                 )
         flat = self.indices.flatten(1)
-        first = layout.slots(flat.device).finest[_cell_slots(self.grains, layout)]
-        if not torch.equal(flat.gather(1, first), flat):
+        if not torch.equal(flat.gather(1, _first_cells(self.grains, layout)), flat):
             raise GraincodeError(
                 "indices differ within a coarse cell: expected one code to fill all finest cells that it covers"
             )
@@ -270,7 +272,7 @@ class GrainCodes:
     @property
     def first_cells(self) -> Tensor:
         """(B, H, W) bool on the finest grid: the first cell of each code, so that each code is counted once."""
-        first = self.layout.slots(self.grains.device).finest[_cell_slots(self.grains, self.layout)]
+        first = _first_cells(self.grains, self.layout)
         return (first == torch.arange(first.shape[1], device=first.device)).view_as(self.indices)
 
     def to(self, device: torch.device | str) -> GrainCodes:
@@ -315,18 +317,17 @@ def to_sequences(codes: GrainCodes) -> CodeSequences:
     Raises nothing: codes are valid by construction. The inverse of `from_sequences`.
     """
     layout, device = codes.layout, codes.grains.device
-    table = layout.slots(device)
-    active = codes.grains.flatten(1)[:, table.region.clamp(max=layout.num_regions - 1)] == table.grain
-    active |= table.is_end
-    length = int(active.sum(dim=1).max()) if len(codes) else layout.max_tokens
-    image, slot = active.nonzero(as_tuple=True)
-    place = (active.cumsum(dim=1) - 1)[image, slot]
-    slots = torch.full((len(codes), length), layout.pad_slot, device=device)
-    slots[image, place] = slot
-    contents = torch.full_like(slots, layout.no_content)
-    index = codes.indices.flatten(1)[image, table.finest[slot]]
-    contents[image, place] = torch.where(table.is_end[slot], layout.no_content, index)
-    return CodeSequences(slots, contents, layout)
+    table, size = layout.slots(device), layout.num_slots
+    owner = codes.grains.flatten(1).index_select(1, table.region.clamp(max=layout.num_regions - 1))
+    active = (owner == table.grain) | table.is_end
+    ends = active.cumsum(dim=1)
+    length = int(ends[:, -1].max()) if len(codes) else layout.max_tokens
+    place = torch.where(active, ends - 1, length)  # a column behind the longest sequence takes what is not there
+    contents = codes.indices.flatten(1).index_select(1, table.finest).masked_fill_(table.is_end, layout.no_content)
+    slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
+    sequences = torch.full_like(slots, layout.no_content).scatter_(1, place, contents)
+    slots.scatter_(1, place, torch.arange(size, device=device).expand(len(codes), -1))
+    return CodeSequences(slots[:, :-1], sequences[:, :-1], layout)
 
 
 def from_sequences(sequences: CodeSequences) -> GrainCodes:
@@ -336,24 +337,26 @@ def from_sequences(sequences: CodeSequences) -> GrainCodes:
         GraincodeError: the slots of an image do not tile it, each region once.
     """
     layout, slots, device = sequences.layout, sequences.slots, sequences.slots.device
-    table, batch = layout.slots(device), slots.shape[0]
+    batch = len(slots)
     dense = torch.full((batch, layout.num_slots + 1), layout.no_content, device=device)
     dense = dense.scatter_(1, slots, sequences.contents)
-    known = torch.where(sequences.is_code, slots, 0)
-    region = torch.where(sequences.is_code, table.region[known], layout.num_regions)
-    grain = table.grain[known]
-    # a region is complete when its codes add up to the finest cells that it has
-    covers = layout.codes_per_region[-1] // torch.tensor(layout.codes_per_region, device=device)
-    covered = torch.zeros(batch, layout.num_regions + 1, dtype=torch.long, device=device)
-    grains = torch.zeros_like(covered).scatter_(1, region, grain)[:, :-1].view(batch, *layout.grids[0])
-    covered = covered.scatter_add_(1, region, covers[grain])[:, :-1]
-    indices = dense.gather(1, _cell_slots(grains, layout))
-    tiled = (covered == layout.codes_per_region[-1]).all(dim=1) & (indices != layout.no_content).all(dim=1)
+    active, start = dense[:, :-1] != layout.no_content, 0
+    grains = torch.zeros(batch, layout.num_regions, dtype=torch.long, device=device)
+    whole, touched = torch.zeros_like(grains), torch.zeros_like(grains)
+    for g, count in enumerate(layout.codes_per_region):
+        here = active[:, start : start + layout.num_regions * count].unflatten(1, (-1, count))
+        complete = here.all(dim=2)
+        grains, whole, touched = grains + g * complete, whole + complete, touched + here.any(dim=2)
+        start += layout.num_regions * count + 1  # behind its end
+    once = sequences.is_code.sum(dim=1) == active.sum(dim=1)
+    tiled = ((whole == 1) & (touched == 1)).all(dim=1) & once
     if not bool(tiled.all()):
         raise GraincodeError(
             f"the sequence of image {int((~tiled).nonzero()[0])} does not tile it: "
             "expected every region once, at one grain, with all its codes"
         )
+    grains = grains.view(batch, *layout.grids[0])
+    indices = dense.gather(1, layout.slots(device).at_cell.gather(0, layout.expand(grains, 0).flatten(1)))
     return GrainCodes(grains, indices.view(batch, *layout.grids[-1]), layout)
 
 
@@ -507,21 +510,14 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
             first[g, regions] = start
             following[start] = size
             start += 1
-    table = SlotTable(
-        **{name: torch.cat(tensors) for name, tensors in parts.items()},
-        following=following,
-        first=first,
-        at_cell=at_cell,
-    )
+    whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    table = SlotTable(**whole, following=following, first=first, at_cell=at_cell, first_cell=whole["finest"][at_cell])
     return SlotTable(**{field.name: getattr(table, field.name).to(device) for field in fields(table)})
 
 
-def _cell_slots(grains: Tensor, layout: CodeLayout) -> Tensor:
-    """(B, H * W) slot whose code fills each finest cell, given grain maps."""
-    finest = grains.repeat_interleave(layout.region_cells[-1][0], dim=-2)
-    finest = finest.repeat_interleave(layout.region_cells[-1][1], dim=-1).flatten(1)
-    at_cell = layout.slots(grains.device).at_cell
-    return at_cell[finest, torch.arange(at_cell.shape[1], device=grains.device)]
+def _first_cells(grains: Tensor, layout: CodeLayout) -> Tensor:
+    """(B, H * W) finest cell at which the code begins that fills each finest cell, given grain maps."""
+    return layout.slots(grains.device).first_cell.gather(0, layout.expand(grains, 0).flatten(1))
 
 
 def _pair(value: Any, what: str) -> tuple[int, int]:
