@@ -20,7 +20,9 @@ def sequences() -> Result:
     looped = loops(codes)
     assert torch.equal(back.indices, looped), "both ways must give the same"
     seconds, ratio = paired(lambda: from_sequences(to_sequences(codes)), lambda: loops(codes), 5)
-    return Result("codes <-> sequences", seconds * 1e3, "ms / 16 images", "Python loops over positions", ratio, ">= 60")
+    return Result(
+        "codes <-> sequences", seconds * 1e3, "ms / 16 images", "Python loops over positions", ratio, ">= 500"
+    )
 
 
 def loops(codes: GrainCodes) -> torch.Tensor:

@@ -63,11 +63,14 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     from engine import cached_loader, data_wait, engine_overhead
     from evaluation import figures
     from quantizer import against_library, against_product
-    from sampler import cached_sampler
+    from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
     from step import step_shares
 
     yield "sequences", sequences
     yield "sampler", cached_sampler
+    yield "sampler floor", sampler_floor
+    yield "sampler gpt", sampler_and_gpt
+    yield "sampler training", training_step
     yield "quantizer", against_library
     yield "quantizer product", against_product
     yield "engine", engine_overhead

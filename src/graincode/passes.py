@@ -341,7 +341,7 @@ def draw(
     ) as bar:
         for start in mine[::batch_size]:
             part = labels[start : start + batch_size]
-            begun = None if given is None else given.rows(start, len(part))
+            begun = None if given is None else given[start : start + len(part)]
             codes = generator.sample(part, seed, start, batch_size, given=begun, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))

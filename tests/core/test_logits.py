@@ -16,12 +16,15 @@ class Indifferent:
     def __init__(self, layout, end):
         self.layout, self.end = layout, end
 
-    def next_region(self, slots, contents):
-        logits = torch.zeros(len(slots), self.layout.num_regions + 1)
+    def take(self, slots, contents):
+        self.count = len(slots)
+
+    def regions(self):
+        logits = torch.zeros(self.count, self.layout.num_regions + 1)
         logits[:, -1] = self.end
         return logits
 
-    def next_content(self, slots):
+    def contents(self, slots):
         return torch.zeros(len(slots), self.layout.codebook_size)
 
 
@@ -46,6 +49,14 @@ def test_legal_regions_are_later_ones_that_nobody_has_and_the_end():
     coded = torch.tensor([[True, False, False, True, False]])
     assert legal_regions(coded, torch.tensor([1])).tolist() == [[False, False, True, False, True, True]]
     assert legal_regions(coded, torch.tensor([-1])).tolist() == [[False, True, True, False, True, True]]
+
+
+def test_min_p_is_a_share_of_the_likeliest():
+    logits = torch.tensor([[0.5, 0.25, 0.2, 0.05], [0.05, 0.9, 0.03, 0.02]]).log()
+    assert truncate(logits, min_p=0.4).isfinite().tolist() == [[True, True, True, False], [False, True, False, False]]
+    assert torch.equal(truncate(logits, min_p=0.0), logits)
+    # after the temperature, as the others
+    assert truncate(logits, temperature=4.0, min_p=0.4).isfinite().tolist() == [[True] * 4, [True, True, True, False]]
 
 
 @given(st.integers(1, 9), st.integers(0, 12), st.floats(0.05, 1.0), st.integers(0, 2**20))

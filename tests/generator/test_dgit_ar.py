@@ -67,8 +67,9 @@ def test_cached_logits_are_the_training_logits_at_every_step(layout, variant):
     grain = torch.zeros(4, dtype=torch.long)
     for step in range(sequences.slots.shape[1]):
         with torch.no_grad():
-            regions = cached.next_region(slot, content)
-            logits = cached.next_content(sequences.slots[:, step])
+            cached.take(slot, content)
+            regions = cached.regions()
+            logits = cached.contents(sequences.slots[:, step])
         alive = sequences.slots[:, step] != layout.pad_slot
         expected = model.regions_of(hidden[:, step], grain)
         torch.testing.assert_close(regions[alive], expected[alive], atol=1e-4, rtol=0)
@@ -306,8 +307,15 @@ def test_greedy_and_truncated_sampling():
     model, labels = make(layout), labels_for(layout, 6)
     greedy = model.sample(labels, seed=1, batch_size=6, top_k=1, region_top_k=1)
     assert torch.equal(greedy.indices, model.sample(labels, seed=2, batch_size=6, top_k=1, region_top_k=1).indices)
-    with pytest.raises(GraincodeError, match="temperature"):
-        model.sample(labels, temperature=0)
+    for name, value, fitting in (
+        ("temperature", 0, "top_k=1"), ("top_k", -1, "top_k=100"), ("region_top_k", -1, "region_top_k=100"),
+        ("top_p", 0, "top_p=0.95"), ("region_top_p", 1.5, "region_top_p=0.95"), ("min_p", 1, "min_p=0.05"),
+        ("region_min_p", -0.1, "region_min_p=0.05"), ("guidance_schedule", "late", "one of constant, linear, cosine"),
+    ):  # fmt: skip
+        with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
+            model.sample(labels, **{name: value})
+    likely = model.sample(labels, seed=1, batch_size=6, min_p=1 - 1e-9, region_min_p=1 - 1e-9)
+    assert torch.equal(likely.indices, greedy.indices)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

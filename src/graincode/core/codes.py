@@ -420,14 +420,17 @@ class CodePrefix:
         active.scatter_(1, torch.where(kept, slots, layout.num_slots), True)
         return active[:, table.at_cell].any(dim=1).view(-1, *layout.grids[-1])
 
-    def rows(self, start: int, count: int) -> CodePrefix:
-        """Images `start` to `start + count`, filled up with images of which nothing is given."""
-        part = slice(start, start + count)
-        layout, missing = self.sequences.layout, count - len(self.lengths[part])
-        fill = torch.nn.functional.pad
-        slots = fill(self.sequences.slots[part], (0, 0, 0, missing), value=layout.pad_slot)
-        contents = fill(self.sequences.contents[part], (0, 0, 0, missing), value=layout.no_content)
-        return CodePrefix(CodeSequences(slots, contents, layout), fill(self.lengths[part], (0, missing)))
+    def __getitem__(self, rows: slice | Tensor) -> CodePrefix:
+        sequences = self.sequences
+        chosen = CodeSequences(sequences.slots[rows], sequences.contents[rows], sequences.layout)
+        return CodePrefix(chosen, self.lengths[rows])
+
+    def filled(self, count: int) -> CodePrefix:
+        """As many images, those that are missing with nothing given."""
+        layout, missing, fill = self.sequences.layout, count - len(self.lengths), torch.nn.functional.pad
+        slots = fill(self.sequences.slots, (0, 0, 0, missing), value=layout.pad_slot)
+        contents = fill(self.sequences.contents, (0, 0, 0, missing), value=layout.no_content)
+        return CodePrefix(CodeSequences(slots, contents, layout), fill(self.lengths, (0, missing)))
 
     def to(self, device: torch.device | str) -> CodePrefix:
         """The same on another device."""

@@ -39,7 +39,8 @@ def truncate(
     Returns:
         (..., V); at least one entry is finite where one was.
     """
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -62,7 +63,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         (...,) long in [0, V); never an entry of probability 0.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = cumulative[..., -1]
     aim = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, aim[..., None], right=True)[..., 0]

@@ -111,6 +111,9 @@ class DGiTAR(nn.Module):
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = nn.Linear(width, outputs) if outputs else None
         self.content_head = nn.Linear(width, layout.num_entries)
+        table = layout.slots()  # the grain of the token behind each slot, where that decides its region
+        following = F.pad(table.grain + table.is_end, (0, 2)).clamp(max=max(self.decided_grains - 1, 0))
+        self.register_buffer("next_grain", following, persistent=False)
         for head in (self.region_head, self.content_head):
             if head is not None:
                 nn.init.normal_(head.weight, std=0.02)
@@ -256,14 +259,14 @@ class DGiTAR(nn.Module):
             numbers = uniforms(seed, indices, self.layout.max_tokens, 2).to(device)
             if guided:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
-            prefix = None if given is None else given.rows(start, batch_size).to(device)
+            prefix = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
             sequences = sampler(CachedLogits(self, padded), self.layout, numbers, on_step, prefix)
             parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
         return GrainCodes.cat(parts)
 
 
 class CachedLogits:
-    """A `DGiTAR` and labels as the two questions that a sampler asks, answered with a key/value cache.
+    """A `DGiTAR` and labels as the questions that a sampler asks, answered with a key/value cache.
 
     Args:
         model: in evaluation mode.
@@ -272,36 +275,34 @@ class CachedLogits:
 
     def __init__(self, model: DGiTAR, labels: Tensor) -> None:
         self.model, self.step = model, 0
-        self.condition = model.conditioning(labels)
-        self.grain = torch.zeros_like(labels)
+        self.condition = model.conditioning(labels)[:, None]
         stacks = model.position_transformer, model.content_transformer
-        self.modulations = [stack.modulations(self.condition) for stack in stacks]
+        self.modulations = [stack.modulations(self.condition[:, 0]) for stack in stacks]
         self.caches = [KeyValueCache(stack, len(labels), model.layout.max_tokens) for stack in stacks]
-        self.hidden = self.slots = torch.empty(0)
+        self.slots = self.hidden = torch.empty(0)
 
-    def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
+    def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
-        model, table = self.model, self.model.layout.slots(slots.device)
+        model, stack = self.model, self.model.position_transformer
         self.slots = slots[:, None]
-        token = model.embedding(self.slots, contents[:, None], self.step) + self.condition[:, None]
-        stack = model.position_transformer
+        token = model.embedding(self.slots, contents[:, None], self.step) + self.condition
         self.hidden = stack(token, self.caches[0], model.angles(stack, self.slots), self.modulations[0])
         self.step += 1
-        known = slots.clamp(max=model.layout.num_slots - 1)
-        ended = table.is_end[known] & (slots < model.layout.num_slots)
-        self.grain = self.grain + ended
-        return model.regions_of(self.hidden[:, 0], self.grain)
 
-    def next_content(self, slots: Tensor) -> Tensor:
+    def regions(self) -> Tensor:
         """See `AutoregressiveLogits`."""
-        model, stack = self.model, self.model.content_transformer
-        angles = model.angles(stack, slots[:, None] if model.next_position else self.slots)
-        states = stack(model.content_input(self.hidden, slots[:, None]), self.caches[1], angles, self.modulations[1])
-        return model.contents_of(states[:, 0], slots)
+        return self.model.regions_of(self.hidden[:, 0], self.model.next_grain[self.slots[:, 0]])
+
+    def contents(self, slots: Tensor) -> Tensor:
+        """See `AutoregressiveLogits`."""
+        model, stack, slots = self.model, self.model.content_transformer, slots[:, None]
+        angles = model.angles(stack, slots if model.next_position else self.slots)
+        states = stack(model.content_input(self.hidden, slots), self.caches[1], angles, self.modulations[1])
+        return model.contents_of(states, slots)[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""
-        self.condition, self.grain = self.condition[rows], self.grain[rows]
+        self.condition = self.condition[rows]
         self.modulations = [None if found is None else [part[:, rows] for part in found] for found in self.modulations]
         for cache in self.caches:
             cache.keep(rows)

@@ -34,10 +34,11 @@ class KeyValueCache:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add one token's (B, heads, 1, d) keys and values, and give views of all so far, (B, heads, length, d)."""
-        self.store[layer, 0, :, :, self.length] = keys[:, :, 0]
-        self.store[layer, 1, :, :, self.length] = values[:, :, 0]
-        filled = self.store[layer, :, :, :, : self.length + 1]
-        return filled[0], filled[1]
+        found = []
+        for store, new in zip(self.store[layer].unbind(), (keys, values), strict=True):
+            store.narrow(2, self.length, 1).copy_(new)
+            found.append(store.narrow(2, 0, self.length + 1))
+        return found[0], found[1]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the sequences, (N,) long."""
@@ -94,7 +95,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: bool | Tensor, layer: int, cache: KeyValueCache | None, rotation: Rotation | None
     ) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         if self.norms is not None:
             q, k = self.norms[0](q), self.norms[1](k)
         if rotation is not None:
@@ -107,7 +108,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is True and cache is None,
         )  # fmt: skip
-        return self.out(rearrange(x, "b h l d -> b l (h d)"))
+        return self.out(x.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):

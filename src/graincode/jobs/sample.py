@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> float:
         shown = images[:400]
         if given is not None:
             columns = len(original)
-            known = given.rows(0, columns).known_cells
+            known = given[:columns].known_cells
             shown = torch.cat([*_shown(decodes.module, original, known), images[: columns * max(400 // columns, 1)]])
         processes.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
         if processes.is_main():

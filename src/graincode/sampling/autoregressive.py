@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences
@@ -87,59 +88,70 @@ class AutoregressiveSampler:
         """
         guided = GuidedLogits(logits, self.guidance_scale, self.guidance_schedule) if self.guidance_scale != 1 else None
         ask = logits if guided is None else guided
-        batch, device, table = len(uniforms), uniforms.device, layout.slots(uniforms.device)
-        last_grain = layout.num_grains - 1
-        cells = torch.arange(layout.num_regions, device=device)
-        rows = torch.arange(batch, device=device)  # of the results, one for each sample that is still drawn
+        batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
+        table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
+        # what each slot means, padding and the start included
+        following, owner = (
+            F.pad(column, (0, 2), value=none)
+            for column, none in ((table.following, layout.num_slots), (table.region, regions + 1))
+        )
+        is_end = F.pad(table.is_end, (0, 2))
+        owner = torch.where(is_end, regions + 1, owner)
+        whole = CodeSequences(
+            torch.full((batch, tokens), layout.pad_slot, device=device),
+            torch.full((batch, tokens), layout.no_content, device=device),
+            layout,
+        )
+        # of the samples that are still drawn, `rows` of the whole
+        rows, slots, contents = torch.arange(batch, device=device), whole.slots.clone(), whole.contents.clone()
         slot = torch.full((batch,), layout.start_slot, device=device)
         content = torch.full_like(slot, layout.no_content)
         grain, last = torch.zeros_like(slot), torch.full_like(slot, -1)
-        following = torch.full_like(slot, layout.num_slots)
-        coded = torch.zeros(batch, layout.num_regions, dtype=torch.bool, device=device)
-        slots = torch.full((batch, layout.max_tokens), layout.pad_slot, device=device)
-        contents = torch.full_like(slots, layout.no_content)
-        for step in range(layout.max_tokens):
+        # which regions have their codes; of two more columns the first is the end, never coded, the second for what is
+        # no region
+        coded = torch.zeros(batch, regions + 2, dtype=torch.bool, device=device)
+        all_implied = last_grain == 0
+        for step in range(tokens):
             if guided is not None:
-                guided.progress = coded.double().mean(dim=1)
-            scores = ask.next_region(slot, content)
-            # drawn in vain within a region and in the last grain, where the next cell is implied
-            free = scores.masked_fill(~legal_regions(coded, last), -torch.inf)
-            free = truncate(free, self.region_temperature, self.region_top_k, self.region_top_p, self.region_min_p)
-            chosen = draw(free, uniforms[rows, step, 0])
-            left = ~coded & (cells > last[:, None])
-            implied = torch.where(left.any(dim=1), left.int().argmax(dim=1), layout.num_regions)
-            region = torch.where(grain == last_grain, implied, chosen)
-            inside = following < layout.num_slots
-            # in the last grain, column R of `first` is the padding slot: the sample is complete
-            slot = torch.where(inside, following, table.first[grain, region])
-            kept = None if given is None or step >= given.sequences.slots.shape[1] else given.lengths[rows] > step
-            if kept is not None:
-                slot = torch.where(kept, given.sequences.slots[rows, step], slot)
-            content = draw(
-                truncate(ask.next_content(slot), self.temperature, self.top_k, self.top_p, self.min_p),
-                uniforms[rows, step, 1],
-            )
-            if kept is not None:
-                content = torch.where(kept, given.sequences.contents[rows, step], content)
-            done = slot == layout.pad_slot
-            known = slot.clamp(max=layout.num_slots - 1)
-            is_end = table.is_end[known] & ~done
-            content = torch.where(is_end | done, layout.no_content, content)
-            slots[rows, step], contents[rows, step] = slot, content
-            following = torch.where(done, layout.num_slots, table.following[known])
-            last = torch.where(
-                is_end, -1, torch.where(done, last, table.region[known].clamp(max=layout.num_regions - 1))
-            )
-            coded |= (cells == table.region[known][:, None]) & ~(is_end | done)[:, None]
-            grain = grain + is_end
+                guided.progress = coded[:, :regions].double().mean(dim=1)
+            ask.take(slot, content)
+            region = coded[:, : regions + 1].int().argmin(dim=1)  # the first that is left; the end, if none is
+            if not all_implied:
+                scores = ask.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
+                scores = truncate(
+                    scores, self.region_temperature, self.region_top_k, self.region_top_p, self.region_min_p
+                )  # fmt: skip
+                region = torch.where(grain == last_grain, region, draw(scores, uniforms[:, step, 0]))
+            # in the last grain, the end of `first` is the padding slot: the sample is complete
+            begun = following[slot]
+            slot = torch.where(begun < layout.num_slots, begun, table.first[grain, region])
+            kept = given is not None and step < given.sequences.slots.shape[1]
+            if kept:
+                slot = torch.where(given.lengths > step, given.sequences.slots[:, step], slot)
+            scores = truncate(ask.contents(slot), self.temperature, self.top_k, self.top_p, self.min_p)
+            content = draw(scores, uniforms[:, step, 1])
+            if kept:
+                content = torch.where(given.lengths > step, given.sequences.contents[:, step], content)
+            region = owner[slot]
+            content = torch.where(region > regions, layout.no_content, content)
+            slots[:, step], contents[:, step] = slot, content
+            coded.scatter_(1, region[:, None], True)
+            if not all_implied:
+                ends = is_end[slot]
+                grain, last = grain + ends, torch.where(ends, -1, region)
             on_step(step + 1)
             if (step + 1) % _CHECK_EVERY == 0:
-                unfinished = (~done).nonzero()[:, 0]
+                unfinished = (slot != layout.pad_slot).nonzero()[:, 0]
                 if not len(unfinished):
                     break
+                all_implied = bool((grain == last_grain).all())
                 if self.drop_finished and 2 * len(unfinished) <= len(rows):
+                    whole.slots[rows], whole.contents[rows] = slots, contents
                     ask.keep(unfinished)
-                    rows, slot, content, grain, last, following, coded = (
-                        state[unfinished] for state in (rows, slot, content, grain, last, following, coded)
+                    given = None if given is None else given[unfinished]
+                    rows, slots, contents, uniforms, slot, content, grain, last, coded = (
+                        state[unfinished]
+                        for state in (rows, slots, contents, uniforms, slot, content, grain, last, coded)
                     )
-        return CodeSequences(slots[:, : step + 1], contents[:, : step + 1], layout)
+        whole.slots[rows], whole.contents[rows] = slots, contents
+        return CodeSequences(whole.slots[:, : step + 1], whole.contents[:, : step + 1], layout)

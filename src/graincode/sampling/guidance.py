@@ -33,13 +33,17 @@ class GuidedLogits:
         self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
         self.progress = torch.zeros(())
 
-    def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
+    def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
-        return self._guide(self.logits.next_region(torch.cat([slots, slots]), torch.cat([contents, contents])))
+        self.logits.take(torch.cat([slots, slots]), torch.cat([contents, contents]))
 
-    def next_content(self, slots: Tensor) -> Tensor:
+    def regions(self) -> Tensor:
         """See `AutoregressiveLogits`."""
-        return self._guide(self.logits.next_content(torch.cat([slots, slots])))
+        return self._guide(self.logits.regions())
+
+    def contents(self, slots: Tensor) -> Tensor:
+        """See `AutoregressiveLogits`."""
+        return self._guide(self.logits.contents(torch.cat([slots, slots])))
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""

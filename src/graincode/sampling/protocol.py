@@ -8,17 +8,21 @@ from torch import Tensor
 
 
 class AutoregressiveLogits(Protocol):
-    """What a sampler needs of a model: two questions for each token, asked in turn."""
+    """What a sampler needs of a model: it takes in a token, and answers up to two questions about the next one."""
 
-    def next_region(self, slots: Tensor, contents: Tensor) -> Tensor:
-        """Take in the last token, (B,) slots and contents, and give (B, R + 1) logits of the region that comes next.
+    def take(self, slots: Tensor, contents: Tensor) -> None:
+        """Take in the last token, (B,) slots and contents."""
+        ...
+
+    def regions(self) -> Tensor:
+        """(B, R + 1) logits of the region that comes next; not asked for where all of them are implied.
 
         The last entry is the end of the grain. Illegal regions need not be masked.
         """
         ...
 
-    def next_content(self, slots: Tensor) -> Tensor:
-        """Given the (B,) slots of the next token, give the (B, V) logits of its content."""
+    def contents(self, slots: Tensor) -> Tensor:
+        """Given the (B,) slots of the next token, the (B, V) logits of its content."""
         ...
 
     def keep(self, rows: Tensor) -> None:
