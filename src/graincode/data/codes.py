@@ -43,7 +43,8 @@ class CodeBatch:
 
 
 class CodeDataset:
-    """One split of codes on disk; an index list gives a batch.
+    """One split of codes on disk; an index list gives a batch. With several views of each training image, all images
+    come in one view, then all in the next.
 
     Args:
         path: a directory that `extract_codes` wrote.
@@ -74,7 +75,7 @@ class CodeDataset:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What stands beside codes: layout, class names, data set and tokenizer.
+    """What stands beside codes: layout, class names, tokenizer, and views of each training image (1 if it says none).
 
     Raises:
         GraincodeError: there are no codes of a known format.
@@ -85,7 +86,7 @@ def read_info(path: Path) -> dict[str, Any]:
     info = json.loads(file.read_text())
     if info.get("format") != FORMAT:
         raise GraincodeError(f"{path} has codes of format {info.get('format')}, expected {FORMAT}: extract them anew")
-    return info
+    return {"views": 1, **info}
 
 
 def write_split(

@@ -112,6 +112,8 @@ class ExtractCodesConfig(JobConfig):
     splits: list[str] = MISSING
     ratios: list[float] | None = None
     psnr: float | None = None
+    views: int = MISSING
+    augmentation: Any = MISSING
     batch_size: int = MISSING
 
 
@@ -330,10 +332,10 @@ def validate(job: str, cfg: DictConfig) -> None:
             raise GraincodeError(f"{key} is not set: type {key}=...")
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
-                "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
-                "num_samples", "images.num_samples", "evaluation.inception_splits", "evaluation.kid_subsets",
-                "evaluation.kid_subset_size", "evaluation.precision_neighbours", "evaluation.density_neighbours",
-                "evaluation.subset"]  # fmt: skip
+                "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.length_window", "calibration_images",
+                "views", "batch_size", "num_samples", "images.num_samples", "evaluation.inception_splits",
+                "evaluation.kid_subsets", "evaluation.kid_subset_size", "evaluation.precision_neighbours",
+                "evaluation.density_neighbours", "evaluation.subset"]  # fmt: skip
     for key in positive:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < 1:
