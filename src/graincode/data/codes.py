@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from graincode.core.errors import GraincodeError
 
 FORMAT = 1
 _ARRAYS = ("grains", "indices", "labels")
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class CodeDataset:
 
     def __len__(self) -> int:
         return len(self._arrays["labels"])
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) int32, codes of each image; reads all grain maps, a few thousand at a time."""
+        grains, costs = self._arrays["grains"], np.array(self.layout.codes_per_region, dtype=np.int32)
+        chunks = (grains[start : start + _CHUNK] for start in range(0, len(grains), _CHUNK))
+        return np.concatenate([costs[chunk].sum(axis=(1, 2), dtype=np.int32) for chunk in chunks])
 
     def __getitem__(self, indices: Sequence[int] | int) -> CodeBatch:
         chosen = np.atleast_1d(np.asarray(indices, dtype=np.int64))

@@ -78,6 +78,18 @@ class TrainerConfig:
 
 
 @dataclass
+class GeneratorTrainerConfig(TrainerConfig):
+    """The same for codes, whose number differs from image to image.
+
+    Attributes:
+        length_window: steps whose images are dealt out among them by length, so that little is padded; 1: each step
+            keeps its own, sorted, so that micro-batches pad less.
+    """
+
+    length_window: int = MISSING
+
+
+@dataclass
 class JobConfig:
     """Keys that all jobs have. Groups are `Any`: their keys are checked against what they instantiate."""
 
@@ -126,7 +138,7 @@ class TrainGeneratorConfig(JobConfig):
     init_from: str | None = None
     optimizer: Any = MISSING
     logging: Any = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    trainer: GeneratorTrainerConfig = field(default_factory=GeneratorTrainerConfig)
 
 
 @dataclass

@@ -41,7 +41,8 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation = CodeDataset(cfg.codes_path, "val")
-        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes))
+        window = cfg.trainer.length_window
+        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         trained, figures = train(stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging))
         run.export("generator", config, trained, tokenizer=codes.info["tokenizer"], class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)
