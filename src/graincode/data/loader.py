@@ -34,8 +34,8 @@ class Schedule:
     """How the items of each step are divided.
 
     Training is one endless stream of items, epoch after epoch, each epoch a permutation of the whole data set; step s
-    takes the s-th `batch_size` of them, whatever the number of processes. A step's batch is cut into
-    contiguous parts: the first micro-batch of each process, then the second of each, and so on.
+    takes the s-th `batch_size` of them, whatever the number of processes. A step's batch is cut into contiguous
+    parts: the first micro-batch of each process, then the second of each, and so on.
 
     With windows, the items that so come to each `windows.steps` steps are sorted by length (equal ones stay in order)
     and cut into batches, which come in an order drawn for the window. A step then depends on (seed, step), the batch
