@@ -29,7 +29,7 @@ class Result:
     unit: of the value.
     reference: what it is compared with, timed in the same run.
     ratio: how many times faster than the reference.
-    goal: for the ratio, such as ">= 60".
+    goal: for the ratio, such as ">= 60"; with a unit, for the value.
     """
 
     name: str
@@ -62,6 +62,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     from density import SIGMAS, entropy_memory, entropy_time
     from engine import cached_loader, data_wait, engine_overhead
     from evaluation import figures
+    from padding import WINDOWS, padding
     from quantizer import against_library, against_product
     from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
     from step import step_shares
@@ -80,6 +81,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "evaluation", figures
     yield from ((f"entropy-{sigma}", partial(entropy_time, sigma)) for sigma in SIGMAS)
     yield "entropy-memory", entropy_memory
+    yield from ((f"padding-{window}", partial(padding, window)) for window in WINDOWS)
 
 
 def main() -> None:

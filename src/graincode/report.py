@@ -291,9 +291,10 @@ def _lengths(codes: Path) -> dict[str, str]:
         marks += f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{level + 6}" y2="215"/>'
         marks += f'<text class="strong" x="{x:.1f}" y="{level}" text-anchor="middle">{name}</text>'
     low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95))
+    views = f"; {info['views']} views of each training image" if info["views"] > 1 else ""
     note = (
-        f"{len(lengths):,} images ({escape(', '.join(info['splits']))}) with {lengths.mean():.2f} codes on average, "
-        f"standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have between {low:.0f} and "
+        f"{len(lengths):,} images ({escape(', '.join(info['splits']))}{views}) with {lengths.mean():.2f} codes on "
+        f"average, standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have between {low:.0f} and "
         f"{high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
     )
     return {"histogram": axes.svg("images by number of codes", "codes per image", marks), "lengths_note": note}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from graincode.core.codes import GrainCodes
 from graincode.core.images import to_uint8
 from graincode.core.losses import Term
-from graincode.core.rng import Draws
+from graincode.core.rng import Draws, permutation
 from graincode.data.augmentation import Augmentation
 from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.images import ImageBatch, ImageDataset
-from graincode.data.loader import in_order
+from graincode.data.loader import Windows, in_order
 from graincode.engine.logging import Meter
 from graincode.generator import AutoregressiveObjective, DGiTAR
 from graincode.passes import ReconstructionPass
@@ -25,6 +25,7 @@ from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, 
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 
 EVALUATION_BATCH = 250
+TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,16 @@ class Player(Protocol):
 
 
 class Stage(Protocol):
-    """What the training loop trains. `players[0]` is what is evaluated and exported."""
+    """What the training loop trains. `players[0]` is what is evaluated and exported.
+
+    Attributes:
+        dataset: to train on.
+        windows: within which it is batched by length; None: items have no lengths.
+    """
 
     players: list[Player]
     dataset: Any
+    windows: Windows | None
 
     def prepare(self, batch: Any, draws: Draws) -> Any:
         """What the players see of a batch on its device, such as augmented images."""
@@ -172,6 +179,8 @@ class TokenizerStage:
             weights.
     """
 
+    windows = None
+
     def __init__(
         self,
         module: DQVAE,
@@ -245,21 +254,41 @@ def _kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 class GeneratorPlayer:
-    """A generator against the likelihood of codes."""
+    """A generator against the likelihood of codes.
+
+    Args:
+        module: the generator.
+        objective: of its likelihood.
+        typical: counts of the objective's terms for a typical image, by which losses are then divided instead of the
+            batch's own. Where batches are sorted by length, means over each of them would make a code of a short image
+            count more than one of a long image.
+    """
 
     name = "generator"
 
-    def __init__(self, module: DGiTAR, objective: AutoregressiveObjective) -> None:
-        self.module, self.objective = module, objective
+    def __init__(
+        self, module: DGiTAR, objective: AutoregressiveObjective, typical: Mapping[str, float] | None = None
+    ) -> None:
+        self.module, self.objective, self.typical = module, objective, typical
 
     def plays(self, step: int) -> bool:
         return True
 
     def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
-        return self.objective.counts(batch.codes, self.module.decided_grains)
+        if self.typical is None:
+            return self.objective.counts(batch.codes, self.module.decided_grains)
+        return {name: len(batch.codes) * count for name, count in self.typical.items()}
 
     def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
-        return self.objective(wrapped(batch.codes, batch.labels, step.draws))
+        terms = self.objective(wrapped(batch.codes, batch.labels, step.draws))
+        if self.typical is not None:
+            terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
+        lengths = batch.codes.lengths + batch.codes.layout.num_ends
+        tokens, positions = lengths.sum(), lengths.max() * len(lengths)
+        return terms | {
+            "tokens_per_image": Term(tokens, len(lengths), 0.0),
+            "padding_share": Term(positions - tokens, positions, 0.0),
+        }
 
     def histograms(self) -> dict[str, Tensor]:
         return {}
@@ -277,6 +306,7 @@ class GeneratorStage:
         dataset: codes to train on.
         validation: codes to judge on.
         tokenizer: that made the codes, for pictures alone; None shows codes only.
+        length_window: steps whose images are dealt out among them by length; 1: each keeps its own.
     """
 
     def __init__(
@@ -286,8 +316,15 @@ class GeneratorStage:
         dataset: CodeDataset,
         validation: CodeDataset,
         tokenizer: DQVAE | None,
+        length_window: int = 1,
     ) -> None:
-        self.players: list[Player] = [GeneratorPlayer(module, objective)]
+        self.windows, typical = Windows(dataset.lengths, length_window), None
+        if length_window > 1:
+            some = dataset[permutation(0, 0, len(dataset))[:TYPICAL_IMAGES].tolist()].codes
+            typical = {
+                name: float(count) / len(some) for name, count in objective.counts(some, module.decided_grains).items()
+            }
+        self.players: list[Player] = [GeneratorPlayer(module, objective, typical)]
         self.objective, self.tokenizer = objective, tokenizer
         self.dataset, self.validation = dataset, validation
 

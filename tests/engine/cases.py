@@ -135,6 +135,8 @@ class Codes:
         own = indices[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)
         self.codes = GrainCodes(grains, torch.where(coarse, own, indices), LAYOUT)
 
+        self.lengths = self.codes.lengths.numpy()
+
     def __len__(self) -> int:
         return 24
 
@@ -143,7 +145,7 @@ class Codes:
         return CodeBatch(self.codes[chosen], chosen % 2)
 
 
-def generator_stage(precise: bool) -> GeneratorStage:
+def generator_stage(precise: bool, length_window: int) -> GeneratorStage:
     torch.manual_seed(0)
     module = DGiTAR(
         LAYOUT, 16, HeterogeneousEmbedding(LAYOUT, 16), ClassConditioning(LAYOUT, 16, dropout=0.3),
@@ -151,9 +153,16 @@ def generator_stage(precise: bool) -> GeneratorStage:
     )  # fmt: skip
     if precise:
         module.double()
-    stage = GeneratorStage(module, AutoregressiveObjective(), Codes(), Codes(), None)
+    stage = GeneratorStage(module, AutoregressiveObjective(), Codes(), Codes(), None, length_window)
     stage.evaluate = lambda module, limit: {"objective": 1.0}
     return stage
+
+
+def make_stage(precise: bool, kind: str) -> tuple[GeneratorStage | TokenizerStage, object]:
+    """The stage of a kind of case, and what is done before its step 1."""
+    if kind in ("generator", "windowed"):
+        return generator_stage(precise, 3 if kind == "windowed" else 1), lambda: None
+    return tokenizer_stage(precise, kind)
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -162,9 +171,7 @@ def main(folder: Path, names: list[str]) -> None:
     for name in names:
         kind, precision, way = name.split("-")
         precise = precision == "64"
-        stage, start = (
-            (generator_stage(precise), lambda: None) if kind == "generator" else tokenizer_stage(precise, kind)
-        )
+        stage, start = make_stage(precise, kind)
         hardware = Hardware(
             num_processes=world, gradient_accumulation=1 if way == "whole" else 2, tf32=False, threads=1,
             gradient_checkpointing=way == "parts", strategy="fsdp" if way.startswith("sharded") else "ddp",
@@ -196,8 +203,7 @@ def main(folder: Path, names: list[str]) -> None:
                 with suppress(Stopped):
                     again(stage, start=start)
                     sys.exit("the signal was not obeyed")
-                stage = generator_stage(precise) if kind == "generator" else tokenizer_stage(precise, kind)[0]
-                module, _ = again(stage, start=lambda: sys.exit("a resumed run starts anew"))
+                module, _ = again(make_stage(precise, kind)[0], start=lambda: sys.exit("a resumed run starts anew"))
             else:
                 module, _ = again(stage, start=start)
             weights = {key: value.contiguous() for key, value in module.state_dict().items()}

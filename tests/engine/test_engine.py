@@ -3,7 +3,9 @@ import hashlib
 import json
 import math
 import shutil
+from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +14,9 @@ from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, weighted_sum
 from graincode.core.rng import Draws
 from graincode.core.schedules import ramp, warmup_cosine
-from graincode.data.augmentation import Augmentation
-from graincode.data.loader import Schedule, StepSampler, in_order
+from graincode.data.augmentation import Augmentation, Views
+from graincode.data.images import TensorImages
+from graincode.data.loader import Schedule, StepSampler, Windows, in_order
 from graincode.engine.checkpoint import Checkpoints, read_about, read_state
 from graincode.engine.config import SCHEMAS, config_directory, nearest
 from graincode.engine.logging import LogSettings, Meter, RunLog, read_log
@@ -38,14 +41,90 @@ def test_a_batch_larger_than_the_data_set():
     assert len(next(iter(StepSampler(Schedule(3, 7, 0), 0, 1)))) == 7
 
 
+def joined(ranks, micro_batches):
+    """The steps' batches, from the samplers of all processes."""
+    rounds = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
+    return [list(chain(*rounds[i : i + micro_batches])) for i in range(0, len(rounds), micro_batches)]
+
+
 @pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (4, 2), (12, 2)])
 def test_the_global_batch_does_not_depend_on_how_it_is_divided(processes, micro_batches):
     whole = list(StepSampler(Schedule(17, 24, 5), 2, 6))
-    ranks = [list(StepSampler(Schedule(17, 24, 5, r, processes, micro_batches), 2, 6)) for r in range(processes)]
-    for step in range(4):
-        first = step * micro_batches
-        parts = [part for rank in ranks for part in rank[first : first + micro_batches]]
-        assert [index for part in parts for index in part] == whole[step]
+    ranks = [StepSampler(Schedule(17, 24, 5, r, processes, micro_batches), 2, 6) for r in range(processes)]
+    assert joined(ranks, micro_batches) == whole
+
+
+LENGTHS = np.random.default_rng(0).integers(16, 65, 500)
+
+
+def padding(schedule, steps):
+    """Share of padded positions in the micro-batches of all processes."""
+    parts = [LENGTHS[part] for part in StepSampler(schedule, 0, steps)]
+    return 1 - sum(part.sum() for part in parts) / sum(part.max() * len(part) for part in parts)
+
+
+@pytest.mark.parametrize("window", [2, 5, 16])
+def test_windows_hold_what_the_stream_has_there_sorted_by_length(window):
+    schedule = Schedule(500, 12, 3, windows=Windows(LENGTHS, window))
+    steps = list(StepSampler(schedule, 0, 10 * window))
+    for first in range(0, len(steps), window):
+        here = [index for step in steps[first : first + window] for index in step]
+        assert sorted(here) == sorted(schedule.stream(range(first * 12, (first + window) * 12)))
+        lengths = sorted(LENGTHS[step].tolist() for step in steps[first : first + window])
+        assert list(chain(*lengths)) == sorted(LENGTHS[here].tolist())
+    orders = [np.argsort([LENGTHS[s].sum() for s in steps[f : f + window]]).tolist() for f in (0, window, 2 * window)]
+    assert window == 2 or orders[0] != orders[1] != orders[2]
+    other = Schedule(500, 12, 4, windows=Windows(LENGTHS, window))
+    assert list(StepSampler(other, 0, 10 * window)) != steps
+
+
+def test_windows_that_divide_an_epoch_hold_each_item_of_it_once():
+    schedule = Schedule(500, 10, 3, windows=Windows(LENGTHS, 25))
+    stream = list(chain(*StepSampler(schedule, 0, 150)))
+    for epoch in range(3):
+        assert sorted(stream[epoch * 500 : epoch * 500 + 500]) == list(range(500))
+    assert stream[:500] != stream[500:1000]
+
+
+def test_windows_across_epochs_lose_nothing():
+    schedule = Schedule(17, 4, 3, windows=Windows(LENGTHS, 3))
+    stream = list(chain(*StepSampler(schedule, 0, 3 * 17)))
+    assert sorted(stream) == sorted(list(range(17)) * 12)
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (12, 2)])
+def test_steps_of_windows_depend_on_nothing_but_seed_and_step(processes, micro_batches):
+    windows = Windows(LENGTHS, 8)
+    whole = list(StepSampler(Schedule(500, 24, 5, windows=windows), 0, 20))
+    assert list(StepSampler(Schedule(500, 24, 5, windows=windows), 11, 13)) == whole[11:13]
+    ranks = [StepSampler(Schedule(500, 24, 5, r, processes, micro_batches, windows), 5, 20) for r in range(processes)]
+    assert joined(ranks, micro_batches) == whole[5:]
+    assert all(LENGTHS[step].tolist() == sorted(LENGTHS[step]) for step in whole)
+
+
+def test_longer_windows_pad_less():
+    shares = [padding(Schedule(500, 16, 0, windows=Windows(LENGTHS, w)), 128) for w in (2, 8, 32)]
+    plain = padding(Schedule(500, 16, 0), 128)
+    assert plain > 0.3
+    assert shares == sorted(shares, reverse=True)
+    assert plain > 1.5 * shares[0]
+    assert shares[-1] < 0.02
+
+
+def test_micro_batches_of_sorted_steps_pad_less_and_alike_on_all_processes():
+    windows = Windows(LENGTHS, 1)
+    assert all(
+        sorted(LENGTHS[step]) == LENGTHS[step].tolist() and sorted(step) == sorted(plain)
+        for step, plain in zip(
+            StepSampler(Schedule(500, 16, 0, windows=windows), 0, 60),
+            StepSampler(Schedule(500, 16, 0), 0, 60),
+            strict=True,
+        )
+    )
+    one, four = (padding(Schedule(500, 16, 0, micro_batches=m, windows=windows), 128) for m in (1, 4))
+    assert four < 0.3 * one
+    first, last = (padding(Schedule(500, 32, 0, rank, 2, 4, windows), 128) for rank in (0, 1))
+    assert first == pytest.approx(last, abs=0.01)
 
 
 def test_in_order_gives_everything_once():
@@ -212,6 +291,32 @@ def test_draws_depend_on_seed_place_and_purpose_alone():
     assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
     assert 0 <= many.min() <= many.max() < 1
     assert float(torch.corrcoef(torch.stack([many[:-1], many[1:]]))[0, 1]) == pytest.approx(0, abs=0.02)
+
+
+def test_views_are_the_image_its_mirror_image_and_shifts_of_both():
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    dataset = TensorImages("made", "train", pixels, torch.arange(5) % 2, ("even", "odd"))
+    plain = dataset[range(5)].images
+    views = Views(dataset, 4, Augmentation(flip=True, shift=2), seed=7)
+    assert len(views) == 20
+    made = views[range(20)]
+    assert torch.equal(made.labels, torch.arange(5).repeat(4) % 2)
+    assert torch.equal(made.labels, views.labels)
+    first, mirrored, third, fourth = made.images.split(5)
+    assert torch.equal(first, plain)
+    assert torch.equal(mirrored, plain.flip(-1))
+    inner = [plain[:, :, 2:-2, 2:-2], plain.flip(-1)[:, :, 2:-2, 2:-2]]
+    for moved, still in zip((third, fourth), inner, strict=True):
+        for image, whole in zip(still, moved, strict=True):
+            places = whole.unfold(1, 12, 1).unfold(2, 12, 1)  # the middle of the image is somewhere in its view
+            assert int((places == image[:, None, None]).all(-1).all(-1).all(0).sum()) == 1
+    assert not torch.equal(third, plain)
+    assert torch.equal(views[[13, 2, 19]].images, made.images[[13, 2, 19]])
+    assert not torch.equal(Views(dataset, 4, Augmentation(True, 2), seed=8)[range(20)].images, made.images)
+    unflipped = Views(dataset, 2, Augmentation(shift=2), 7)[range(10)].images
+    assert torch.equal(unflipped[:5], plain)
+    assert not torch.equal(unflipped[5:], plain)
+    assert not torch.equal(unflipped[5:], third)
 
 
 def test_augmentation_is_a_function_of_the_place():

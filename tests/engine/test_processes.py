@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BATCH, LAYOUT, STEPS, Codes, images, tokenizer_stage
+from cases import BATCH, LAYOUT, STEPS, Codes, generator_stage, images, tokenizer_stage
 from safetensors.torch import load_file
 
 from graincode import processes
+from graincode.core.losses import weighted_sum
 from graincode.core.rng import Draws
 from graincode.data.loader import Schedule
 from graincode.engine.config import build, check
@@ -26,6 +27,7 @@ COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
     "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
+    "windowed-64-whole", "windowed-64-parts", "windowed-32-straight", "windowed-32-resumed",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
@@ -59,7 +61,8 @@ def distance(a, b):
     [
         ("gan-64-whole", 1e-10), ("gan-64-parts", 1e-10), ("generator-64-whole", 1e-10), ("generator-64-parts", 1e-10),
         ("tokenizer-64-whole", 1e-10), ("tokenizer-64-parts", 1e-10), ("feature-64-whole", 1e-10),
-        ("feature-64-parts", 1e-10), ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
+        ("feature-64-parts", 1e-10), ("windowed-64-whole", 1e-10), ("windowed-64-parts", 1e-10),
+        ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
     ],
 )  # fmt: skip
 def test_two_processes_train_as_one_does(trained, name, limit):
@@ -71,7 +74,7 @@ def test_two_processes_train_as_one_does(trained, name, limit):
         assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=100 * limit)
 
 
-@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator"])
+@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed"])
 def test_micro_batches_change_nothing(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
 
@@ -81,7 +84,7 @@ def test_sharded_training_is_the_same_training(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-sharded", 2)) < 1e-10
 
 
-@pytest.mark.parametrize("kind", ["gan", "generator"])
+@pytest.mark.parametrize("kind", ["gan", "generator", "windowed"])
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_that_was_interrupted_ends_bit_equal(trained, kind, world):
     straight, resumed = (weights(trained, f"{kind}-32-{way}", world) for way in ("straight", "resumed"))
@@ -115,11 +118,14 @@ def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
     stage, start = tokenizer_stage(False, "gan")
     start()
     grains = stage.players[0].module.route(images(False)[range(24)].images).grains.flatten(1)
-    schedules = [Schedule(24, BATCH, 5, rank, 2, 2) for rank in (0, 1)]
-    for coarse in ((grains == 0).all(dim=1), (Codes().codes.grains.flatten(1) == 0).all(dim=1)):
+    codes = Codes().codes.grains.flatten(1)
+    for coarse, windows in (
+        ((grains == 0).all(dim=1), None),
+        ((codes == 0).all(dim=1), generator_stage(False, 1).windows),
+    ):
         found = [
             bool(coarse[schedule.indices(schedule.places(step, part))].all())
-            for schedule in schedules
+            for schedule in [Schedule(24, BATCH, 5, rank, 2, 2, windows) for rank in (0, 1)]
             for step in range(1, STEPS + 1)
             for part in (0, 1)
         ]
@@ -140,6 +146,22 @@ def test_counts_are_known_before_the_model_runs():
     assert set(AutoregressiveObjective().counts(batch.codes)) == {"content", "position_0"}
     assert int(AutoregressiveObjective().counts(batch.codes)["content"]) == int(batch.codes.lengths.sum())
     assert LAYOUT.num_grains == 2
+
+
+def test_batches_by_length_weigh_every_code_alike():
+    """The losses of all batches of a window add up to the loss of its images as one batch."""
+    stage = generator_stage(True, 3)
+    player, step = stage.players[0], Step(1, Draws(0, torch.arange(8)))
+    player.module.conditioning.dropout = 0.0
+    schedule = Schedule(24, 8, 5, windows=stage.windows)
+    batches = [stage.dataset[schedule.indices(schedule.places(s, 0))] for s in (1, 2, 3)]
+    assert len({int(batch.codes.lengths.sum()) for batch in batches}) == 3
+    parts = [weighted_sum(player.terms(player.module, batch, step)) for batch in batches]
+    assert [player.counts(batch) == player.counts(batches[0]) for batch in batches] == [True] * 3
+    plain = generator_stage(True, 1).players[0]
+    plain.module = player.module
+    whole = weighted_sum(plain.terms(plain.module, stage.dataset[range(24)], Step(1, Draws(0, torch.arange(24)))))
+    assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
 def test_one_process_alone_needs_no_others():

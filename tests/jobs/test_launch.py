@@ -63,8 +63,9 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
     command("train_tokenizer", *base, "run_name=two")
     assert close(Path("runs/train_tokenizer/two"), Path("runs/train_tokenizer/tok"), 0.05)
     tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
-    command("extract_codes", *inside, tokenizer, TWO, "batch_size=4", "run_name=two")
-    command("extract_codes", *inside, tokenizer, "batch_size=4", "run_name=one")
+    views = ["views=3", "augmentation.flip=true", "augmentation.shift=2", "batch_size=4"]
+    command("extract_codes", *inside, tokenizer, TWO, *views, "run_name=two")
+    command("extract_codes", *inside, tokenizer, *views, "run_name=one")
     for split in ("train", "val", "test"):
         for name in ("grains", "indices", "labels"):
             one, two = (Path(f"runs/extract_codes/{r}/codes/{split}.{name}.npy").read_bytes() for r in ("one", "two"))

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,45 @@ def test_samples_complete_what_is_given(inside, what, count):
     assert not torch.equal(drawn.indices[~known], real.codes.indices[~known])
     side, gap = 2 * codes.layout.image_size[0], 2
     assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
+
+
+def test_mirror_images_are_stored_beside_the_images_and_trained_on(inside):
+    from graincode.data import ImageFolder
+
+    tokenizer = graincode.load_tokenizer("runs/train_tokenizer/tok/export")
+    flip = ["views=2", "augmentation.flip=true"]
+    command("extract_codes", *inside, *flip, "tokenizer_path=runs/train_tokenizer/tok/export", "run_name=mirrored")
+    path = Path("runs/extract_codes/mirrored/codes")
+    codes, plain = CodeDataset(path, "train"), CodeDataset("runs/extract_codes/codes/codes", "train")
+    assert (codes.info["views"], plain.info["views"]) == (2, 1)
+    assert codes.identity != plain.identity
+    assert len(CodeDataset(path, "val")) == len(CodeDataset(plain.path, "val"))
+    batch = ImageFolder(inside[1].split("=")[1], image_size=32, test_fraction=0.3).split("train")[range(len(plain))]
+    halves = tokenizer.tokenize(batch.images), tokenizer.tokenize(batch.images.flip(-1))
+    assert not torch.equal(halves[0].indices, halves[1].indices)
+    stored, expected = codes[range(len(codes))], graincode.GrainCodes.cat(halves)
+    assert torch.equal(stored.codes.grains, expected.grains)
+    assert torch.equal(stored.codes.indices, expected.indices)
+    assert torch.equal(stored.labels, batch.labels.repeat(2))
+    assert codes.lengths.tolist() == expected.lengths.tolist()
+    for window in (1, 3):
+        run = f"mirrored-{window}"
+        settings = [f"codes_path={path}", f"trainer.length_window={window}", f"run_name={run}"]
+        command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, *settings)
+        lines = [line for line in read_log(Path(f"runs/train_generator/{run}")) if "train/loss" in line]
+        assert all(0 <= line["speed/padding_share"] < 0.8 for line in lines)
+        assert all(line["speed/tokens_per_second"] > 16 * line["speed/images_per_second"] for line in lines)
+        assert not any("train/tokens_per_image" in line or "train/padding_share" in line for line in lines)
+
+
+def test_codes_from_before_there_were_views_are_read(inside, tmp_path):
+    for file in Path("runs/extract_codes/codes/codes").glob("val.*"):
+        shutil.copy(file, tmp_path)
+    info = json.loads(Path("runs/extract_codes/codes/codes/codes.json").read_text())
+    (tmp_path / "codes.json").write_text(
+        json.dumps({k: v for k, v in info.items() if k not in ("views", "augmentation")})
+    )
+    assert CodeDataset(tmp_path, "val").info["views"] == 1
 
 
 def test_samples_are_kept_with_their_codes(inside):

@@ -1,6 +1,6 @@
 """Data sets of images and of codes, and the order in which training sees them."""
 
-from graincode.data.augmentation import Augmentation
+from graincode.data.augmentation import Augmentation, Views
 from graincode.data.cache import CachedImages
 from graincode.data.cifar10 import CIFAR10
 from graincode.data.codes import CodeBatch, CodeDataset
@@ -29,6 +29,7 @@ __all__ = [
     "ImageSource",
     "Subset",
     "TensorImages",
+    "Views",
     "Wallpapers",
     "WebDataset",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import AUGMENTATION, Draws
+from graincode.data.images import ImageBatch, ImageDataset, index_tensor
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,83 @@ class Augmentation:
         if not self.flip and not self.shift:
             return images
         chance = draws.uniforms(AUGMENTATION, 3)
+        return self._changed(images, chance[:, 0] < 0.5, chance[:, 1:])
+
+    def view(self, images: Tensor, numbers: Tensor, draws: Draws) -> Tensor:
+        """Given views of images, for a data set that holds several of each.
+
+        View 0 is the image as it is. With flips, odd views are mirrored, and of every two the first two are not
+        shifted; without, all but view 0 are shifted.
+
+        Args:
+            images: (B, 3, H, W).
+            numbers: (B,) long, the view of each, >= 0.
+            draws: for the shifts.
+        Returns:
+            (B, 3, H, W).
+        """
+        chance = draws.uniforms(AUGMENTATION, 3)[:, 1:]
+        is_still = numbers < (2 if self.flip else 1)
+        return self._changed(images, numbers % 2 == 1, torch.where(is_still[:, None], 0.5, chance))
+
+    def check_views(self, views: int) -> None:
+        """Raise a GraincodeError unless so many views of an image, 1 or more, all differ and use these changes."""
+        settings = f"augmentation.flip={str(self.flip).lower()} augmentation.shift={self.shift}"
+        most = None if self.shift else 1 + self.flip
+        if most is not None and views > most:
+            alone = "augmentation.flip=true (for 2) or augmentation.shift=4" if most == 1 else "augmentation.shift=4"
+            raise GraincodeError(
+                f"views={views}, but with {settings} an image has {most} in all: type views={most}, or {alone}"
+            )
+        if views == 1 and most != 1:
+            raise GraincodeError(
+                f"views=1 stores images as they are, but {settings}: type views=2, or "
+                "augmentation.flip=false augmentation.shift=0"
+            )
+
+    def _changed(self, images: Tensor, mirrored: Tensor, places: Tensor) -> Tensor:
+        """Images mirrored where (B,) `mirrored` says, and shifted by (B, 2) in [0, 1), of which 0.5 is not at all."""
         if self.flip:
-            images = torch.where((chance[:, 0] < 0.5)[:, None, None, None], images.flip(-1), images)
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if self.shift:
             height, width = images.shape[-2:]
             padded = F.pad(images, (self.shift,) * 4, mode="replicate")
-            top, left = (chance[:, 1:] * (2 * self.shift + 1)).long().unbind(1)
+            top, left = (places * (2 * self.shift + 1)).long().unbind(1)
             item = torch.arange(len(images), device=images.device)[:, None, None]
             row = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
             column = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
             images = padded[item, :, row, column].permute(0, 3, 1, 2).contiguous()
         return images
+
+
+class Views(ImageDataset):
+    """A split with several views of each image: all images in view 0, then all in view 1, and so on.
+
+    Args:
+        dataset: the split.
+        views: of each image; view 0 is the image as it is.
+        augmentation: makes the others, each a function of the seed, the view and the image.
+        seed: of the shifts, >= 0.
+    Raises:
+        GraincodeError: the augmentation does not make so many views, or is not used.
+    """
+
+    def __init__(self, dataset: ImageDataset, views: int, augmentation: Augmentation, seed: int) -> None:
+        augmentation.check_views(views)
+        self.name, self.split = dataset.name, f"{dataset.split} ({views} views)"
+        self.image_size, self.class_names = dataset.image_size, dataset.class_names
+        self.labels = dataset.labels.repeat(views)
+        self._dataset, self._augmentation, self._seed = dataset, augmentation, seed
+
+    @property
+    def skipped(self) -> int:
+        return self._dataset.skipped
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
+        chosen, count = index_tensor(indices, len(self)), len(self._dataset)
+        batch = self._dataset[(chosen % count).tolist()]
+        images = self._augmentation.view(batch.images, chosen // count, Draws(self._seed, chosen))
+        return ImageBatch(images, batch.labels, chosen)

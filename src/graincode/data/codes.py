@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from graincode.core.errors import GraincodeError
 
 FORMAT = 1
 _ARRAYS = ("grains", "indices", "labels")
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class CodeBatch:
 
 
 class CodeDataset:
-    """One split of codes on disk; an index list gives a batch.
+    """One split of codes on disk; an index list gives a batch. With several views of each training image, all images
+    come in one view, then all in the next.
 
     Args:
         path: a directory that `extract_codes` wrote.
@@ -67,6 +70,13 @@ class CodeDataset:
     def __len__(self) -> int:
         return len(self._arrays["labels"])
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) int32, codes of each image; reads all grain maps, a few thousand at a time."""
+        grains, costs = self._arrays["grains"], np.array(self.layout.codes_per_region, dtype=np.int32)
+        chunks = (grains[start : start + _CHUNK] for start in range(0, len(grains), _CHUNK))
+        return np.concatenate([costs[chunk].sum(axis=(1, 2), dtype=np.int32) for chunk in chunks])
+
     def __getitem__(self, indices: Sequence[int] | int) -> CodeBatch:
         chosen = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         grains, codes, labels = (torch.from_numpy(self._arrays[name][chosen].astype(np.int64)) for name in _ARRAYS)
@@ -74,7 +84,7 @@ class CodeDataset:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What stands beside codes: layout, class names, data set and tokenizer.
+    """What stands beside codes: layout, class names, tokenizer, and views of each training image (1 if it says none).
 
     Raises:
         GraincodeError: there are no codes of a known format.
@@ -85,7 +95,7 @@ def read_info(path: Path) -> dict[str, Any]:
     info = json.loads(file.read_text())
     if info.get("format") != FORMAT:
         raise GraincodeError(f"{path} has codes of format {info.get('format')}, expected {FORMAT}: extract them anew")
-    return info
+    return {"views": 1, **info}
 
 
 def write_split(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,13 +16,32 @@ from graincode import processes
 from graincode.core.rng import permutation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Batches by length: items near each other in the stream trade places, so that neighbours are about as long.
+
+    Attributes:
+        lengths: (N,) of all items of the data set.
+        steps: that trade items; windows begin after multiples of so many steps. With 1, steps keep their items.
+    """
+
+    lengths: np.ndarray
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """How the items of each step are divided.
 
     Training is one endless stream of items, epoch after epoch, each epoch a permutation of the whole data set; step s
-    takes the s-th `batch_size` of them, whatever the number of processes. Each process takes a contiguous part of a
-    step's batch, in `micro_batches` equal parts.
+    takes the s-th `batch_size` of them, whatever the number of processes. A step's batch is cut into contiguous
+    parts: the first micro-batch of each process, then the second of each, and so on.
+
+    With windows, the items that so come to each `windows.steps` steps are sorted by length (equal ones stay in order)
+    and cut into batches, which come in an order drawn for the window. A step then depends on (seed, step), the batch
+    size, the lengths and the windows' size, not on how long training is; every item still comes once per epoch, but
+    for the window that holds an epoch's end, whose items mix with those of the next epoch's beginning. As the items of
+    a step are sorted too, its micro-batches pad less than it would as a whole, about the same on every process.
 
     Attributes:
         size: items in the data set.
@@ -31,6 +50,7 @@ class Schedule:
         rank: of this process.
         processes: number of them.
         micro_batches: per step and process.
+        windows: None leaves the stream as it is.
     """
 
     size: int
@@ -39,21 +59,24 @@ class Schedule:
     rank: int = 0
     processes: int = 1
     micro_batches: int = 1
+    windows: Windows | None = None
 
     def places(self, step: int, micro_batch: int) -> range:
         """Places in the stream of a micro-batch of a 1-based step."""
         each = self.batch_size // (self.processes * self.micro_batches)
-        first = (step - 1) * self.batch_size + (self.rank * self.micro_batches + micro_batch) * each
+        first = (step - 1) * self.batch_size + (micro_batch * self.processes + self.rank) * each
         return range(first, first + each)
 
     def indices(self, places: range) -> list[int]:
-        """Indices into the data set of places in the stream."""
-        chosen: list[int] = []
-        while len(chosen) < len(places):
-            epoch, offset = divmod(places[len(chosen)], self.size)
-            part = _order(self.seed, epoch, self.size)[offset : offset + len(places) - len(chosen)]
-            chosen += part.tolist()
-        return chosen
+        """Indices into the data set of what training sees at these places."""
+        if self.windows is None:
+            return self.stream(places)
+        each = self.windows.steps * self.batch_size
+        return _joined(places, each, lambda window: _by_length(self, window))
+
+    def stream(self, places: range) -> list[int]:
+        """Indices into the data set of places in the plain stream, as if there were no windows."""
+        return _joined(places, self.size, lambda epoch: _order(self.seed, epoch, self.size))
 
 
 class StepSampler(Sampler[list[int]]):
@@ -128,6 +151,28 @@ def _outlive_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # the second one is for the worker itself
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _joined(places: range, each: int, block: Callable[[int], np.ndarray]) -> list[int]:
+    """What stands at places of a stream that is made of blocks of `each` items, given by their number."""
+    chosen: list[int] = []
+    while len(chosen) < len(places):
+        number, offset = divmod(places[len(chosen)], each)
+        chosen += block(number)[offset : offset + len(places) - len(chosen)].tolist()
+    return chosen
+
+
+@lru_cache(maxsize=2)
+def _by_length(schedule: Schedule, window: int) -> np.ndarray:
+    """The items of a window, each step's in order of length."""
+    steps, batch_size = schedule.windows.steps, schedule.batch_size
+    first = window * steps * batch_size
+    items = np.array(schedule.stream(range(first, first + steps * batch_size)))
+    batches = items[np.argsort(schedule.windows.lengths[items], kind="stable")].reshape(steps, batch_size)
+    return batches[permutation(schedule.seed, _WINDOWS + window, steps)].reshape(-1)
+
+
+_WINDOWS = 1 << 63  # the permutations below it are those of epochs
 
 
 @lru_cache(maxsize=2)

@@ -78,6 +78,18 @@ class TrainerConfig:
 
 
 @dataclass
+class GeneratorTrainerConfig(TrainerConfig):
+    """The same for codes, whose number differs from image to image.
+
+    Attributes:
+        length_window: steps whose images are dealt out among them by length, so that little is padded; 1: each step
+            keeps its own, sorted, so that micro-batches pad less.
+    """
+
+    length_window: int = MISSING
+
+
+@dataclass
 class JobConfig:
     """Keys that all jobs have. Groups are `Any`: their keys are checked against what they instantiate."""
 
@@ -112,6 +124,8 @@ class ExtractCodesConfig(JobConfig):
     splits: list[str] = MISSING
     ratios: list[float] | None = None
     psnr: float | None = None
+    views: int = MISSING
+    augmentation: Any = MISSING
     batch_size: int = MISSING
 
 
@@ -124,7 +138,7 @@ class TrainGeneratorConfig(JobConfig):
     init_from: str | None = None
     optimizer: Any = MISSING
     logging: Any = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    trainer: GeneratorTrainerConfig = field(default_factory=GeneratorTrainerConfig)
 
 
 @dataclass
@@ -342,8 +356,9 @@ def validate(job: str, cfg: DictConfig) -> None:
             raise GraincodeError(f"{key} is not set: type {key}=...")
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
-                "trainer.checkpoint_every", "trainer.keep_checkpoints", "calibration_images", "batch_size",
-                "num_samples", "given.images", "images.num_samples", "evaluation.inception_splits",
+                "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.length_window", "calibration_images",
+                "views", "batch_size", "num_samples", "given.images", "images.num_samples",
+                "evaluation.inception_splits",
                 "evaluation.kid_subsets", "evaluation.kid_subset_size", "evaluation.precision_neighbours",
                 "evaluation.density_neighbours", "evaluation.subset"]  # fmt: skip
     for key in positive:

@@ -157,7 +157,9 @@ def train(
                 if step % trainer.log_every == 0 or last:
                     values = meter.flush()
                     health.check(run, seats, schedule, checkpoints)
-                    rates = speed.figures()
+                    rates = speed.figures(values.pop("tokens_per_image", None))
+                    if "padding_share" in values:
+                        rates["speed/padding_share"] = values.pop("padding_share")
                     if is_main:
                         rates["train/learning_rate"] = seats[0].base_rates[0] * factor
                         if skipped := getattr(stage.dataset, "skipped", 0):
@@ -372,8 +374,12 @@ class _Speed:
         """A step is done."""
         self._steps += 1
 
-    def figures(self) -> dict[str, float]:
-        """Figures of the interval, which ends; the device has just been waited for."""
+    def figures(self, tokens: float | None = None) -> dict[str, float]:
+        """Figures of the interval, which ends; the device has just been waited for.
+
+        Args:
+            tokens: of the mean item, without padding; None where items are no sequences.
+        """
         seconds, steps = time.perf_counter() - self._began, max(self._steps, 1)
         rate = self._items * self._steps / seconds
         if self._machine.device.type == "cuda":
@@ -387,6 +393,8 @@ class _Speed:
             "speed/peak_memory_gib": memory,
             "speed/model_tflops": rate * self._flops / 1e12,
         }
+        if tokens is not None:
+            figures["speed/tokens_per_second"] = rate * tokens
         if (peak := self._machine.hardware.peak_tflops) is not None:
             figures["speed/model_flops_utilization"] = figures["speed/model_tflops"] / (peak * processes.count())
         self.restart()
@@ -403,7 +411,7 @@ def _schedule(stage: Stage, machine: Machine, trainer: TrainerConfig, seed: int)
         )
     return Schedule(
         len(stage.dataset), trainer.batch_size, seed, processes.rank(), processes.count(),
-        machine.hardware.gradient_accumulation,
+        machine.hardware.gradient_accumulation, stage.windows,
     )  # fmt: skip
 
 
@@ -438,10 +446,10 @@ def _seat(player: Player, machine: Machine, make_optimizer: Callable[..., torch.
 
 
 def _training_flops(stage: Stage, machine: Machine, schedule: Schedule) -> float:
-    """FLOPs of the first player's training on one item, counted on the first four of the stream."""
+    """FLOPs of the first player's training on one item, counted on four, of any length."""
     player, items = stage.players[0], range(min(4, schedule.batch_size))
     batch, step = (
-        stage.dataset[schedule.indices(items)],
+        stage.dataset[schedule.stream(items)],
         Step(0, Draws(0, torch.arange(len(items), device=machine.device))),
     )
     player.module.eval()

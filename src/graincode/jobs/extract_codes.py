@@ -14,6 +14,7 @@ from tqdm import tqdm
 from graincode import processes
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, write_split
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
@@ -27,9 +28,15 @@ from graincode.tokenizer import DQVAE
 
 def run(cfg: DictConfig) -> float:
     """Write the codes of all splits; gives the mean number of codes per training image (or of the first split)."""
-    cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     if not cfg.splits:
         raise GraincodeError("splits=[]: type for example splits=[train,val]")
+    augmentation: Augmentation = build(cfg.augmentation)
+    augmentation.check_views(cfg.views)
+    if cfg.views > 1 and "train" not in cfg.splits:
+        raise GraincodeError(
+            f"views={cfg.views} are of the train split, but splits={cfg.splits} is without it: type splits=[train,val]"
+        )
+    cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
     device = hardware.machine().device
@@ -50,6 +57,8 @@ def run(cfg: DictConfig) -> float:
             # a split that an interrupted run finished stays
             if not bool(processes.broadcast_(torch.tensor([float(report.is_file())]))):
                 dataset = source.split(split)
+                if split == "train" and cfg.views > 1:
+                    dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
                 batches = _encode(tokenizer, dataset, cfg, device, hardware.workers)
                 first = processes.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
                 figures = write_split(folder, split, layout, len(dataset), batches, first)
@@ -63,6 +72,8 @@ def run(cfg: DictConfig) -> float:
             "tokenizer_path": str(Path(cfg.tokenizer_path).resolve()),
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "psnr": cfg.psnr,
+            "views": cfg.views,
+            "augmentation": {"flip": augmentation.flip, "shift": augmentation.shift},
             "splits": splits,
         }
         processes.on_main(lambda: write_json(folder / "codes.json", info))

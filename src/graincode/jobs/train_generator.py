@@ -41,7 +41,8 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation = CodeDataset(cfg.codes_path, "val")
-        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes))
+        window = cfg.trainer.length_window
+        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         trained, figures = train(stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging))
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         run.export("generator", config, trained, **made_with, class_names=list(codes.class_names))
