@@ -12,17 +12,11 @@ finished is not run again, so a part can be stopped at any time. Writes PART.jso
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import re
 import statistics
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +25,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweep import Figures, figures_of, job, numbers, run_all, start, table
 
 from graincode.core.codes import CodeLayout
 from graincode.core.losses import weighted_sum
@@ -94,11 +91,6 @@ class Part:
     common: Sequence[str]
     data: Sequence[str]
     metrics: str
-
-
-def numbers(values: Sequence[float]) -> str:
-    """A list as an override."""
-    return "[" + ",".join(f"{value:.6g}" for value in values) + "]"
 
 
 def fixed(grains: Mapping[int, Sequence[tuple[int, int]]]) -> list[Row]:
@@ -199,30 +191,21 @@ def widened(common: Sequence[str], row: Row, budget: float) -> tuple[int, float]
     raise ValueError(f"{row.name}: no width costs {budget:.3g} FLOPs")
 
 
-def job(name: str, *overrides: str) -> None:
-    """Run a job to its end, on one thread."""
-    command = [sys.executable, "-m", f"graincode.jobs.{name}", f"runs_dir={RUNS}", "hardware.threads=1", *overrides]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
 def train_and_measure(part: str, row: Row, seed: int, steps: int, channels: int, gflops: float) -> list[dict[str, Any]]:
     """The figures of one row and seed, at each of its lengths."""
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
     schedule = [f"trainer.steps={steps}", f"trainer.eval_every={steps}", "trainer.checkpoint_every=500"]
     width = [] if channels == 32 else [f"tokenizer.size.channels={channels}"]
-    job("train_tokenizer", f"run_name={name}", f"seed={seed}", *chosen.common, *row.settings, *schedule, *width)
+    job(RUNS, "train_tokenizer", f"run_name={name}", f"seed={seed}", *chosen.common, *row.settings, *schedule, *width)
     found = []
     for length, ratios in row.at.items():
         run = name + (f"-at-{length}" if ratios else "")
         asked = [f"images.ratios={numbers(ratios)}"] if ratios else []
-        job("evaluate", f"run_name={run}", "evaluation=reconstruction", f"evaluation.metrics={chosen.metrics}",
+        job(RUNS, "evaluate", f"run_name={run}", "evaluation=reconstruction", f"evaluation.metrics={chosen.metrics}",
             "features=lite0_112", *chosen.data, f"images.split={chosen.split}",
             f"tokenizer_path={RUNS}/train_tokenizer/{name}/export", *asked)  # fmt: skip
-        figures = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())["figures"]
         found.append({"row": row.name, "family": row.family, "seed": seed, "is_fixed": row.is_fixed, "steps": steps,
-                      "channels": channels, "gflops": gflops, "asked": length, **figures})  # fmt: skip
+                      "channels": channels, "gflops": gflops, "asked": length, **figures_of(RUNS, run)})  # fmt: skip
     return found
 
 
@@ -246,15 +229,8 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["row"], row["asked"]), []).append(row)
-    columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
-    lines = ["| tokenizer | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
-    for (name, asked), members in groups.items():
-        cells = []
-        for key in columns:
-            values = [member[key] for member in members if key in member]
-            spread = f" ± {statistics.stdev(values):.1g}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
-            cells.append(f"{statistics.mean(values):.4g}{spread}" if values else "")
-        lines.append(f"| {name}{f' at {asked}' if asked else ''} | " + " | ".join(cells) + " |")
+    named = {f"{name}{f' at {asked}' if asked else ''}": members for (name, asked), members in groups.items()}
+    lines = table(named, COLUMNS, "tokenizer")
     chosen = PARTS[part]
     lines += [
         "",
@@ -316,35 +292,28 @@ def main() -> None:
     arguments = parser.parse_args()
     part = PARTS[arguments.part]
     rows = [row for row in part.rows if row.is_fixed or arguments.only in row.name]
-    torch.set_num_threads(1)
+    start()
     budget = cost([*part.common, *next(row for row in rows if not row.is_fixed).settings])
     widths = {row.name: widened(part.common, row, budget) for row in rows}
-    steps = arguments.steps or part.steps
-    todo = [(row, seed) for seed in part.seeds for row in rows]
-    done: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    began, lock = time.monotonic(), threading.Lock()
+    steps, by_name = arguments.steps or part.steps, {row.name: row for row in rows}
+    todo = [(row.name, seed) for seed in part.seeds for row in rows]
     print(f"{len(todo)} trainings of {steps} steps, {budget / 1e9:.3f} GFLOPs an image")
 
-    def run(row: Row, seed: int) -> None:
-        fresh = not (RUNS / "train_tokenizer" / f"{arguments.part}-{row.name}-{seed}" / "result.json").is_file()
-        start = time.monotonic()
-        channels, flops = widths[row.name]
-        found = train_and_measure(arguments.part, row, seed, steps, channels, flops / 1e9)
-        with lock:
-            done[row.name, seed] = found
-            spent = time.monotonic() - start
-            if fresh:
-                left = (len(todo) - len(done)) * spent / arguments.jobs
-                print(f"{row.name} seed {seed}: {spent / 60:.1f} min; about {left / 60:.0f} min to go", flush=True)
-            ordered = [figures for key in todo for figures in done.get((key[0].name, key[1]), [])]
-            if all((r.name, s) in done for s in {s for _, s in done} for r in rows if r.is_fixed):
-                write(arguments.part, ordered)
+    def run(name: str, seed: int) -> list[Figures]:
+        channels, flops = widths[name]
+        return train_and_measure(arguments.part, by_name[name], seed, steps, channels, flops / 1e9)
 
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for future in [pool.submit(run, row, seed) for row, seed in todo]:
-            future.result()
+    def is_new(name: str, seed: int) -> bool:
+        return not (RUNS / "train_tokenizer" / f"{arguments.part}-{name}-{seed}" / "result.json").is_file()
+
+    def write_known(found: list[Figures]) -> None:
+        seeds = {figures["seed"] for figures in found}
+        known = {(figures["row"], figures["seed"]) for figures in found}
+        if all((row.name, seed) in known for seed in seeds for row in rows if row.is_fixed):
+            write(arguments.part, found)
+
+    run_all(todo, run, is_new, write_known, arguments.jobs)
     print((HERE / f"{arguments.part}.md").read_text())
-    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
 
 def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:
     """A chart of a log; nothing if the log has none of its keys."""
-    line = [(entry["step"], entry[curve.training] * curve.factor) for entry in entries if curve.training in entry]
+    line = [(entry["step"], entry[curve.training]) for entry in entries if curve.training in entry]
     points = [(entry["step"], entry[curve.validation]) for entry in entries if curve.validation in entry]
     if not line + points:
         return ""

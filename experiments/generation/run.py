@@ -1,0 +1,238 @@
+"""Is generating coarse regions first, position and content in turn, better than a raster scan over fixed-length codes?
+
+    .venv/bin/python experiments/generation/run.py wide        one seed, 5,000 samples against validation images
+    .venv/bin/python experiments/generation/run.py deciding    three seeds, 10,000 samples against test images
+
+On Fashion-MNIST, with the tokenizers that `experiments/rate_distortion/run.py` trained in its part of the same name,
+which is run first. All generators see as many images; width and layers are the same, and so but for a few tables are
+parameters. Two jobs run at a time, one thread each; the first one to finish tells how long the part will take. What has
+finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure as Canvas
+
+from graincode.data import CodeDataset
+from graincode.engine.config import build, check, with_layout
+from graincode.files import replacing, write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweep import Figures, figures_of, job, run_all, start, table
+
+HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("runs/rate_distortion/train_tokenizer")
+DATA, NETWORK = "data=fashion_mnist", "lite0@112"
+COLUMNS = {
+    "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS", f"class_accuracy_ratio_{NETWORK}": "class",
+    "bits_per_image": "bits", "position_bits": "of positions", "mse": "MSE of the tokenizer",
+    "codes_per_image": "codes", "images_per_second": "images/s", "parameters": "parameters",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A generator.
+
+    Attributes:
+        name: of the run.
+        tokenizer: whose codes it makes, a row of the other study.
+        settings: overrides of its training.
+    """
+
+    name: str
+    tokenizer: str
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table.
+
+    Attributes:
+        rows: of it.
+        seeds: of each row.
+        samples: of each row, seed and guidance.
+        split: that they are measured against.
+        scales: of guidance.
+    """
+
+    rows: Sequence[Row]
+    seeds: Sequence[int]
+    samples: int
+    split: str
+    scales: Sequence[float]
+
+
+DUAL, FIXED32, FIXED64 = "dual-coding-32", "fixed-32-4x8", "fixed-64-4x4"
+CLAIM = [
+    Row("dual", DUAL),
+    Row("raster-32", FIXED32),
+    Row("raster-64", FIXED64),
+    Row("gpt-32", FIXED32, ["generator=gpt"]),
+    Row("gpt-64", FIXED64, ["generator=gpt"]),
+]
+ABLATIONS = [
+    Row("dual-entropy", "dual-entropy-32"),
+    Row("dual-no-grain", DUAL, ["generator.model.embedding.grain=false"]),
+    Row("dual-no-index", DUAL, ["generator.model.embedding.index=false"]),
+    Row("dual-shared-positions", DUAL, ["generator.model.embedding.position=shared"]),
+    Row("dual-modelled", DUAL, ["generator.model.last_positions=modelled"]),
+    Row("dual-rms", DUAL, ["generator.block.norm=rms"]),
+    Row("dual-swiglu", DUAL, ["generator.block.mlp=swiglu"]),
+    Row("dual-qk-norm", DUAL, ["generator.block.qk_norm=true"]),
+    Row("dual-rotary", DUAL, ["generator.block.rotary=true"]),
+    Row("dual-modern", DUAL, ["generator/block=modern"]),
+    Row("dual-adaln", DUAL, ["generator.block.adaln=true"]),
+    Row("dual-batches-by-length", DUAL, ["trainer.length_window=32"]),
+]
+PARTS = {
+    "wide": Part([*CLAIM, *ABLATIONS], [0], 5000, "val", [1.0, 1.5]),
+    "deciding": Part(CLAIM, [1, 2, 3], 10_000, "test", [1.0, 1.5]),
+}
+
+
+def codes_of(part: str, tokenizer: str, seed: int) -> Path:
+    """Where the codes of a tokenizer are."""
+    return RUNS / "extract_codes" / f"{part}-{tokenizer}-{seed}" / "codes"
+
+
+def extract(part: str, tokenizer: str, seed: int) -> list[Figures]:
+    """Make a tokenizer's codes, which have no figures."""
+    path = TOKENIZERS / f"{part}-{tokenizer}-{seed}" / "export"
+    if not path.is_dir():
+        raise SystemExit(f"{path} is missing: run experiments/rate_distortion/run.py {part} first")
+    job(RUNS, "extract_codes", f"run_name={part}-{tokenizer}-{seed}", DATA, f"tokenizer_path={path}",
+        "splits=[train,val]")  # fmt: skip
+    return []
+
+
+def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) -> list[Figures]:
+    """The figures of one row and seed, at each scale of guidance."""
+    chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
+    codes = codes_of(part, row.tokenizer, seed)
+    job(RUNS, "train_generator", f"run_name={name}", f"seed={seed}", f"codes_path={codes}", *row.settings,
+        f"trainer.steps={steps}", f"trainer.eval_every={steps}")  # fmt: skip
+    pair = [f"generator_path={RUNS}/train_generator/{name}/export",
+            f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
+    judged = f"{name}-likelihood"
+    job(RUNS, "evaluate", f"run_name={judged}", *pair, "evaluation=likelihood", f"images.split={chosen.split}")
+    bits, found = figures_of(RUNS, judged), []
+    common = {
+        "row": row.name, "seed": seed, "steps": steps, "samples": samples, "parameters": parameters(codes, row),
+        "bits_per_image": bits["bits_per_image"],
+        "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
+        "mse": tokenizer_error(part, row.tokenizer, seed),
+    }  # fmt: skip
+    for scale in chosen.scales:
+        run = f"{name}-at-{scale:g}"
+        job(RUNS, "evaluate", f"run_name={run}", f"seed={seed}", *pair, "features=lite0_112", "evaluation.floor=false",
+            "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}",
+            f"reference.split={chosen.split}", f"sampler.guidance_scale={scale}")  # fmt: skip
+        record = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())
+        speed = record["count"] / record["seconds"]["images"]
+        found.append({**common, "guidance": scale, "images_per_second": speed, **record["figures"]})
+    return found
+
+
+def parameters(codes: Path, row: Row) -> int:
+    """Of a generator."""
+    cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
+    model = build(with_layout(cfg.generator.model, CodeDataset(codes, "val").layout))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tokenizer_error(part: str, tokenizer: str, seed: int) -> float:
+    """What the other study found."""
+    return figures_of(TOKENIZERS.parent, f"{part}-{tokenizer}-{seed}")["mse"]
+
+
+def write(part: str, rows: list[Figures]) -> None:
+    """Records, table and plot."""
+    write_json(HERE / f"{part}.json", rows)
+    groups: dict[tuple[str, float], list[Figures]] = {}
+    for row in rows:
+        groups.setdefault((row["row"], row["guidance"]), []).append(row)
+    lines = table({f"{name}, {scale:g}": group for (name, scale), group in groups.items()}, COLUMNS, "generator")
+    lines += [
+        "",
+        f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['steps']} steps of 16 images; {rows[0]['samples']:,} "
+        f"samples against the {PARTS[part].split} images, in the features of {NETWORK}; ± is the standard deviation "
+        "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
+        "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. Images/s "
+        "are of one thread of a machine that does other work too.",
+    ]
+    with replacing(HERE / f"{part}.md") as partial:
+        partial.write_text("\n".join(lines) + "\n")
+    plot(HERE / f"{part}.png", groups)
+
+
+def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
+    """Fréchet distances, a bar for each scale of guidance and a dot for each seed."""
+    names = list(dict.fromkeys(name for name, _ in groups))
+    scales = sorted({scale for _, scale in groups})
+    canvas = Canvas(figsize=(8, 0.42 * len(names) + 1.2), layout="constrained")
+    panel = canvas.subplots()
+    for index, scale in enumerate(scales):
+        colour = ("#1b6ca8", "#d1495b", "#3a7d44")[index % 3]
+        for place, name in enumerate(names):
+            values = [row[f"fd_{NETWORK}"] for row in groups.get((name, scale), [])]
+            if not values:
+                continue
+            height = place + (index - (len(scales) - 1) / 2) * 0.36
+            label = f"guidance {scale:g}" if place == 0 else None
+            panel.barh(height, sum(values) / len(values), 0.34, color=colour, alpha=0.75, label=label)
+            panel.plot(values, [height] * len(values), ".", color="#222222", markersize=4)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set_xlabel(f"Fréchet distance of samples ({NETWORK}), lower is better")
+    panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=9)
+    with replacing(path) as partial:
+        canvas.savefig(partial, dpi=150, format="png")
+
+
+def main() -> None:
+    """Run a part, and write what is known after each row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--jobs", type=int, default=2, help="jobs at a time")
+    parser.add_argument("--steps", type=int, default=1500, help="of each generator")
+    parser.add_argument("--samples", type=int, help="instead of the part's own number")
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    arguments = parser.parse_args()
+    part, name = PARTS[arguments.part], arguments.part
+    rows = {row.name: row for row in part.rows if arguments.only in row.name}
+    samples = arguments.samples or part.samples
+    start()
+    sources = {(row.tokenizer, seed) for seed in part.seeds for row in rows.values()}
+    print(
+        f"codes of {len(sources)} tokenizers, then {len(rows) * len(part.seeds)} generators of {arguments.steps} steps"
+    )
+    run_all(
+        sorted(sources, key=lambda source: source[1]),
+        lambda tokenizer, seed: extract(name, tokenizer, seed),
+        lambda tokenizer, seed: not (codes_of(name, tokenizer, seed) / "codes.json").is_file(),
+        lambda _: None,
+        arguments.jobs,
+    )
+    run_all(
+        [(row, seed) for seed in part.seeds for row in rows],
+        lambda row, seed: train_and_measure(name, rows[row], seed, arguments.steps, samples),
+        lambda row, seed: not (RUNS / "train_generator" / f"{name}-{row}-{seed}" / "result.json").is_file(),
+        lambda found: write(name, found),
+        arguments.jobs,
+    )
+    print((HERE / f"{name}.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

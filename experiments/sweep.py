@@ -1,0 +1,100 @@
+"""What studies share: jobs that are run once, two at a time, and a table over seeds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Figures = dict[str, Any]
+
+
+def start() -> None:
+    """One thread, and no remarks of the library on what is only counted."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+
+
+def numbers(values: Sequence[float]) -> str:
+    """A list as an override."""
+    return "[" + ",".join(f"{value:.6g}" for value in values) + "]"
+
+
+def job(runs: Path, name: str, *overrides: str) -> None:
+    """Run a job to its end, on one thread; one that has finished says so and is not run again."""
+    command = [sys.executable, "-m", f"graincode.jobs.{name}", f"runs_dir={runs}", "hardware.threads=1", *overrides]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def figures_of(runs: Path, run: str) -> Figures:
+    """What an evaluation found."""
+    return json.loads((runs / "evaluate" / run / "metrics.json").read_text())["figures"]
+
+
+def run_all(
+    todo: Sequence[tuple[str, int]],
+    run: Callable[[str, int], list[Figures]],
+    is_new: Callable[[str, int], bool],
+    write: Callable[[list[Figures]], None],
+    jobs: int,
+) -> None:
+    """Run rows of a table, some at a time, and write what is known after each.
+
+    Args:
+        todo: names and seeds.
+        run: gives the figures of one.
+        is_new: whether one has not been run before; the time of those that have says nothing.
+        write: takes the figures of all that have finished, in the order of `todo`.
+        jobs: at a time.
+    """
+    done: dict[tuple[str, int], list[Figures]] = {}
+    began, lock = time.monotonic(), threading.Lock()
+
+    def one(name: str, seed: int) -> None:
+        fresh, start = is_new(name, seed), time.monotonic()
+        found = run(name, seed)
+        with lock:
+            done[name, seed] = found
+            spent = time.monotonic() - start
+            if fresh:
+                left = (len(todo) - len(done)) * spent / jobs
+                print(f"{name} seed {seed}: {spent / 60:.1f} min; about {left / 60:.0f} min to go", flush=True)
+            write([figures for key in todo for figures in done.get(key, [])])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(one, *key) for key in todo]:
+            future.result()
+    print(f"{(time.monotonic() - began) / 60:.0f} minutes")
+
+
+def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, str], first: str) -> list[str]:
+    """Means over each group of rows, with their standard deviation where there are several.
+
+    Args:
+        groups: rows by name.
+        columns: titles by key; those that no row has are left out.
+        first: title of the names.
+    """
+    columns = {k: title for k, title in columns.items() if any(k in row for rows in groups.values() for row in rows)}
+    lines = [f"| {first} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, rows in groups.items():
+        cells = []
+        for key in columns:
+            values = [row[key] for row in rows if key in row]
+            spread = f" ± {statistics.stdev(values):.1g}" if len(values) > 1 and statistics.stdev(values) > 0 else ""
+            cells.append(f"{statistics.mean(values):.4g}{spread}" if values else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
