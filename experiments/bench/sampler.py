@@ -65,7 +65,9 @@ class HalfFine:
 def sampled(model: DGiTAR) -> CodeSequences:
     """A batch of samples of 640 codes."""
     numbers = uniforms(0, range(BATCH), LAYOUT.max_tokens, 2)
-    sequences = AutoregressiveSampler()(HalfFine(CachedLogits(model, LABELS), LAYOUT), LAYOUT, numbers)
+    sequences = AutoregressiveSampler()(
+        HalfFine(CachedLogits(model, model.condition(LABELS, None)), LAYOUT), LAYOUT, numbers
+    )
     tokens = int((sequences.slots[0] < LAYOUT.num_slots).sum())
     assert tokens == 641, tokens
     return sequences
@@ -85,7 +87,7 @@ def cached_sampler() -> Result:
         part = CodeSequences(sequences.slots[:, :length], sequences.contents[:, :length], LAYOUT)
         began = time.perf_counter()
         with torch.no_grad():
-            hidden, contents = model.hidden_and_contents(part, LABELS)
+            hidden, contents = model.hidden_and_contents(part, model.condition(LABELS, None))
             model.regions_of(hidden[:, -1], torch.zeros_like(LABELS))
             draw(contents[:, -1], numbers)
         reference += (time.perf_counter() - began) * tokens / PROBES

@@ -84,6 +84,7 @@ ABLATIONS = [
     Row("dual-no-index", DUAL, ["generator.model.embedding.index=false"]),
     Row("dual-shared-positions", DUAL, ["generator.model.embedding.position=shared"]),
     Row("dual-modelled", DUAL, ["generator.model.last_positions=modelled"]),
+    Row("dual-given-map", DUAL, ["generator.model.grain_map=given"]),
     Row("dual-rms", DUAL, ["generator.block.norm=rms"]),
     Row("dual-swiglu", DUAL, ["generator.block.mlp=swiglu"]),
     Row("dual-qk-norm", DUAL, ["generator.block.qk_norm=true"]),

@@ -361,8 +361,9 @@ class SamplePass:
         labels: Tensor,
         seed: int,
         batch_size: int,
+        given: CodePrefix | None = None,
     ) -> None:
-        self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size)
+        self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size, given)
         self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size
         self.labels = labels if generator.classes > 1 else None
         self._lengths = [torch.zeros(0, dtype=torch.long)]

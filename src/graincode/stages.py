@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from graincode.core.codes import GrainCodes
+from graincode.core.codes import CodePrefix, GrainCodes
 from graincode.core.images import to_uint8
 from graincode.core.losses import Term
 from graincode.core.rng import Draws, permutation
@@ -346,7 +346,8 @@ class GeneratorStage:
         """Samples and their codes, a colour for each, above those of validation images."""
         count = min(16, len(self.validation))
         real = self.validation[range(count)]
-        samples = module.sample(real.labels, batch_size=count)
+        given = CodePrefix.of_map(real.codes) if module.needs_map else None
+        samples = module.sample(real.labels, batch_size=count, given=given)
         both = GrainCodes.cat([samples, real.codes])
         shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
         if self.tokenizer is not None:

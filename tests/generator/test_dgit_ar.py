@@ -53,6 +53,7 @@ VARIANTS = {
     "shared positions": {"parts": {"position": "shared", "grain": False}},
     "one stack": {"layers": (0, 2)},
     "no conditioning": {"block": MODERN, "conditioning": NoConditioning},
+    "given map": {"grain_map": "given"},
 }
 
 
@@ -61,8 +62,9 @@ VARIANTS = {
 def test_cached_logits_are_the_training_logits_at_every_step(layout, variant):
     model, codes = make(layout, **VARIANTS[variant]), random_codes(layout, random_grains(layout, 4))
     labels, sequences = labels_for(layout, 4), to_sequences(codes)
-    hidden, contents = model.hidden_and_contents(sequences, labels)
-    cached = CachedLogits(model, labels)
+    condition = model.condition(labels, codes.grains)
+    hidden, contents = model.hidden_and_contents(sequences, condition)
+    cached = CachedLogits(model, condition)
     slot, content = torch.full((4,), layout.start_slot), torch.full((4,), layout.no_content)
     grain = torch.zeros(4, dtype=torch.long)
     for step in range(sequences.slots.shape[1]):
@@ -118,11 +120,12 @@ def test_changing_a_code_changes_nothing_before_it(variant):
     model = make(layout, dtype=torch.float64, **VARIANTS[variant])
     codes = random_codes(layout, random_grains(layout, 3))
     sequences, labels = to_sequences(codes), labels_for(layout, 3)
-    hidden, contents = model.hidden_and_contents(sequences, labels)
+    condition = model.condition(labels, codes.grains)
+    hidden, contents = model.hidden_and_contents(sequences, condition)
     changed = sequences.contents.clone()
     changed[:, 9] = (changed[:, 9] + 1) % layout.codebook_size
     other = type(sequences)(sequences.slots, changed, layout)
-    hidden_after, contents_after = model.hidden_and_contents(other, labels)
+    hidden_after, contents_after = model.hidden_and_contents(other, condition)
     assert torch.equal(hidden[:, :10], hidden_after[:, :10])
     assert torch.equal(contents[:, :10], contents_after[:, :10])
     assert not torch.equal(contents[2, 10:], contents_after[2, 10:])
@@ -164,7 +167,7 @@ def test_modelled_last_positions_are_paid_for_over_all_regions():
     # its logits, renormalised over both regions, by hand: the first fine region of an image that is fine everywhere
     fine = (codes.grains == 1).all(dim=(1, 2)).nonzero()[0]
     sequences = to_sequences(codes[fine])
-    hidden, _ = model.hidden_and_contents(sequences, labels[:1])
+    hidden, _ = model.hidden_and_contents(sequences, model.condition(labels[:1], None))
     logits = model.regions_of(hidden[0, 1:2], torch.ones(1, dtype=torch.long))[0, :2]
     assert float(modelled.position[fine, 1]) == pytest.approx(float(-logits.log_softmax(0)[0]))
     assert modelled.bits()["position_1"].shape == (len(codes),)
@@ -283,10 +286,12 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
     assert torch.equal(model.sample(labels, batch_size=6, guidance_scale=1.0 + 1e-13).indices, plain.indices)
     null = torch.full_like(labels, layout.null_class)
     unguided = AutoregressiveSampler(guidance_scale=1e-13)(
-        CachedLogits(model, torch.cat([labels, null])), layout, uniforms(0, range(6), layout.max_tokens, 2)
+        CachedLogits(model, model.condition(torch.cat([labels, null]), None)),
+        layout,
+        uniforms(0, range(6), layout.max_tokens, 2),
     )
     unconditional = AutoregressiveSampler()(
-        CachedLogits(model, null), layout, uniforms(0, range(6), layout.max_tokens, 2)
+        CachedLogits(model, model.condition(null, None)), layout, uniforms(0, range(6), layout.max_tokens, 2)
     )
     assert torch.equal(from_sequences(unguided).indices, from_sequences(unconditional).indices)
     assert not torch.equal(model.sample(labels, batch_size=6, guidance_scale=3.0).indices, plain.indices)
@@ -369,6 +374,29 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn():
         CodePrefix.of_grains(codes, 4)
     with pytest.raises(GraincodeError, match="6 beginnings of codes for 2 samples"):
         model.sample(labels[:2], given=prefix)
+
+
+def test_a_grain_map_that_is_given_is_kept_and_costs_nothing():
+    layout = LAYOUTS[5]
+    codes, labels = random_codes(layout, random_grains(layout, 6)), labels_for(layout, 6)
+    given = CodePrefix.of_map(codes)
+    assert torch.equal(given.grains, codes.grains)
+    plain = make(layout, dtype=torch.float64).sample(labels, batch_size=4, given=given)
+    assert torch.equal(plain.grains, codes.grains)
+    model = make(layout, dtype=torch.float64, grain_map="given")
+    for scale in (1.0, 2.0):
+        drawn = model.sample(labels, batch_size=4, given=given, guidance_scale=scale)
+        assert torch.equal(drawn.grains, codes.grains)
+        assert not torch.equal(drawn.indices, codes.indices)
+    likelihood = model(codes, labels)
+    assert not likelihood.is_decision.any()
+    assert set(likelihood.bits()) == {"per_image", "content_0", "content_1", "content_2"}
+    other = GrainCodes(codes.grains.flip(0), random_codes(layout, codes.grains.flip(0)).indices, layout)
+    first, second = (model.condition(labels, one.grains) for one in (codes, other))
+    assert not torch.equal(first, second)  # it knows the map from the start
+    for wrong in ({}, {"given": CodePrefix.of_grains(codes, 1)}):
+        with pytest.raises(GraincodeError, match=r"type given\.map=true"):
+            model.sample(labels, **wrong)
 
 
 def test_guidance_comes_in_as_an_image_is_completed():

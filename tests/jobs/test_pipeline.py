@@ -52,6 +52,21 @@ def test_codes_on_disk_are_what_the_tokenizer_says(inside):
     assert codes.class_names == ("busy", "smooth")
 
 
+def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/contents/export"]
+    codes = "runs/extract_codes/codes/codes"
+    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, f"codes_path={codes}", "run_name=contents",
+            "generator.model.grain_map=given")  # fmt: skip
+    command("sample", *paths, f"given.codes_path={codes}", "given.map=true", "num_samples=5", "run_name=maps")
+    with np.load("runs/sample/maps/samples.npz") as arrays:
+        assert np.array_equal(arrays["grains"], CodeDataset(codes, "test")[range(5)].codes.grains)
+    settings = [*inside, *paths, LITE0, "evaluation.metrics=[fd]", "evaluation.floor=false", "run_name=maps"]
+    command("evaluate", *settings, "images.num_samples=6")
+    record = json.loads(Path("runs/evaluate/maps/metrics.json").read_text())
+    mean = CodeDataset(codes, "test")[range(6)].codes.lengths.double().mean().item()
+    assert record["figures"]["codes_per_image"] == pytest.approx(mean)
+
+
 @pytest.mark.parametrize(("what", "count"), [("grains", 1), ("regions", 5)])
 def test_samples_complete_what_is_given(inside, what, count):
     paths = [f"{stage}_path=runs/{job}/export" for stage, job in

@@ -367,10 +367,19 @@ class CodePrefix:
     Attributes:
         sequences: of B images, as `to_sequences` gives them.
         lengths: (B,) long, how many tokens of each are kept.
+        positions: (B,) long, of how many the positions are kept; as many or more.
     """
 
     sequences: CodeSequences
     lengths: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of_map(cls, codes: GrainCodes) -> CodePrefix:
+        """The grain map alone: all positions and no contents."""
+        sequences = to_sequences(codes)
+        nothing = torch.zeros(len(codes), dtype=torch.long, device=codes.grains.device)
+        return cls(sequences, nothing, (sequences.slots != codes.layout.pad_slot).sum(dim=1))
 
     @classmethod
     def of_grains(cls, codes: GrainCodes, count: int) -> CodePrefix:
@@ -389,7 +398,8 @@ class CodePrefix:
             )
         sequences = to_sequences(codes)
         behind = int(layout.slots().first[count, 0]) if count < layout.num_grains else layout.num_slots
-        return cls(sequences, (sequences.slots < behind).sum(dim=1))
+        lengths = (sequences.slots < behind).sum(dim=1)
+        return cls(sequences, lengths, lengths)
 
     @classmethod
     def of_regions(cls, codes: GrainCodes, count: int) -> CodePrefix:
@@ -408,7 +418,24 @@ class CodePrefix:
         known = sequences.slots.clamp(max=layout.num_slots - 1)
         completes = sequences.is_code & (table.following[known] == layout.num_slots)
         before = completes.cumsum(dim=1) - completes.long()
-        return cls(sequences, ((before < count) & (sequences.slots != layout.pad_slot)).sum(dim=1))
+        lengths = ((before < count) & (sequences.slots != layout.pad_slot)).sum(dim=1)
+        return cls(sequences, lengths, lengths)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B,) long, tokens of each whole sequence."""
+        return (self.sequences.slots != self.sequences.layout.pad_slot).sum(dim=1)
+
+    @property
+    def grains(self) -> Tensor:
+        """(B, H0, W0) long, the whole grain maps; 0 where there is no sequence."""
+        layout, slots = self.sequences.layout, self.sequences.slots
+        table = layout.slots(slots.device)
+        known = slots.clamp(max=layout.num_slots - 1)
+        is_code = self.sequences.is_code
+        found = torch.zeros(len(slots), layout.num_regions + 1, dtype=torch.long, device=slots.device)
+        found.scatter_(1, torch.where(is_code, table.region[known], layout.num_regions), table.grain[known])
+        return found[:, :-1].view(-1, *layout.grids[0])
 
     @property
     def known_cells(self) -> Tensor:
@@ -423,20 +450,21 @@ class CodePrefix:
     def __getitem__(self, rows: slice | Tensor) -> CodePrefix:
         sequences = self.sequences
         chosen = CodeSequences(sequences.slots[rows], sequences.contents[rows], sequences.layout)
-        return CodePrefix(chosen, self.lengths[rows])
+        return CodePrefix(chosen, self.lengths[rows], self.positions[rows])
 
     def filled(self, count: int) -> CodePrefix:
         """As many images, those that are missing with nothing given."""
         layout, missing, fill = self.sequences.layout, count - len(self.lengths), torch.nn.functional.pad
         slots = fill(self.sequences.slots, (0, 0, 0, missing), value=layout.pad_slot)
         contents = fill(self.sequences.contents, (0, 0, 0, missing), value=layout.no_content)
-        return CodePrefix(CodeSequences(slots, contents, layout), fill(self.lengths, (0, missing)))
+        counts = (fill(count, (0, missing)) for count in (self.lengths, self.positions))
+        return CodePrefix(CodeSequences(slots, contents, layout), *counts)
 
     def to(self, device: torch.device | str) -> CodePrefix:
         """The same on another device."""
         sequences = self.sequences
         moved = CodeSequences(sequences.slots.to(device), sequences.contents.to(device), sequences.layout)
-        return CodePrefix(moved, self.lengths.to(device))
+        return CodePrefix(moved, self.lengths.to(device), self.positions.to(device))
 
 
 def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:

@@ -143,13 +143,14 @@ class TrainGeneratorConfig(JobConfig):
 
 @dataclass
 class GivenConfig:
-    """Codes whose beginnings samples keep; none without a number of grains or regions."""
+    """Codes whose beginnings or maps samples keep; nothing of them by default."""
 
     codes_path: str = MISSING
     split: str = MISSING
     images: int = MISSING
     grains: int | None = None
     regions: int | None = None
+    map: bool = False
 
 
 @dataclass

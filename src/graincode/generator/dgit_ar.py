@@ -76,6 +76,8 @@ class DGiTAR(nn.Module):
         last_positions: "implied" by the regions that are left, or "modelled": the last grain's regions are then
             predicted, and paid for, over all regions, as published; samples tile all the same.
         next_position: whether the content transformer is told where the next code is; needed with several grains.
+        grain_map: "modelled", or "given": it is then part of the condition, as the sum of a vector for each region and
+            grain, no position is predicted or paid for, and samples need a map each.
     Raises:
         GraincodeError: an option is unknown, or does not fit the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
@@ -91,8 +93,11 @@ class DGiTAR(nn.Module):
         content_transformer: Transformer,
         last_positions: Literal["implied", "modelled"] = "implied",
         next_position: bool = True,
+        grain_map: Literal["modelled", "given"] = "modelled",
     ) -> None:
         super().__init__()
+        if grain_map not in ("modelled", "given"):
+            raise GraincodeError(f"grain_map {grain_map!r}: type generator.model.grain_map= one of modelled, given")
         if last_positions not in ("implied", "modelled"):
             raise GraincodeError(
                 f"last_positions {last_positions!r}: type generator.model.last_positions= one of implied, modelled"
@@ -107,7 +112,12 @@ class DGiTAR(nn.Module):
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.decided_grains = 0 if layout.num_grains == 1 else layout.num_ends + (last_positions == "modelled")
+        self.needs_map = grain_map == "given" and layout.num_grains > 1
+        decides = layout.num_grains > 1 and not self.needs_map
+        self.decided_grains = layout.num_ends + (last_positions == "modelled") if decides else 0
+        self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if self.needs_map else None
+        if self.map is not None:
+            nn.init.normal_(self.map.weight, std=0.02)
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = nn.Linear(width, outputs) if outputs else None
         self.content_head = nn.Linear(width, layout.num_entries)
@@ -134,14 +144,14 @@ class DGiTAR(nn.Module):
         """
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
-        hidden, content_logits = self.hidden_and_contents(targets, labels, draws)
+        hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, draws))
         content = F.cross_entropy(
             content_logits.transpose(1, 2), targets.contents, ignore_index=layout.no_content, reduction="none"
         )
         known = targets.slots.clamp(max=layout.num_slots - 1)
         grain, is_end = table.grain[known], table.is_end[known]
         is_token = targets.slots != layout.pad_slot
-        decides = is_token & (is_end | ((table.cell[known] == 0) & (grain < self.decided_grains)))
+        decides = is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
         position = torch.zeros_like(content)
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
@@ -160,13 +170,23 @@ class DGiTAR(nn.Module):
             content, position, targets.is_code, decides, grain, layout.num_grains, self.decided_grains
         )
 
-    def hidden_and_contents(
-        self, targets: CodeSequences, labels: Tensor, draws: Draws | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """States (B, L, width) that decide each token's region, and the (B, L, V) logits of its content."""
+    def condition(self, labels: Tensor, grains: Tensor | None, draws: Draws | None = None) -> Tensor:
+        """(B, width) of (B,) labels, and of (B, H0, W0) grain maps where they are given."""
+        found = self.conditioning(labels, draws)
+        if self.map is None:
+            return found
+        regions = torch.arange(self.layout.num_regions, device=labels.device) * self.layout.num_grains
+        return found + self.map(regions + grains.flatten(1)).sum(dim=1)
+
+    def hidden_and_contents(self, targets: CodeSequences, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, L, width) that decide each token's region, and the (B, L, V) logits of its content.
+
+        Args:
+            targets: of B images.
+            condition: (B, width), see `condition`.
+        """
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
-        condition = self.conditioning(labels, draws)
         hidden = self.position_transformer(
             self.embedding(slots, contents) + condition[:, None],
             rotation=self.angles(self.position_transformer, slots),
@@ -226,13 +246,13 @@ class DGiTAR(nn.Module):
             first_index: index of the first sample, to go on where another call stopped.
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of tokens that the current batch has.
-            given: the beginning of each sample's codes, which it keeps; nothing by default.
+            given: the beginning of each sample's codes, or its map, which it keeps; nothing by default.
             settings: of `AutoregressiveSampler`.
         Returns:
             N valid codes, on the CPU.
         Raises:
             GraincodeError: a label is not a class of this generator, there are none, what is given is of another layout
-                or number, or a setting is out of range.
+                or number, or is no map where one is needed, or a setting is out of range.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
@@ -242,6 +262,8 @@ class DGiTAR(nn.Module):
                 f"{len(given.lengths)} beginnings of codes for {len(labels)} samples: expected as many, of the layout "
                 "that this generator was trained on"
             )
+        if self.needs_map and (given is None or bool((given.positions < given.tokens).any())):
+            raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
         sampler = AutoregressiveSampler(**settings)
         guided = sampler.guidance_scale != 1
         if guided and not self.classes:
@@ -260,25 +282,28 @@ class DGiTAR(nn.Module):
             if guided:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
             prefix = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
-            sequences = sampler(CachedLogits(self, padded), self.layout, numbers, on_step, prefix)
+            grains = prefix.grains if self.needs_map else None
+            if guided and grains is not None:
+                grains = torch.cat([grains, grains])
+            logits = CachedLogits(self, self.condition(padded, grains))
+            sequences = sampler(logits, self.layout, numbers, on_step, prefix)
             parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
         return GrainCodes.cat(parts)
 
 
 class CachedLogits:
-    """A `DGiTAR` and labels as the questions that a sampler asks, answered with a key/value cache.
+    """A `DGiTAR` and a condition as the questions that a sampler asks, answered with a key/value cache.
 
     Args:
         model: in evaluation mode.
-        labels: (B,) long.
+        condition: (B, width), see `DGiTAR.condition`.
     """
 
-    def __init__(self, model: DGiTAR, labels: Tensor) -> None:
-        self.model, self.step = model, 0
-        self.condition = model.conditioning(labels)[:, None]
+    def __init__(self, model: DGiTAR, condition: Tensor) -> None:
+        self.model, self.step, self.condition = model, 0, condition[:, None]
         stacks = model.position_transformer, model.content_transformer
-        self.modulations = [stack.modulations(self.condition[:, 0]) for stack in stacks]
-        self.caches = [KeyValueCache(stack, len(labels), model.layout.max_tokens) for stack in stacks]
+        self.modulations = [stack.modulations(condition) for stack in stacks]
+        self.caches = [KeyValueCache(stack, len(condition), model.layout.max_tokens) for stack in stacks]
         self.slots = self.hidden = torch.empty(0)
 
     def take(self, slots: Tensor, contents: Tensor) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from graincode import processes
 from graincode.comparison import Comparison, RealImages, Reference
+from graincode.core.codes import CodePrefix, GrainCodes
 from graincode.core.errors import GraincodeError
-from graincode.data.images import ImageSource
+from graincode.data.images import ImageDataset, ImageSource
+from graincode.data.loader import in_order
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
 from graincode.engine.tables import update_table
@@ -53,6 +55,7 @@ from graincode.passes import (
     chosen_labels,
     keep_images,
 )
+from graincode.tokenizer import DQVAE
 
 
 def run(cfg: DictConfig) -> float:
@@ -210,8 +213,11 @@ def _open_images(
         classes = made.module.classes
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
         sampler = build(cfg.sampler)
-        images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size)
-        inputs = {"generator": made.identity, "tokenizer": decodes.identity}
+        inputs, given = {"generator": made.identity, "tokenizer": decodes.identity}, None
+        if made.module.needs_map:
+            given, labels = _maps(made, decodes.module, reference and reference.images, count, cfg.batch_size)
+            inputs["maps"] = reference.identity
+        images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
         return images, inputs, {**inputs, "sampler": asdict(sampler), "labels": what.labels if classes else None}
     if isinstance(what, Reconstructions):
         decodes = load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
@@ -239,6 +245,25 @@ def _open_images(
         check_pairs(dataset, reference.images)
         return PairPass(dataset, reference.images, likeness, cfg.batch_size, workers), inputs, about
     return DatasetPass(dataset, cfg.batch_size, workers), inputs, about
+
+
+def _maps(
+    made: Export, tokenizer: DQVAE, dataset: ImageDataset | None, count: int, batch_size: int
+) -> tuple[CodePrefix, Tensor]:
+    """Grain maps of the first images of the reference, and their labels, for a generator that needs maps."""
+    if dataset is None or count > len(dataset):
+        raise GraincodeError(
+            f"the generator draws contents for given grain maps, and the reference has "
+            f"{'no images' if dataset is None else f'{len(dataset)} images'} to take {count} from: type "
+            "reference=split, or images.num_samples= fewer"
+        )
+    how = [made.provenance.get(name) for name in ("ratios", "psnr")]
+    parts, labels = [], []
+    for batch in in_order(dataset, batch_size, count):
+        parts.append(tokenizer.tokenize(batch.images.to(tokenizer.device), *how).to("cpu"))
+        labels.append(batch.labels)
+    codes = GrainCodes.cat(parts)
+    return CodePrefix.of_map(GrainCodes(codes.grains, codes.indices, made.module.layout)), torch.cat(labels)
 
 
 def _load_pair(cfg: DictConfig, device: torch.device) -> tuple[Export, Export]:

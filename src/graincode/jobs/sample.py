@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> float:
             list(draw(made.module, decodes.module, sampler, label, cfg.seed, 1))
 
         return dry_run(one, parts, "one sample", training=False)
-    if cfg.given.grains is None and cfg.given.regions is None:
+    if cfg.given.grains is None and cfg.given.regions is None and not cfg.given.map:
         given, original, inputs, cfg.given = None, None, {}, None
         labels = balanced_labels(cfg.num_samples, made.module.classes, cfg.classes)
     else:
@@ -69,8 +69,10 @@ def run(cfg: DictConfig) -> float:
 
 def _beginnings(cfg: DictConfig, generator: DGiTAR) -> tuple[CodePrefix, GrainCodes, Tensor, dict[str, str]]:
     """What is given of each sample; the images that it comes from, their labels in turn, and what identifies them."""
-    if cfg.given.grains is not None and cfg.given.regions is not None:
-        raise GraincodeError(f"given.grains={cfg.given.grains} and given.regions={cfg.given.regions}: type one of them")
+    asked = {key: cfg.given[key] for key in ("grains", "regions", "map") if cfg.given[key] not in (None, False)}
+    if len(asked) > 1:
+        both = " and ".join(f"given.{key}={value}" for key, value in asked.items())
+        raise GraincodeError(f"{both}: type one of them")
     if cfg.classes is not None:
         raise GraincodeError(f"classes={list(cfg.classes)}, but samples take those of what is given: type classes=null")
     cfg.given.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
@@ -81,8 +83,10 @@ def _beginnings(cfg: DictConfig, generator: DGiTAR) -> tuple[CodePrefix, GrainCo
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
     if cfg.given.grains is not None:
         prefix = CodePrefix.of_grains(codes, cfg.given.grains)
-    else:
+    elif cfg.given.regions is not None:
         prefix = CodePrefix.of_regions(codes, cfg.given.regions)
+    else:
+        prefix = CodePrefix.of_map(codes)
     return prefix, codes[:count], batch.labels, {"codes": dataset.identity}
 
 

@@ -127,7 +127,7 @@ class AutoregressiveSampler:
             slot = torch.where(begun < layout.num_slots, begun, table.first[grain, region])
             kept = given is not None and step < given.sequences.slots.shape[1]
             if kept:
-                slot = torch.where(given.lengths > step, given.sequences.slots[:, step], slot)
+                slot = torch.where(given.positions > step, given.sequences.slots[:, step], slot)
             scores = truncate(ask.contents(slot), self.temperature, self.top_k, self.top_p, self.min_p)
             content = draw(scores, uniforms[:, step, 1])
             if kept:
