@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
 from PIL import Image
+from test_errors import refusal
 
 import graincode
 from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
@@ -68,7 +69,7 @@ def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
 
 
 @pytest.mark.parametrize(("what", "count"), [("grains", 1), ("regions", 5)])
-def test_samples_complete_what_is_given(inside, what, count):
+def test_samples_complete_what_is_given(inside, what, count, capsys):
     paths = [f"{stage}_path=runs/{job}/export" for stage, job in
              (("tokenizer", "train_tokenizer/tok"), ("generator", "train_generator/ar"))]  # fmt: skip
     codes = CodeDataset("runs/extract_codes/codes/codes", "test")
@@ -88,6 +89,14 @@ def test_samples_complete_what_is_given(inside, what, count):
     assert not torch.equal(drawn.indices[~known], real.codes.indices[~known])
     side, gap = 2 * codes.layout.image_size[0], 2
     assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
+    for more, expected in (
+        (["given.map=true"], f"given.{what}={count} and given.map=True: type one of them"),
+        (["classes=[1]"], "type classes=null"),
+        ([f"given.{what}=99"], f"the first 99 {what}: expected 0 to"),
+        (["given.images=0"], "given.images=0: expected 1 or more"),
+        (["given.codes_path=/nowhere"], "type given.codes_path=latest or given.codes_path=/path"),
+    ):
+        assert expected in refusal(capsys, "sample", *paths, *given, f"given.{what}={count}", *more)
 
 
 def test_mirror_images_are_stored_beside_the_images_and_trained_on(inside):
