@@ -31,9 +31,12 @@ def numbers(values: Sequence[float]) -> str:
     return "[" + ",".join(f"{value:.6g}" for value in values) + "]"
 
 
-def job(runs: Path, name: str, *overrides: str) -> None:
-    """Run a job to its end, on one thread; one that has finished says so and is not run again."""
-    command = [sys.executable, "-m", f"graincode.jobs.{name}", f"runs_dir={runs}", "hardware.threads=1", *overrides]
+def job(runs: Path, name: str, run: str, *overrides: str) -> None:
+    """Run a job to its end, on one thread, unless it has finished: to have it with other settings, remove its run."""
+    if (runs / name / run / "result.json").is_file():
+        return
+    settings = [f"runs_dir={runs}", f"run_name={run}", "hardware.threads=1", *overrides]
+    command = [sys.executable, "-m", f"graincode.jobs.{name}", *settings]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

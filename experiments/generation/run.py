@@ -109,7 +109,7 @@ def extract(part: str, tokenizer: str, seed: int) -> list[Figures]:
     path = TOKENIZERS / f"{part}-{tokenizer}-{seed}" / "export"
     if not path.is_dir():
         raise SystemExit(f"{path} is missing: run experiments/rate_distortion/run.py {part} first")
-    job(RUNS, "extract_codes", f"run_name={part}-{tokenizer}-{seed}", DATA, f"tokenizer_path={path}",
+    job(RUNS, "extract_codes", f"{part}-{tokenizer}-{seed}", DATA, f"tokenizer_path={path}",
         "splits=[train,val]")  # fmt: skip
     return []
 
@@ -118,12 +118,12 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
     """The figures of one row and seed, at each scale of guidance."""
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
     codes = codes_of(part, row.tokenizer, seed)
-    job(RUNS, "train_generator", f"run_name={name}", f"seed={seed}", f"codes_path={codes}", *row.settings,
+    job(RUNS, "train_generator", name, f"seed={seed}", f"codes_path={codes}", *row.settings,
         f"trainer.steps={steps}", f"trainer.eval_every={steps}")  # fmt: skip
     pair = [f"generator_path={RUNS}/train_generator/{name}/export",
             f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
     judged = f"{name}-likelihood"
-    job(RUNS, "evaluate", f"run_name={judged}", *pair, "evaluation=likelihood", f"images.split={chosen.split}")
+    job(RUNS, "evaluate", judged, *pair, "evaluation=likelihood", f"images.split={chosen.split}")
     bits, found = figures_of(RUNS, judged), []
     common = {
         "row": row.name, "seed": seed, "steps": steps, "samples": samples, "parameters": parameters(codes, row),
@@ -133,7 +133,7 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
     }  # fmt: skip
     for scale in chosen.scales:
         run = f"{name}-at-{scale:g}"
-        job(RUNS, "evaluate", f"run_name={run}", f"seed={seed}", *pair, "features=lite0_112", "evaluation.floor=false",
+        job(RUNS, "evaluate", run, f"seed={seed}", *pair, "features=lite0_112", "evaluation.floor=false",
             "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}",
             f"reference.split={chosen.split}", f"sampler.guidance_scale={scale}")  # fmt: skip
         record = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())

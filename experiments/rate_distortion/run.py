@@ -196,12 +196,12 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, channels: int,
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
     schedule = [f"trainer.steps={steps}", f"trainer.eval_every={steps}", "trainer.checkpoint_every=500"]
     width = [] if channels == 32 else [f"tokenizer.size.channels={channels}"]
-    job(RUNS, "train_tokenizer", f"run_name={name}", f"seed={seed}", *chosen.common, *row.settings, *schedule, *width)
+    job(RUNS, "train_tokenizer", name, f"seed={seed}", *chosen.common, *row.settings, *schedule, *width)
     found = []
     for length, ratios in row.at.items():
         run = name + (f"-at-{length}" if ratios else "")
         asked = [f"images.ratios={numbers(ratios)}"] if ratios else []
-        job(RUNS, "evaluate", f"run_name={run}", "evaluation=reconstruction", f"evaluation.metrics={chosen.metrics}",
+        job(RUNS, "evaluate", run, "evaluation=reconstruction", f"evaluation.metrics={chosen.metrics}",
             "features=lite0_112", *chosen.data, f"images.split={chosen.split}",
             f"tokenizer_path={RUNS}/train_tokenizer/{name}/export", *asked)  # fmt: skip
         found.append({"row": row.name, "family": row.family, "seed": seed, "is_fixed": row.is_fixed, "steps": steps,

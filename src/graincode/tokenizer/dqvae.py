@@ -118,17 +118,17 @@ class DQVAE(nn.Module):
         probe = self.probe(images)
         if psnr is not None:
             return self._reach(probe, psnr)
-        return self._codes(probe, self.router(probe, ratios))
+        return self.codes_at(probe, self.router(probe, ratios))
 
     def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
         """The codes of all images with as few of them as reach an error, by halving the range of mixtures."""
         images, layout = probe.images, self.layout
         low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         high = torch.ones_like(low)
-        best = self._codes(probe, self.router(probe, ratios_at(high, layout.num_grains)))
+        best = self.codes_at(probe, self.router(probe, ratios_at(high, layout.num_grains)))
         for step in range(7):
             middle = low if step == 0 else (low + high) / 2  # the first asks whether all coarse will do
-            codes = self._codes(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
+            codes = self.codes_at(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
             error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
             reached = error <= 10 ** (-psnr / 10)
             high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
@@ -138,7 +138,8 @@ class DQVAE(nn.Module):
             )
         return best
 
-    def _codes(self, probe: Probe, routing: Routing) -> GrainCodes:
+    def codes_at(self, probe: Probe, routing: Routing) -> GrainCodes:
+        """The codes of probed images, routed so; nothing has a gradient."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError(
                 "a density is not finite: expected images in [-1, 1]; see graincode.core.images.from_uint8"
