@@ -141,11 +141,12 @@ class AutoregressiveSampler:
                 grain, last = grain + ends, torch.where(ends, -1, region)
             on_step(step + 1)
             if (step + 1) % _CHECK_EVERY == 0:
-                unfinished = (slot != layout.pad_slot).nonzero()[:, 0]
-                if not len(unfinished):
+                done = slot == layout.pad_slot
+                finished, all_implied = torch.stack([done.sum(), (grain == last_grain).all()]).tolist()  # the one wait
+                if finished == len(rows):
                     break
-                all_implied = bool((grain == last_grain).all())
-                if self.drop_finished and 2 * len(unfinished) <= len(rows):
+                if self.drop_finished and 2 * finished >= len(rows):
+                    unfinished = (~done).nonzero()[:, 0]
                     whole.slots[rows], whole.contents[rows] = slots, contents
                     ask.keep(unfinished)
                     given = None if given is None else given[unfinished]
