@@ -120,6 +120,9 @@ def plot(results: dict[str, Any], steps: int) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8, frameon=False)
     panels[1].set_yscale("log")
+    ticks = [600, 700, 800, 900, 1000]
+    panels[1].set_yticks(ticks, ticks)
+    panels[1].minorticks_off()
     canvas.savefig(HERE / "curve.png", dpi=120)
 
 
