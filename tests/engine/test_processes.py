@@ -142,9 +142,10 @@ def test_counts_are_known_before_the_model_runs():
         counts = player.counts(batch)
         told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
         assert told == {name: float(counts[name]) for name in told}
-    batch = Codes()[range(9)]
-    assert set(AutoregressiveObjective().counts(batch.codes)) == {"content", "position_0"}
-    assert int(AutoregressiveObjective().counts(batch.codes)["content"]) == int(batch.codes.lengths.sum())
+    batch, module = Codes()[range(9)], generator_stage(False, 1).players[0].module
+    counts = AutoregressiveObjective().counts(batch.codes, module)
+    assert set(counts) == {"content", "position_0"}
+    assert int(counts["content"]) == int(batch.codes.lengths.sum())
     assert LAYOUT.num_grains == 2
 
 
