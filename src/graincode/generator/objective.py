@@ -90,7 +90,7 @@ class MaskedObjective:
 
         Only reported, over what was masked: loss and accuracy of the contents at each grain, `content_g` and
         `accuracy_g`, and where up to 25, 50, 75 or 100 per cent of the image was masked, `content_at_25` and
-        `accuracy_at_25` and so on; and `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
+        `accuracy_at_25` and so on; `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
         many entries of a large codebook look nearly alike, and most of a masked image is not determined.
         """
         found, grains = predictions.contents, predictions.grains
