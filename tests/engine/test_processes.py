@@ -28,6 +28,7 @@ COMMON = [
     "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
     "windowed-64-whole", "windowed-64-parts", "windowed-32-straight", "windowed-32-resumed",
+    "masked-64-whole", "masked-64-parts",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
@@ -62,6 +63,7 @@ def distance(a, b):
         ("gan-64-whole", 1e-10), ("gan-64-parts", 1e-10), ("generator-64-whole", 1e-10), ("generator-64-parts", 1e-10),
         ("tokenizer-64-whole", 1e-10), ("tokenizer-64-parts", 1e-10), ("feature-64-whole", 1e-10),
         ("feature-64-parts", 1e-10), ("windowed-64-whole", 1e-10), ("windowed-64-parts", 1e-10),
+        ("masked-64-whole", 1e-10), ("masked-64-parts", 1e-10),
         ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
     ],
 )  # fmt: skip
@@ -74,7 +76,7 @@ def test_two_processes_train_as_one_does(trained, name, limit):
         assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=100 * limit)
 
 
-@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed"])
+@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed", "masked"])
 def test_micro_batches_change_nothing(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
 

@@ -114,8 +114,8 @@ def _inside(cfg: DictConfig, key: str, size: tuple[int, int]) -> Tensor:
     box, (height, width) = list(cfg.given[key]), size
     if len(box) != 4 or not (0 <= box[0] < box[2] <= height and 0 <= box[1] < box[3] <= width):
         raise GraincodeError(
-            f"given.{key}={box}: expected [top,left,bottom,right] within {height} x {width} {cfg.given.unit}s; type for "
-            f"example given.{key}=[0,0,{height},{max(width // 2, 1)}]"
+            f"given.{key}={box}: expected [top,left,bottom,right] within {height} x {width} {cfg.given.unit}s; type "
+            f"for example given.{key}=[0,0,{height},{max(width // 2, 1)}]"
         )
     inside = torch.zeros(size, dtype=torch.bool)
     inside[box[0] : box[2], box[1] : box[3]] = True
