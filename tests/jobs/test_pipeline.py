@@ -91,13 +91,17 @@ def test_samples_complete_what_is_given(inside, what, count):
     assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
 
 
+def train_masked(conditioning):
+    """A generator that fills in masks, trained once; gives its run."""
+    command("train_generator", "generator=dgit_nar", f"generator/conditioning={conditioning}", *TINY_GENERATOR,
+            *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2",
+            "codes_path=runs/extract_codes/codes/codes", f"run_name=masked-{conditioning}")  # fmt: skip
+    return Path(f"runs/train_generator/masked-{conditioning}")
+
+
 @pytest.mark.parametrize("conditioning", ["class", "none"])
 def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside, capsys):
-    name, codes = f"masked-{conditioning}", "runs/extract_codes/codes/codes"
-    command("train_generator", "generator=dgit_nar", f"generator/conditioning={conditioning}", *TINY_GENERATOR,
-            *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2", f"codes_path={codes}",
-            f"run_name={name}")  # fmt: skip
-    run = Path(f"runs/train_generator/{name}")
+    name, run = f"masked-{conditioning}", train_masked(conditioning)
     figures = result(run)["figures"]
     assert result(run)["objective"] == pytest.approx(figures["content"] + figures["grains"])
     line = next(line for line in read_log(run) if "train/loss" in line)
@@ -128,7 +132,7 @@ def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside
 def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
     paths = [
         "tokenizer_path=runs/train_tokenizer/tok/export",
-        "generator_path=runs/train_generator/masked-class/export",
+        f"generator_path={train_masked('class')}/export",
     ]
     codes = CodeDataset("runs/extract_codes/codes/codes", "test")
     given = ["sampler=masked", "given.codes_path=runs/extract_codes/codes/codes", "given.images=2", "num_samples=4"]

@@ -149,7 +149,7 @@ class DGiTNAR(Generator):
         """How many codes, and how many regions, training masks on average in a batch, up to rounding up in each image;
         known before any is masked."""
         ratio = self.masking.mean_ratio
-        counts: dict[str, Tensor | float] = {"content": ratio * codes.lengths.sum()}
+        counts: dict[str, Tensor | float] = {"content": ratio * codes.lengths.sum().double()}
         if self.grain_head is not None:
             counts["grains"] = ratio * codes.grains.numel()
         return counts
