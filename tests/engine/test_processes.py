@@ -167,6 +167,19 @@ def test_batches_by_length_weigh_every_code_alike():
     assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
+def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
+    stage = generator_stage(True, 1, masked=True)
+    del stage.evaluate  # what cases.py puts in its place
+    module = stage.players[0].module.eval().requires_grad_(False)
+    found = [stage.evaluate(module, 20)]
+    torch.manual_seed(1)
+    found.append(stage.evaluate(module, 20))
+    monkeypatch.setattr("graincode.stages.EVALUATION_BATCH", 7)
+    found.append(stage.evaluate(module, 20))
+    assert found[1] == found[0] == pytest.approx(found[2], rel=1e-10)
+    assert found[0]["objective"] == pytest.approx(found[0]["content"] + found[0]["grains"])
+
+
 def test_one_process_alone_needs_no_others():
     rows = torch.arange(3)
     assert processes.gather_rows(rows) is rows

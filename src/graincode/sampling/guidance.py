@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from graincode.core.codes import CodeLayout
 from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,7 +27,7 @@ class Guidance:
         scale: 1 is the conditional model; more exaggerates the condition.
         schedule: one of `SCHEDULES`: "constant" is the scale throughout; others begin with the conditional model.
     Attributes:
-        progress: (B,) float64, the share of each image that is there; the sampler sets it.
+        progress: (B,) float64, the share of each image that is there.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """
@@ -43,7 +44,7 @@ class Guidance:
 
 
 class GuidedLogits(Guidance):
-    """Guided `AutoregressiveLogits`."""
+    """Guided `AutoregressiveLogits`, whose `progress` the sampler sets."""
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
@@ -63,14 +64,21 @@ class GuidedLogits(Guidance):
 
 
 class GuidedMaskedLogits(Guidance):
-    """Guided `MaskedLogits`."""
+    """Guided `MaskedLogits` of a layout; how much of an image is there shows in what is asked."""
+
+    def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:
+        super().__init__(logits, scale, schedule)
+        self.layout = layout
 
     def grains(self, grains: Tensor) -> Tensor:
         """See `MaskedLogits`."""
+        self.progress = (grains < self.layout.num_grains).double().mean(dim=1)
         return self._guide(self.logits.grains(_twice(grains)))
 
     def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
         """See `MaskedLogits`."""
+        there, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
+        self.progress = there.sum(dim=1).double() / codes.sum(dim=1)
         return self._guide(self.logits.contents(_twice(slots), _twice(contents)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,8 @@ from graincode.sampling.protocol import MaskedLogits
 from graincode.sampling.settings import check_choice, check_settings, truncation
 
 Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
-_ORDERS = dict.fromkeys(("confidence", "random", "halton", "coarse_first", "dense_first"))
+Places = tuple[Tensor, ...]
+_ORDERS = dict.fromkeys(typing.get_args(Order))
 
 
 @dataclass(frozen=True)
@@ -126,43 +128,34 @@ class MaskedSampler:
         Returns:
             sequences that `from_sequences` takes, without ends.
         """
-        ask = logits
         if self.guidance_scale != 1:
-            ask = GuidedMaskedLogits(logits, self.guidance_scale, self.guidance_schedule)
+            logits = GuidedMaskedLogits(logits, layout, self.guidance_scale, self.guidance_schedule)
         of_map, of_contents = uniforms.split([split := self._map_numbers(layout), uniforms.shape[1] - split], dim=1)
-        grains = self._grains(ask, layout, of_map, given)
-        return self._contents(ask, layout, grains, of_contents, given, on_step)
+        grains = self._grains(logits, layout, of_map, given)
+        return self._contents(logits, layout, grains, of_contents, given, on_step)
 
-    def _grains(
-        self, ask: MaskedLogits | GuidedMaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None
-    ) -> Tensor:
+    def _grains(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
         """(B, H0, W0) grain maps."""
-        count, unknown = layout.num_grains, torch.ones(len(uniforms), layout.num_regions, dtype=torch.bool)
-        unknown = unknown.to(uniforms.device)
-        values, legal = torch.full_like(unknown, count, dtype=torch.long), None
-        if given is not None:
-            unknown = ~given.known_regions.flatten(1)
-            values = torch.where(unknown, count, given.codes.grains.flatten(1))
-            illegal = torch.arange(count, device=values.device) < given.least_grain[:, None]
-            legal = ~illegal[:, None]
+        count, shape = layout.num_grains, (len(uniforms), *layout.grids[0])
         if count == 1:
-            return torch.zeros_like(values).view(-1, *layout.grids[0])
+            return torch.zeros(shape, dtype=torch.long, device=uniforms.device)
+        grains = torch.full(shape, count, device=uniforms.device)
+        least = grains.new_zeros(len(grains))
+        if given is not None:
+            least, grains = given.least_grain, torch.where(given.known_regions, given.codes.grains, count)
+        illegal = (torch.arange(count, device=grains.device) < least[:, None])[:, None]
 
-        def score(left: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
-            return log_p + self.grain_choice_noise * left * noise
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
+            return log_p + self.grain_choice_noise * cooling * noise
 
-        def logits(values: Tensor) -> Tensor:
-            found = ask.grains(values)
-            return found if legal is None else found.masked_fill(~legal, -torch.inf)
-
-        numbers = uniforms.unflatten(1, (self.grain_steps, 2, -1))
-        guided = ask if isinstance(ask, GuidedMaskedLogits) else None
-        values = self._reveal(logits, guided, values, count, unknown, None, numbers, "grain_", score)
-        return values.view(-1, *layout.grids[0])
+        return self._reveal(
+            lambda values: logits.grains(values).masked_fill(illegal, -torch.inf), score, grains.flatten(1), count,
+            grains.flatten(1) == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)), "grain_",
+        ).view(shape)  # fmt: skip
 
     def _contents(
         self,
-        ask: MaskedLogits | GuidedMaskedLogits,
+        logits: MaskedLogits,
         layout: CodeLayout,
         grains: Tensor,
         uniforms: Tensor,
@@ -172,88 +165,76 @@ class MaskedSampler:
         """The codes of (B, H0, W0) grain maps."""
         blank = GrainCodes(grains, grains.new_zeros(len(grains), *layout.grids[-1]), layout)
         slots = to_sequences(blank, ends=False).slots
-        is_code, known = slots != layout.pad_slot, slots.clamp(max=layout.num_slots - 1)
-        table, unknown = layout.slots(slots.device), is_code
-        contents = torch.full_like(slots, layout.no_content)
+        table, owner = layout.slots(slots.device), slots.clamp(max=layout.num_slots - 1)
+        unknown, contents = slots != layout.pad_slot, torch.full_like(slots, layout.no_content)
         if given is not None:
-            first = table.finest[known]
-            unknown = is_code & ~given.known_cells.flatten(1).gather(1, first)
-            kept = given.codes.indices.flatten(1).gather(1, first)
-            contents = torch.where(is_code & ~unknown, kept, contents)
-        grain = table.grain[known]
-        density = grain.double() / max(layout.num_grains - 1, 1)
-        places = _halton(layout).to(slots.device)[known] if self.order == "halton" else grain
-        tier = {"dense_first": grain, "coarse_first": layout.num_grains - 1 - grain}.get(self.order)
+            first = table.finest[owner]
+            kept = unknown & given.known_cells.flatten(1).gather(1, first)
+            contents = torch.where(kept, given.codes.indices.flatten(1).gather(1, first), contents)
+            unknown = unknown & ~kept
+        grain, last = table.grain[owner], layout.num_grains - 1
+        density = grain.double() / max(last, 1)
+        visited = _halton(layout).to(slots.device)[owner] if self.order == "halton" else None
+        tier = {"dense_first": grain, "coarse_first": last - grain}.get(self.order)
 
-        def score(left: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
-            if self.order == "halton":
-                return -places[at].double()
-            weighed = self.information_weight * left**self.information_decay * density[at]
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
+            if visited is not None:
+                return -visited[at].double()
+            weighed = self.information_weight * cooling**self.information_decay * density[at]
             if self.order == "random":
                 return weighed + noise
-            return log_p + weighed + self.choice_noise * left * noise
+            return log_p + weighed + self.choice_noise * cooling * noise
 
-        numbers = uniforms.unflatten(1, (self.steps, 2, -1))
-        guided = ask if isinstance(ask, GuidedMaskedLogits) else None
         contents = self._reveal(
-            lambda contents: ask.contents(slots, contents), guided, contents, layout.no_content, unknown, tier, numbers,
-            "", score, is_code.sum(dim=1), on_step,
+            lambda values: logits.contents(slots, values), score, contents, layout.no_content, unknown,
+            uniforms.unflatten(1, (self.steps, 2, -1)), "", tier, on_step,
         )  # fmt: skip
         return CodeSequences(slots, contents, layout)
 
     def _reveal(
         self,
         ask: Callable[[Tensor], Tensor],
-        guided: GuidedMaskedLogits | None,
+        score: Callable[[float, Tensor, Tensor, Places], Tensor],
         values: Tensor,
         mask: int,
         unknown: Tensor,
-        tier: Tensor | None,
         numbers: Tensor,
         kind: str,
-        score: Callable[[float, Tensor, Tensor, tuple[Tensor, Tensor]], Tensor],
-        lengths: Tensor | None = None,
+        tier: Tensor | None = None,
         on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
         """Fill in what is unknown.
 
         Args:
             ask: (B, L) values to their (B, L, V) logits.
-            guided: the same model, to be told how much is there.
-            values: (B, L) long in [0, V), and `mask` where they are masked; so at first is all that is unknown.
+            score: what of 1 - t / T, and of the log-probabilities, the noise and the places of N values, is large for
+                those that are to be revealed first.
+            values: (B, L) long in [0, V), and `mask` where they are unknown.
             unknown: (B, L) bool.
-            tier: (B, L) long >= 0; the higher ones come first, whatever the scores; None: all are equal.
             numbers: (B, T, 2, L or more) in [0, 1), to draw values and for noise.
             kind: prefix of the settings of truncation.
-            score: what of 1 - t / T, log-probabilities, noise and places is large for what is revealed first.
-            lengths: (B,) long, how many values there are with those that are known; L by default.
+            tier: (B, L) long from 0 to L; the higher ones come first, whatever the scores; None: all are equal.
             on_step: called with t.
         """
         steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
-        masked, count = unknown, unknown.sum(dim=1)
-        left = count
-        lengths = torch.full_like(count, values.shape[1]) if lengths is None else lengths
+        masked, length = unknown, values.shape[1]
+        left = count = unknown.sum(dim=1)
         for step in range(1, steps + 1):
-            at = (unknown if self.remask else masked).nonzero(as_tuple=True)
             if not bool(masked.any()):
                 break
-            if guided is not None:
-                guided.progress = 1 - left.double() / lengths
-            logits = ask(values)[at]
-            image, place = at
-            fresh = draw(truncate(logits, **truncation(self, kind)), numbers[image, step - 1, 0, place])
+            at = (unknown if self.remask else masked).nonzero(as_tuple=True)
+            logits, (own, noise) = ask(values)[at], numbers[at[0], step - 1, :, at[1]].unbind(dim=1)
+            fresh = draw(truncate(logits, **truncation(self, kind)), own)
             drawn = torch.where(masked[at], fresh, values[at])
             log_p = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=1)).double()
-            noise = gumbel(numbers[image, step - 1, 1, place])
             # what is not drawn is above all scores, so that it is never masked
             scores = torch.full(values.shape, torch.inf, dtype=torch.float64, device=values.device)
-            scores[at] = score(1 - step / steps, log_p, noise, at)
-            place_in_order = ranks(scores)
+            scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
+            order = ranks(scores)
             if tier is not None:
-                above = torch.where(scores.isinf(), int(tier.max()) + 1, tier)
-                place_in_order = ranks(above * values.shape[1] + place_in_order)
+                order = ranks(torch.where(scores.isinf(), length + 1, tier) * length + order)
             left = schedule.remaining(left, count, step, steps)
-            masked = place_in_order < left[:, None]
+            masked = order < left[:, None]
             values = values.index_put(at, drawn).masked_fill(masked, mask)
             on_step(step)
         return values
