@@ -466,26 +466,44 @@ def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grai
     assert objective.judge(figures) == pytest.approx(whole.item())
 
 
-def test_an_untrained_model_pays_log_of_the_codebook_and_learns():
-    layout = LAYOUTS[2]
+def untrained(layout):
     torch.manual_seed(0)
-    model = DGiTNAR(
+    return DGiTNAR(
         layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
-        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 1, 4, causal=False),
+        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 2, 4, causal=False),
     )  # fmt: skip
+
+
+def test_an_untrained_model_pays_log_of_the_codebook():
+    layout = LAYOUTS[2]
     codes = random_codes(layout, random_grains(layout, 8))
-    labels, places = labels_for(layout, 8), torch.arange(8)
-    terms = MaskedObjective()(model(codes, labels, Draws(0, places)))
+    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 8), Draws(0, torch.arange(8))))
     found = terms["content"].total.item() / sum(terms[f"content_{g}"].count.item() for g in (0, 1))
     assert found == pytest.approx(math.log(256), abs=0.15)
-    optimizer, losses = torch.optim.Adam(model.parameters(), 3e-3), []
-    for step in range(60):
-        loss = weighted_sum(MaskedObjective()(model(codes, labels, Draws(0, places + 8 * step))))
+
+
+def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():
+    """Every row has one fine region, and all codes follow from any one of them and the class."""
+    layout = CodeLayout((16, 16), ((8, 8), (4, 4)), 4, 2)
+    model = untrained(layout)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(300):
+        first, labels, value = torch.randint(2, (32, 2, 1)), torch.randint(2, (32,)), torch.randint(4, (32, 1, 1))
+        grains = torch.cat([first, 1 - first], dim=2)
+        fine = (value + 1 + labels[:, None, None]) % 4
+        indices = torch.where(layout.expand(grains, 0) == 1, fine, value)
+        draws = Draws(0, torch.arange(32) + 32 * step)
+        loss = weighted_sum(MaskedObjective()(model(GrainCodes(grains, indices, layout), labels, draws)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    labels = torch.arange(200) % 2
+    codes = model.eval().sample(labels, batch_size=200, order="dense_first", grain_steps=4)
+    assert float((codes.grains.sum(dim=2) == 1).all(dim=1).double().mean()) > 0.9
+    fine = layout.expand(codes.grains, 0) == 1
+    values = torch.where(fine, codes.indices - 1 - labels[:, None, None], codes.indices).flatten(1) % 4
+    assert float((values == values[:, :1]).all(dim=1).double().mean()) > 0.7
+    assert len(values[:, 0].unique()) == 4
 
 
 def test_parts_with_an_order_are_refused():
