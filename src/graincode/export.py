@@ -47,7 +47,9 @@ _ALLOWED: dict[str, type] = {
         "generator": (
             generator.ClassConditioning,
             generator.DGiTAR,
+            generator.DGiTNAR,
             generator.HeterogeneousEmbedding,
+            generator.InformationMasking,
             generator.NoConditioning,
             generator.Transformer,
         ),
@@ -173,7 +175,7 @@ def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "c
     return load_export(path, "tokenizer", device).module
 
 
-def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> generator.DGiTAR:
+def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> generator.Generator:
     """A generator from its export, in evaluation mode, with `.sample(labels, seed=..., **sampler settings)`.
 
     Raises:

@@ -18,17 +18,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode import processes
-from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.core.rng import LABELS, Draws
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.files import replacing
-from graincode.generator import DGiTAR
+from graincode.generator import Generator
 from graincode.metrics.figure import Figure, mean_of
 from graincode.metrics.reconstruction import CodebookUsage, PairErrors, PairMean
-from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE
 
 
@@ -212,12 +212,12 @@ class LikelihoodPass(DatasetPass):
         ratios, psnr: that the generator's training codes were made with, as of `DQVAE.tokenize`.
         device: where both are.
     Raises:
-        GraincodeError: the generator knows classes that the data set does not have.
+        GraincodeError: the generator knows classes that the data set does not have, or gives codes no likelihood.
     """
 
     def __init__(
         self,
-        generator: DGiTAR,
+        generator: Generator,
         tokenizer: DQVAE,
         dataset: ImageDataset,
         batch_size: int,
@@ -227,6 +227,11 @@ class LikelihoodPass(DatasetPass):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(dataset, batch_size, workers)
+        if not generator.has_likelihood:
+            raise GraincodeError(
+                f"evaluation=likelihood, but a {type(generator).__name__} gives codes no likelihood, as it fills them "
+                "in in any order: type evaluation=generation"
+            )
         if generator.classes > max(len(dataset.class_names), 1):
             raise GraincodeError(
                 f"the generator has {generator.classes} classes, and {dataset.name} {len(dataset.class_names)}: type "
@@ -323,13 +328,13 @@ def chosen_labels(
 
 
 def draw(
-    generator: DGiTAR,
+    generator: Generator,
     tokenizer: DQVAE,
-    sampler: AutoregressiveSampler,
+    sampler: Sampler,
     labels: Tensor,
     seed: int,
     batch_size: int,
-    given: CodePrefix | None = None,
+    given: CodePrefix | CodeMask | None = None,
 ) -> Iterator[SampleBatch]:
     """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i), its label and
     what is given of it alone, and batches are the same for any number of processes."""
@@ -355,13 +360,13 @@ class SamplePass:
 
     def __init__(
         self,
-        generator: DGiTAR,
+        generator: Generator,
         tokenizer: DQVAE,
-        sampler: AutoregressiveSampler,
+        sampler: Sampler,
         labels: Tensor,
         seed: int,
         batch_size: int,
-        given: CodePrefix | None = None,
+        given: CodePrefix | CodeMask | None = None,
     ) -> None:
         self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size, given)
         self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size

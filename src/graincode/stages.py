@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from graincode import processes
 from graincode.core.codes import CodePrefix, GrainCodes
 from graincode.core.images import to_uint8
 from graincode.core.losses import Term
@@ -19,7 +20,7 @@ from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.images import ImageBatch, ImageDataset
 from graincode.data.loader import Windows, in_order
 from graincode.engine.logging import Meter
-from graincode.generator import AutoregressiveObjective, DGiTAR
+from graincode.generator import Generator, GeneratorObjective
 from graincode.passes import ReconstructionPass
 from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
@@ -254,11 +255,11 @@ def _kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 class GeneratorPlayer:
-    """A generator against the likelihood of codes.
+    """A generator against its objective.
 
     Args:
         module: the generator.
-        objective: of its likelihood.
+        objective: of its kind.
         typical: counts of the objective's terms for a typical image, by which losses are then divided instead of the
             batch's own. Where batches are sorted by length, means over each of them would make a code of a short image
             count more than one of a long image.
@@ -267,7 +268,7 @@ class GeneratorPlayer:
     name = "generator"
 
     def __init__(
-        self, module: DGiTAR, objective: AutoregressiveObjective, typical: Mapping[str, float] | None = None
+        self, module: Generator, objective: GeneratorObjective, typical: Mapping[str, float] | None = None
     ) -> None:
         self.module, self.objective, self.typical = module, objective, typical
 
@@ -276,14 +277,14 @@ class GeneratorPlayer:
 
     def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
         if self.typical is None:
-            return self.objective.counts(batch.codes, self.module.decided_grains)
+            return self.objective.counts(batch.codes, self.module)
         return {name: len(batch.codes) * count for name, count in self.typical.items()}
 
     def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
         terms = self.objective(wrapped(batch.codes, batch.labels, step.draws))
         if self.typical is not None:
             terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
-        lengths = batch.codes.lengths + batch.codes.layout.num_ends
+        lengths = batch.codes.lengths + self.module.extra_tokens
         tokens, positions = lengths.sum(), lengths.max() * len(lengths)
         return terms | {
             "tokens_per_image": Term(tokens, len(lengths), 0.0),
@@ -302,7 +303,7 @@ class GeneratorStage:
 
     Args:
         module: the generator.
-        objective: of its likelihood.
+        objective: of its kind.
         dataset: codes to train on.
         validation: codes to judge on.
         tokenizer: that made the codes, for pictures alone; None shows codes only.
@@ -311,8 +312,8 @@ class GeneratorStage:
 
     def __init__(
         self,
-        module: DGiTAR,
-        objective: AutoregressiveObjective,
+        module: Generator,
+        objective: GeneratorObjective,
         dataset: CodeDataset,
         validation: CodeDataset,
         tokenizer: DQVAE | None,
@@ -321,9 +322,7 @@ class GeneratorStage:
         self.windows, typical = Windows(dataset.lengths, length_window), None
         if length_window > 1:
             some = dataset[permutation(0, 0, len(dataset))[:TYPICAL_IMAGES].tolist()].codes
-            typical = {
-                name: float(count) / len(some) for name, count in objective.counts(some, module.decided_grains).items()
-            }
+            typical = {name: float(count) / len(some) for name, count in objective.counts(some, module).items()}
         self.players: list[Player] = [GeneratorPlayer(module, objective, typical)]
         self.objective, self.tokenizer = objective, tokenizer
         self.dataset, self.validation = dataset, validation
@@ -331,18 +330,20 @@ class GeneratorStage:
     def prepare(self, batch: CodeBatch, draws: Draws) -> CodeBatch:
         return batch
 
-    def evaluate(self, module: DGiTAR, limit: int) -> dict[str, float]:
-        """Bits per image (less is better), their parts, and the terms of the loss, on validation codes."""
+    def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
+        """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
         meter, device = Meter(), module.content_head.weight.device
         batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True))
+        place = processes.items(min(len(self.validation), limit), EVALUATION_BATCH).start
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
-            batch = batch.to(device)
-            meter.add(self.objective(module(batch.codes, batch.labels)), weight)
+            batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)
+            meter.add(self.objective(module(batch.codes, batch.labels, Draws(0, places))), weight)
+            place += len(batch.labels)
         figures = meter.flush()
-        return {"objective": figures["bits_per_image"], **figures}
+        return {"objective": self.objective.judge(figures), **figures}
 
-    def pictures(self, module: DGiTAR) -> dict[str, Tensor]:
+    def pictures(self, module: Generator) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""
         count = min(16, len(self.validation))
         real = self.validation[range(count)]

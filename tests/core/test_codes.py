@@ -19,9 +19,13 @@ from graincode.core.errors import GraincodeError
 @given(grain_codes())
 @settings(max_examples=150, deadline=None)
 def test_sequences_are_the_codes(codes):
-    back = from_sequences(to_sequences(codes))
-    assert torch.equal(back.grains, codes.grains)
-    assert torch.equal(back.indices, codes.indices)
+    for ends in (True, False):
+        sequences = to_sequences(codes, ends)
+        back = from_sequences(sequences)
+        assert torch.equal(back.grains, codes.grains)
+        assert torch.equal(back.indices, codes.indices)
+        tokens = (sequences.slots != codes.layout.pad_slot).sum(dim=1)
+        assert torch.equal(tokens, codes.lengths + ends * codes.layout.num_ends)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: str(layout.grains))

@@ -31,7 +31,10 @@ from graincode.generator import (
     AutoregressiveObjective,
     ClassConditioning,
     DGiTAR,
+    DGiTNAR,
     HeterogeneousEmbedding,
+    InformationMasking,
+    MaskedObjective,
     Transformer,
 )
 from graincode.stages import GeneratorStage, TokenizerStage
@@ -145,23 +148,25 @@ class Codes:
         return CodeBatch(self.codes[chosen], chosen % 2)
 
 
-def generator_stage(precise: bool, length_window: int) -> GeneratorStage:
+def generator_stage(precise: bool, length_window: int, masked: bool = False) -> GeneratorStage:
     torch.manual_seed(0)
-    module = DGiTAR(
-        LAYOUT, 16, HeterogeneousEmbedding(LAYOUT, 16), ClassConditioning(LAYOUT, 16, dropout=0.3),
-        Transformer(16, 1, 2), Transformer(16, 1, 2),
+    make = partial(DGiTNAR, masking=InformationMasking(beta=2.0, elastic=True)) if masked else DGiTAR
+    module = make(
+        LAYOUT, 16, HeterogeneousEmbedding(LAYOUT, 16, index=not masked), ClassConditioning(LAYOUT, 16, dropout=0.3),
+        *(Transformer(16, 1, 2, causal=not masked) for _ in range(2)),
     )  # fmt: skip
     if precise:
         module.double()
-    stage = GeneratorStage(module, AutoregressiveObjective(), Codes(), Codes(), None, length_window)
+    objective = MaskedObjective() if masked else AutoregressiveObjective()
+    stage = GeneratorStage(module, objective, Codes(), Codes(), None, length_window)
     stage.evaluate = lambda module, limit: {"objective": 1.0}
     return stage
 
 
 def make_stage(precise: bool, kind: str) -> tuple[GeneratorStage | TokenizerStage, object]:
     """The stage of a kind of case, and what is done before its step 1."""
-    if kind in ("generator", "windowed"):
-        return generator_stage(precise, 3 if kind == "windowed" else 1), lambda: None
+    if kind in ("generator", "windowed", "masked"):
+        return generator_stage(precise, 3 if kind == "windowed" else 1, kind == "masked"), lambda: None
     return tokenizer_stage(precise, kind)
 
 

@@ -28,6 +28,7 @@ COMMON = [
     "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
     "windowed-64-whole", "windowed-64-parts", "windowed-32-straight", "windowed-32-resumed",
+    "masked-64-whole", "masked-64-parts",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
@@ -62,6 +63,7 @@ def distance(a, b):
         ("gan-64-whole", 1e-10), ("gan-64-parts", 1e-10), ("generator-64-whole", 1e-10), ("generator-64-parts", 1e-10),
         ("tokenizer-64-whole", 1e-10), ("tokenizer-64-parts", 1e-10), ("feature-64-whole", 1e-10),
         ("feature-64-parts", 1e-10), ("windowed-64-whole", 1e-10), ("windowed-64-parts", 1e-10),
+        ("masked-64-whole", 1e-10), ("masked-64-parts", 1e-10),
         ("tokenizer-32-whole", 1e-5), ("generator-32-whole", 1e-5),
     ],
 )  # fmt: skip
@@ -74,7 +76,7 @@ def test_two_processes_train_as_one_does(trained, name, limit):
         assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=100 * limit)
 
 
-@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed"])
+@pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed", "masked"])
 def test_micro_batches_change_nothing(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
 
@@ -142,9 +144,10 @@ def test_counts_are_known_before_the_model_runs():
         counts = player.counts(batch)
         told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
         assert told == {name: float(counts[name]) for name in told}
-    batch = Codes()[range(9)]
-    assert set(AutoregressiveObjective().counts(batch.codes)) == {"content", "position_0"}
-    assert int(AutoregressiveObjective().counts(batch.codes)["content"]) == int(batch.codes.lengths.sum())
+    batch, module = Codes()[range(9)], generator_stage(False, 1).players[0].module
+    counts = AutoregressiveObjective().counts(batch.codes, module)
+    assert set(counts) == {"content", "position_0"}
+    assert int(counts["content"]) == int(batch.codes.lengths.sum())
     assert LAYOUT.num_grains == 2
 
 
@@ -162,6 +165,19 @@ def test_batches_by_length_weigh_every_code_alike():
     plain.module = player.module
     whole = weighted_sum(plain.terms(plain.module, stage.dataset[range(24)], Step(1, Draws(0, torch.arange(24)))))
     assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
+
+
+def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
+    stage = generator_stage(True, 1, masked=True)
+    del stage.evaluate  # what cases.py puts in its place
+    module = stage.players[0].module.eval().requires_grad_(False)
+    found = [stage.evaluate(module, 20)]
+    torch.manual_seed(1)
+    found.append(stage.evaluate(module, 20))
+    monkeypatch.setattr("graincode.stages.EVALUATION_BATCH", 7)
+    found.append(stage.evaluate(module, 20))
+    assert found[1] == found[0] == pytest.approx(found[2], rel=1e-10)
+    assert found[0]["objective"] == pytest.approx(found[0]["content"] + found[0]["grains"])
 
 
 def test_one_process_alone_needs_no_others():

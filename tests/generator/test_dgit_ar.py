@@ -199,7 +199,8 @@ def plain_decoder(model, codes, labels):
     tokens = embedding.content(contents[:, :-1]) + at[:-1]
     tokens = torch.cat([start.expand(len(contents), 1, -1), tokens], dim=1) + embedding.index.weight[:cells]
     tokens = tokens + model.conditioning.table(labels)[:, None]
-    logits = model.content_head(stack(model.content_transformer, stack(model.position_transformer, tokens) + at))
+    head, states = model.content_head, stack(model.content_transformer, stack(model.position_transformer, tokens) + at)
+    logits = states @ head.weight.T + head.bias
     return -logits.log_softmax(-1).gather(2, contents[..., None])[..., 0]
 
 

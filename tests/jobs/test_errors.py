@@ -33,7 +33,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["tokeniser=dqvae_pp"], "type tokenizer"),
         ("train_tokenizer", ["data=mnist"], "type data= one of cifar10, fashion_mnist, ffhq, hf, image_folder, "),
         ("train_tokenizer", ["tokenizer/router=entropie"], "type tokenizer/router= one of coding, entropy, "),
-        ("train_generator", ["generator=dgit_nar"], "type generator= one of dgit_ar"),
+        ("train_generator", ["generator=dgit_nr"], "type generator= one of dgit_ar, dgit_nar, gpt"),
         ("train_tokenizer", ["tokenizer.codebook_size=many"], "tokenizer.codebook_size=many: expected a whole number"),
         ("train_tokenizer", ["tokenizer=dqvae", "tokenizer.router.density.sigma=wide"], "sigma=wide: expected a num"),
         ("train_tokenizer", ["tokenizer.model.decoder.expand=7"], "expand=7: expected true or false"),

@@ -20,6 +20,7 @@ from graincode.core.rng import Draws
 from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.engine.logging import read_log
+from graincode.generator import Transformer
 
 LITE0 = "features=lite0_112"
 
@@ -97,6 +98,83 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
         (["given.codes_path=/nowhere"], "type given.codes_path=latest or given.codes_path=/path"),
     ):
         assert expected in refusal(capsys, "sample", *paths, *given, f"given.{what}={count}", *more)
+
+
+def train_masked(conditioning):
+    """A generator that fills in masks, trained once; gives its run."""
+    command("train_generator", "generator=dgit_nar", f"generator/conditioning={conditioning}", *TINY_GENERATOR,
+            *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2",
+            "codes_path=runs/extract_codes/codes/codes", f"run_name=masked-{conditioning}")  # fmt: skip
+    return Path(f"runs/train_generator/masked-{conditioning}")
+
+
+@pytest.mark.parametrize("conditioning", ["class", "none"])
+def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside, capsys):
+    name, run = f"masked-{conditioning}", train_masked(conditioning)
+    figures = result(run)["figures"]
+    assert result(run)["objective"] == pytest.approx(figures["content"] + figures["grains"])
+    line = next(line for line in read_log(run) if "train/loss" in line)
+    for group in ("0", "1", "at_25", "at_50", "at_75", "at_100"):
+        assert 0 <= line[f"train/accuracy_{group}"] <= 1
+        assert figures[f"content_{group}"] >= 0  # of 8 images, not all kinds of masks need be there
+    assert max(figures[f"content_at_{percent}"] for percent in (25, 50, 75, 100)) > 3
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", f"generator_path={run}/export", "sampler=masked"]
+    command("sample", *paths, "num_samples=6", "batch_size=4", f"run_name={name}")
+    generator = graincode.load_generator(run / "export")
+    labels = torch.arange(6) % 2 if conditioning == "class" else torch.zeros(6).long()
+    with np.load(f"runs/sample/{name}/samples.npz") as arrays:
+        assert (generator.sample(labels, batch_size=4).indices.numpy() == arrays["indices"]).all()
+    settings = [*inside, *paths, LITE0, "evaluation.metrics=[fd]", "evaluation.floor=false", "batch_size=4"]
+    command("evaluate", *settings, "images.num_samples=6", "sampler.order=dense_first", f"run_name={name}")
+    record = json.loads(Path(f"runs/evaluate/{name}/metrics.json").read_text())
+    assert record["sampler"]["order"] == "dense_first"
+    assert 16 <= record["figures"]["codes_per_image"] <= 64
+    for job, more, expected in (
+        ("sample", ["sampler=autoregressive"], "type sampler=masked"),
+        ("evaluate", [*inside, "evaluation=likelihood"], "type evaluation=generation"),
+    ):
+        with pytest.raises(SystemExit):
+            command(job, *paths, *more)
+        assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
+    paths = [
+        "tokenizer_path=runs/train_tokenizer/tok/export",
+        f"generator_path={train_masked('class')}/export",
+    ]
+    codes = CodeDataset("runs/extract_codes/codes/codes", "test")
+    given = ["sampler=masked", "given.codes_path=runs/extract_codes/codes/codes", "given.images=2", "num_samples=4"]
+    inside_box = torch.zeros(4, 4, dtype=torch.bool)
+    inside_box[1:3, 1:4] = True
+    for name, keys, kept in (
+        ("redraw", ["given.redraw=[1,1,3,4]"], ~inside_box),
+        ("keep", ["given.keep=[1,1,3,4]"], inside_box),
+        ("pixels", ["given.redraw=[9,15,24,25]", "given.unit=pixel", "given.map=true", "classes=[1,0]"], ~inside_box),
+    ):
+        command("sample", *paths, *given, *keys, "batch_size=4", f"run_name=edit-{name}")
+        real = codes[[0, 1] * 2]
+        cells = codes.layout.expand(kept, 0)
+        with np.load(f"runs/sample/edit-{name}/samples.npz") as arrays:
+            grains, indices = (torch.from_numpy(arrays[key].astype("int64")) for key in ("grains", "indices"))
+            labels = arrays["labels"].tolist()
+        assert torch.equal(grains[:, kept], real.codes.grains[:, kept])
+        assert torch.equal(indices[:, cells], real.codes.indices[:, cells])
+        assert not torch.equal(indices[:, ~cells], real.codes.indices[:, ~cells])
+        assert labels == ([1, 1, 0, 0] if name == "pixels" else real.labels.tolist())
+    assert torch.equal(grains, real.codes.grains)  # the map was to be kept
+    side, gap = 2 * codes.layout.image_size[0], 2
+    assert Image.open("runs/sample/edit-keep/samples.png").size == (2 * (side + gap) + gap, 4 * (side + gap) + gap)
+    autoregressive = [paths[0], "generator_path=runs/train_generator/ar/export", "sampler=autoregressive"]
+    for more, expected in (
+        ([*paths, *given, "given.keep=[0,0,5,2]"], "type for example given.keep=[0,0,4,2]"),
+        ([*paths, *given, "given.keep=[0,0,2,2]", "given.grains=1"], "type one of them"),
+        ([*paths, *given, "given.keep=[0,0,2,2]", "given.unit=cell"], "type given.unit= one of region, pixel"),
+        ([*given[1:], *autoregressive, "given.keep=[0,0,2,2]"], "type given.grains=, given.regions= or given.map=true"),
+    ):
+        with pytest.raises(SystemExit):
+            command("sample", *more)
+        assert expected in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_mirror_images_are_stored_beside_the_images_and_trained_on(inside):
@@ -398,13 +476,13 @@ def test_the_published_sizes_take_a_training_step(recipe):
     assert len(set(made.routing.grains.flatten().tolist())) > 1
 
 
-@pytest.mark.parametrize(("recipe", "classes"), [("ar_imagenet", 1000), ("ar_ffhq", 0)])
+@pytest.mark.parametrize(("recipe", "classes"), [("ar_imagenet", 1000), ("ar_ffhq", 0), ("nar_imagenet", 1000)])
 def test_the_published_generators_take_a_training_step(recipe, classes):
     cfg = check("train_generator", [f"experiment={recipe}"])
     layout = CodeLayout((64, 64), [[16, 16], [8, 8]], 1024, classes)  # smaller images, all else as published
     torch.manual_seed(0)
     module = build(with_layout(cfg.generator.model, layout))
-    stacks = module.position_transformer, module.content_transformer
+    stacks = [part for part in module.children() if isinstance(part, Transformer)]
     assert [len(stack.blocks) for stack in stacks] == [6, 18]
     assert 12 * 24 * 1024**2 < sum(p.numel() for p in module.parameters()) < 310e6
     grains = torch.arange(16).view(1, 4, 4) % 2

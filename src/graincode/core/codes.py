@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
@@ -311,18 +312,22 @@ class CodeSequences:
         return self.contents != self.layout.no_content
 
 
-def to_sequences(codes: GrainCodes) -> CodeSequences:
+def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
     """The sequences of a batch of images, padded to the longest of them.
 
     Raises nothing: codes are valid by construction. The inverse of `from_sequences`.
+
+    Args:
+        codes: of B images.
+        ends: whether the ends of grains are among the tokens; a generator that knows the grain map needs none.
     """
     layout, device = codes.layout, codes.grains.device
     table, size = layout.slots(device), layout.num_slots
     owner = codes.grains.flatten(1).index_select(1, table.region.clamp(max=layout.num_regions - 1))
-    active = (owner == table.grain) | table.is_end
-    ends = active.cumsum(dim=1)
-    length = int(ends[:, -1].max()) if len(codes) else layout.max_tokens
-    place = torch.where(active, ends - 1, length)  # a column behind the longest sequence takes what is not there
+    active = torch.where(table.is_end, ends, owner == table.grain)
+    behind = active.cumsum(dim=1)
+    length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
+    place = torch.where(active, behind - 1, length)  # a column behind the longest sequence takes what is not there
     contents = codes.indices.flatten(1).index_select(1, table.finest).masked_fill_(table.is_end, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
     sequences = torch.full_like(slots, layout.no_content).scatter_(1, place, contents)
@@ -421,6 +426,14 @@ class CodePrefix:
         lengths = ((before < count) & (sequences.slots != layout.pad_slot)).sum(dim=1)
         return cls(sequences, lengths, lengths)
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def layout(self) -> CodeLayout:
+        """Of the codes."""
+        return self.sequences.layout
+
     @property
     def tokens(self) -> Tensor:
         """(B,) long, tokens of each whole sequence."""
@@ -454,10 +467,10 @@ class CodePrefix:
 
     def filled(self, count: int) -> CodePrefix:
         """As many images, those that are missing with nothing given."""
-        layout, missing, fill = self.sequences.layout, count - len(self.lengths), torch.nn.functional.pad
-        slots = fill(self.sequences.slots, (0, 0, 0, missing), value=layout.pad_slot)
-        contents = fill(self.sequences.contents, (0, 0, 0, missing), value=layout.no_content)
-        counts = (fill(count, (0, missing)) for count in (self.lengths, self.positions))
+        layout, missing = self.sequences.layout, count - len(self)
+        slots = F.pad(self.sequences.slots, (0, 0, 0, missing), value=layout.pad_slot)
+        contents = F.pad(self.sequences.contents, (0, 0, 0, missing), value=layout.no_content)
+        counts = (F.pad(count, (0, missing)) for count in (self.lengths, self.positions))
         return CodePrefix(CodeSequences(slots, contents, layout), *counts)
 
     def to(self, device: torch.device | str) -> CodePrefix:
@@ -465,6 +478,100 @@ class CodePrefix:
         sequences = self.sequences
         moved = CodeSequences(sequences.slots.to(device), sequences.contents.to(device), sequences.layout)
         return CodePrefix(moved, self.lengths.to(device), self.positions.to(device))
+
+
+@dataclass(frozen=True)
+class CodeMask:
+    """Codes of which some are given, at any places, to be completed by a generator that has no order.
+
+    Attributes:
+        codes: of B images; what is not given of them is not looked at.
+        known_regions: (B, H0, W0) bool, the regions whose grain is given.
+        known_cells: (B, H, W) bool, the cells of the finest grid whose codes are given: whole codes, in known regions.
+        least_grain: (B,) long, the coarsest grain that the other regions may have.
+    Raises:
+        GraincodeError: a shape does not fit, or known cells are no whole codes of known regions.
+    """
+
+    codes: GrainCodes
+    known_regions: Tensor
+    known_cells: Tensor
+    least_grain: Tensor
+
+    def __post_init__(self) -> None:
+        codes, layout = self.codes, self.codes.layout
+        for name, value, shape in (
+            ("known_regions", self.known_regions, codes.grains.shape),
+            ("known_cells", self.known_cells, codes.indices.shape),
+            ("least_grain", self.least_grain, codes.grains.shape[:1]),
+        ):
+            if value.shape != shape:
+                raise GraincodeError(f"{name} of shape {tuple(value.shape)}: expected {tuple(shape)}, as of the codes")
+        flat = self.known_cells.flatten(1)
+        whole = torch.equal(flat.gather(1, _first_cells(codes.grains, layout)), flat)
+        if not whole or bool((self.known_cells & ~layout.expand(self.known_regions, 0)).any()):
+            raise GraincodeError("known cells that are no whole codes of known regions: expected all cells of a code")
+
+    @classmethod
+    def of_regions(cls, codes: GrainCodes, keep: Tensor, keep_map: bool = False) -> CodeMask:
+        """The grains and codes of some regions.
+
+        Args:
+            codes: of B images.
+            keep: (B, H0, W0) or (H0, W0) bool.
+            keep_map: keep the grains of all other regions, too.
+        """
+        keep = keep.to(codes.grains.device).expand_as(codes.grains)
+        known = torch.ones_like(keep) if keep_map else keep
+        return cls(codes, known, codes.layout.expand(keep, 0), torch.zeros_like(codes.grains[:, 0, 0]))
+
+    @classmethod
+    def of_pixels(cls, codes: GrainCodes, keep: Tensor, keep_map: bool = False) -> CodeMask:
+        """The grains and codes of the regions all of whose pixels are to be kept: (B, H, W) or (H, W) bool of pixels.
+
+        Raises:
+            GraincodeError: the mask has not the size of the images.
+        """
+        size, (high, wide) = codes.layout.image_size, codes.layout.grains[0]
+        if tuple(keep.shape[-2:]) != size:
+            raise GraincodeError(f"a mask of {tuple(keep.shape[-2:])} pixels: expected {size}, as of the images")
+        regions = keep.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high)).all(dim=-1).all(dim=-2)
+        return cls.of_regions(codes, regions, keep_map)
+
+    @classmethod
+    def of_prefix(cls, prefix: CodePrefix) -> CodeMask:
+        """What the beginnings of sequences give, whose sequences are whole."""
+        sequences, layout = prefix.sequences, prefix.layout
+        table, codes = layout.slots(sequences.slots.device), from_sequences(sequences)
+        slots = sequences.slots.clamp(max=layout.num_slots - 1)
+        begun = torch.arange(slots.shape[1], device=slots.device) < prefix.positions[:, None]
+        regions = torch.zeros(len(prefix), layout.num_regions + 1, dtype=torch.bool, device=slots.device)
+        regions.scatter_(1, torch.where(begun & sequences.is_code, table.region[slots], layout.num_regions), True)
+        ended = (begun & table.is_end[slots] & (sequences.slots != layout.pad_slot)).sum(dim=1)
+        return cls(codes, regions[:, :-1].view_as(codes.grains), prefix.known_cells, ended)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def layout(self) -> CodeLayout:
+        """Of the codes."""
+        return self.codes.layout
+
+    def __getitem__(self, rows: slice | Tensor) -> CodeMask:
+        return CodeMask(self.codes[rows], self.known_regions[rows], self.known_cells[rows], self.least_grain[rows])
+
+    def filled(self, count: int) -> CodeMask:
+        """As many images, those that are missing with nothing given."""
+        rows = (0, 0, 0, 0, 0, count - len(self))
+        codes = GrainCodes(F.pad(self.codes.grains, rows), F.pad(self.codes.indices, rows), self.layout)
+        least = F.pad(self.least_grain, rows[-2:])
+        return CodeMask(codes, F.pad(self.known_regions, rows), F.pad(self.known_cells, rows), least)
+
+    def to(self, device: torch.device | str) -> CodeMask:
+        """The same on another device."""
+        masks = (mask.to(device) for mask in (self.known_regions, self.known_cells, self.least_grain))
+        return CodeMask(self.codes.to(device), *masks)
 
 
 def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:

@@ -67,3 +67,18 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[..., -1]
     aim = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, aim[..., None], right=True)[..., 0]
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise of uniform numbers in [0, 1), of which 0 counts as the smallest above it."""
+    return -(-uniform.clamp(min=_LEAST).log()).log()
+
+
+def ranks(keys: Tensor) -> Tensor:
+    """(..., L) keys to (..., L) long, the place of each in ascending order; of equal ones the first comes first."""
+    order = keys.argsort(dim=-1, stable=True)
+    places = torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+_LEAST = 2.0**-54

@@ -60,8 +60,25 @@ class Draws:
         return hashed_uniforms(items[:, None] + mix(each)).view(len(self.places), *shape)
 
 
+def batch_uniforms(draws: Draws | None, purpose: int, places: Tensor, *shape: int) -> Tensor:
+    """(B, *shape) float64 in [0, 1) of a batch's `Draws`, or of torch's generator where there are none.
+
+    Args:
+        draws: of B items.
+        purpose: see `Draws.uniforms`.
+        places: (B, ...), a tensor of the batch on its device.
+        shape: of each item's numbers.
+    """
+    if draws is not None:
+        return draws.uniforms(purpose, *shape)
+    return torch.rand(len(places), *shape, dtype=torch.float64, device=places.device)
+
+
 # what the numbers of `Draws` are for
-LABEL_DROPOUT, RESTARTS, AUGMENTATION, LABELS, LENGTHS, GATES = range(6)
+(
+    LABEL_DROPOUT, RESTARTS, AUGMENTATION, LABELS, LENGTHS, GATES,
+    MASK_RATIOS, MASK_KEYS, MASK_STRENGTHS, MAP_MASK_RATIOS, MAP_MASK_KEYS,
+) = range(11)  # fmt: skip
 
 _GOLDEN, _FIRST, _SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
@@ -27,3 +32,53 @@ def ramp(step: int, start: int, length: int) -> float:
         step: 1-based step about to be taken.
     """
     return min(max(step - start, 0) / max(length, 1), 1.0)
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """The share of an image's codes that is masked after a share u of the time: from 1 at u = 0 down to 0 at u = 1.
+
+    Attributes:
+        ratio: float64 tensor of u in [0, 1] to as many in [0, 1].
+        mean: over all u.
+    """
+
+    ratio: Callable[[Tensor], Tensor]
+    mean: float
+
+    def masked(self, codes: Tensor, u: Tensor) -> Tensor:
+        """How many codes a training step masks, ceil(ratio(u) N).
+
+        Args:
+            codes: (B,) long, N of each image, >= 1.
+            u: (B,) float64 in [0, 1).
+        Returns:
+            (B,) long from 1 to N.
+        Source: MaskGIT (Chang et al., 2022), section 3.1, applied to each image's own length.
+        """
+        return (self.ratio(u) * codes).ceil().long().clamp(min=1).minimum(codes)
+
+    def remaining(self, masked: Tensor, codes: Tensor, step: int, steps: int) -> Tensor:
+        """How many codes stay masked after a step of sampling.
+
+        Args:
+            masked: (B,) long, how many were before it.
+            codes: (B,) long, how many were before the first one.
+            step: 1-based step just taken, 1 <= step <= steps.
+            steps: of the whole.
+        Returns:
+            (B,) long; fewer than `masked` until it is 0, and 0 after the last step.
+        Source: MaskGIT (Chang et al., 2022), eq. 3, applied to each image's own length.
+        """
+        if step == steps:
+            return torch.zeros_like(masked)
+        share = self.ratio(torch.tensor(step / steps, dtype=torch.float64)).item()
+        return torch.minimum(masked - 1, (codes.double() * share).floor().long()).clamp(min=0)
+
+
+MASK_SCHEDULES = {
+    "cosine": MaskSchedule(lambda u: (math.pi / 2 * u).cos(), 2 / math.pi),
+    "linear": MaskSchedule(lambda u: 1 - u, 1 / 2),
+    "arccos": MaskSchedule(lambda u: 2 / math.pi * u.acos(), 2 / math.pi),
+}
+"""By name. Source: MaskGIT (Chang et al., 2022), section 3.3; arccos: valeoai/Maskgit-pytorch (Besnier, 2023)."""

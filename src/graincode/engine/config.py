@@ -143,7 +143,13 @@ class TrainGeneratorConfig(JobConfig):
 
 @dataclass
 class GivenConfig:
-    """Codes whose beginnings or maps samples keep; nothing of them by default."""
+    """Real codes of which samples keep something; nothing by default.
+
+    Attributes:
+        grains, regions, map: keep the codes of the coarsest grains, of the first regions, or the grain map.
+        keep, redraw: keep the codes of the regions in a box [top, left, bottom, right], or of all others.
+        unit: of boxes, "region" or "pixel".
+    """
 
     codes_path: str = MISSING
     split: str = MISSING
@@ -151,6 +157,9 @@ class GivenConfig:
     grains: int | None = None
     regions: int | None = None
     map: bool = False
+    keep: list[int] | None = None
+    redraw: list[int] | None = None
+    unit: str = "region"
 
 
 @dataclass
@@ -372,6 +381,8 @@ def validate(job: str, cfg: DictConfig) -> None:
         raise GraincodeError(f"trainer.export={export}: type trainer.export= one of last, best")
     if (keep := OmegaConf.select(cfg, "keep")) not in (None, "png", "npz"):
         raise GraincodeError(f"keep={keep}: type keep= one of png, npz, null")
+    if (unit := OmegaConf.select(cfg, "given.unit", default="region")) not in ("region", "pixel"):
+        raise GraincodeError(f"given.unit={unit}: type given.unit= one of region, pixel")
     if cfg.run_name is not None and (not re.fullmatch(r"[\w.-]+", cfg.run_name) or cfg.run_name == "latest"):
         raise GraincodeError(f"run_name={cfg.run_name}: expected letters, digits, '_', '-' and '.', and not latest")
     known = {f.name for f in dataclasses.fields(SCHEMAS[job])}

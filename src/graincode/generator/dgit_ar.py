@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, CodeSequences, GrainCodes, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import legal_regions
-from graincode.core.rng import Draws, uniforms
-from graincode.generator.embedding import ClassConditioning, HeterogeneousEmbedding, NoConditioning
+from graincode.core.rng import Draws
+from graincode.generator.base import Generator
+from graincode.generator.embedding import (
+    ClassConditioning,
+    ContentHead,
+    HeterogeneousEmbedding,
+    NoConditioning,
+    initialize,
+)
 from graincode.generator.transformer import KeyValueCache, Rotary, Rotation, Transformer
 from graincode.sampling import AutoregressiveSampler
 
@@ -59,7 +65,7 @@ class SequenceLikelihood:
         return {name: nats / math.log(2) for name, nats in found.items()}
 
 
-class DGiTAR(nn.Module):
+class DGiTAR(Generator):
     """Position and content transformers, stacked: p(next position | past) p(content | next position, past).
 
     The region that comes next is what a position says; the other cells of a region, and all positions of the last
@@ -82,6 +88,9 @@ class DGiTAR(nn.Module):
         GraincodeError: an option is unknown, or does not fit the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
     """
+
+    sampler = AutoregressiveSampler
+    has_likelihood = True
 
     def __init__(
         self,
@@ -120,19 +129,15 @@ class DGiTAR(nn.Module):
             nn.init.normal_(self.map.weight, std=0.02)
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = nn.Linear(width, outputs) if outputs else None
-        self.content_head = nn.Linear(width, layout.num_entries)
+        self.content_head = ContentHead(layout, width)
         table = layout.slots()  # the grain of the token behind each slot, where that decides its region
         following = F.pad(table.grain + table.is_end, (0, 2)).clamp(max=max(self.decided_grains - 1, 0))
         self.register_buffer("next_grain", following, persistent=False)
-        for head in (self.region_head, self.content_head):
-            if head is not None:
-                nn.init.normal_(head.weight, std=0.02)
-                nn.init.zeros_(head.bias)
+        initialize(self.region_head, self.content_head)
 
     @property
-    def classes(self) -> int:
-        """Number of classes that samples can be asked for; 0 without conditioning."""
-        return self.conditioning.classes
+    def extra_tokens(self) -> int:
+        return self.layout.num_ends
 
     def forward(self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, with gradients.
@@ -197,7 +202,7 @@ class DGiTAR(nn.Module):
             rotation=self.angles(self.content_transformer, targets.slots if self.next_position else slots),
             modulations=self.content_transformer.modulations(condition),
         )
-        return hidden, self.contents_of(states, targets.slots)
+        return hidden, self.content_head(states, targets.slots)
 
     def angles(self, transformer: Transformer, slots: Tensor) -> Rotation | None:
         """What turns a transformer's queries and keys at (B, L) slots."""
@@ -207,15 +212,6 @@ class DGiTAR(nn.Module):
         """(B, L, width) states, and what is known of the next tokens, whose (B, L) slots they are."""
         return hidden + self.embedding.at(slots) if self.next_position else hidden
 
-    def contents_of(self, states: Tensor, slots: Tensor) -> Tensor:
-        """(..., width) states and the (...) slots of their codes to (..., V) logits over the grain's codebook."""
-        logits = self.content_head(states)
-        if self.layout.num_codebooks == 1:
-            return logits
-        grain = self.embedding.slot_grain[slots].clamp(max=self.layout.num_grains - 1)
-        every = logits.unflatten(-1, (self.layout.num_codebooks, -1))
-        return every.gather(-2, grain[..., None, None].expand(*grain.shape, 1, every.shape[-1]))[..., 0, :]
-
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
         """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
         if self.region_head is None:
@@ -223,72 +219,19 @@ class DGiTAR(nn.Module):
         logits = self.region_head(hidden).unflatten(1, (self.decided_grains, -1))
         return logits[torch.arange(len(hidden), device=hidden.device), grain.clamp(max=self.decided_grains - 1)]
 
-    @torch.no_grad()
-    def sample(
-        self,
-        labels: Tensor,
-        seed: int = 0,
-        first_index: int = 0,
-        batch_size: int = 32,
-        on_step: Callable[[int], None] = lambda _: None,
-        given: CodePrefix | None = None,
-        **settings: Any,
-    ) -> GrainCodes:
-        """Draw one image's codes for each label.
-
-        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone; batches are
-        filled up to `batch_size`, so that in float32, too, neither the other samples nor their number change it, unless
-        `drop_finished` makes the batch smaller.
-
-        Args:
-            labels: (N,) long classes; without conditioning only their number matters.
-            seed: of all samples, >= 0.
-            first_index: index of the first sample, to go on where another call stopped.
-            batch_size: samples drawn together; another size may change float32 results in the last bit.
-            on_step: called with the number of tokens that the current batch has.
-            given: the beginning of each sample's codes, or its map, which it keeps; nothing by default.
-            settings: of `AutoregressiveSampler`.
-        Returns:
-            N valid codes, on the CPU.
-        Raises:
-            GraincodeError: a label is not a class of this generator, there are none, what is given is of another layout
-                or number, or is no map where one is needed, or a setting is out of range.
-        """
-        if not len(labels):
-            raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
-        self.conditioning.check(labels)
-        if given is not None and (given.sequences.layout != self.layout or len(given.lengths) != len(labels)):
+    def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
+        if isinstance(given, CodeMask):
             raise GraincodeError(
-                f"{len(given.lengths)} beginnings of codes for {len(labels)} samples: expected as many, of the layout "
-                "that this generator was trained on"
+                "this generator draws codes in a fixed order, so that it can keep their beginnings alone: type "
+                "given.grains=, given.regions= or given.map=true, or a generator_path of generator=dgit_nar"
             )
         if self.needs_map and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
-        sampler = AutoregressiveSampler(**settings)
-        guided = sampler.guidance_scale != 1
-        if guided and not self.classes:
-            raise GraincodeError(
-                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
-                "type sampler.guidance_scale=1"
-            )
-        device = self.content_head.weight.device
-        parts = []
-        for start in range(0, len(labels), batch_size):
-            part = labels[start : start + batch_size]
-            missing = batch_size - len(part)
-            padded = F.pad(part, (0, missing)).to(device)
-            indices = range(first_index + start, first_index + start + batch_size)
-            numbers = uniforms(seed, indices, self.layout.max_tokens, 2).to(device)
-            if guided:
-                padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
-            prefix = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
-            grains = prefix.grains if self.needs_map else None
-            if guided and grains is not None:
-                grains = torch.cat([grains, grains])
-            logits = CachedLogits(self, self.condition(padded, grains))
-            sequences = sampler(logits, self.layout, numbers, on_step, prefix)
-            parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
-        return GrainCodes.cat(parts)
+        return given
+
+    def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
+        grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_map else None
+        return CachedLogits(self, self.condition(labels, grains))
 
 
 class CachedLogits:
@@ -323,7 +266,7 @@ class CachedLogits:
         model, stack, slots = self.model, self.model.content_transformer, slots[:, None]
         angles = model.angles(stack, slots if model.next_position else self.slots)
         states = stack(model.content_input(self.hidden, slots), self.caches[1], angles, self.modulations[1])
-        return model.contents_of(states, slots)[:, 0]
+        return model.content_head(states, slots)[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""

@@ -77,6 +77,39 @@ def _positions(layout: CodeLayout) -> Tensor:
     return torch.cat([torch.where(table.is_end, cells, table.finest), torch.tensor([cells + 1, cells + 2])])
 
 
+class ContentHead(nn.Linear):
+    """States to logits over the codebook of each code's grain.
+
+    Args:
+        layout: the code layout.
+        width: of the states.
+    """
+
+    def __init__(self, layout: CodeLayout, width: int) -> None:
+        super().__init__(width, layout.num_entries)
+        self.codebooks = layout.num_codebooks
+        # ends, padding and the start have no content; any codebook does for them
+        grain = torch.cat([layout.slots().grain, torch.full((2,), layout.num_grains - 1)])
+        self.register_buffer("slot_grain", grain, persistent=False)
+
+    def forward(self, states: Tensor, slots: Tensor) -> Tensor:
+        """(..., width) states and the (...) slots of their codes to (..., V) logits."""
+        logits = super().forward(states)
+        if self.codebooks == 1:
+            return logits
+        every = logits.unflatten(-1, (self.codebooks, -1))
+        grain = self.slot_grain[slots][..., None, None]
+        return every.gather(-2, grain.expand(*slots.shape, 1, every.shape[-1]))[..., 0, :]
+
+
+def initialize(*heads: nn.Linear | None) -> None:
+    """Small normal weights and no biases, so that a new model's predictions are nearly uniform."""
+    for head in heads:
+        if head is not None:
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+
+
 class ClassConditioning(nn.Module):
     """A learned vector for each class of the layout, and one for no class: (B,) long labels to (B, width).
 

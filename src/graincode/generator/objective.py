@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes
 from graincode.core.losses import Term
-from graincode.generator.dgit_ar import SequenceLikelihood
+from graincode.generator.base import Generator
+from graincode.generator.dgit_ar import DGiTAR, SequenceLikelihood
+from graincode.generator.dgit_nar import DGiTNAR, MaskedPredictions
+
+
+class GeneratorObjective(Protocol):
+    """What a kind of generator minimises."""
+
+    def __call__(self, output: Any) -> dict[str, Term]:
+        """The terms for what a generator made of a batch."""
+
+    def counts(self, codes: GrainCodes, module: Generator) -> dict[str, Tensor | float]:
+        """The counts of the terms that the loss has, known before the model has run."""
+
+    def judge(self, figures: Mapping[str, float]) -> float:
+        """What a generator is judged by, less is better, from the means of the terms on validation codes."""
 
 
 class AutoregressiveObjective:
@@ -37,13 +56,61 @@ class AutoregressiveObjective:
             terms[f"bits_{name}"] = Term(values.sum(), count, 0.0)
         return terms
 
-    def counts(self, codes: GrainCodes, decided_grains: int) -> dict[str, Tensor | float]:
-        """The counts of the terms that the loss has, known before the model has run.
+    def counts(self, codes: GrainCodes, module: DGiTAR) -> dict[str, Tensor | float]:
+        """See `GeneratorObjective`.
 
         A grain's decisions are where its regions come next, and its end; the last grain, where it decides anything, has
         no end.
         """
         counts: dict[str, Tensor | float] = {"content": codes.lengths.sum()}
-        for g in range(decided_grains):
+        for g in range(module.decided_grains):
             counts[f"position_{g}"] = (codes.grains == g).sum() + (len(codes) if g < codes.layout.num_ends else 0)
         return counts
+
+    def judge(self, figures: Mapping[str, float]) -> float:
+        """Bits per image."""
+        return figures["bits_per_image"]
+
+
+class MaskedObjective:
+    """Mean loss per masked code + mean loss per masked region, of which there is none with one grain.
+
+    Sums are divided by how many are masked on average, `mean_ratio` of all, so that each masked code counts alike
+    whatever share of its image is masked, and the count is known before the model has run.
+
+    Args:
+        grains_weight: of the loss of the grain map, >= 0.
+    """
+
+    def __init__(self, grains_weight: float = 1.0) -> None:
+        self.grains_weight = grains_weight
+
+    def __call__(self, predictions: MaskedPredictions) -> dict[str, Term]:
+        """The terms for the predictions of a batch, in nats.
+
+        Only reported, over what was masked: loss and accuracy of the contents at each grain, `content_g` and
+        `accuracy_g`, and where up to 25, 50, 75 or 100 per cent of the image was masked, `content_at_25` and
+        `accuracy_at_25` and so on; `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
+        many entries of a large codebook look nearly alike, and most of a masked image is not determined.
+        """
+        found, grains = predictions.contents, predictions.grains
+        terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}
+        if grains is not None:
+            terms["grains"] = Term(grains.loss.sum(), predictions.counts["grains"], self.grains_weight)
+            terms["accuracy_grains"] = Term(grains.correct.sum(), len(grains.correct), 0.0)
+        groups = {str(g): found.grain == g for g in range(predictions.num_grains)}
+        quarter = (4 * found.ratio).ceil()
+        groups |= {f"at_{25 * q}": quarter == q for q in range(1, 5)}
+        for name, here in groups.items():
+            count = here.sum()
+            terms[f"content_{name}"] = Term(torch.where(here, found.loss.detach(), 0).sum(), count, 0.0)
+            terms[f"accuracy_{name}"] = Term((found.correct & here).sum(), count, 0.0)
+        return terms
+
+    def counts(self, codes: GrainCodes, module: DGiTNAR) -> dict[str, Tensor | float]:
+        """See `GeneratorObjective`."""
+        return module.expected(codes)
+
+    def judge(self, figures: Mapping[str, float]) -> float:
+        """The loss, in nats."""
+        return figures["content"] + self.grains_weight * figures.get("grains", 0.0)

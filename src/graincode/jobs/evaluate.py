@@ -210,9 +210,9 @@ def _open_images(
                 "images.num_samples is not set, and the reference does not say how many images it has: "
                 "type images.num_samples=50000"
             )
-        classes = made.module.classes
+        sampler, classes = build(cfg.sampler), made.module.classes
+        made.module.check_sampler(sampler)
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
-        sampler = build(cfg.sampler)
         inputs, given = {"generator": made.identity, "tokenizer": decodes.identity}, None
         if made.module.needs_map:
             given, labels = _maps(made, decodes.module, reference and reference.images, count, cfg.batch_size)

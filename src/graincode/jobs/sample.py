@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from graincode import processes
-from graincode.core.codes import CodePrefix, GrainCodes
+from graincode.core.codes import CodeMask, CodePrefix, GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data.codes import CodeDataset
@@ -20,10 +21,10 @@ from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
 from graincode.export import load_pair
 from graincode.files import replacing
-from graincode.generator import DGiTAR
+from graincode.generator import Generator
 from graincode.passes import balanced_labels, draw, gathered
 from graincode.pictures import grid
-from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE, check_layouts
 
 
@@ -31,9 +32,10 @@ def run(cfg: DictConfig) -> float:
     """Draw, decode and keep; gives seconds per image."""
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
-    sampler: AutoregressiveSampler = build(cfg.sampler)
+    sampler: Sampler = build(cfg.sampler)
     device = build(cfg.hardware).machine().device
     made, decodes = load_pair(cfg.generator_path, cfg.tokenizer_path, device)
+    made.module.check_sampler(sampler)
     if cfg.debug.dry:
         parts = {"generator": made.module, "tokenizer": decodes.module}
         label = torch.zeros(1).long()
@@ -42,11 +44,11 @@ def run(cfg: DictConfig) -> float:
             list(draw(made.module, decodes.module, sampler, label, cfg.seed, 1))
 
         return dry_run(one, parts, "one sample", training=False)
-    if cfg.given.grains is None and cfg.given.regions is None and not cfg.given.map:
+    if not _asked(cfg):
         given, original, inputs, cfg.given = None, None, {}, None
         labels = balanced_labels(cfg.num_samples, made.module.classes, cfg.classes)
     else:
-        given, original, labels, inputs = _beginnings(cfg, made.module)
+        given, original, labels, inputs = _given(cfg, made.module)
     with open_run("sample", cfg, generator=made.identity, tokenizer=decodes.identity, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
@@ -67,27 +69,57 @@ def run(cfg: DictConfig) -> float:
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=made.module.classes)
 
 
-def _beginnings(cfg: DictConfig, generator: DGiTAR) -> tuple[CodePrefix, GrainCodes, Tensor, dict[str, str]]:
-    """What is given of each sample; the images that it comes from, their labels in turn, and what identifies them."""
-    asked = {key: cfg.given[key] for key in ("grains", "regions", "map") if cfg.given[key] not in (None, False)}
-    if len(asked) > 1:
+def _asked(cfg: DictConfig) -> dict[str, Any]:
+    """What is to be given."""
+    keys = ("grains", "regions", "keep", "redraw", "map")
+    return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
+
+
+def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask, GrainCodes, Tensor, dict[str, str]]:
+    """What is given of each sample; the images that it comes from, the samples' labels, and what identifies them."""
+    asked = _asked(cfg)
+    box = next((key for key in ("keep", "redraw") if key in asked), None)
+    if len(asked.keys() - ({"map"} if box else set())) > 1:
         both = " and ".join(f"given.{key}={value}" for key, value in asked.items())
         raise GraincodeError(f"{both}: type one of them")
-    if cfg.classes is not None:
-        raise GraincodeError(f"classes={list(cfg.classes)}, but samples take those of what is given: type classes=null")
     cfg.given.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(cfg.given.codes_path, cfg.given.split)
     check_layouts(dataset.layout, generator.layout, f"codes of {cfg.given.codes_path}", "this generator")
     count = min(cfg.given.images, len(dataset), cfg.num_samples)
     batch = dataset[[i % count for i in range(cfg.num_samples)]]
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
-    if cfg.given.grains is not None:
+    labels = batch.labels
+    if cfg.classes is not None:  # all images in the first class, then in the next
+        rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes)
+        labels = rows.repeat_interleave(count)[: cfg.num_samples]
+    prefix: CodePrefix | CodeMask
+    if box is not None:
+        in_pixels = cfg.given.unit == "pixel"
+        size = codes.layout.image_size if in_pixels else codes.layout.grids[0]
+        inside = _inside(cfg, box, size)
+        make = CodeMask.of_pixels if in_pixels else CodeMask.of_regions
+        prefix = make(codes, inside if box == "keep" else ~inside, cfg.given.map)
+    elif cfg.given.grains is not None:
         prefix = CodePrefix.of_grains(codes, cfg.given.grains)
     elif cfg.given.regions is not None:
         prefix = CodePrefix.of_regions(codes, cfg.given.regions)
     else:
         prefix = CodePrefix.of_map(codes)
-    return prefix, codes[:count], batch.labels, {"codes": dataset.identity}
+    generator.accept(prefix)
+    return prefix, codes[:count], labels, {"codes": dataset.identity}
+
+
+def _inside(cfg: DictConfig, key: str, size: tuple[int, int]) -> Tensor:
+    """(height, width) bool, what is inside the box of a key."""
+    box, (height, width) = list(cfg.given[key]), size
+    if len(box) != 4 or not (0 <= box[0] < box[2] <= height and 0 <= box[1] < box[3] <= width):
+        raise GraincodeError(
+            f"given.{key}={box}: expected [top,left,bottom,right] within {height} x {width} {cfg.given.unit}s; type "
+            f"for example given.{key}=[0,0,{height},{max(width // 2, 1)}]"
+        )
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[box[0] : box[2], box[1] : box[3]] = True
+    return inside
 
 
 def _shown(tokenizer: DQVAE, codes: GrainCodes, known: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from graincode.engine.dry import dry_run
 from graincode.engine.hardware import Hardware
 from graincode.engine.loop import train
 from graincode.export import load_export, load_weights
-from graincode.generator import AutoregressiveObjective, DGiTAR
+from graincode.generator import Generator, GeneratorObjective
 from graincode.stages import GeneratorStage
 from graincode.tokenizer import DQVAE
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
-    """Train and export; gives bits per image on validation codes."""
+    """Train and export; gives what the generator is judged by on validation codes: bits per image, or its loss."""
     hardware: Hardware = build(cfg.hardware)
     cfg.codes_path = str(resolve_path(cfg, "codes_path", "extract_codes", "codes"))
     codes = CodeDataset(cfg.codes_path, "train")
     config = with_layout(cfg.generator.model, codes.layout)
     torch.manual_seed(cfg.seed)
-    module: DGiTAR = build(config)
-    objective: AutoregressiveObjective = build(cfg.generator.objective)
+    module: Generator = build(config)
+    objective: GeneratorObjective = build(cfg.generator.objective)
     if cfg.debug.dry:
         return _dry(module, objective, codes[0])
     inputs = {"codes": codes.identity}
@@ -62,11 +62,11 @@ def _decoder_of(codes: CodeDataset) -> DQVAE | None:
     return export.module
 
 
-def _dry(module: DGiTAR, objective: AutoregressiveObjective, batch: CodeBatch) -> float:
+def _dry(module: Generator, objective: GeneratorObjective, batch: CodeBatch) -> float:
     def step() -> None:
         weighted_sum(objective(module(batch.codes, batch.labels))).backward()
 
-    parts = {name: getattr(module, name) for name in ("embedding", "position_transformer", "content_transformer")}
+    parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     return dry_run(step, parts, "one training step, one image", training=True)
 
 

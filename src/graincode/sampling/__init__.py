@@ -1,7 +1,18 @@
 """Samplers: free of any model class, they see a function that returns logits."""
 
 from graincode.sampling.autoregressive import AutoregressiveSampler
-from graincode.sampling.guidance import GuidedLogits
-from graincode.sampling.protocol import AutoregressiveLogits
+from graincode.sampling.guidance import GuidedLogits, GuidedMaskedLogits
+from graincode.sampling.masked import MaskedSampler
+from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
 
-__all__ = ["AutoregressiveLogits", "AutoregressiveSampler", "GuidedLogits"]
+Sampler = AutoregressiveSampler | MaskedSampler
+
+__all__ = [
+    "AutoregressiveLogits",
+    "AutoregressiveSampler",
+    "GuidedLogits",
+    "GuidedMaskedLogits",
+    "MaskedLogits",
+    "MaskedSampler",
+    "Sampler",
+]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences
-from graincode.core.errors import GraincodeError
 from graincode.core.logits import draw, legal_regions, truncate
-from graincode.sampling.guidance import SCHEDULES, GuidedLogits
+from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
+from graincode.sampling.settings import check_settings, truncation
 
 _CHECK_EVERY = 16
 
@@ -48,22 +48,14 @@ class AutoregressiveSampler:
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     drop_finished: bool = False
 
+    name: ClassVar[str] = "autoregressive"
+
     def __post_init__(self) -> None:
-        ranges = {
-            "temperature": (lambda x: x > 0, "more than 0; type sampler.top_k=1 for greedy"),
-            "top_k": (lambda x: x >= 0, "0 (all) or more, such as sampler.{}=100"),
-            "top_p": (lambda x: 0 < x <= 1, "more than 0 and at most 1, such as sampler.{}=0.95"),
-            "min_p": (lambda x: 0 <= x < 1, "0 (all) to below 1, such as sampler.{}=0.05"),
-        }
-        for what in ("", "region_"):
-            for name, (fits, expected) in ranges.items():
-                if not fits(value := getattr(self, what + name)):
-                    raise GraincodeError(f"{what}{name} {value}: expected {expected.format(what + name)}")
-        if self.guidance_schedule not in SCHEDULES:
-            raise GraincodeError(
-                f"guidance_schedule {self.guidance_schedule!r}: type sampler.guidance_schedule= one of "
-                f"{', '.join(SCHEDULES)}"
-            )
+        check_settings(self, "region_")
+
+    def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
+        """Shape of the random numbers of one sample: for each token, one for its region and one for its content."""
+        return layout.max_tokens, 2
 
     @torch.no_grad()
     def __call__(
@@ -80,7 +72,7 @@ class AutoregressiveSampler:
             logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
                 then again without.
             layout: of the codes that it makes.
-            uniforms: (B, max_tokens, 2) in [0, 1): for each token, one number for its region and one for its content.
+            uniforms: (B, *numbers(layout)) in [0, 1).
             on_step: called with the number of tokens drawn so far, for a progress bar.
             given: the beginning of each sequence; what follows is drawn with the numbers of its own places.
         Returns:
@@ -118,18 +110,15 @@ class AutoregressiveSampler:
             region = coded[:, : regions + 1].int().argmin(dim=1)  # the first that is left; the end, if none is
             if not all_implied:
                 scores = ask.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
-                scores = truncate(
-                    scores, self.region_temperature, self.region_top_k, self.region_top_p, self.region_min_p
-                )  # fmt: skip
-                region = torch.where(grain == last_grain, region, draw(scores, uniforms[:, step, 0]))
+                drawn = draw(truncate(scores, **truncation(self, "region_")), uniforms[:, step, 0])
+                region = torch.where(grain == last_grain, region, drawn)
             # in the last grain, the end of `first` is the padding slot: the sample is complete
             begun = following[slot]
             slot = torch.where(begun < layout.num_slots, begun, table.first[grain, region])
             kept = given is not None and step < given.sequences.slots.shape[1]
             if kept:
                 slot = torch.where(given.positions > step, given.sequences.slots[:, step], slot)
-            scores = truncate(ask.contents(slot), self.temperature, self.top_k, self.top_p, self.min_p)
-            content = draw(scores, uniforms[:, step, 1])
+            content = draw(truncate(ask.contents(slot), **truncation(self)), uniforms[:, step, 1])
             if kept:
                 content = torch.where(given.lengths > step, given.sequences.contents[:, step], content)
             region = owner[slot]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graincode.sampling.protocol import AutoregressiveLogits
+from graincode.core.codes import CodeLayout
+from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
@@ -18,24 +19,36 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 """Share of the guidance that is in force when a share of the image, in [0, 1], is there."""
 
 
-class GuidedLogits:
+class Guidance:
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
     Args:
         logits: of twice the batch: first all samples with their condition, then all without.
         scale: 1 is the conditional model; more exaggerates the condition.
         schedule: one of `SCHEDULES`: "constant" is the scale throughout; others begin with the conditional model.
+    Attributes:
+        progress: (B,) float64, the share of each image that is there.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """
 
-    def __init__(self, logits: AutoregressiveLogits, scale: float, schedule: str = "constant") -> None:
+    def __init__(self, logits: AutoregressiveLogits | MaskedLogits, scale: float, schedule: str = "constant") -> None:
         self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
         self.progress = torch.zeros(())
 
+    def _guide(self, logits: Tensor) -> Tensor:
+        conditional, unconditional = logits.chunk(2)
+        share = self._share(self.progress).to(logits.dtype)
+        scale = 1 + (self.scale - 1) * share.view(-1, *[1] * (logits.ndim - 1))
+        return unconditional + scale * (conditional - unconditional)
+
+
+class GuidedLogits(Guidance):
+    """Guided `AutoregressiveLogits`, whose `progress` the sampler sets."""
+
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
-        self.logits.take(torch.cat([slots, slots]), torch.cat([contents, contents]))
+        self.logits.take(_twice(slots), _twice(contents))
 
     def regions(self) -> Tensor:
         """See `AutoregressiveLogits`."""
@@ -43,13 +56,31 @@ class GuidedLogits:
 
     def contents(self, slots: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
-        return self._guide(self.logits.contents(torch.cat([slots, slots])))
+        return self._guide(self.logits.contents(_twice(slots)))
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""
         self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
 
-    def _guide(self, logits: Tensor) -> Tensor:
-        conditional, unconditional = logits.chunk(2)
-        scale = 1 + (self.scale - 1) * self._share(self.progress)[..., None].to(logits.dtype)
-        return unconditional + scale * (conditional - unconditional)
+
+class GuidedMaskedLogits(Guidance):
+    """Guided `MaskedLogits` of a layout; how much of an image is there shows in what is asked."""
+
+    def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:
+        super().__init__(logits, scale, schedule)
+        self.layout = layout
+
+    def grains(self, grains: Tensor) -> Tensor:
+        """See `MaskedLogits`."""
+        self.progress = (grains < self.layout.num_grains).double().mean(dim=1)
+        return self._guide(self.logits.grains(_twice(grains)))
+
+    def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
+        """See `MaskedLogits`."""
+        there, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
+        self.progress = there.sum(dim=1).double() / codes.sum(dim=1)
+        return self._guide(self.logits.contents(_twice(slots), _twice(contents)))
+
+
+def _twice(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows])

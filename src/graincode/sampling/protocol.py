@@ -28,3 +28,20 @@ class AutoregressiveLogits(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the samples, (N,) long rows of those so far."""
         ...
+
+
+class MaskedLogits(Protocol):
+    """What a sampler needs of a model that fills in what is masked."""
+
+    def grains(self, grains: Tensor) -> Tensor:
+        """(B, R) grains of the regions, K where they are masked, to their (B, R, K) logits; not asked for if K is 1."""
+        ...
+
+    def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
+        """The (B, L, V) logits of all contents.
+
+        Args:
+            slots: (B, L), the layout's `pad_slot` behind the end.
+            contents: (B, L), the layout's `no_content` where they are masked, and behind the end.
+        """
+        ...

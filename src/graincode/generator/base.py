@@ -1,0 +1,131 @@
+"""What all generators have in common: drawing samples, batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, from_sequences
+from graincode.core.errors import GraincodeError
+from graincode.core.rng import uniforms
+from graincode.generator.embedding import ClassConditioning, ContentHead, NoConditioning
+from graincode.sampling import AutoregressiveLogits, MaskedLogits, Sampler
+
+
+class Generator(nn.Module, ABC):
+    """A model of variable-length codes.
+
+    Attributes:
+        sampler: the sampler that asks it.
+        has_likelihood: whether it gives real codes a likelihood.
+        needs_map: whether samples must be given their grain maps.
+        layout, conditioning, content_head: a subclass makes them.
+    """
+
+    sampler: ClassVar[type[Sampler]]
+    has_likelihood: ClassVar[bool] = False
+    needs_map = False
+    layout: CodeLayout
+    conditioning: ClassConditioning | NoConditioning
+    content_head: ContentHead
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that samples can be asked for; 0 without conditioning."""
+        return self.conditioning.classes
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens of an image besides its codes."""
+        return 0
+
+    @abstractmethod
+    def accept(self, given: CodePrefix | CodeMask | None) -> Any:
+        """What is given of samples, as `logits` and the sampler take it.
+
+        Raises:
+            GraincodeError: it is not what this generator can keep.
+        """
+
+    @abstractmethod
+    def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
+        """What the sampler asks for (B,) labels, and what is given of each sample; under guidance of twice as many
+        labels, the second half without a class."""
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse a sampler that asks what this generator does not answer."""
+        if not isinstance(sampler, self.sampler):
+            raise GraincodeError(
+                f"sampler={sampler.name}, but the generator is a {type(self).__name__}: "
+                f"type sampler={self.sampler.name}"
+            )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 32,
+        on_step: Callable[[int], None] = lambda _: None,
+        given: CodePrefix | CodeMask | None = None,
+        **settings: Any,
+    ) -> GrainCodes:
+        """Draw one image's codes for each label.
+
+        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
+        filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
+        are may change it in the last bit where a sampler pads to the longest, or drops what is finished.
+
+        Args:
+            labels: (N,) long classes; without conditioning only their number matters.
+            seed: of all samples, >= 0.
+            first_index: index of the first sample, to go on where another call stopped.
+            batch_size: samples drawn together; another size may change float32 results in the last bit.
+            on_step: called with the number of steps that the current batch has taken.
+            given: the codes of each sample that it keeps; nothing by default.
+            settings: of the generator's `sampler`.
+        Returns:
+            N valid codes, on the CPU.
+        Raises:
+            GraincodeError: a label is not a class of this generator, there are none, what is given is of another layout
+                or number, or not what the generator can keep, or a setting is unknown or out of range.
+        """
+        if not len(labels):
+            raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
+        self.conditioning.check(labels)
+        if given is not None and (given.layout != self.layout or len(given) != len(labels)):
+            raise GraincodeError(
+                f"{len(given)} beginnings of codes for {len(labels)} samples: expected as many, of the layout "
+                "that this generator was trained on"
+            )
+        given = self.accept(given)
+        known = [field.name for field in dataclasses.fields(self.sampler)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(known)}")
+        sampler = self.sampler(**settings)
+        guided = sampler.guidance_scale != 1
+        if guided and not self.classes:
+            raise GraincodeError(
+                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
+                "type sampler.guidance_scale=1"
+            )
+        device = self.content_head.weight.device
+        parts = []
+        for start in range(0, len(labels), batch_size):
+            part = labels[start : start + batch_size]
+            padded = F.pad(part, (0, batch_size - len(part))).to(device)
+            indices = range(first_index + start, first_index + start + batch_size)
+            numbers = uniforms(seed, indices, *sampler.numbers(self.layout)).to(device)
+            if guided:
+                padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
+            known = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
+            sequences = sampler(self.logits(padded, known), self.layout, numbers, on_step, known)
+            parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
+        return GrainCodes.cat(parts)

@@ -1,0 +1,84 @@
+"""Which codes training hides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError
+from graincode.core.logits import gumbel, ranks
+from graincode.core.rng import (
+    MAP_MASK_KEYS,
+    MAP_MASK_RATIOS,
+    MASK_KEYS,
+    MASK_RATIOS,
+    MASK_STRENGTHS,
+    Draws,
+    batch_uniforms,
+)
+from graincode.core.schedules import MASK_SCHEDULES
+
+
+@dataclass(frozen=True)
+class InformationMasking:
+    """Masks a random share of each image's codes, which are the likelier to stay visible the denser they are.
+
+    Of N codes, n = ceil(gamma(u) N) are masked, u uniform; the N - n with the largest keys beta h_i + Gumbel_i stay.
+
+    Attributes:
+        schedule: gamma, "cosine", "linear" or "arccos".
+        beta: how much the density counts; 0 is MaskGIT. Masks are like those that sampling meets where beta is the
+            sampler's `information_weight` / `choice_noise`, with `information_decay` 1 ("matched").
+        elastic: draw it for each image, uniformly from -beta to beta.
+    Raises:
+        GraincodeError: the schedule is unknown, or beta is not finite, or elastic and not positive.
+    Source: MaskGIT (Chang et al., 2022), section 3.1; the density's part is our reading of DGiT.
+    """
+
+    schedule: Literal["cosine", "linear", "arccos"] = "cosine"
+    beta: float = 0.0
+    elastic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in MASK_SCHEDULES:
+            raise GraincodeError(
+                f"schedule {self.schedule!r}: type generator.masking.schedule= one of {', '.join(MASK_SCHEDULES)}"
+            )
+        if not math.isfinite(self.beta) or (self.elastic and self.beta <= 0):
+            raise GraincodeError(
+                f"beta={self.beta}: expected a finite number, above 0 where generator.masking.elastic=true; type for "
+                "example generator.masking.beta=2"
+            )
+
+    @property
+    def mean_ratio(self) -> float:
+        """Of the codes that are masked, over all u."""
+        return MASK_SCHEDULES[self.schedule].mean
+
+    def codes(self, is_code: Tensor, density: Tensor, draws: Draws | None) -> Tensor:
+        """(B, L) bool, where codes are masked.
+
+        Args:
+            is_code: (B, L) bool, at least one of each image.
+            density: (B, L) in [0, 1].
+            draws: random numbers of this batch; torch's generator, if not given.
+        """
+        beta = self.beta
+        if self.elastic:
+            beta = beta * (2 * batch_uniforms(draws, MASK_STRENGTHS, is_code, 1) - 1)
+        return self._mask(is_code, beta * density, draws, MASK_RATIOS, MASK_KEYS)
+
+    def regions(self, regions: Tensor, draws: Draws | None) -> Tensor:
+        """(B, R) bool, where the grains of (B, R) regions are masked, all of them with equal chances."""
+        return self._mask(torch.ones_like(regions, dtype=torch.bool), 0.0, draws, MAP_MASK_RATIOS, MAP_MASK_KEYS)
+
+    def _mask(self, valid: Tensor, weighed: Tensor | float, draws: Draws | None, ratios: int, keys: int) -> Tensor:
+        u = batch_uniforms(draws, ratios, valid, 1)[:, 0]
+        noise = gumbel(batch_uniforms(draws, keys, valid, valid.shape[1]))
+        masked = MASK_SCHEDULES[self.schedule].masked(valid.sum(dim=1), u)
+        order = ranks(torch.where(valid, weighed + noise, torch.inf))
+        return order < masked[:, None]

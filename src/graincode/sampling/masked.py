@@ -1,0 +1,268 @@
+"""Masked sampling of variable-length codes: all of them at once, over and over, fewer masked each time."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graincode.core.codes import CodeLayout, CodeMask, CodeSequences, GrainCodes, to_sequences
+from graincode.core.errors import GraincodeError
+from graincode.core.logits import draw, gumbel, ranks, truncate
+from graincode.core.schedules import MASK_SCHEDULES
+from graincode.sampling.guidance import GuidedMaskedLogits
+from graincode.sampling.protocol import MaskedLogits
+from graincode.sampling.settings import check_choice, check_settings, truncation
+
+Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
+Places = tuple[Tensor, ...]
+_ORDERS = dict.fromkeys(typing.get_args(Order))
+
+
+@dataclass(frozen=True)
+class MaskedSampler:
+    """Draws the grain map, then the codes that it asks for, each by masked prediction.
+
+    In step t of T every masked code is drawn anew, and then all but n_t = min(n_(t-1) - 1, floor(N gamma(t / T))) are
+    revealed, of each image's own N codes that are not given; n_T = 0. Those come first whose score
+
+        log p(c_i) + lambda_0 (1 - t / T)^a h_i + tau_0 (1 - t / T) Gumbel_i
+
+    is largest; p is the model's own distribution, before temperature and truncation, and h_i, the information density,
+    is the code's grain, from 0 for the coarsest to 1 for the finest. With one grain, or `information_weight` 0, this is
+    MaskGIT.
+
+    Attributes:
+        steps: T of the contents, >= 1. An image of fewer codes is complete before the last.
+        grain_steps: T of the grain map, whose regions come in order of confidence.
+        mask_schedule: gamma: "cosine", "linear" or "arccos".
+        order: "confidence" (the score above), "random" (its second and third parts, and noise that does not cool down),
+            "halton" (a sequence of places that are far apart, the same for all samples), or "coarse_first" and
+            "dense_first" (all codes of one grain before those of the next, by confidence within it).
+        information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
+        information_decay: a, >= 0.
+        choice_noise: tau_0, >= 0; not with orders random and halton.
+        grain_choice_noise: the same of the grain map.
+        remask: whether a code that was revealed may be masked again, when its score is no longer among the largest.
+        temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
+        grain_temperature, grain_top_k, grain_top_p, grain_min_p: of the grains.
+        guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
+        guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
+    Raises:
+        GraincodeError: a setting is out of range, or does not go with the order.
+    Source: MaskGIT (Chang et al., 2022), section 3.2; the density's part is our reading of DGiT. Halton: Halton-MaskGIT
+        (Besnier et al., 2025).
+    """
+
+    steps: int = 8
+    grain_steps: int = 8
+    mask_schedule: Literal["cosine", "linear", "arccos"] = "cosine"
+    order: Order = "confidence"
+    information_weight: float = 0.0
+    information_decay: float = 1.0
+    choice_noise: float = 4.5
+    grain_choice_noise: float = 4.5
+    remask: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    grain_temperature: float = 1.0
+    grain_top_k: int = 0
+    grain_top_p: float = 1.0
+    grain_min_p: float = 0.0
+    guidance_scale: float = 1.0
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    name: ClassVar[str] = "masked"
+
+    def __post_init__(self) -> None:
+        check_settings(self, "grain_")
+        check_choice(self, "order", _ORDERS)
+        check_choice(self, "mask_schedule", MASK_SCHEDULES)
+        for name, least, example in (
+            ("steps", 1, 8), ("grain_steps", 1, 8),
+            ("choice_noise", 0, 4.5), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
+        ):  # fmt: skip
+            if not (value := getattr(self, name)) >= least:
+                raise GraincodeError(
+                    f"{name} {value}: expected {least} or more; type for example sampler.{name}={example}"
+                )
+        if self.information_weight and self.order not in ("confidence", "random"):
+            raise GraincodeError(
+                f"information_weight {self.information_weight} with order {self.order!r}, which does not weigh: type "
+                "sampler.information_weight=0, or sampler.order= one of confidence, random"
+            )
+
+    def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
+        """Shape of the random numbers of one sample: for each step and each place, one to draw and one to choose."""
+        return (self._map_numbers(layout) + 2 * self.steps * layout.num_regions * layout.codes_per_region[-1],)
+
+    def _map_numbers(self, layout: CodeLayout) -> int:
+        return 2 * self.grain_steps * layout.num_regions if layout.num_grains > 1 else 0
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        logits: MaskedLogits,
+        layout: CodeLayout,
+        uniforms: Tensor,
+        on_step: Callable[[int], None] = lambda _: None,
+        given: CodeMask | None = None,
+    ) -> CodeSequences:
+        """Draw one image's codes for each row of random numbers.
+
+        Args:
+            logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
+                then again without.
+            layout: of the codes that it makes.
+            uniforms: (B, *numbers(layout)) in [0, 1).
+            on_step: called with the number of steps taken on the contents, for a progress bar.
+            given: the grains and codes of each sample that are kept.
+        Returns:
+            sequences that `from_sequences` takes, without ends.
+        """
+        if self.guidance_scale != 1:
+            logits = GuidedMaskedLogits(logits, layout, self.guidance_scale, self.guidance_schedule)
+        of_map, of_contents = uniforms.split([split := self._map_numbers(layout), uniforms.shape[1] - split], dim=1)
+        grains = self._grains(logits, layout, of_map, given)
+        return self._contents(logits, layout, grains, of_contents, given, on_step)
+
+    def _grains(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
+        """(B, H0, W0) grain maps."""
+        count, shape = layout.num_grains, (len(uniforms), *layout.grids[0])
+        if count == 1:
+            return torch.zeros(shape, dtype=torch.long, device=uniforms.device)
+        grains = torch.full(shape, count, device=uniforms.device)
+        least = grains.new_zeros(len(grains))
+        if given is not None:
+            least, grains = given.least_grain, torch.where(given.known_regions, given.codes.grains, count)
+        illegal = (torch.arange(count, device=grains.device) < least[:, None])[:, None]
+
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
+            return log_p + self.grain_choice_noise * cooling * noise
+
+        return self._reveal(
+            lambda values: logits.grains(values).masked_fill(illegal, -torch.inf), score, grains.flatten(1), count,
+            grains.flatten(1) == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)), "grain_",
+        ).view(shape)  # fmt: skip
+
+    def _contents(
+        self,
+        logits: MaskedLogits,
+        layout: CodeLayout,
+        grains: Tensor,
+        uniforms: Tensor,
+        given: CodeMask | None,
+        on_step: Callable[[int], None],
+    ) -> CodeSequences:
+        """The codes of (B, H0, W0) grain maps."""
+        blank = GrainCodes(grains, grains.new_zeros(len(grains), *layout.grids[-1]), layout)
+        slots = to_sequences(blank, ends=False).slots
+        table, owner = layout.slots(slots.device), slots.clamp(max=layout.num_slots - 1)
+        unknown, contents = slots != layout.pad_slot, torch.full_like(slots, layout.no_content)
+        if given is not None:
+            first = table.finest[owner]
+            kept = unknown & given.known_cells.flatten(1).gather(1, first)
+            contents = torch.where(kept, given.codes.indices.flatten(1).gather(1, first), contents)
+            unknown = unknown & ~kept
+        grain, last = table.grain[owner], layout.num_grains - 1
+        density = grain.double() / max(last, 1)
+        visited = _halton(layout).to(slots.device)[owner] if self.order == "halton" else None
+        tier = {"dense_first": grain, "coarse_first": last - grain}.get(self.order)
+
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
+            if visited is not None:
+                return -visited[at].double()
+            weighed = self.information_weight * cooling**self.information_decay * density[at]
+            if self.order == "random":
+                return weighed + noise
+            return log_p + weighed + self.choice_noise * cooling * noise
+
+        contents = self._reveal(
+            lambda values: logits.contents(slots, values), score, contents, layout.no_content, unknown,
+            uniforms.unflatten(1, (self.steps, 2, -1)), "", tier, on_step,
+        )  # fmt: skip
+        return CodeSequences(slots, contents, layout)
+
+    def _reveal(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        score: Callable[[float, Tensor, Tensor, Places], Tensor],
+        values: Tensor,
+        mask: int,
+        unknown: Tensor,
+        numbers: Tensor,
+        kind: str,
+        tier: Tensor | None = None,
+        on_step: Callable[[int], None] = lambda _: None,
+    ) -> Tensor:
+        """Fill in what is unknown.
+
+        Args:
+            ask: (B, L) values to their (B, L, V) logits.
+            score: what of 1 - t / T, and of the log-probabilities, the noise and the places of N values, is large for
+                those that are to be revealed first.
+            values: (B, L) long in [0, V), and `mask` where they are unknown.
+            unknown: (B, L) bool.
+            numbers: (B, T, 2, L or more) in [0, 1), to draw values and for noise.
+            kind: prefix of the settings of truncation.
+            tier: (B, L) long from 0 to L; the higher ones come first, whatever the scores; None: all are equal.
+            on_step: called with t.
+        """
+        steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
+        masked, length = unknown, values.shape[1]
+        left = count = unknown.sum(dim=1)
+        for step in range(1, steps + 1):
+            if not bool(masked.any()):
+                break
+            at = (unknown if self.remask else masked).nonzero(as_tuple=True)
+            logits, (own, noise) = ask(values)[at], numbers[at[0], step - 1, :, at[1]].unbind(dim=1)
+            fresh = draw(truncate(logits, **truncation(self, kind)), own)
+            drawn = torch.where(masked[at], fresh, values[at])
+            log_p = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=1)).double()
+            # what is not drawn is above all scores, so that it is never masked
+            scores = torch.full(values.shape, torch.inf, dtype=torch.float64, device=values.device)
+            scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
+            order = ranks(scores)
+            if tier is not None:
+                order = ranks(torch.where(scores.isinf(), length + 1, tier) * length + order)
+            left = schedule.remaining(left, count, step, steps)
+            masked = order < left[:, None]
+            values = values.index_put(at, drawn).masked_fill(masked, mask)
+            on_step(step)
+        return values
+
+
+@lru_cache(maxsize=8)
+def _halton(layout: CodeLayout) -> Tensor:
+    """(S,) long: when the Halton sequence of bases 2 and 3 first comes to a cell of each slot; 0 for ends."""
+    rows, columns = layout.grids[-1]
+    first, points = np.zeros(rows * columns, dtype=np.int64), 4 * rows * columns
+    seen = np.zeros(0)
+    while len(seen) < rows * columns:
+        row, column = (_radical_inverse(points, base) for base in (2, 3))
+        cells = (row * rows).astype(np.int64) * columns + (column * columns).astype(np.int64)
+        seen, when = np.unique(cells, return_index=True)
+        points *= 2
+    first[seen] = when
+    visits = torch.from_numpy(first).expand(layout.num_grains, -1).flatten()
+    at_cell = layout.slots().at_cell.flatten()
+    return torch.full((layout.num_slots,), len(cells)).scatter_reduce(0, at_cell, visits, "amin")
+
+
+def _radical_inverse(count: int, base: int) -> np.ndarray:
+    """(count,) float64 in [0, 1): the digits of 0, 1, ... in a base, mirrored at the point."""
+    numbers, scale = np.arange(count), 1.0
+    found = np.zeros(count)
+    while numbers.any():
+        scale /= base
+        found += numbers % base * scale
+        numbers //= base
+    return found

@@ -1,0 +1,538 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from strategies import LAYOUTS, random_codes, random_grains
+
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, to_sequences
+from graincode.core.errors import GraincodeError
+from graincode.core.logits import draw, gumbel
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import Draws, uniforms
+from graincode.core.schedules import MASK_SCHEDULES
+from graincode.generator import (
+    ClassConditioning,
+    ConditionedLogits,
+    DGiTAR,
+    DGiTNAR,
+    HeterogeneousEmbedding,
+    InformationMasking,
+    MaskedObjective,
+    NoConditioning,
+    Transformer,
+)
+from graincode.sampling import AutoregressiveSampler, MaskedSampler
+
+WIDTH = 32
+CLASSED = [layout for layout in LAYOUTS if layout.classes]
+MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rotary": True, "adaln": True}
+ORDERS = ("confidence", "random", "halton", "coarse_first", "dense_first")
+
+
+def make(layout, conditioning=ClassConditioning, dtype=torch.float64, block=None, parts=None, **options):
+    """A generator with weights large enough that nothing it does is close to uniform."""
+    model = DGiTNAR(
+        layout,
+        WIDTH,
+        HeterogeneousEmbedding(layout, WIDTH, index=False, **(parts or {})),
+        conditioning(layout, WIDTH),
+        *(Transformer(WIDTH, 2, 4, causal=False, **(block or {})) for _ in range(2)),
+        **options,
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.15 * torch.randn_like(parameter)
+    return model.eval().to(dtype).requires_grad_(False)
+
+
+VARIANTS = {
+    "plain": {},
+    "modern": {"block": MODERN},
+    "rotary alone": {"block": {"rotary": True}, "parts": {"position": "none"}},
+    "shared positions": {"parts": {"position": "shared", "grain": False}},
+    "no conditioning": {"block": MODERN, "conditioning": NoConditioning},
+}
+
+
+def labels_for(layout, count):
+    return torch.arange(count) % layout.classes
+
+
+def same(a, b):
+    return torch.equal(a.grains, b.grains) and torch.equal(a.indices, b.indices)
+
+
+class Recorder:
+    """Logits that note what they were asked."""
+
+    def __init__(self, logits):
+        self.logits, self.seen, self.maps = logits, [], []
+
+    def grains(self, grains):
+        self.maps.append(grains)
+        return self.logits.grains(grains)
+
+    def contents(self, slots, contents):
+        self.slots = slots
+        self.seen.append(contents)
+        return self.logits.contents(slots, contents)
+
+
+def drawn(model, sampler, count, given=None, seed=0):
+    """Sequences, and what the model was asked on the way."""
+    recorder = Recorder(ConditionedLogits(model, model.conditioning(labels_for(model.layout, count))))
+    numbers = uniforms(seed, range(count), *sampler.numbers(model.layout))
+    return sampler(recorder, model.layout, numbers, given=given), recorder
+
+
+def maskgit(model, labels, numbers, steps, schedule, tau):
+    """MaskGIT's parallel decoding, written anew, one image and one code at a time; (T, B, N) codes, -1 masked."""
+    layout, found = model.layout, []
+    length = layout.num_regions
+    slots = torch.arange(length)
+    for label, own in zip(labels, numbers, strict=True):
+        codes, states = [layout.codebook_size] * length, []
+        for t in range(1, steps + 1):
+            contents = torch.tensor([codes])
+            logits = model.content_head(
+                model.states(slots[None], contents, model.conditioning(label[None])), slots[None]
+            )
+            scores = {}
+            for i in range(length):
+                if codes[i] < layout.codebook_size:
+                    continue
+                probabilities = logits[0, i].softmax(0)
+                u, noise = own[t - 1, 0, i], own[t - 1, 1, i]
+                codes[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
+                gumbel_noise = -math.log(-math.log(float(noise)))
+                scores[i] = float(probabilities[codes[i]].log()) + tau * (1 - t / steps) * gumbel_noise
+            gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": 1 - t / steps}[schedule]
+            left = 0 if t == steps else max(0, min(len(scores) - 1, math.floor(length * gamma)))
+            for i in sorted(scores, key=scores.get)[:left]:
+                codes[i] = layout.codebook_size
+            states.append(list(codes))
+        found.append(states)
+    return torch.tensor(found).transpose(0, 1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("steps", [1, 5, 16])
+def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedule):
+    layout = CodeLayout((16, 16), ((4, 4),), 11, 3)
+    model, labels = make(layout), labels_for(layout, 4)
+    sampler = MaskedSampler(steps=steps, mask_schedule=schedule, choice_noise=3.0)
+    sequences, recorder = drawn(model, sampler, 4)
+    numbers = uniforms(0, range(4), steps, 2, layout.num_regions)
+    expected = maskgit(model, labels, numbers, steps, schedule, 3.0)
+    assert len(recorder.seen) == steps
+    for step in range(1, steps):
+        assert torch.equal(recorder.seen[step], expected[step - 1])
+    assert torch.equal(sequences.contents, expected[-1])
+    assert not recorder.maps
+
+
+def test_with_one_grain_the_content_transformer_sees_everything():
+    """The masked model at K = 1, written anew."""
+    layout = CodeLayout((16, 24), ((4, 4),), 16, 3)
+    model, codes = make(layout), random_codes(layout, random_grains(layout, 5))
+    labels, contents = labels_for(layout, 5), codes.indices.flatten(1)
+    masked = torch.rand(contents.shape) < 0.5
+    embedding, x = model.embedding, model.embedding.content(contents.masked_fill(masked, layout.codebook_size))
+    x = x + embedding.position.weight[: x.shape[1]] + embedding.grain.weight[0]
+    x = x + model.conditioning.table(labels)[:, None]
+    for block in model.content_transformer.blocks:
+        parts = block.attention.qkv(block.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(2, (4, -1)) for part in parts)
+        weights = (torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+        x = x + block.attention.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+        x = x + block.mlp[2](torch.nn.functional.gelu(block.mlp[0](block.norm2(x))))
+    expected = model.content_transformer.norm(x) @ model.content_head.weight.T + model.content_head.bias
+    logits = ConditionedLogits(model, model.conditioning(labels)).contents(
+        to_sequences(codes, ends=False).slots, contents.masked_fill(masked, layout.no_content)
+    )
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", CLASSED, ids=str)
+def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutation(layout, variant):
+    model, codes = make(layout, **VARIANTS[variant]), random_codes(layout, random_grains(layout, 4))
+    ask = ConditionedLogits(model, model.conditioning(labels_for(layout, 4)))
+    tokens = to_sequences(codes, ends=False)
+    masked = tokens.is_code & (torch.rand(tokens.slots.shape) < 0.4)
+    contents = tokens.contents.masked_fill(masked, layout.no_content)
+    together = ask.contents(tokens.slots, contents)
+    for row, length in enumerate(codes.lengths.tolist()):
+        one = ConditionedLogits(model, model.conditioning(labels_for(layout, 4)[[row]]))
+        alone = one.contents(tokens.slots[[row], :length], contents[[row], :length])
+        torch.testing.assert_close(alone[0], together[row, :length])
+    order = torch.randperm(tokens.slots.shape[1])
+    torch.testing.assert_close(ask.contents(tokens.slots[:, order], contents[:, order]), together[:, order])
+    other = contents.clone()
+    other[:, -1] = torch.where(
+        tokens.is_code[:, -1] & ~masked[:, -1], (other[:, -1] + 1) % layout.codebook_size, other[:, -1]
+    )
+    changed = (ask.contents(tokens.slots, other) - together).abs().amax(dim=2)[:, 0] > 0
+    assert torch.equal(changed, (other != contents).any(dim=1))  # the first code sees the last
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("layout", CLASSED, ids=str)
+def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
+    model, labels = make(layout), labels_for(layout, 7)
+    settings = {"order": order, "steps": 4, "grain_steps": 3, "remask": order == "random"}
+    everything = model.sample(labels, seed=5, batch_size=7, **settings)
+    for batch_size in (1, 3):
+        assert same(model.sample(labels, seed=5, batch_size=batch_size, **settings), everything)
+    alone = model.sample(labels[6:], seed=5, first_index=6, batch_size=2, **settings)
+    assert same(alone, everything[[6]])
+    assert not same(model.sample(labels, seed=6, batch_size=7, **settings), everything)
+
+
+@pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_step_reveals_and_the_last_one_everything(order, remask):
+    layout = LAYOUTS[5]  # from 4 to 64 codes
+    model = make(layout)
+    given = CodeMask.of_regions(codes := random_codes(layout, random_grains(layout, 6)), torch.zeros(2, 2).bool(), True)
+    for steps in (1, 3, 12, 70):
+        sampler = MaskedSampler(steps=steps, order=order, remask=remask)
+        sequences, recorder = drawn(model, sampler, 6, given)
+        is_code = recorder.slots != layout.pad_slot
+        masked = [((contents == layout.no_content) & is_code).sum(dim=1) for contents in recorder.seen]
+        masked.append(((sequences.contents == layout.no_content) & is_code).sum(dim=1))
+        assert torch.equal(masked[0], codes.lengths)
+        assert not masked[-1].any()
+        for t, (before, after) in enumerate(pairwise(masked), start=1):
+            share = math.cos(math.pi / 2 * t / steps) if t < steps else 0
+            expected = torch.minimum(before - 1, (codes.lengths * share).long()).clamp(min=0)
+            assert torch.equal(after, expected)
+        assert len(recorder.seen) <= min(steps, int(codes.lengths.max()))
+        if not remask:
+            for before, after in zip(recorder.seen, [*recorder.seen[1:], sequences.contents], strict=True):
+                known = before != layout.no_content
+                assert torch.equal(before[known], after[known])
+
+
+@pytest.mark.parametrize(("order", "sign"), [("dense_first", 1), ("coarse_first", -1)])
+def test_the_codes_of_one_grain_come_before_those_of_the_next(order, sign):
+    layout = LAYOUTS[5]
+    codes = random_codes(layout, random_grains(layout, 6))
+    given = CodeMask.of_regions(codes, torch.zeros(2, 2).bool(), keep_map=True)
+    _, recorder = drawn(make(layout), MaskedSampler(steps=9, order=order), 6, given)
+    grain = layout.slots().grain[recorder.slots.clamp(max=layout.num_slots - 1)]
+    partly = 0
+    for contents in recorder.seen:
+        masked = (contents == layout.no_content) & (recorder.slots != layout.pad_slot)
+        shown = contents != layout.no_content
+        for row in range(6):
+            if masked[row].any() and shown[row].any():
+                assert (sign * grain[row][shown[row]]).min() >= (sign * grain[row][masked[row]]).max()
+                partly += 1
+    assert partly > 10
+
+
+def test_information_weight_moves_dense_codes_forward():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 12))[2:]
+    given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
+    model, share = make(layout), {}
+    for order in ("confidence", "random"):
+        for weight in (-20.0, 0.0, 20.0):
+            sampler = MaskedSampler(steps=4, order=order, information_weight=weight)
+            _, recorder = drawn(model, sampler, 10, given)
+            fine = layout.slots().grain[recorder.slots.clamp(max=layout.num_slots - 1)] == 1
+            shown = recorder.seen[1] != layout.no_content
+            share[weight] = float((shown & fine).sum() / shown.sum())
+        assert share[-20.0] < share[0.0] - 0.1 < share[20.0] - 0.2
+
+
+def test_halton_places_are_far_apart_and_the_same_for_all():
+    layout = CodeLayout((32, 32), ((4, 4),), 16, 3)
+    _, recorder = drawn(make(layout), MaskedSampler(steps=64, mask_schedule="linear", order="halton"), 2)
+    shown = [(contents[0] != layout.no_content).nonzero()[:, 0].tolist() for contents in recorder.seen]
+    assert torch.equal(recorder.seen[9] == layout.no_content, (recorder.seen[9] == layout.no_content)[:1].expand(2, -1))
+    assert shown[1] == [0]
+    assert shown[2] == [0, 4 * 8 + 2]  # (1/2, 1/3)
+    assert shown[3] == [0, 2 * 8 + 5, 4 * 8 + 2]  # (1/4, 2/3)
+    assert len(shown[16]) == 16
+    assert len({(i // 32, i % 8 // 4) for i in shown[6]}) == 4
+
+
+def test_every_grain_map_can_be_drawn():
+    layout = CodeLayout((8, 8), ((4, 4), (2, 2), (1, 1)), 5, 1)
+    model = make(layout, parts={})
+    for parameter in (model.grain_head.weight, model.grain_head.bias):
+        parameter.zero_()
+    maps = model.sample(torch.zeros(1500, dtype=torch.long), batch_size=500, steps=1, grain_steps=2).grains.flatten(1)
+    counts = torch.bincount((maps * torch.tensor([27, 9, 3, 1])).sum(dim=1), minlength=81)
+    assert int(counts.min()) > 2
+
+
+def test_samples_of_independent_codes_follow_the_model():
+    """With one code per step every sample comes from the model's own chain of conditionals; here, of two codes."""
+    layout = CodeLayout((2, 4), ((2, 2),), 3, 1)
+    model = make(layout)
+    slots, label = torch.arange(2)[None], torch.zeros(1, dtype=torch.long)
+    ask = ConditionedLogits(model, model.conditioning(label))
+    mask = layout.no_content
+    both = ask.contents(slots, torch.tensor([[mask, mask]])).softmax(-1)[0]
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    for first, second in ((0, 1), (1, 0)):  # in random order, either comes first half of the time
+        for value in range(3):
+            known = torch.full((1, 2), mask)
+            known[0, first] = value
+            joint = 0.5 * both[first, value] * ask.contents(slots, known).softmax(-1)[0, second]
+            expected[(value, slice(None)) if first == 0 else (slice(None), value)] += joint
+    drawn = model.sample(label.repeat(4000), batch_size=1000, steps=2, order="random", mask_schedule="linear")
+    counts = torch.bincount(drawn.indices.flatten(1) @ torch.tensor([3, 1]), minlength=9) / 4000
+    spread = (expected.flatten() * (1 - expected.flatten()) / 4000).sqrt()
+    assert float(((counts - expected.flatten()).abs() / spread.clamp(min=1e-3)).max()) < 4.5
+
+
+@pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_what_is_given_is_kept_and_the_rest_is_drawn(guidance, remask):
+    layout = LAYOUTS[5]
+    model, labels = make(layout), labels_for(layout, 6)
+    codes = random_codes(layout, random_grains(layout, 6))
+    settings = {"batch_size": 4, "guidance_scale": guidance, "remask": remask, "steps": 5}
+    nothing = model.sample(labels, **settings)
+    keep = torch.zeros(2, 2, dtype=torch.bool)
+    assert same(model.sample(labels, given=CodeMask.of_regions(codes, keep), **settings), nothing)
+    assert same(model.sample(labels, given=CodeMask.of_regions(codes, ~keep), **settings), codes)
+    keep[0, 1] = keep[1, 0] = True
+    for keep_map in (False, True):
+        mask = CodeMask.of_regions(codes, keep, keep_map)
+        found = model.sample(labels, given=mask, **settings)
+        assert torch.equal(found.grains[:, keep], codes.grains[:, keep])
+        assert torch.equal(found.grains, codes.grains) == keep_map
+        assert torch.equal(found.indices[mask.known_cells], codes.indices[mask.known_cells])
+        assert not torch.equal(found.indices[~mask.known_cells], codes.indices[~mask.known_cells])
+    pixels = torch.ones(32, 32, dtype=torch.bool)
+    pixels[3, 20] = False  # a pixel that is to change changes its whole region
+    touched = torch.tensor([[True, False], [True, True]])
+    assert torch.equal(CodeMask.of_pixels(codes, pixels).known_regions, touched.expand(6, 2, 2))
+    with pytest.raises(GraincodeError, match=r"expected \(32, 32\)"):
+        CodeMask.of_pixels(codes, pixels[1:])
+
+
+def test_beginnings_of_sequences_are_kept_as_dgit_ar_keeps_them():
+    layout = LAYOUTS[5]
+    model, labels = make(layout), labels_for(layout, 6)
+    codes = random_codes(layout, random_grains(layout, 6))
+    for count in range(layout.num_grains + 1):
+        found = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, count))
+        coarse = codes.grains < count
+        assert torch.equal(found.grains < count, coarse)  # no other region becomes as coarse
+        assert torch.equal(found.grains[coarse], codes.grains[coarse])
+        cells = layout.expand(coarse, 0)
+        assert torch.equal(found.indices[cells], codes.indices[cells])
+    assert same(found, codes)
+    found = model.sample(labels, batch_size=4, given=CodePrefix.of_map(codes))
+    assert torch.equal(found.grains, codes.grains)
+    assert not torch.equal(found.indices, codes.indices)
+    prefix = CodePrefix.of_regions(codes, 2)
+    found = model.sample(labels, batch_size=4, given=prefix)
+    assert torch.equal(found.indices[prefix.known_cells], codes.indices[prefix.known_cells])
+    assert CodeMask.of_prefix(prefix).known_regions.flatten(1).sum(dim=1).tolist() == [2] * 6
+
+
+def test_an_autoregressive_generator_refuses_what_has_no_order():
+    layout = LAYOUTS[2]
+    model = DGiTAR(
+        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH), ClassConditioning(layout, WIDTH),
+        Transformer(WIDTH, 1, 4), Transformer(WIDTH, 1, 4),
+    )  # fmt: skip
+    codes = random_codes(layout, random_grains(layout, 2))
+    with pytest.raises(GraincodeError, match=r"type given\.grains="):
+        model.sample(labels_for(layout, 2), given=CodeMask.of_regions(codes, torch.ones(4, 4).bool()))
+    with pytest.raises(GraincodeError, match="type sampler=autoregressive"):
+        model.check_sampler(MaskedSampler())
+    with pytest.raises(GraincodeError, match="type sampler=masked"):
+        make(layout).check_sampler(AutoregressiveSampler())
+    with pytest.raises(GraincodeError, match="unknown setting 'drop_finished'"):
+        make(layout).sample(labels_for(layout, 2), drop_finished=True)
+
+
+def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from_the_unconditional():
+    layout = LAYOUTS[2]
+    model, labels = make(layout), labels_for(layout, 6)
+    plain = model.sample(labels, batch_size=6)
+    assert same(model.sample(labels, batch_size=6, guidance_scale=1.0 + 1e-13), plain)
+    null = torch.full_like(labels, layout.null_class)
+    condition = model.conditioning(torch.cat([labels, null]))
+    sampler = MaskedSampler(guidance_scale=1e-13)
+    numbers = uniforms(0, range(6), *sampler.numbers(layout))
+    unguided = sampler(ConditionedLogits(model, condition), layout, numbers)
+    unconditional = MaskedSampler()(ConditionedLogits(model, condition[6:]), layout, numbers)
+    assert torch.equal(unguided.slots, unconditional.slots)
+    assert torch.equal(unguided.contents, unconditional.contents)
+    found = [
+        model.sample(labels, batch_size=6, guidance_scale=8.0, guidance_schedule=schedule).indices.flatten().tolist()
+        for schedule in ("constant", "linear", "cosine")
+    ]
+    assert len({tuple(codes) for codes in [plain.indices.flatten().tolist(), *found]}) == 4
+    with pytest.raises(GraincodeError, match=r"type sampler\.guidance_scale=1"):
+        make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
+
+
+def test_truncation_and_settings_out_of_range():
+    layout = LAYOUTS[2]
+    model, labels = make(layout), labels_for(layout, 4)
+    settings = {"choice_noise": 0.0, "grain_choice_noise": 0.0, "batch_size": 4}
+    greedy = model.sample(labels, seed=1, top_k=1, grain_top_k=1, **settings)
+    assert same(greedy, model.sample(labels, seed=2, top_k=1, grain_top_k=1, **settings))
+    assert same(greedy, model.sample(labels, seed=2, min_p=1 - 1e-9, grain_min_p=1 - 1e-9, **settings))
+    for name, value, fitting in (
+        ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
+        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=4.5"),
+        ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
+        ("guidance_schedule", "late", "one of constant, linear, cosine"),
+    ):  # fmt: skip
+        with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
+            MaskedSampler(**{name: value})
+    with pytest.raises(GraincodeError, match=r"type sampler\.information_weight=0"):
+        MaskedSampler(order="halton", information_weight=1.0)
+
+
+@pytest.mark.parametrize("name", MASK_SCHEDULES)
+def test_mask_schedules_go_from_all_to_nothing_and_have_the_mean_that_they_say(name):
+    schedule, u = MASK_SCHEDULES[name], torch.arange(0.5, 20_000, dtype=torch.float64) / 20_000
+    ends = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([1, 0], abs=1e-12)
+    assert float(schedule.ratio(u).mean()) == pytest.approx(schedule.mean, abs=1e-5)
+    assert bool((schedule.ratio(u).diff() < 0).all())
+    lengths = torch.tensor([1, 2, 40])
+    for value in (0.0, 0.3, 1 - 2**-53):
+        masked = schedule.masked(lengths, torch.full((3,), value, dtype=torch.float64))
+        assert ((masked >= 1) & (masked <= lengths)).all()
+
+
+def test_masks_follow_beta_and_the_image_s_own_numbers():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 400))[2:]
+    tokens, draws = to_sequences(codes, ends=False), Draws(3, torch.arange(398))
+    fine = (layout.slots().grain[tokens.slots.clamp(max=layout.num_slots - 1)] == 1) & tokens.is_code
+    share, counts = {}, {}
+    for beta in (-2.0, 0.0, 2.0):
+        masked = InformationMasking(beta=beta).codes(tokens.is_code, fine.double(), draws)
+        assert not (masked & ~tokens.is_code).any()
+        seen = tokens.is_code & ~masked
+        share[beta], counts[beta] = float((seen & fine).sum() / seen.sum()), masked.sum(dim=1)
+        part = InformationMasking(beta=beta).codes(
+            tokens.is_code[5:6, : codes.lengths[5]], fine.double()[5:6, : codes.lengths[5]], Draws(3, torch.tensor([5]))
+        )
+        assert torch.equal(part[0], masked[5, : codes.lengths[5]])
+    overall = float(fine.sum() / tokens.is_code.sum())
+    assert share[-2.0] < share[0.0] - 0.03 < share[2.0] - 0.06
+    assert share[0.0] == pytest.approx(overall, abs=0.02)
+    assert torch.equal(counts[0.0], counts[2.0])
+    mean = float(counts[0.0].sum() / tokens.is_code.sum())
+    assert mean == pytest.approx(InformationMasking().mean_ratio, abs=0.03)
+    elastic = InformationMasking(beta=8.0, elastic=True).codes(tokens.is_code, fine.double(), draws)
+    seen = tokens.is_code & ~elastic
+    each = (seen & fine).sum(dim=1) / seen.sum(dim=1).clamp(min=1) - fine.sum(dim=1) / codes.lengths
+    some = (seen.sum(dim=1) > 8) & (seen.sum(dim=1) < 30)
+    assert float(each[some].max()) > 0.25
+    assert float(each[some].min()) < -0.25
+    with pytest.raises(GraincodeError, match=r"type for example generator\.masking\.beta=2"):
+        InformationMasking(elastic=True)
+    with pytest.raises(GraincodeError, match="one of cosine, linear, arccos"):
+        InformationMasking(schedule="sine")
+
+
+@pytest.mark.parametrize("codebook", ["shared", "per_grain"])
+@pytest.mark.parametrize("grains", [((8, 8),), ((8, 8), (4, 4)), ((8, 8), (8, 4), (4, 4))], ids=str)
+def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grains, codebook):
+    layout = CodeLayout((16, 32), grains, 9, 2, codebook)
+    model, codes = make(layout, block=MODERN), random_codes(layout, random_grains(layout, 6))
+    model.requires_grad_(True)
+    labels, objective = labels_for(layout, 6), MaskedObjective(0.5)
+    terms = objective(model(codes, labels, Draws(1, torch.arange(6))))
+    counts = objective.counts(codes, model)
+    assert counts.keys() == {name for name, term in terms.items() if term.weight}
+    assert all(float(terms[name].count) == float(counts[name]) for name in counts)
+    parts = [objective(model(codes[[i]], labels[[i]], Draws(1, torch.tensor([i])))) for i in range(6)]
+    whole, total = weighted_sum(terms), terms["content"].total.item()
+    torch.testing.assert_close(sum(weighted_sum(part, counts) for part in parts), whole)
+    weighted_sum(terms).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+    groups = [f"at_{percent}" for percent in (25, 50, 75, 100)], [str(g) for g in range(layout.num_grains)]
+    for group in groups:  # each masked code is in one
+        assert sum(float(terms[f"content_{name}"].total) for name in group) == pytest.approx(total)
+        assert all(0 <= float(terms[f"accuracy_{name}"].mean) <= 1 for name in group)
+    figures = {name: float(term.mean) for name, term in terms.items()}
+    assert objective.judge(figures) == pytest.approx(whole.item())
+
+
+def untrained(layout):
+    torch.manual_seed(0)
+    return DGiTNAR(
+        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
+        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 2, 4, causal=False),
+    )  # fmt: skip
+
+
+def test_an_untrained_model_pays_log_of_the_codebook():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 8))
+    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 8), Draws(0, torch.arange(8))))
+    found = terms["content"].total.item() / sum(terms[f"content_{g}"].count.item() for g in (0, 1))
+    assert found == pytest.approx(math.log(256), abs=0.15)
+
+
+def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():
+    """Every row has one fine region, and all codes follow from any one of them and the class."""
+    layout = CodeLayout((16, 16), ((8, 8), (4, 4)), 4, 2)
+    model = untrained(layout)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(300):
+        first, labels, value = torch.randint(2, (32, 2, 1)), torch.randint(2, (32,)), torch.randint(4, (32, 1, 1))
+        grains = torch.cat([first, 1 - first], dim=2)
+        fine = (value + 1 + labels[:, None, None]) % 4
+        indices = torch.where(layout.expand(grains, 0) == 1, fine, value)
+        draws = Draws(0, torch.arange(32) + 32 * step)
+        loss = weighted_sum(MaskedObjective()(model(GrainCodes(grains, indices, layout), labels, draws)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    labels = torch.arange(200) % 2
+    codes = model.eval().sample(labels, batch_size=200, order="dense_first", grain_steps=4)
+    assert float((codes.grains.sum(dim=2) == 1).all(dim=1).double().mean()) > 0.9
+    fine = layout.expand(codes.grains, 0) == 1
+    values = torch.where(fine, codes.indices - 1 - labels[:, None, None], codes.indices).flatten(1) % 4
+    assert float((values == values[:, :1]).all(dim=1).double().mean()) > 0.7
+    assert len(values[:, 0].unique()) == 4
+
+
+def test_parts_with_an_order_are_refused():
+    layout = LAYOUTS[2]
+    embedding = HeterogeneousEmbedding(layout, WIDTH, index=False)
+    free, causal = Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 1, 4)
+    conditioning = NoConditioning(layout, WIDTH)
+    with pytest.raises(GraincodeError, match=r"type generator\.model\.grain_transformer\.causal=false"):
+        DGiTNAR(layout, WIDTH, embedding, conditioning, causal, free)
+    with pytest.raises(GraincodeError, match=r"type generator\.model\.embedding\.index=false"):
+        DGiTNAR(layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH), conditioning, free, free)
+
+
+def test_noise_and_draws_are_finite_for_any_number():
+    numbers = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    assert bool(gumbel(numbers).isfinite().all())
+    assert bool((gumbel(numbers).diff() > 0).all())
+    assert draw(torch.zeros(4, 3), numbers).tolist() == [0, 0, 1, 2]
+
+
+def test_masks_of_codes_are_checked():
+    layout = LAYOUTS[2]
+    codes = random_codes(layout, random_grains(layout, 2))
+    keep = torch.ones(2, 4, 4, dtype=torch.bool)
+    cells, least = layout.expand(keep, 0), torch.zeros(2, dtype=torch.long)
+    cells[0, 0, 0] = False  # half of a coarse code
+    for regions, known in ((keep, cells), (~keep, layout.expand(keep, 0))):
+        with pytest.raises(GraincodeError, match="no whole codes of known regions"):
+            CodeMask(codes, regions, known, least)
+    with pytest.raises(GraincodeError, match="least_grain of shape"):
+        CodeMask(codes, keep, layout.expand(keep, 0), least[:1])
+    assert isinstance(CodeMask.of_regions(codes, keep)[:1].filled(3).codes, GrainCodes)
