@@ -92,7 +92,7 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
     assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
     for more, expected in (
         (["given.map=true"], f"given.{what}={count} and given.map=True: type one of them"),
-        (["classes=[1]"], "type classes=null"),
+        (["classes=[99]"], "classes=[99]: expected labels from 0 to 1"),
         ([f"given.{what}=99"], f"the first 99 {what}: expected 0 to"),
         (["given.images=0"], "given.images=0: expected 1 or more"),
         (["given.codes_path=/nowhere"], "type given.codes_path=latest or given.codes_path=/path"),
