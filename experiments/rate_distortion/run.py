@@ -245,7 +245,9 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
 
 
 def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Error over length, and over bits."""
+    """Error over length, and over bits, of the families of several lengths; others stand in the table alone."""
+    points = {group[0]["family"]: sum(g[0]["family"] == group[0]["family"] for g in groups) for group in groups}
+    groups = [g for g in groups if points[g[0]["family"]] > 1 and g[0]["codes_per_image"] > 12]
     canvas = Figure(figsize=(11, 4.6), layout="constrained")
     panels = canvas.subplots(1, 2, sharey=True)
     families = list(dict.fromkeys(group[0]["family"] for group in groups))
@@ -270,8 +272,11 @@ def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
                            linewidth=1.3 if len(points) > 1 and not members[0][0]["is_fixed"] else 0,
                            elinewidth=1)  # fmt: skip
         panel.set(xscale="log", yscale="log", xlabel=title)
-        ticks = [16, 20, 24, 28, 32, 40, 52, 64] if key == "codes_per_image" else [128, 192, 256, 384, 512]
+        ticks = [16, 20, 24, 28, 32, 40, 50, 64] if key == "codes_per_image" else [128, 192, 256, 384, 512]
         panel.set_xticks(ticks, ticks)
+        low, high = panel.get_ylim()
+        errors = [e / 1000 for e in (2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30) if low <= e / 1000 <= high]
+        panel.set_yticks(errors, [f"{error:g}" for error in errors])
         panel.minorticks_off()
         panel.grid(color="#e4e4e4", linewidth=0.6)
         panel.set_axisbelow(True)
