@@ -100,7 +100,7 @@ def flat_cells(images: Tensor) -> list[str]:
         for chosen in kinds.values():
             counts = torch.bincount(indices[chosen & fine], minlength=256).double()
             entropy = torch.special.entr(counts / counts.sum()).sum() / torch.tensor(2.0).log()
-            cells.append(f"{entropy:.2f} bits ({int(counts.sum()):,} codes)")
+            cells.append(f"{entropy:.2f} bits ({int(counts.sum()):,} codes)" if counts.sum() else "none")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -388,7 +388,7 @@ class CodePrefix:
 
     @classmethod
     def of_grains(cls, codes: GrainCodes, count: int) -> CodePrefix:
-        """The codes of the coarsest grains, and so the map of all but the last two.
+        """The codes of the coarsest grains, their ends included: no other region has one of these grains.
 
         Args:
             codes: of B images.
