@@ -26,6 +26,7 @@ def test_overrides_go_to_the_jobs_that_know_them(tmp_path):
         "train_tokenizer": [*overrides[:3], "trainer.steps=7"],
         "extract_codes": overrides[:2],
         "train_generator": ["trainer.steps=7"],
+        "train_masked": ["trainer.steps=7"],
         "sample": ["sample:seed=3"],
         "evaluate_reconstructions": overrides[:2],
         "evaluate_samples": overrides[:2],
@@ -55,7 +56,8 @@ def test_unlabelled_images_make_an_unconditional_demo(tmp_path):
     write_images(tmp_path)
     overrides = ["data=image_folder", f"data.root={tmp_path}", "data.classes=none"]
     arguments = {step.name: step.arguments for step in plan(Path("d"), overrides)}
-    assert "generator/conditioning=none" in arguments["train_generator"]
+    for name in ("train_generator", "train_masked"):
+        assert "generator/conditioning=none" in arguments[name]
     assert not any("guidance" in argument for argument in arguments["sample"])
 
 
@@ -65,7 +67,7 @@ def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
     write_images(tmp_path / "images", count=60)
     overrides = [
         "data=image_folder", "data.root=images", "data.image_size=32", "data.test_fraction=0.3",
-        *TINY_TOKENIZER, *TINY_GENERATOR, *TINY_TRAINER,
+        *TINY_TOKENIZER, *TINY_GENERATOR, *TINY_TRAINER, "train_masked:generator.size.width=32",
         "sample:num_samples=4", "evaluate_samples:images.num_samples=12", "evaluate_samples:batch_size=6",
     ]  # fmt: skip
     run = subprocess.run
@@ -80,6 +82,6 @@ def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
     assert "Fréchet distance (lite0@112)" in text
     assert "data.root=images" in text
     seconds = json.loads(Path("runs/demo/seconds.json").read_text())
-    assert len(seconds) == 6
+    assert len(seconds) == 7
     first = capfd.readouterr().out
-    assert "[6/6] evaluate_samples" in first
+    assert "[7/7] evaluate_samples" in first

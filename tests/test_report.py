@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_images
+from helpers import train_masked, write_images
 from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.errors import GraincodeError
-from graincode.data.codes import FORMAT, CodeBatch, write_split
+from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, write_split
 from graincode.demo import plan
 from graincode.files import write_json
 from graincode.report import _lengths, write_report
@@ -72,6 +72,7 @@ def folder(inside, tmp_path):
     runs = {"train_tokenizer": "tok", "extract_codes": "codes", "train_generator": "ar", "sample": "samples"}
     for job, run in runs.items():
         shutil.copytree(Path("runs") / job / run, folder / job / job)
+    shutil.copytree(train_masked("class"), folder / "train_generator/train_masked")
     images = write_images(tmp_path / "images")
     (images / "busy").rename(images / HOSTILE)
     name_classes(folder, [HOSTILE, "smooth"])
@@ -111,11 +112,13 @@ def test_the_page_shows_every_part(folder):
     text = write_report(folder, plan(Path("demo"))).read_text()
     page = Page(text)
     cards = page.count("figure", "card")
+    edited = len(CodeDataset(folder / "extract_codes/extract_codes/codes", "val"))
     assert f"{cards} of the first" in text
-    # four pictures a card, two a sample, and the legend: the scale and an outline for each of two grains
-    assert page.count("img") == 4 * cards + 2 * 6 + 3
+    # four pictures a card, two a sample, the legend (the scale and an outline for each of two grains), and of the one
+    # validation image itself, and for three edits what is kept and three draws
+    assert page.count("img") == 4 * cards + 2 * 6 + 3 + edited * (1 + 3 * 4)
     assert text.count("(shortest)") == text.count("(longest)") == 1
-    assert page.count("svg") == 4
+    assert page.count("svg") == 5
     for part in (
         "12.35",
         "2.500 ± 0.12",
@@ -155,7 +158,7 @@ def test_unlabelled_data_has_neither_classes_nor_their_accuracy(folder):
     text = write_report(folder, plan(Path("demo"))).read_text()
     assert "Class accuracy" not in text
     assert "smooth<" not in text
-    assert Page(text).count("img") >= 4 * 2 + 2 * 6 + 3
+    assert "as another class" in text
 
 
 @pytest.mark.parametrize("step", plan(Path("demo")), ids=lambda step: step.name)

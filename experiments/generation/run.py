@@ -114,31 +114,47 @@ def extract(part: str, tokenizer: str, seed: int) -> list[Figures]:
     return []
 
 
+def train(part: str, row: Row, seed: int, steps: int) -> None:
+    """Train a generator, once."""
+    job(RUNS, "train_generator", f"{part}-{row.name}-{seed}", f"seed={seed}",
+        f"codes_path={codes_of(part, row.tokenizer, seed)}", *row.settings, f"trainer.steps={steps}",
+        f"trainer.eval_every={steps}")  # fmt: skip
+
+
+def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, sampler: Sequence[str]) -> Figures:
+    """The figures of samples of a generator, images per second among them."""
+    job(RUNS, "evaluate", run, f"seed={seed}", *pair(part, row, seed), "features=lite0_112", "evaluation.floor=false",
+        "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}", f"reference.split={split}",
+        *sampler)  # fmt: skip
+    record = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())
+    return {"images_per_second": record["count"] / record["seconds"]["images"], **record["figures"]}
+
+
+def pair(part: str, row: Row, seed: int) -> list[str]:
+    """Overrides that name a generator and its tokenizer."""
+    return [f"generator_path={RUNS}/train_generator/{part}-{row.name}-{seed}/export",
+            f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
+
+
 def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) -> list[Figures]:
     """The figures of one row and seed, at each scale of guidance."""
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
-    codes = codes_of(part, row.tokenizer, seed)
-    job(RUNS, "train_generator", name, f"seed={seed}", f"codes_path={codes}", *row.settings,
-        f"trainer.steps={steps}", f"trainer.eval_every={steps}")  # fmt: skip
-    pair = [f"generator_path={RUNS}/train_generator/{name}/export",
-            f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
+    train(part, row, seed, steps)
     judged = f"{name}-likelihood"
-    job(RUNS, "evaluate", judged, *pair, "evaluation=likelihood", f"images.split={chosen.split}")
+    job(RUNS, "evaluate", judged, *pair(part, row, seed), "evaluation=likelihood", f"images.split={chosen.split}")
     bits, found = figures_of(RUNS, judged), []
     common = {
-        "row": row.name, "seed": seed, "steps": steps, "samples": samples, "parameters": parameters(codes, row),
+        "row": row.name, "seed": seed, "steps": steps, "samples": samples,
+        "parameters": parameters(codes_of(part, row.tokenizer, seed), row),
         "bits_per_image": bits["bits_per_image"],
         "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
         "mse": tokenizer_error(part, row.tokenizer, seed),
     }  # fmt: skip
     for scale in chosen.scales:
-        run = f"{name}-at-{scale:g}"
-        job(RUNS, "evaluate", run, f"seed={seed}", *pair, "features=lite0_112", "evaluation.floor=false",
-            "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}",
-            f"reference.split={chosen.split}", f"sampler.guidance_scale={scale}")  # fmt: skip
-        record = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())
-        speed = record["count"] / record["seconds"]["images"]
-        found.append({**common, "guidance": scale, "images_per_second": speed, **record["figures"]})
+        figures = sampled(
+            part, row, seed, samples, chosen.split, f"{name}-at-{scale:g}", [f"sampler.guidance_scale={scale:g}"]
+        )
+        found.append({**common, "guidance": scale, **figures})
     return found
 
 
@@ -206,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--jobs", type=int, default=2, help="jobs at a time")
-    parser.add_argument("--steps", type=int, default=1500, help="of each generator")
+    parser.add_argument("--steps", type=int, default=3000, help="of each generator")
     parser.add_argument("--samples", type=int, help="instead of the part's own number")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     arguments = parser.parse_args()

@@ -155,12 +155,12 @@ PARTS = {
         FASHION, FASHION, "[ssim,lite0]",
     ),
     "deciding": Part(
-        [*FIXED, *(variable(DUAL, length, "coding") for length in (28, 32, 40)), elastic(DUAL)], [1, 2, 3], 3000,
+        [*FIXED, *(variable(DUAL, length, "coding") for length in (28, 32, 40)), elastic(DUAL)], [1, 2, 3], 2000,
         "test", FASHION, FASHION, "[fd,ssim,lite0]",
     ),
     "photographs": Part(
         [*fixed({16: [(16, 16)], 32: [(8, 16)], 64: [(8, 8)]}),
-         *(variable(PHOTOGRAPHS, 28, router) for router in ("coding", "entropy", "random"))], [0], 3000, "test",
+         *(variable(PHOTOGRAPHS, 28, router) for router in ("coding", "entropy", "random"))], [0], 2000, "test",
         ["data=wallpapers", "augmentation.flip=true"], ["data=wallpapers"], "[fd,ssim,lite0]",
     ),
 }  # fmt: skip

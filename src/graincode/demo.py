@@ -21,8 +21,9 @@ from graincode.report import write_report
 
 USAGE = """usage: graincode-demo [OVERRIDE ...]
 
-Runs all five jobs in runs/demo and writes a page. An override goes to every job that knows its first word;
-with STEP: before it, to that step alone (the evaluations are evaluate_reconstructions and evaluate_samples):
+Runs the five jobs in runs/demo and writes a page. An override goes to every job that knows its first word;
+with STEP: before it, to that step alone (the evaluations are evaluate_reconstructions and evaluate_samples; the
+generator that edits images is train_masked, and takes generator. only so):
   graincode-demo data=image_folder data.root=/my/images data.image_size=32
   graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
@@ -30,6 +31,7 @@ Other overrides work in another directory (runs/demo-HASH); the same command aga
 
 # keys that the demo sets so that its steps fit together
 _OWN = {"runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
+MASKED = "train_masked"
 DEMO_SAMPLES = ("images.num_samples=1000", "evaluation.subset=4000")  # to stay within ten minutes
 GUIDED = ("sampler.guidance_scale=2", "sampler.top_p=0.9")  # chosen on validation images
 
@@ -68,6 +70,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
         Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
         Step("extract_codes", "extract_codes", (tokenizer, "splits=[train,val]")),
         Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
+        Step(MASKED, "train_generator", ("experiment=nar_fashion", codes)),
         Step("sample", "sample", (generator, tokenizer)),
         Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),
         Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, *DEMO_SAMPLES)),
@@ -144,7 +147,7 @@ def _assign(steps: Sequence[Step], overrides: Sequence[str]) -> dict[str, list[s
             chosen[name].append(rest)
             continue
         word = re.split(r"[./=@]", override.lstrip("+~"))[0]
-        takers = [step for step in steps if word in _words(step.job)]
+        takers = [s for s in steps if word in _words(s.job) and not (word == "generator" and s.name == MASKED)]
         if not takers:
             words = {known for step in steps for known in _words(step.job)}
             raise GraincodeError(f"no job of the demo takes {override!r}: {nearest(word, words)}")

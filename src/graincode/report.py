@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
 from graincode.data.codes import CodeDataset, read_info
@@ -28,8 +29,9 @@ from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
 from graincode.engine.config import build
 from graincode.engine.logging import read_log
-from graincode.export import load_tokenizer
+from graincode.export import load_generator, load_tokenizer
 from graincode.files import replacing
+from graincode.generator import Generator
 from graincode.metrics import PairErrors
 from graincode.pictures import density_maps, grain_maps
 from graincode.tokenizer import DQVAE
@@ -40,6 +42,7 @@ if TYPE_CHECKING:  # the demo imports this module
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
 BARS = 64
+EDITED, DRAWS = 10, 3
 
 # names in metrics.json without the network's; the name on the page, and whether more or less is better
 FIGURES = {
@@ -94,6 +97,7 @@ CURVES = (
     Curve("train_tokenizer", "Tokenizer: loss", training="train/loss", log=True),
     Curve("train_tokenizer", "Tokenizer: PSNR of the mean error, dB", validation="val/psnr_of_mean"),
     Curve("train_generator", "Generator: bits per image", "train/bits_per_image", "val/bits_per_image"),
+    Curve("train_masked", "Masked generator: loss", "train/loss", "val/loss"),
 )
 
 
@@ -174,6 +178,7 @@ def write_report(folder: Path, steps: Sequence[Step]) -> Path:
         **_cards(tokenizer, dataset, config["images"]["ratios"]),
         **_lengths(codes),
         samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, names),
+        edits=_edits(load_generator(runs["train_masked"] / "export"), tokenizer, CodeDataset(codes, "val"), names),
         curves="".join(_curve(curve, read_log(runs[curve.run])) for curve in CURVES),
         figures=_figures("Reconstructions", reconstructions) + _figures("Samples", samples),
         commands="\n\n".join(commands),
@@ -316,6 +321,53 @@ def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
         heading = f"<h3>{escape(names[label])}</h3>" if names else ""
         blocks.append(f"<section>{heading}<ul>{items}</ul></section>")
     return "".join(blocks)
+
+
+def _edits(generator: Generator, tokenizer: DQVAE, codes: CodeDataset, names: Sequence[str]) -> str:
+    """Validation images, what of their codes is kept, and what is drawn in place of the rest."""
+    labels = codes[range(min(len(codes), SEARCHED))].labels
+    chosen = [int((labels == label).nonzero()[0]) for label in labels.unique()] if names else range(len(labels))
+    batch = codes[list(chosen)[:EDITED]]
+    height, width = generator.layout.image_size
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    outer = ((2 * row + 1 - height).abs() > height / 2) | ((2 * column + 1 - width).abs() > width / 2)
+    top = row < height / 2
+    others = (batch.labels + 1) % generator.classes if generator.classes else batch.labels
+    edits = (
+        ("The middle is drawn anew", CodeMask.of_pixels(batch.codes, outer), batch.labels),
+        (
+            f"The upper half is kept, the rest drawn{' as another class' if generator.classes else ''}",
+            CodeMask.of_pixels(batch.codes, top),
+            others,
+        ),
+        (
+            "The codes of all finer grains are drawn anew",
+            CodeMask.of_prefix(CodePrefix.of_grains(batch.codes, 1)),
+            batch.labels,
+        ),
+    )
+    originals, blocks = to_uint8(tokenizer.detokenize(batch.codes)), ""
+    guidance = 2.0 if generator.classes else 1.0
+    for number, (title, given, drawn_as) in enumerate(edits):
+        if not number:
+            blocks += _strip("from their codes", originals)
+        cells = given.known_cells[:, None].float()
+        known = F.interpolate(cells, (height, width)).bool()
+        blocks += f"<p><strong>{title}</strong></p>" + _strip(
+            "kept", torch.where(known, originals, 160), [names[label] for label in drawn_as] if names else ()
+        )
+        for draw in range(DRAWS):
+            made = generator.sample(drawn_as, seed=draw, steps=16, guidance_scale=guidance, given=given)
+            blocks += _strip(f"draw {draw + 1}", to_uint8(tokenizer.detokenize(made)))
+    return blocks
+
+
+def _strip(name: str, images: Tensor, captions: Sequence[str] = ()) -> str:
+    """A line of images of equal size, with a name before it, and perhaps one below each."""
+    items = ""
+    for number, image in enumerate(images):
+        items += f"<li>{_img(image, name)}{escape(captions[number]) if captions else ''}</li>"
+    return f"<section><h3>{escape(name)}</h3><ul>{items}</ul></section>"
 
 
 def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result, train_masked
 from PIL import Image
 from test_errors import refusal
 
@@ -98,14 +98,6 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
         (["given.codes_path=/nowhere"], "type given.codes_path=latest or given.codes_path=/path"),
     ):
         assert expected in refusal(capsys, "sample", *paths, *given, f"given.{what}={count}", *more)
-
-
-def train_masked(conditioning):
-    """A generator that fills in masks, trained once; gives its run."""
-    command("train_generator", "generator=dgit_nar", f"generator/conditioning={conditioning}", *TINY_GENERATOR,
-            *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2",
-            "codes_path=runs/extract_codes/codes/codes", f"run_name=masked-{conditioning}")  # fmt: skip
-    return Path(f"runs/train_generator/masked-{conditioning}")
 
 
 @pytest.mark.parametrize("conditioning", ["class", "none"])
