@@ -62,6 +62,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     from density import SIGMAS, entropy_memory, entropy_time
     from engine import cached_loader, data_wait, engine_overhead
     from evaluation import figures
+    from masked import masked_floor, variable_length
     from padding import WINDOWS, padding
     from quantizer import against_library, against_product
     from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
@@ -72,6 +73,8 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "sampler floor", sampler_floor
     yield "sampler gpt", sampler_and_gpt
     yield "sampler training", training_step
+    yield "masked", masked_floor
+    yield "masked lengths", variable_length
     yield "quantizer", against_library
     yield "quantizer product", against_product
     yield "engine", engine_overhead

@@ -105,7 +105,7 @@ def sampler_floor() -> Result:
     def floor() -> None:
         for _ in range(641):
             for part, x in zip(linears, inputs, strict=True):
-                part(x)
+                F.linear(x, part.weight, part.bias)
 
     seconds, ratio = paired(lambda: sampled(model), floor, 3)
     return Result("sampler, its floor", BATCH / seconds, "images/s", "its linear layers alone", ratio, ">= 0.33")
