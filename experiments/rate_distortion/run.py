@@ -152,7 +152,8 @@ RATIOS[PHOTOGRAPHS] = RATIOS[DUAL]
 PARTS = {
     "wide": Part(
         [*FIXED, *SPECIALISTS, elastic(DUAL), elastic(TRIPLE), *ABLATIONS, *QUANTIZERS], [0], 1500, "val",
-        FASHION, FASHION, "[ssim,lite0]",
+        # the default since this table
+        [*FASHION, "tokenizer.model.decoder.grain_embedding=false"], FASHION, "[ssim,lite0]",
     ),
     "deciding": Part(
         [*FIXED, *(variable(DUAL, length, "coding") for length in (28, 32, 40)), elastic(DUAL)], [1, 2, 3], 2000,

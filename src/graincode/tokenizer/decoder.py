@@ -54,7 +54,7 @@ class GrainDecoder(nn.Module):
             the repeated code) instead of repeating it.
         coarse_blocks: residual blocks of each grain but the finest, on its own grid, before its codes are laid on the
             finest one.
-        grain_embedding: add a learned vector of each cell's grain.
+        grain_embedding: add a learned vector of each cell's grain, if there are several.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class GrainDecoder(nn.Module):
         self.coarse = nn.ModuleList(
             nn.Sequential(*(ResBlock(code_dim) for _ in range(coarse_blocks))) for _ in layout.grains[:-1]
         )
-        self.grain = nn.Embedding(layout.num_grains, code_dim) if grain_embedding else None
+        self.grain = nn.Embedding(layout.num_grains, code_dim) if grain_embedding and layout.num_grains > 1 else None
         if self.grain is not None:
             nn.init.zeros_(self.grain.weight)
         self.expand = nn.ModuleList()
