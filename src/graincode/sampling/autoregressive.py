@@ -16,7 +16,7 @@ from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
 from graincode.sampling.settings import check_settings, truncation
 
-_CHECK_EVERY = 16
+_CHECK_EVERY = 16  # steps, on a GPU, where each look makes the CPU wait
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class AutoregressiveSampler:
         # which regions have their codes; of two more columns the first is the end, never coded, the second for what is
         # no region
         coded = torch.zeros(batch, regions + 2, dtype=torch.bool, device=device)
-        all_implied = last_grain == 0
+        all_implied, check_every = last_grain == 0, 1 if device.type == "cpu" else _CHECK_EVERY
         for step in range(tokens):
             if guided is not None:
                 guided.progress = coded[:, :regions].double().mean(dim=1)
@@ -129,7 +129,7 @@ class AutoregressiveSampler:
                 ends = is_end[slot]
                 grain, last = grain + ends, torch.where(ends, -1, region)
             on_step(step + 1)
-            if (step + 1) % _CHECK_EVERY == 0:
+            if (step + 1) % check_every == 0:
                 done = slot == layout.pad_slot
                 finished, all_implied = torch.stack([done.sum(), (grain == last_grain).all()]).tolist()  # the one wait
                 if finished == len(rows):
