@@ -1,4 +1,6 @@
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from graincode.tokenizer import (
 
 def look(images):
     """What a router sees of images that no tokenizer has coded."""
-    return Probe(images, lambda: pytest.fail("encoded"), lambda grain: pytest.fail("decoded"))
+    return Probe(images, lambda: pytest.fail("encoded"), lambda features, grain: pytest.fail("decoded"))
 
 
 def test_ties_stay_coarse_and_calibration_says_so(caplog):
@@ -195,6 +197,37 @@ def test_a_psnr_can_be_asked_for(measure):
         assert torch.equal(tokenizer.tokenize(images[[one]], psnr=wanted).grains, codes.grains[[one]])
     with pytest.raises(GraincodeError, match="give one of them"):
         tokenizer.tokenize(images, [0.5, 0.5], psnr=wanted)
+
+
+def count_decodes(tokenizer):
+    """A list that grows by one at each decode."""
+    seen = []
+    tokenizer.decoder.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+def test_errors_are_measured_once_whatever_is_searched_for():
+    tokenizer, images = make(DUAL, density=CodingDensity("gain")).eval(), photographs_with_detail(4)
+    start(tokenizer, images)
+    decodes = count_decodes(tokenizer)
+    tokenizer.tokenize(images)
+    assert len(decodes) == 2
+    tokenizer.tokenize(images, psnr=20.0)
+    assert len(decodes) == 2 + 2 + 7
+
+
+def test_what_a_probe_has_found_is_freed_with_it():
+    tokenizer, images = make(DUAL, density=CodingDensity("gain")).eval(), photographs_with_detail(4)
+    start(tokenizer, images)
+    gc.disable()
+    try:
+        probe = tokenizer.probe(images)
+        tokenizer.router(probe)
+        feature = weakref.ref(probe.features[0])
+        del probe
+        assert feature() is None
+    finally:
+        gc.enable()
 
 
 def test_thresholds_follow_a_density_that_follows_the_weights():

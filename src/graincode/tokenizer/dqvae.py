@@ -84,8 +84,10 @@ class DQVAE(nn.Module):
 
     def probe(self, images: Tensor, draws: Draws | None = None) -> Probe:
         """What the router may ask about (B, 3, H, W) images."""
-        found = Probe(images, lambda: self.encoder(images), lambda grain: self._error_at(found, grain), draws)
-        return found
+        # without a reference to itself, which would keep its features for the garbage collector
+        return Probe(
+            images, lambda: self.encoder(images), lambda features, grain: self._error_at(images, features, grain), draws
+        )
 
     def route(self, images: Tensor, ratios: Sequence[float] | Tensor | None = None) -> Routing:
         """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""
@@ -101,8 +103,8 @@ class DQVAE(nn.Module):
             images: of the layout's size.
             ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default the one of training.
                 Shares refer to the training data: a busy image gets more fine regions than a smooth one.
-            psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more). An
-                image that cannot reach it is all fine.
+            psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more than
+                the router's own). An image that cannot reach it is all fine.
         Raises:
             GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
                 and psnr are given.
@@ -225,8 +227,8 @@ class DQVAE(nn.Module):
         return list(zip(self.quantizers, vectors.split(sizes), strict=True))
 
     @torch.no_grad()
-    def _error_at(self, probe: Probe, grain: int) -> Tensor:
-        layout, feature = self.layout, probe.features[grain].detach()
+    def _error_at(self, images: Tensor, features: list[Tensor], grain: int) -> Tensor:
+        layout, feature = self.layout, features[grain].detach()
         grains = torch.full((len(feature), *layout.grids[0]), grain, device=feature.device)
         quantizer = self.quantizers[grain % layout.num_codebooks]
         vectors = feature.permute(0, 2, 3, 1)
@@ -236,7 +238,7 @@ class DQVAE(nn.Module):
             for g, grid in enumerate(layout.grids)
         ]
         made = self.decoder(maps, grains).clamp(-1, 1)
-        error = (made.to(probe.images.dtype) - probe.images).square().mean(dim=1, keepdim=True)
+        error = (made.to(images.dtype) - images).square().mean(dim=1, keepdim=True)
         return F.avg_pool2d(error, layout.grains[0])[:, 0]
 
     def _upsampled(self, regions: Tensor, grain: int) -> Tensor:

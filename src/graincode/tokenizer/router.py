@@ -29,8 +29,7 @@ class Probe:
     Args:
         images: (B, 3, H, W) in [-1, 1].
         encode: gives K feature maps (B, D, h_g, w_g), coarsest first.
-        error_at: grain to (B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions
-            were coded at this grain; without gradients.
+        measure: features and a grain to what `error_at` gives.
         draws: random numbers of this batch, in training.
     """
 
@@ -38,16 +37,24 @@ class Probe:
         self,
         images: Tensor,
         encode: Callable[[], list[Tensor]],
-        error_at: Callable[[int], Tensor],
+        measure: Callable[[list[Tensor], int], Tensor],
         draws: Draws | None = None,
     ) -> None:
-        self.images, self.error_at, self.draws = images, error_at, draws
-        self._encode = encode
+        self.images, self.draws = images, draws
+        self._encode, self._measure = encode, measure
+        self._errors: dict[int, Tensor] = {}
 
     @cached_property
     def features(self) -> list[Tensor]:
         """K feature maps (B, D, h_g, w_g), coarsest first."""
         return self._encode()
+
+    def error_at(self, grain: int) -> Tensor:
+        """(B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions were coded at this
+        grain; without gradients. It is measured once."""
+        if grain not in self._errors:
+            self._errors[grain] = self._measure(self.features, grain)
+        return self._errors[grain]
 
 
 @dataclass(frozen=True)
