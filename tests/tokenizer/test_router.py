@@ -302,4 +302,12 @@ def test_one_grain_has_nothing_to_choose():
     tokenizer, images = make(layout, density=CodingDensity("gain")), photographs(4)
     start(tokenizer, images)
     assert not tokenizer.router.is_learned
+    decodes = count_decodes(tokenizer)
+    tokenizer.calibrate(pytest.fail("read") for _ in range(1))
     assert (tokenizer.eval().tokenize(images).lengths == 32).all()
+    assert not decodes
+    tokenizer.train()(images)
+    assert len(decodes) == 1
+    images[2, 1, 5, 5] = torch.nan
+    with pytest.raises(GraincodeError, match="not finite"):
+        tokenizer.eval().tokenize(images)

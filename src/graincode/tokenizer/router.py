@@ -171,7 +171,9 @@ class CodingDensity(Density):
         return {"of": float(("error", "gain").index(self.of))}
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        if not self.has_gains or layout.num_grains == 1:
+        if layout.num_grains == 1:  # nothing to decide, so nothing is decoded; what is no pixel still makes no number
+            return F.avg_pool2d(0 * probe.images.float().mean(dim=1, keepdim=True), layout.grains[0])[:, 0]
+        if not self.has_gains:
             return probe.error_at(0)
         errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1)
         gains = core.coding_gains(errors, layout.codes_per_region)
@@ -269,6 +271,10 @@ class QuantileRouter(Router):
             thresholds give on these images. Where many regions tie, lengths differ; more than 1 % is logged as a
             warning.
         """
+        if self.layout.num_grains == 1:  # nothing to decide: no image is read
+            self.quantiles.zero_()
+            self._calibrated = True
+            return {"asked_0": 1.0, "achieved_0": 1.0}
         found = [self.density(probe, self.layout).cpu() for probe in probes]
         gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
         densities = processes.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
