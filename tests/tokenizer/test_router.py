@@ -1,5 +1,6 @@
 import gc
 import itertools
+import math
 import weakref
 
 import pytest
@@ -64,10 +65,26 @@ def test_an_uncalibrated_router_refuses_to_route():
         QuantileRouter(DUAL, EntropyDensity(), [0.5, 0.5])(look(photographs(1)))
 
 
-@pytest.mark.parametrize("ratios", [[0.5], [0.6, 0.6], [1.5, -0.5]])
+@pytest.mark.parametrize("ratios", [[0.5], [0.6, 0.6], [1.5, -0.5], [math.nan, math.nan]])
 def test_impossible_ratios_are_refused(ratios):
     with pytest.raises(GraincodeError, match=r"tokenizer\.ratios="):
         QuantileRouter(DUAL, EntropyDensity(), ratios)
+
+
+def test_ratios_of_each_image_are_checked_like_those_of_all():
+    tokenizer, images = make(DUAL).eval(), photographs_with_detail(3)
+    start(tokenizer, images)
+    shares = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    found = tokenizer.tokenize(images, shares).grains
+    for index, own in enumerate(shares):
+        assert torch.equal(tokenizer.tokenize(images, own).grains[index], found[index])
+        assert torch.equal(tokenizer.tokenize(images, own.tolist()).grains[index], found[index])
+    for wrong in (torch.tensor([0.9, 0.9]), torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.5, -0.5]]), shares * torch.nan):
+        with pytest.raises(GraincodeError, match="add up to 1"):
+            tokenizer.tokenize(images, wrong)
+    for wrong in (shares[:2], torch.tensor([1.0, 0.0, 0.0]), torch.tensor(0.5)):
+        with pytest.raises(GraincodeError, match=r"expected \(2,\), or \(3, 2\)"):
+            tokenizer.tokenize(images, wrong)
 
 
 def photographs_with_detail(count, size=(32, 32)):
@@ -275,6 +292,8 @@ def test_a_router_can_learn_from_the_loss_and_keeps_its_budget():
     tokenizer.eval()
     with pytest.raises(GraincodeError, match="obeys no other"):
         tokenizer.tokenize(images, ratios=[0.5, 0.5])
+    with pytest.raises(GraincodeError, match="leave ratios and psnr out"):
+        tokenizer.tokenize(images, psnr=20.0)
 
 
 def test_the_budget_pulls_the_share_towards_its_ratio_and_its_gradient_is_that_of_the_square():

@@ -219,8 +219,8 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
     """Grains by comparing the regions of each image with each other, so that all images have one length.
 
     Args:
-        density: (B, H0, W0), or (B, H0, W0, K - 1) gains of `coding_gains`. Of equal ones the first in raster order is
-            refined last.
+        density: (B, H0, W0), or (B, H0, W0, K - 1) gains of `coding_gains`. Of equal densities the first in raster
+            order is refined last; of equal gains, first.
         ratios: (K,) or (B, K) shares.
         costs: K, codes of a region at each grain.
     Returns:
@@ -248,7 +248,7 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
         GraincodeError: they are not.
     """
     values = tuple(float(ratio) for ratio in ratios)
-    if len(values) != num_grains or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+    if len(values) != num_grains or not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-6):  # nor NaN
         example = ",".join(f"{1 / num_grains:.2g}" for _ in range(num_grains))
         raise GraincodeError(
             f"ratios {list(values)}: expected {num_grains} shares (one per grain, coarsest first) that add up to 1, "

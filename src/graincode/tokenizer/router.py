@@ -313,6 +313,8 @@ class QuantileRouter(Router):
         if ratios is None and self.elastic and self.training:
             level = torch.rand(len(density)) if probe.draws is None else probe.draws.uniforms(LENGTHS)
             ratios = core.ratios_at(level.to(density.device), self.layout.num_grains)
+        elif isinstance(ratios, Tensor):
+            self._check(ratios, len(density))
         return Routing(self._grains(density, self._ratios(self.ratios if ratios is None else ratios)), density)
 
     @torch.no_grad()
@@ -322,6 +324,16 @@ class QuantileRouter(Router):
             return
         seen = processes.gather_rows(torch.cat([routing.density for routing in routings]))
         self.quantiles.lerp_(core.quantile_table(self._weighted(seen)).to(self.quantiles), 1 - self.decay)
+
+    def _check(self, ratios: Tensor, images: int) -> None:
+        num_grains = self.layout.num_grains
+        if tuple(ratios.shape) not in ((num_grains,), (images, num_grains)):
+            raise GraincodeError(
+                f"ratios of shape {tuple(ratios.shape)}: expected ({num_grains},), or ({images}, {num_grains}) for as "
+                "many images"
+            )
+        for shares in ratios.reshape(-1, num_grains).unique(dim=0).tolist():
+            core.check_ratios(shares, num_grains)
 
     def _ratios(self, ratios: Sequence[float] | Tensor) -> Tensor:
         if not isinstance(ratios, Tensor):
@@ -414,8 +426,8 @@ class FeatureRouter(Router):
         """
         if ratios is not None:
             raise GraincodeError(
-                f"ratios {ratios}: this tokenizer's router learned its own share of fine regions in training and obeys "
-                "no other; leave ratios out, or train with tokenizer/router=coding"
+                "this tokenizer's router learned its own share of fine regions in training and obeys no other: leave "
+                "ratios and psnr out, or train with tokenizer/router=coding"
             )
         grid = self.layout.grids[0]
         pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
