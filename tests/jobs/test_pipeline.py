@@ -503,6 +503,17 @@ def test_dry_runs_count_and_stop(job, inside, capsys):
     assert all(word in said for word in ("parameters", "GFLOPs", "MiB"))
 
 
+def test_a_dry_run_counts_the_step_of_training(capsys):
+    """Not that of evaluation, in which this router decodes once more."""
+    said = {}
+    for key in ("of", "in_training"):
+        command("train_tokenizer", *TINY_TOKENIZER, "debug=dry", f"tokenizer.router.density.{key}=gain")
+        said[key] = next(line for line in capsys.readouterr().out.splitlines() if "GFLOPs" in line)
+    command("train_tokenizer", *TINY_TOKENIZER, "debug=dry", "tokenizer.router.density.of=error")
+    assert said["of"] in capsys.readouterr().out
+    assert said["of"] != said["in_training"]
+
+
 def test_modules_run_from_any_directory(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "graincode.jobs.train_tokenizer", "--cfg", "job"],

@@ -96,11 +96,13 @@ def run(cfg: DictConfig) -> float:
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
     images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
-    module.calibrate([torch.rand(64, *images.shape[1:]) * 2 - 1])
-    module.eval()  # the codebook is empty
+    count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
+    module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
+    draws = Draws(0, torch.arange(1))
+    module.initialize([images], draws)
 
     def step() -> None:
-        weighted_sum(objective(images, module(images), module.router.nominal_length)).backward()
+        weighted_sum(objective(images, module(images, draws=draws), module.router.nominal_length)).backward()
 
     parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
     return dry_run(step, parts, "one training step, one image", training=True)
