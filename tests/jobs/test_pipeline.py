@@ -21,6 +21,7 @@ from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.engine.logging import read_log
 from graincode.generator import Transformer
+from graincode.tokenizer import DQVAE
 
 LITE0 = "features=lite0_112"
 
@@ -359,6 +360,24 @@ def test_a_discriminator_is_a_configuration(inside):
     assert lines[2]["train/adaptive_weight"] == 0
     assert all(line["train/adaptive_weight"] > 0 for line in lines[3:])
     assert lines[-1]["train/gradient_norm_discriminator"] > 0
+
+
+def test_thresholds_are_calibrated_on_as_many_images_as_asked_for(inside, monkeypatch):
+    seen = []
+    calibrate = DQVAE.calibrate
+    monkeypatch.setattr(DQVAE, "calibrate", lambda self, batches: calibrate(self, counted(batches)))
+
+    def counted(batches):
+        for images in batches:
+            seen.append(len(images))
+            yield images
+
+    monkeypatch.setattr("graincode.jobs.train_tokenizer.CALIBRATION_IMAGES", 5)
+    for asked, count in (("9", 9), ("null", 5)):
+        overrides = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "trainer.steps=2", f"calibration_images={asked}"]
+        command("train_tokenizer", *overrides, f"run_name=calibrated-{asked}")
+        assert set(seen) == {count}
+        seen.clear()
 
 
 def test_what_is_logged(inside):

@@ -200,6 +200,16 @@ def test_logits_do_not_depend_on_the_batch():
     torch.testing.assert_close(discriminator(images)[2:3], discriminator(images[2:3]))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_images_that_leave_no_logit_are_refused(layers):
+    discriminator, smallest = PatchDiscriminator(8, layers), 3 * 2**layers
+    assert discriminator(torch.zeros(1, 3, smallest, smallest)).shape == (1, 1, 1, 1)
+    with pytest.raises(GraincodeError, match=rf"takes {smallest} or more"):
+        discriminator(torch.zeros(1, 3, smallest, smallest - 1))
+    with pytest.raises(GraincodeError, match=r"discriminator\.layers=3"):
+        PatchDiscriminator(8, 0)
+
+
 def test_negative_settings_are_refused():
     for name in ("ramp_steps", "lecam"):
         with pytest.raises(GraincodeError, match=rf"tokenizer\.adversary\.{name}=1"):

@@ -26,6 +26,8 @@ from graincode.tokenizer import DQVAE, Adversary, PerceptualLoss, Reconstruction
 
 log = logging.getLogger(__name__)
 
+CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the weights
+
 
 def run(cfg: DictConfig) -> float:
     """Train and export; gives the mean squared error on validation images, in [0, 1]."""
@@ -49,6 +51,14 @@ def run(cfg: DictConfig) -> float:
             "tokenizer/adversary=patch looks at the gradients of one layer, which compilation, sharding and loss "
             "scaling hide: type hardware.compile=false hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
+    if opponent is not None:
+        if opponent.start_step >= cfg.trainer.steps:
+            raise GraincodeError(
+                f"tokenizer.adversary.start_step={opponent.start_step}: the discriminator would never train in "
+                f"trainer.steps={cfg.trainer.steps}; type tokenizer.adversary.start_step={cfg.trainer.steps // 2}"
+            )
+        with torch.no_grad():  # so that images it cannot take are refused now, and not when it starts
+            opponent(torch.zeros(1, 3, *source.image_size))
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
     if perceptual is not None:
         perceptual.load(source.image_size)
@@ -65,7 +75,7 @@ def run(cfg: DictConfig) -> float:
                 yield batch.images.to(machine.device)
 
         # thresholds that follow the weights are measured again and again, each time with a decode or more
-        limit = min(cfg.calibration_images or 4096, 4096) if module.router.is_learned else cfg.calibration_images
+        limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else None)
 
         def start() -> None:
             if cfg.init_from is None:

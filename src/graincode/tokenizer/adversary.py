@@ -21,13 +21,21 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         channels: width of the first layer; each further one doubles it, up to 8 times.
-        layers: convolutions of stride 2; H and W are at least 2^(layers + 1).
+        layers: convolutions of stride 2; H and W are at least 3 * 2^layers.
+    Raises:
+        GraincodeError: a number is below 1, or images are smaller than that.
     Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm instead of batch norm, whose statistics would
         depend on how a batch is divided into micro-batches and processes.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
+        if channels < 1 or layers < 1:
+            raise GraincodeError(
+                f"channels={channels} layers={layers}: expected 1 or more; type for example "
+                "tokenizer.adversary.discriminator.channels=64 tokenizer.adversary.discriminator.layers=3"
+            )
+        self._smallest = 3 * 2**layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for index, (before, after) in enumerate(pairwise(widths), start=1):
@@ -41,6 +49,11 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
+        if min(images.shape[2:]) < self._smallest:
+            raise GraincodeError(
+                f"images of {images.shape[2]} x {images.shape[3]} pixels: this discriminator takes {self._smallest} or "
+                "more; type tokenizer.adversary.discriminator.layers=2, or 1"
+            )
         return self.layers(images)
 
 
