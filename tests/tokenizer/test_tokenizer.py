@@ -214,6 +214,17 @@ def test_few_vectors_do_not_replace_a_large_codebook():
         assert int(jumped.sum()) <= 0.02 * 1024 + 64
 
 
+def test_restarts_can_be_switched_off_and_a_small_share_is_one_entry():
+    vectors = torch.randn(64, 2)
+    for share, restarted in ((0.0, 0), (1e-6, 1), (0.25, 4)):
+        quantizer = EMAQuantizer(16, 2, decay=0.0, max_restarts=share)
+        quantizer.initialize(vectors)
+        quantizer.codebook[8:] += 100  # out of use
+        before = quantizer.codebook.clone()
+        learn(quantizer, vectors)
+        assert int((quantizer.codebook[8:] != before[8:]).any(dim=1).sum()) == restarted
+
+
 def test_unused_entries_come_back_into_use():
     quantizer = EMAQuantizer(32, 2, decay=0.9, max_restarts=0.1)
     quantizer.initialize(torch.full((64, 2), 5.0) + 0.01 * torch.randn(64, 2))  # all entries start in one place

@@ -50,7 +50,7 @@ class GrainEncoder(nn.Module):
         code_dim: dimension D of the vectors that are quantised.
         patch: the first convolution has this stride; the levels of finer resolution are left out.
     Raises:
-        GraincodeError: the grains cannot be reached by halving.
+        GraincodeError: the grains cannot be reached by halving, or a size is not positive.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class GrainEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layout = layout
+        if not multipliers or min(channels, blocks, code_dim, *multipliers) < 1:
+            raise GraincodeError(
+                f"channels={channels} multipliers={list(multipliers)} blocks={blocks} code_dim={code_dim}: expected 1 "
+                "or more each; type for example tokenizer/size=tiny tokenizer.code_dim=16"
+            )
         path = trunk_path(layout, patch)
         widths = level_channels(channels, multipliers, len(path))
         self.stem = nn.Conv2d(3, widths[0], max(3, patch), stride=patch, padding=1 if patch == 1 else 0)

@@ -120,7 +120,8 @@ class EMAQuantizer(Quantizer):
         code_dim: dimension D.
         decay: of the moving averages, in [0, 1).
         restart_below: share of the expected count under which an entry restarts; 0 switches restarts off.
-        max_restarts: share of the codebook that one step may replace, in [0, 1].
+        max_restarts: share of the codebook that one step may replace, in [0, 1]; 0 switches restarts off, too, and more
+            allows one at least.
     Raises:
         GraincodeError: a share or the decay is out of range.
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
@@ -145,7 +146,7 @@ class EMAQuantizer(Quantizer):
                     f"{name}={value}: expected 0 to 1; type for example tokenizer.quantizer.{name}=0.1"
                 )
         self.decay, self.restart_below = decay, restart_below
-        self.max_restarts = max(1, round(max_restarts * codebook_size))
+        self.max_restarts = max(int(max_restarts > 0), round(max_restarts * codebook_size))
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
@@ -202,7 +203,7 @@ class EMAQuantizer(Quantizer):
         keys, fresh = keys[first], fresh[first]
         self.counts.lerp_(seen_counts, 1 - self.decay)
         self.sums.lerp_(seen_sums, 1 - self.decay)
-        if self.restart_below > 0:
+        if self.restart_below > 0 and self.max_restarts:
             expected = self.counts.sum() / len(self.counts)
             rarest = self.counts.topk(self.max_restarts, largest=False).indices
             restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
