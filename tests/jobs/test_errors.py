@@ -62,6 +62,8 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["tokenizer/perceptual=vgg"], "type tokenizer/perceptual= one of lite0, lpips, none, timm"),
         ("train_tokenizer", ["tokenizer/perceptual=lpips", "tokenizer.perceptual.weights=/no.pth"], "/no.pth: no such"),
         ("train_tokenizer", ["tokenizer.quantizer.max_restarts=5"], "type for example tokenizer.quantizer.max"),
+        ("train_tokenizer", ["tokenizer.size.patch=8"], "type tokenizer.size.patch= one of 1, 2, 4"),
+        ("train_tokenizer", ["tokenizer.objective.commitment=-1"], "type tokenizer.objective.commitment=0.25"),
         ("train_tokenizer", ["tokenizer.size.blocks=0"], "blocks=0 code_dim=16: expected 1 or more each"),
         ("train_tokenizer", ["tokenizer.size.multipliers=[]"], "multipliers=[] blocks=1"),
         ("train_tokenizer", ["tokenizer.code_dim=0"], "type for example tokenizer/size=tiny tokenizer.code_dim=16"),

@@ -530,6 +530,10 @@ def test_a_dry_run_counts_the_step_of_training(capsys):
         said[key] = next(line for line in capsys.readouterr().out.splitlines() if "GFLOPs" in line)
     command("train_tokenizer", *TINY_TOKENIZER, "debug=dry", "tokenizer.router.density.of=error")
     assert said["of"] in capsys.readouterr().out
+    # a dry run needs none of the loss's weights
+    command("train_tokenizer", *TINY_TOKENIZER, "debug=dry", "tokenizer/perceptual=lpips",
+            "tokenizer.perceptual.weights=/nowhere.pth")  # fmt: skip
+    assert said["of"] in capsys.readouterr().out
     assert said["of"] != said["in_training"]
 
 

@@ -40,7 +40,8 @@ def run(cfg: DictConfig) -> float:
     config = with_layout(cfg.tokenizer.model, layout)
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(config)
-    perceptual: PerceptualLoss | None = build(cfg.tokenizer.perceptual) or None
+    # a dry run is without it: it would have to load its weights, or download them
+    perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
     objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
     opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
@@ -115,6 +116,7 @@ def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
         weighted_sum(objective(images, module(images, draws=draws), module.router.nominal_length)).backward()
 
     parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
+    log.info("without perceptual loss and discriminator:")
     return dry_run(step, parts, "one training step, one image", training=True)
 
 

@@ -100,13 +100,14 @@ def trunk_path(layout: CodeLayout, patch: int) -> list[tuple[int, int]]:
     """`stride_path` of the layout's grains, starting at `patch` pixels.
 
     Raises:
-        GraincodeError: no level has cells of patch x patch pixels.
+        GraincodeError: no level up to the finest grain has cells of patch x patch pixels.
     """
     path = stride_path(layout.grains)
-    if (patch, patch) not in path:
+    squares = [high for high, wide in path[: path.index(layout.grains[-1]) + 1] if high == wide]
+    if patch not in squares:
         raise GraincodeError(
             f"patch {patch} is not on the way from pixels to the finest grain {layout.grains[-1]}: "
-            f"type one of {[step[0] for step in path if step[0] == step[1]]}"
+            f"type tokenizer.size.patch= one of {', '.join(map(str, squares))}"
         )
     return path[path.index((patch, patch)) :]
 

@@ -20,6 +20,8 @@ class ReconstructionObjective:
         pixel: "l1" or "l2", averaged over all pixels and channels in [-1, 1].
         commitment: weight of the squared distance between encoder output and codebook entry, each code counted once.
         perceptual: a distance to add, with its weight, or None.
+    Raises:
+        GraincodeError: there is no such pixel error, or the weight is negative.
     Source: VQ-VAE (van den Oord et al., 2017), eq. 3; the codebook itself learns by moving averages.
     """
 
@@ -29,6 +31,10 @@ class ReconstructionObjective:
         if pixel not in ("l1", "l2"):
             raise GraincodeError(
                 f"pixel loss {pixel!r}: type tokenizer.objective.pixel=l1 or tokenizer.objective.pixel=l2"
+            )
+        if commitment < 0:
+            raise GraincodeError(
+                f"commitment={commitment}: expected 0 or more; type tokenizer.objective.commitment=0.25"
             )
         self.pixel, self.commitment, self.perceptual = pixel, commitment, perceptual
 
