@@ -21,6 +21,7 @@ from graincode.tokenizer.blocks import norm
         (DUAL, 1),
         (CodeLayout((32, 64), ((16, 16), (8, 8), (4, 4)), 16), 2),
         (CodeLayout((64, 32), ((16, 8), (4, 8)), 16), 1),
+        (CodeLayout((16, 24), ((4, 4), (2, 2)), 16), 2),
     ],
     ids=str,
 )
@@ -38,6 +39,15 @@ def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expa
     assert torch.equal(reconstruction.routing.grains, codes.grains)
     torch.testing.assert_close(reconstruction.images.clamp(-1, 1), made, atol=1e-5, rtol=0)
     assert len(reconstruction.quantized.indices) == int(codes.lengths.sum())
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_every_pixel_reaches_every_grain(patch):
+    encoder = make(DUAL, patch=patch).encoder
+    for grain in range(2):
+        images = photographs(1).requires_grad_()
+        encoder(images)[grain].sin().sum().backward()
+        assert (images.grad != 0).any(dim=1).all()
 
 
 def test_every_part_gets_a_gradient_whatever_the_grains():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout
@@ -72,6 +73,7 @@ class GrainEncoder(nn.Module):
             )
         path = trunk_path(layout, patch)
         widths = level_channels(channels, multipliers, len(path))
+        self._is_bordered = patch == 2
         self.stem = nn.Conv2d(3, widths[0], max(3, patch), stride=patch, padding=1 if patch == 1 else 0)
         self.levels, self.downs, heads = nn.ModuleList(), nn.ModuleList(), {}
         previous = widths[0]
@@ -89,7 +91,8 @@ class GrainEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) images in [-1, 1] to K feature maps (B, D, h_g, w_g), coarsest first."""
-        x, trunk = self.stem(images), []
+        # with a stride of 2 the last row and column would have no cell
+        x, trunk = self.stem(F.pad(images, (0, 1, 0, 1)) if self._is_bordered else images), []
         for index, level in enumerate(self.levels):
             x = level(self.downs[index - 1](x) if index else x)
             trunk.append(x)
