@@ -74,8 +74,8 @@ def test_a_pickle_in_place_of_weights_is_refused(tokenizer, matching):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format=99), "reads 3: type pip install -U graincode"),
-        (lambda c: c.update(format=1), "export the model anew"),
+        (lambda c: c.update(format=99), "reads 4: type pip install -U graincode"),
+        (lambda c: c.update(format=1), "train it anew"),
         (lambda c: c.pop("model"), "is damaged"),
         (lambda c: c["model"]["encoder"].update(channels=16), "is damaged"),
         (lambda c: c["model"]["encoder"].update(chanels=16), "is damaged"),

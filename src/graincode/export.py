@@ -19,7 +19,7 @@ from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.files import new_directory, write_json
 
-FORMAT = 3
+FORMAT = 4  # tokenizers of 3 did not see the last row and column of pixels
 
 # the only names that a configuration may ask for; compared as text, nothing is imported to find out
 _ALLOWED: dict[str, type] = {
@@ -130,7 +130,7 @@ def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | 
         newer = isinstance(found_format, int) and found_format > FORMAT
         raise GraincodeError(
             f"{folder} has export format {found_format}, this version reads {FORMAT}: "
-            + ("type pip install -U graincode" if newer else "export the model anew, with the same command")
+            + ("type pip install -U graincode" if newer else "train it anew, with the same command")
         )
     if found_kind != kind:
         raise GraincodeError(f"{folder} is a {found_kind}, expected a {kind}: type it as {found_kind}_path={folder}")
