@@ -134,7 +134,7 @@ ABLATIONS = [
     variable(DUAL, 28, "coding", "tokenizer.router.density.of=error", name="error"),
     variable(DUAL, 28, "coding", "tokenizer.router.scope=image", name="constant length"),
     variable(DUAL, 28, "entropy", "tokenizer.router.density.sigma=0.03", name="entropy, sigma 0.03"),
-    variable(DUAL, 28, "entropy", "tokenizer.router.density.sigma=0.065", name="entropy, sigma 0.065"),
+    variable(DUAL, 28, "entropy_wide", name="entropy, sigma 0.065"),
     variable(DUAL, 28, "gradient", name="gradient"),
     variable(DUAL, 28, "variance", name="variance"),
     variable(DUAL, 28, "fixed", name="middle"),

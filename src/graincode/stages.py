@@ -17,7 +17,7 @@ from graincode.core.losses import Term
 from graincode.core.rng import Draws, permutation
 from graincode.data.augmentation import Augmentation
 from graincode.data.codes import CodeBatch, CodeDataset
-from graincode.data.images import ImageBatch, ImageDataset
+from graincode.data.images import ImageBatch, ImageDataset, Subset
 from graincode.data.loader import Windows, in_order
 from graincode.engine.logging import Meter
 from graincode.generator import Generator, GeneratorObjective
@@ -83,7 +83,7 @@ class Stage(Protocol):
         """What the players see of a batch on its device, such as augmented images."""
 
     def evaluate(self, module: nn.Module, limit: int) -> dict[str, float]:
-        """Figures on the first `limit` validation items; `objective` is among them, less is better.
+        """Figures on `limit` validation items, always the same; `objective` is among them, less is better.
 
         All processes take part, and all get the same.
         """
@@ -197,7 +197,8 @@ class TokenizerStage:
         self.players: list[Player] = [player]
         if opponent is not None:
             self.players.append(DiscriminatorPlayer(opponent, player))
-        self.dataset, self.validation, self.workers = dataset, validation, workers
+        self.dataset, self.workers = dataset, workers
+        self.validation = Subset(validation, len(validation))  # else the first may be of one class
         self.augmentation, self.calibration = augmentation, calibration
         self._calibrated: dict[str, Tensor] = {}
 
@@ -219,7 +220,7 @@ class TokenizerStage:
         return {"objective": figures["mse"], **figures}
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
-        """The first validation images over their density and grain maps, reconstructions and errors; how many codes."""
+        """Some validation images over their density and grain maps, reconstructions and errors; how many codes."""
         some = self.validation[range(min(EVALUATION_BATCH, len(self.validation)))].images.to(module.device)
         with _kept_buffers(module.router):
             for name, buffer in module.router.named_buffers():  # thresholds as evaluated last
@@ -326,6 +327,7 @@ class GeneratorStage:
         self.players: list[Player] = [GeneratorPlayer(module, objective, typical)]
         self.objective, self.tokenizer = objective, tokenizer
         self.dataset, self.validation = dataset, validation
+        self._order = permutation(0, 0, len(validation)).tolist()  # of which the first are looked at, of all classes
 
     def prepare(self, batch: CodeBatch, draws: Draws) -> CodeBatch:
         return batch
@@ -333,7 +335,7 @@ class GeneratorStage:
     def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
         """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
         meter, device = Meter(), module.content_head.weight.device
-        batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True))
+        batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True, order=self._order))
         place = processes.items(min(len(self.validation), limit), EVALUATION_BATCH).start
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
@@ -345,8 +347,8 @@ class GeneratorStage:
 
     def pictures(self, module: Generator) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""
-        count = min(16, len(self.validation))
-        real = self.validation[range(count)]
+        real = self.validation[self._order[:16]]
+        count = len(real.labels)
         given = CodePrefix.of_map(real.codes) if module.needs_map else None
         samples = module.sample(real.labels, batch_size=count, given=given)
         both = GrainCodes.cat([samples, real.codes])

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from cases import Codes, make_stage
 from torch import nn
 
 from graincode.core.errors import GraincodeError
@@ -365,3 +366,20 @@ def test_a_full_disk_is_the_user_s_error():
     full = GraincodeError.of_full_disk(OSError(errno.ENOSPC, "No space left on device", "log.jsonl"))
     assert full.line.startswith("no room on the disk for log.jsonl (No space left on device): make room")
     assert GraincodeError.of_full_disk(OSError(errno.EACCES, "no")) is None
+
+
+@pytest.mark.parametrize("kind", ["gan", "generator"])
+def test_what_is_judged_is_spread_over_the_validation_items(kind, monkeypatch):
+    stage, start = make_stage(False, kind)
+    start()
+    del stage.evaluate
+    seen, items = [], Codes if kind == "generator" else TensorImages
+    read = items.__getitem__
+    monkeypatch.setattr(items, "__getitem__", lambda self, chosen: seen.extend(chosen) or read(self, chosen))
+    module = stage.players[0].module.eval()
+    stage.evaluate(module, 12)
+    assert len(set(seen)) == 12
+    assert min(seen) < 12 <= max(seen)
+    seen.clear()
+    stage.pictures(module)
+    assert min(seen[:8]) < 12 <= max(seen[:8])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -115,7 +115,12 @@ def training_loader(
 
 
 def in_order(
-    dataset: Dataset[Any], batch_size: int, limit: int | None = None, workers: int = 0, shared: bool = False
+    dataset: Dataset[Any],
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
+    shared: bool = False,
+    order: Sequence[int] | None = None,
 ) -> Iterator[Any]:
     """Batches of the first `limit` items (all by default), in order.
 
@@ -125,10 +130,12 @@ def in_order(
         limit: the first so many items.
         workers: processes that load them.
         shared: give this process its contiguous share of the batches, not all of them.
+        order: of all items; None for their own.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     mine = processes.items(count, batch_size) if shared else range(count)
-    parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    chosen = mine if order is None else order[mine.start : mine.stop]
+    parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     yield from _batches(
         DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals)
     )
