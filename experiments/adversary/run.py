@@ -2,10 +2,10 @@
 
     .venv/bin/python experiments/adversary/run.py [--steps 2400] [--images 500]
 
-Crops of photographs at 64 pixels, 40 codes each. Three tokenizers, as many steps each: L1; L1 and perceptual loss; both
-and a PatchGAN that starts half-way and comes in over a tenth of the steps. Every twentieth of the steps, the weights as
-they then are (not averaged) code and decode validation crops. Writes curve.png, results.json and results.md beside this
-file. Resumable: what has finished is not run again.
+Crops of photographs at 64 pixels, 40 codes each on average over the training crops. Three tokenizers, as many steps
+each: L1; L1 and perceptual loss; both and a PatchGAN that starts half-way and comes in over a tenth of the steps. Every
+twentieth of the steps, the weights as they then are (not averaged) code and decode validation crops. Writes curve.png,
+results.json and results.md beside this file. Resumable: what has finished is not run again.
 Cost: see `SECONDS`; the prediction is printed first.
 
 The settings are the gentler of two trials of 400 steps (start after 200, 100 validation crops), which differ in four of

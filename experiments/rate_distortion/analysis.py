@@ -34,6 +34,28 @@ from sweep import start
 
 HERE, RUNS = Path(__file__).parent, Path("runs/rate_distortion/train_tokenizer")
 BATCH, IMAGES = 250, 2000
+SECTIONS = (
+    (
+        "In which regions",
+        "Of the dual tokenizer of 28 codes and the fixed-length ones of 16 and 64, in the regions that the first codes "
+        "coarse and fine. Its coarse regions are better than those of the model of coarse codes alone, whose codes "
+        "must do for busy regions, too; its fine ones are worse than those of the model of fine codes alone. The next "
+        "table says why.",
+    ),
+    (
+        "What the codes of flat cells say",
+        "Entropy of the codes of cells that are flat, and of those that are not. A tokenizer of fine codes alone "
+        "spends those of flat cells, beside a textured one and even two cells away, on that neighbour. So its error in "
+        "a region cannot be had with that region's codes, and the two fixed-length errors put together are a bound "
+        "that no variable-length tokenizer reaches with as few codes.",
+    ),
+    (
+        "What a better router could gain",
+        "The error under other routings of the same weights, a third of the regions fine: among them the gain of each "
+        "region measured by flipping its grain alone, its neighbours as they are coded, which is the most that a "
+        "router of single regions can know. It takes sixteen decodes.",
+    ),
+)
 
 
 def open_row(name: str) -> DQVAE:
@@ -146,10 +168,11 @@ def main() -> None:
     """All three parts."""
     start()
     images = FashionMNIST().split("val")[range(IMAGES)].images
-    lines = [f"The first {IMAGES:,} validation images; one seed.", "", *sides(images), "", *flat_cells(images), ""]
-    lines += routings(images[:1000])
+    lines = [f"# Where a dual tokenizer loses\n\nOn the first {IMAGES:,} validation images; one seed.", ""]
+    for (title, about), part in zip(SECTIONS, (sides, flat_cells, lambda all_: routings(all_[:1000])), strict=True):
+        lines += [f"## {title}", "", about, "", *part(images), ""]
     with replacing(HERE / "analysis.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
+        partial.write_text("\n".join(lines))
     print("\n".join(lines))
 
 

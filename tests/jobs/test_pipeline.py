@@ -478,11 +478,16 @@ def test_the_published_sizes_take_a_training_step(recipe):
     made = module(images, draws=draws)
     terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
     assert cfg.tokenizer.perceptual._target_.endswith("LPIPSLoss")  # whose weights are not at hand
+    opponent.adaptive.fill_(0.5)
     terms["adversarial"] = opponent.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
     weighted_sum(terms).backward()
     optimizer.step()
     module.update([made.routing])
     assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
+    weighted_sum(opponent.discriminator_terms(opponent(torch.cat([images, made.images.detach()])))).backward()
+    opponent.update()
+    assert 0 < float(opponent.adaptive) <= 0.75
+    assert all(bool(parameter.grad.abs().sum() > 0) for parameter in opponent.parameters())
     assert not torch.equal(module.quantizers[0].codebook, before)
     assert len(set(made.routing.grains.flatten().tolist())) > 1
 
