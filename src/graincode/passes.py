@@ -341,13 +341,19 @@ def draw(
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
     mine = processes.items(len(labels), batch_size)
+    quiet = not processes.is_main()
     with tqdm(
-        total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, disable=not processes.is_main()
+        total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, miniters=0, disable=quiet
     ) as bar:
+
+        def on_step(step: int) -> None:
+            bar.set_postfix(step=step, refresh=False)
+            bar.update(0)  # which shows it once in a while
+
         for start in mine[::batch_size]:
             part = labels[start : start + batch_size]
             begun = None if given is None else given[start : start + len(part)]
-            codes = generator.sample(part, seed, start, batch_size, given=begun, **settings)
+            codes = generator.sample(part, seed, start, batch_size, on_step, begun, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
             yield SampleBatch(images, codes, part)

@@ -7,7 +7,7 @@ from strategies import LAYOUTS
 from graincode.core.codes import from_sequences
 from graincode.core.logits import draw, legal_regions, truncate
 from graincode.core.rng import permutation, uniforms
-from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import AutoregressiveSampler, MaskedSampler
 
 
 class Indifferent:
@@ -26,6 +26,49 @@ class Indifferent:
 
     def contents(self, slots):
         return torch.zeros(len(slots), self.layout.codebook_size)
+
+
+class Inclined(Indifferent):
+    """Logits that are the same for all samples, whatever they have drawn; and what was asked of the grain map."""
+
+    def __init__(self, layout):
+        super().__init__(layout, 0.0)
+        self.of_regions, self.of_contents = torch.randn(layout.num_regions + 1), torch.randn(layout.codebook_size)
+        self.of_grains, self.maps = torch.randn(layout.num_regions, layout.num_grains), []
+
+    def regions(self):
+        return self.of_regions.expand(self.count, -1)
+
+    def grains(self, grains):
+        self.maps.append(grains)
+        return self.of_grains.expand(len(grains), -1, -1)
+
+    def contents(self, slots, contents=None):
+        return self.of_contents.expand(*slots.shape, -1)
+
+
+GREEDY = [("top_k", 1), ("temperature", 1e-4), ("top_p", 1e-6), ("min_p", 1 - 1e-6)]
+
+
+@pytest.mark.parametrize(("sampler", "other"), [(AutoregressiveSampler, "region_"), (MaskedSampler, "grain_")])
+@pytest.mark.parametrize(("name", "value"), GREEDY)
+def test_settings_of_truncation_hold_for_what_they_name(sampler, other, name, value):
+    layout = LAYOUTS[2]
+    for prefix in ("", other):
+        drawn = sampler(**{prefix + name: value})
+        sequences = drawn(Inclined(layout), layout, uniforms(0, range(20), *drawn.numbers(layout)))
+        kinds = len(sequences.contents[sequences.is_code].unique())
+        maps = len(from_sequences(sequences).grains.unique(dim=0))
+        assert (kinds == 1, maps == 1) == ((True, False) if prefix == "" else (False, True))
+
+
+def test_the_order_of_the_grain_map_has_a_noise_of_its_own():
+    layout = LAYOUTS[2]
+    for noise in (0.0, 100.0):
+        sampler = MaskedSampler(grain_choice_noise=noise, grain_top_k=1, choice_noise=50.0 - noise / 2)
+        logits = Inclined(layout)
+        sampler(logits, layout, uniforms(0, range(20), *sampler.numbers(layout)))
+        assert (len(logits.maps[3].unique(dim=0)) == 1) == (noise == 0)
 
 
 @given(st.sampled_from(LAYOUTS), st.integers(0, 2**31), st.floats(-8, 8))

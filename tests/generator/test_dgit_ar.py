@@ -129,6 +129,13 @@ def test_changing_a_code_changes_nothing_before_it(variant):
     assert torch.equal(hidden[:, :10], hidden_after[:, :10])
     assert torch.equal(contents[:, :10], contents_after[:, :10])
     assert not torch.equal(contents[2, 10:], contents_after[2, 10:])
+    moved = sequences.slots.clone()
+    moved[:, 9] += 1
+    other = type(sequences)(moved, sequences.contents, layout)
+    hidden_after, contents_after = model.hidden_and_contents(other, condition)
+    assert torch.equal(hidden[:, :10], hidden_after[:, :10])  # which decide where code 9 is
+    assert torch.equal(contents[:, :9], contents_after[:, :9])
+    assert not torch.equal(contents[2, 9:], contents_after[2, 9:])
 
 
 def every_code(layout):
@@ -226,8 +233,10 @@ def test_a_plain_decoder_is_not_told_where_the_next_code_is():
         make(LAYOUTS[2], next_position=False)
 
 
-def test_samples_follow_the_likelihood():
-    layout = CodeLayout((4, 4), ((4, 2), (2, 2)), 2, 1)
+@pytest.mark.parametrize("layout", [
+    CodeLayout((4, 4), ((4, 2), (2, 2)), 2, 1), CodeLayout((8, 4), ((4, 4), (4, 2), (2, 2)), 2, 1),
+], ids=str)  # fmt: skip
+def test_samples_follow_the_likelihood(layout):
     model = make(layout, dtype=torch.float64)
     codes = GrainCodes.cat(list(every_code(layout)))
     expected = (-model(codes, torch.zeros(len(codes), dtype=torch.long)).total).exp()
@@ -240,11 +249,11 @@ def test_samples_follow_the_likelihood():
     assert float(((found - expected).abs() / spread.clamp(min=1e-3)).max()) < 5
 
 
-def test_the_last_cell_of_every_grid_can_be_drawn():
+def test_every_cell_of_every_grid_can_be_drawn():
     layout = LAYOUTS[5]
     codes = make(layout).sample(torch.zeros(300, dtype=torch.long), batch_size=300)
     for g in range(layout.num_grains):
-        assert layout.cells_at(codes.grains, g)[:, -1, -1].any(), f"grain {g}"
+        assert layout.cells_at(codes.grains, g).any(dim=0).all(), f"grain {g}"
 
 
 def test_positions_that_are_implied_cost_nothing():
@@ -448,6 +457,43 @@ def test_an_untrained_model_pays_log_of_the_codebook():
     assert float(terms["content"].mean) == pytest.approx(math.log(256), abs=0.15)
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(GraincodeError, match="divides it"):
-        Transformer(30, 1, 4)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_samples_are_drawn_in_half_precision_too(variant):
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.bfloat16, **VARIANTS[variant]), labels_for(layout, 4)
+    given = CodePrefix.of_map(random_codes(layout, random_grains(layout, 4))) if model.needs_map else None
+    for scale in (1.0, 2.0) if model.classes else (1.0,):
+        assert len(model.sample(labels, batch_size=4, guidance_scale=scale, given=given)) == 4
+
+
+def test_a_generator_in_training_mode_does_not_sample():
+    layout = LAYOUTS[2]
+    with pytest.raises(GraincodeError, match=r"type generator\.eval\(\)"):
+        make(layout).train().sample(labels_for(layout, 2))
+
+
+def test_the_sampler_tells_how_many_tokens_it_has_drawn():
+    layout, steps = LAYOUTS[1], []
+    make(layout).sample(labels_for(layout, 2), batch_size=2, on_step=steps.append)
+    assert steps == list(range(1, layout.max_tokens + 1))
+
+
+def test_parts_that_do_not_fit_are_refused():
+    layout = LAYOUTS[2]
+    for settings, expected in (
+        ((30, 1, 4), "divides it"), ((32, 1, 0), "divides it"), ((32, -1, 4), "expected 0 or more"),
+        ((32, 1, 4, 1.0), "expected 0 to below 1"),
+    ):  # fmt: skip
+        with pytest.raises(GraincodeError, match=expected):
+            Transformer(*settings)
+    for name in ("position", "content"):
+        stacks = [Transformer(WIDTH, 1, 4, causal=name != part) for part in ("position", "content")]
+        with pytest.raises(GraincodeError, match=rf"type generator\.model\.{name}_transformer\.causal=true"):
+            DGiTAR(layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH), NoConditioning(layout, WIDTH), *stacks)
+    with pytest.raises(GraincodeError, match=r"type generator\.block\.rotary=true"):
+        make(layout, parts={"position": "none"})
+    assert make(LAYOUTS[1], parts={"position": "none"})  # the index tells it
+    with pytest.raises(GraincodeError, match=r"type generator\.model\.last_positions=implied"):
+        make(layout, grain_map="given", last_positions="modelled")
+    with pytest.raises(GraincodeError, match=r"type generator\.objective\.position_weight=1"):
+        AutoregressiveObjective(-1.0)

@@ -107,6 +107,7 @@ def refusal(capsys, job, *overrides):
         ("train_generator", ["trainer.length_window=0"], "trainer.length_window=0: expected 1 or more"),
         ("train_tokenizer", ["trainer.length_window=8"], "unknown key 'trainer.length_window'"),
         ("extract_codes", [], "run graincode-train-tokenizer first"),
+        ("sample", ["classes=7"], "classes=7: expected a list; type for example classes=[7]"),
         ("sample", ["generator_path=/nowhere"], "type generator_path=latest or generator_path=/path"),
     ],
 )  # fmt: skip

@@ -21,6 +21,7 @@ from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.engine.logging import read_log
 from graincode.generator import Transformer
+from graincode.jobs import sample
 from graincode.tokenizer import DQVAE
 
 LITE0 = "features=lite0_112"
@@ -222,6 +223,16 @@ def test_samples_are_kept_with_their_codes(inside):
         shown = ((tokenizer.detokenize(codes) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         assert (shown == arrays["images"]).all()
     assert Image.open(run / "samples.png").size[0] > 64
+
+
+def test_a_picture_of_samples_has_a_column_for_each_class_unless_they_are_many():
+    assert [sample._columns(classes, None) for classes in (0, 2, 20, 21, 1000)] == [10, 2, 20, 10, 10]
+    assert sample._columns(2, [1]) == 10
+
+
+def test_nothing_is_given_of_samples_by_default():
+    for overrides in ([], ["given=null"], ["given.grains=0"]):
+        assert sample._asked(check("sample", overrides)) == {}
 
 
 def test_the_public_functions_give_what_the_jobs_give(inside):
@@ -492,7 +503,9 @@ def test_the_published_sizes_take_a_training_step(recipe):
     assert len(set(made.routing.grains.flatten().tolist())) > 1
 
 
-@pytest.mark.parametrize(("recipe", "classes"), [("ar_imagenet", 1000), ("ar_ffhq", 0), ("nar_imagenet", 1000)])
+@pytest.mark.parametrize(("recipe", "classes"), [
+    ("ar_imagenet", 1000), ("ar_ffhq", 0), ("nar_imagenet", 1000), ("nar_ffhq", 0),
+])  # fmt: skip
 def test_the_published_generators_take_a_training_step(recipe, classes):
     cfg = check("train_generator", [f"experiment={recipe}"])
     layout = CodeLayout((64, 64), [[16, 16], [8, 8]], 1024, classes)  # smaller images, all else as published

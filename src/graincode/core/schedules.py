@@ -73,8 +73,11 @@ class MaskSchedule:
         if step == steps:
             return torch.zeros_like(masked)
         share = self.ratio(torch.tensor(step / steps, dtype=torch.float64)).item()
-        return torch.minimum(masked - 1, (codes.double() * share).floor().long()).clamp(min=0)
+        left = (codes.double() * share + _ROUNDING).floor().long()
+        return torch.minimum(masked - 1, left).clamp(min=0)
 
+
+_ROUNDING = 1e-9  # a product that is whole but for rounding, such as 10 (1 - 9 / 10), counts as whole
 
 MASK_SCHEDULES = {
     "cosine": MaskSchedule(lambda u: (math.pi / 2 * u).cos(), 2 / math.pi),

@@ -292,6 +292,9 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
         value, kind, key = wrong.groups()
         kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(kind, kind)
         return f"{key}={value}: expected {kind}; type for example {key}={_EXAMPLES.get(wrong.group(2), '...')}"
+    if single := re.search(r"merging override (\S+?)=(\S+) Invalid value assigned: \w+ is not a ListConfig", text):
+        key, value = single.groups()
+        return f"{key}={value}: expected a list; type for example {key}=[{value}]"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing.group(1)} is not set: type {missing.group(1)}=..."
     return text

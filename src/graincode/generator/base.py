@@ -94,8 +94,9 @@ class Generator(nn.Module, ABC):
         Returns:
             N valid codes, on the CPU.
         Raises:
-            GraincodeError: a label is not a class of this generator, there are none, what is given is of another layout
-                or number, or not what the generator can keep, or a setting is unknown or out of range.
+            GraincodeError: the generator is in training mode, a label is not one of its classes, there are none, what
+                is given is of another layout or number, or not what the generator can keep, or a setting is unknown or
+                out of range.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
@@ -116,6 +117,8 @@ class Generator(nn.Module, ABC):
                 f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
                 "type sampler.guidance_scale=1"
             )
+        if self.training:
+            raise GraincodeError("a generator in training mode drops labels and activations: type generator.eval()")
         device = self.content_head.weight.device
         parts = []
         for start in range(0, len(labels), batch_size):

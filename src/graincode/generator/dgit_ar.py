@@ -111,6 +111,14 @@ class DGiTAR(Generator):
             raise GraincodeError(
                 f"last_positions {last_positions!r}: type generator.model.last_positions= one of implied, modelled"
             )
+        for name, transformer in (("position", position_transformer), ("content", content_transformer)):
+            if not transformer.causal:
+                raise GraincodeError(
+                    f"a {name}_transformer that is not causal sees what it predicts: type "
+                    f"generator.model.{name}_transformer.causal=true"
+                )
+            if layout.num_grains > 1:
+                embedding.check_places(transformer)
         if not next_position and layout.num_grains > 1:
             raise GraincodeError(
                 f"{layout.num_grains} grains without next_position: the contents could not know their places; "
@@ -122,6 +130,11 @@ class DGiTAR(Generator):
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
         self.needs_map = grain_map == "given" and layout.num_grains > 1
+        if self.needs_map and last_positions == "modelled":
+            raise GraincodeError(
+                "grain_map=given with last_positions=modelled: the map tells all positions; type "
+                "generator.model.last_positions=implied"
+            )
         decides = layout.num_grains > 1 and not self.needs_map
         self.decided_grains = layout.num_ends + (last_positions == "modelled") if decides else 0
         self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if self.needs_map else None

@@ -79,7 +79,7 @@ class DGiTNAR(Generator):
         conditioning, grain_transformer, content_transformer: its parts, of this width; the transformers are not causal.
         masking: of training.
     Raises:
-        GraincodeError: a part has an order.
+        GraincodeError: a part has an order, or the places of codes are not told.
     Source: our reading of DGiT-NAR, of which only an abstract is public; MaskGIT (Chang et al., 2022) is its ground.
     """
 
@@ -102,6 +102,7 @@ class DGiTNAR(Generator):
                     f"a causal {name}_transformer: what is masked depends on all codes; type "
                     f"generator.model.{name}_transformer.causal=false"
                 )
+            embedding.check_places(transformer)
         if embedding.index is not None:
             raise GraincodeError("an index of codes that have no order: type generator.model.embedding.index=false")
         self.layout, self.masking = layout, masking or InformationMasking()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import LABEL_DROPOUT, Draws
+from graincode.generator.transformer import Transformer
 
 
 class HeterogeneousEmbedding(nn.Module):
@@ -61,6 +62,14 @@ class HeterogeneousEmbedding(nn.Module):
         if self.index is not None:
             tokens = tokens + self.index(torch.arange(start, start + slots.shape[1], device=slots.device))
         return tokens
+
+    def check_places(self, transformer: Transformer) -> None:
+        """Refuse a transformer that neither this embedding nor rotary positions would tell where a code is."""
+        if self.position is None and not transformer.rotary:
+            raise GraincodeError(
+                "position 'none' without rotary positions: nothing tells where a code is; type "
+                "generator.block.rotary=true, or generator.model.embedding.position=per_grain"
+            )
 
     def at(self, slots: Tensor) -> Tensor:
         """What is known of a token before its content is: (...) slots to (..., width)."""
@@ -126,7 +135,7 @@ class ClassConditioning(nn.Module):
     def __init__(self, layout: CodeLayout, width: int, dropout: float = 0.1) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
-            raise GraincodeError(f"dropout={dropout}: expected 0 to 1; type generator.conditioning.dropout=0.1")
+            raise GraincodeError(f"dropout={dropout}: expected 0 to below 1; type generator.conditioning.dropout=0.1")
         if layout.classes == 0:
             raise GraincodeError(
                 "the codes have no classes: type generator/conditioning=none, or extract labelled data"
@@ -158,10 +167,10 @@ class NoConditioning(nn.Module):
 
     def __init__(self, layout: CodeLayout, width: int) -> None:
         super().__init__()
-        self.width = width
+        self.register_buffer("nothing", torch.zeros(width), persistent=False)  # of the module's type and device
 
     def forward(self, labels: Tensor, draws: Draws | None = None) -> Tensor:
-        return torch.zeros(len(labels), self.width, device=labels.device)
+        return self.nothing.expand(len(labels), -1)
 
     def check(self, labels: Tensor) -> None:
         """Any labels will do."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes
+from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
 from graincode.generator.base import Generator
 from graincode.generator.dgit_ar import DGiTAR, SequenceLikelihood
@@ -32,11 +33,14 @@ class AutoregressiveObjective:
     """Mean content loss per code + mean over the grains of the mean position loss per decision.
 
     Args:
-        position_weight: of the position losses.
+        position_weight: of the position losses, >= 0.
+    Raises:
+        GraincodeError: it is less.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
     def __init__(self, position_weight: float = 1.0) -> None:
+        _check_weight("position_weight", position_weight)
         self.position_weight = position_weight
 
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
@@ -80,9 +84,12 @@ class MaskedObjective:
 
     Args:
         grains_weight: of the loss of the grain map, >= 0.
+    Raises:
+        GraincodeError: it is less.
     """
 
     def __init__(self, grains_weight: float = 1.0) -> None:
+        _check_weight("grains_weight", grains_weight)
         self.grains_weight = grains_weight
 
     def __call__(self, predictions: MaskedPredictions) -> dict[str, Term]:
@@ -114,3 +121,8 @@ class MaskedObjective:
     def judge(self, figures: Mapping[str, float]) -> float:
         """The loss, in nats."""
         return figures["content"] + self.grains_weight * figures.get("grains", 0.0)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not weight >= 0:
+        raise GraincodeError(f"{name}={weight}: expected 0 or more; type generator.objective.{name}=1")

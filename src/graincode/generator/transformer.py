@@ -187,7 +187,7 @@ class Transformer(nn.Module):
         adaln: whether the condition shifts, scales and gates each branch, from no effect at the start (after DiT,
             Peebles & Xie, 2022, whose gates start closed).
     Raises:
-        GraincodeError: the heads do not divide the width, or an option is unknown.
+        GraincodeError: the heads do not divide the width, a number is out of range, or an option is unknown.
     """
 
     def __init__(
@@ -204,10 +204,14 @@ class Transformer(nn.Module):
         adaln: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise GraincodeError(
                 f"a width of {width} has no {heads} equal heads: type generator.size.heads that divides it"
             )
+        if layers < 0:
+            raise GraincodeError(f"{layers} layers: expected 0 or more, such as generator.size.content_layers=2")
+        if not 0 <= dropout < 1:
+            raise GraincodeError(f"dropout {dropout}: expected 0 to below 1; type generator.size.dropout=0.1")
         for name, value, known in (("norm", norm, _NORMS), ("mlp", mlp, _MLPS)):
             if value not in known:
                 raise GraincodeError(f"{name} {value!r}: type generator.block.{name}= one of {', '.join(known)}")

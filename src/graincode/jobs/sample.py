@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> float:
         images, codes = gathered(drawn, made.module.layout)
         seconds = (time.perf_counter() - began) / cfg.num_samples
         mean_length = float(codes.lengths.double().mean())
-        columns = made.module.classes if cfg.classes is None and made.module.classes else 10
+        columns = _columns(made.module.classes, cfg.classes)
         shown = images[:400]
         if given is not None:
             columns = len(original)
@@ -69,8 +69,15 @@ def run(cfg: DictConfig) -> float:
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=made.module.classes)
 
 
+def _columns(classes: int, chosen: list[int] | None) -> int:
+    """How many samples stand in a row: one of each class, unless some were chosen, or they are many."""
+    return classes if chosen is None and 0 < classes <= 20 else 10
+
+
 def _asked(cfg: DictConfig) -> dict[str, Any]:
     """What is to be given."""
+    if cfg.given is None:
+        return {}
     keys = ("grains", "regions", "keep", "redraw", "map")
     return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
 

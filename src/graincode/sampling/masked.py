@@ -213,7 +213,7 @@ class MaskedSampler:
             unknown: (B, L) bool.
             numbers: (B, T, 2, L or more) in [0, 1), to draw values and for noise.
             kind: prefix of the settings of truncation.
-            tier: (B, L) long from 0 to L; the higher ones come first, whatever the scores; None: all are equal.
+            tier: (B, L) long, 0 or more; the higher ones come first, whatever the scores; None: all are equal.
             on_step: called with t.
         """
         steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
@@ -232,7 +232,7 @@ class MaskedSampler:
             scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
             order = ranks(scores)
             if tier is not None:
-                order = ranks(torch.where(scores.isinf(), length + 1, tier) * length + order)
+                order = ranks(torch.where(scores.isinf(), tier.amax() + 1, tier) * length + order)
             left = schedule.remaining(left, count, step, steps)
             masked = order < left[:, None]
             values = values.index_put(at, drawn).masked_fill(masked, mask)
