@@ -21,6 +21,8 @@ from graincode.files import new_directory, write_json
 
 FORMAT = 4  # tokenizers of 3 did not see the last row and column of pixels
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 # the only names that a configuration may ask for; compared as text, nothing is imported to find out
 _ALLOWED: dict[str, type] = {
     f"graincode.{package}.{made.__name__}": made
@@ -185,13 +187,23 @@ def load_generator(path: str | os.PathLike[str], device: torch.device | str = "c
 
 
 def load_pair(
-    generator_path: str | os.PathLike[str], tokenizer_path: str | os.PathLike[str], device: torch.device | str = "cpu"
+    generator_path: str | os.PathLike[str],
+    tokenizer_path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    precision: str = "float32",
 ) -> tuple[Export, Export]:
     """A generator and the tokenizer whose codes it makes.
 
+    Args:
+        generator_path, tokenizer_path: exports.
+        device: where they are to be.
+        precision: of the generator, "float32" or "bfloat16".
     Raises:
-        GraincodeError: as `load_export`, or the generator was trained on codes of another layout or tokenizer.
+        GraincodeError: as `load_export`, or the generator was trained on codes of another layout or tokenizer, or there
+            is no such precision.
     """
+    if precision not in PRECISIONS:
+        raise GraincodeError(f"precision={precision}: type precision= one of {', '.join(PRECISIONS)}")
     made, decodes = load_export(generator_path, "generator", device), load_export(tokenizer_path, "tokenizer", device)
     tokenizer.check_layouts(
         made.module.layout, decodes.module.layout, f"codes of {generator_path}", str(tokenizer_path)
@@ -201,6 +213,7 @@ def load_pair(
             f"{generator_path} was trained on codes of tokenizer {made.provenance.get('tokenizer')}, "
             f"but {tokenizer_path} is {decodes.identity}: type the tokenizer_path that its codes were extracted with"
         )
+    made.module.to(PRECISIONS[precision])
     return made, decodes
 
 

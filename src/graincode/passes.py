@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -278,11 +278,13 @@ class SampleBatch:
     images: (B, 3, H, W) uint8.
     codes: they were decoded from.
     labels: (B,) long.
+    steps: that the sampler took for them.
     """
 
     images: Tensor
     codes: GrainCodes
     labels: Tensor
+    steps: int
 
 
 def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tensor:
@@ -341,12 +343,14 @@ def draw(
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
     mine = processes.items(len(labels), batch_size)
-    quiet = not processes.is_main()
+    quiet, steps = not processes.is_main(), 0
     with tqdm(
         total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, miniters=0, disable=quiet
     ) as bar:
 
         def on_step(step: int) -> None:
+            nonlocal steps
+            steps = step
             bar.set_postfix(step=step, refresh=False)
             bar.update(0)  # which shows it once in a while
 
@@ -356,7 +360,7 @@ def draw(
             codes = generator.sample(part, seed, start, batch_size, on_step, begun, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
-            yield SampleBatch(images, codes, part)
+            yield SampleBatch(images, codes, part, steps)
 
 
 class SamplePass:
@@ -434,7 +438,7 @@ def _pack(raw: Path, labels: Tensor | None) -> None:
     raw.unlink()
 
 
-def gathered(batches: Iterator[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:
+def gathered(batches: Iterable[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:
     """Images (N, 3, H, W) uint8 and codes of all samples of all processes, on the CPU."""
     own = list(batches)
     (h0, w0), (h, w) = layout.grids[0], layout.grids[-1]

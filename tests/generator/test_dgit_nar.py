@@ -85,33 +85,35 @@ def drawn(model, sampler, count, given=None, seed=0):
     return sampler(recorder, model.layout, numbers, given=given), recorder
 
 
-def maskgit(model, labels, numbers, steps, schedule, tau, places=None, bonus=lambda t, slot: 0.0):
+def maskgit(model, labels, numbers, sampler, places=None):
     """MaskGIT's parallel decoding, written anew, one image and one code at a time: the codes of each image after each
-    step, (T, N), the codebook's size where they are masked. Of places other than a whole grid, the slots of each image;
-    a bonus is added to a code's score."""
-    layout, found = model.layout, []
+    step, (T, N), the codebook's size where they are masked. Of places other than a whole grid, the slots of each
+    image."""
+    layout, steps, found = model.layout, sampler.steps, []
+    fine, last = layout.slots().grain.tolist(), sampler.final_temperature
     for row, (label, own) in enumerate(zip(labels, numbers, strict=True)):
         slots = torch.arange(layout.num_regions) if places is None else places[row]
-        length, states = len(slots), []
+        length, states, certain = len(slots), [], {}
         codes = [layout.codebook_size] * length
         for t in range(1, steps + 1):
-            contents = torch.tensor([codes])
+            temperature = 1.0 if last is None else 1.0 + (t - 1) / (steps - 1) * (last - 1.0)
             logits = model.content_head(
-                model.states(slots[None], contents, model.conditioning(label[None])), slots[None]
+                model.states(slots[None], torch.tensor([codes]), model.conditioning(label[None])), slots[None]
             )
-            scores = {}
-            for i in range(length):
-                if codes[i] < layout.codebook_size:
-                    continue
-                probabilities = logits[0, i].softmax(0)
-                u, noise = own[t - 1, 0, i], own[t - 1, 1, i]
+            masked = [i for i in range(length) if codes[i] == layout.codebook_size]
+            for i in masked:
+                probabilities = (logits[0, i] / temperature).softmax(0)
+                u = own[t - 1, 0, i]
                 codes[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
-                gumbel_noise = -math.log(-math.log(float(noise)))
-                scores[i] = float(probabilities[codes[i]].log()) + tau * (1 - t / steps) * gumbel_noise
-                scores[i] += bonus(t, int(slots[i]))
-            gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": 1 - t / steps}[schedule]
-            left = 0 if t == steps else max(0, min(len(scores) - 1, math.floor(length * gamma)))
-            for i in sorted(scores, key=scores.get)[:left]:
+                certain[i] = float(logits[0, i].log_softmax(0)[codes[i]])
+            scores, left = {}, 1 - t / steps
+            for i in range(length) if sampler.remask else masked:
+                gumbel_noise = -math.log(-math.log(float(own[t - 1, 1, i])))
+                scores[i] = certain[i] + sampler.choice_noise * left**sampler.choice_noise_decay * gumbel_noise
+                scores[i] += sampler.information_weight * left**sampler.information_decay * fine[int(slots[i])]
+            gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": left}[sampler.mask_schedule]
+            count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(length * gamma)))
+            for i in sorted(scores, key=scores.get)[:count]:
                 codes[i] = layout.codebook_size
             states.append(list(codes))
         found.append(torch.tensor(states))
@@ -126,7 +128,7 @@ def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedu
     sampler = MaskedSampler(steps=steps, mask_schedule=schedule, choice_noise=3.0)
     sequences, recorder = drawn(model, sampler, 4)
     numbers = uniforms(0, range(4), steps, 2, layout.num_regions)
-    expected = torch.stack(maskgit(model, labels, numbers, steps, schedule, 3.0), dim=1)
+    expected = torch.stack(maskgit(model, labels, numbers, sampler), dim=1)
     assert len(recorder.seen) == steps
     for step in range(1, steps):
         assert torch.equal(recorder.seen[step], expected[step - 1])
@@ -134,21 +136,26 @@ def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedu
     assert not recorder.maps
 
 
-@pytest.mark.parametrize("decay", [0.5, 2.0])
-def test_the_density_counts_as_it_is_written(decay):
-    layout, steps, weight = LAYOUTS[2], 6, 5.0
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"information_weight": 5.0, "information_decay": 0.5},
+        {"information_weight": 5.0, "information_decay": 2.0, "choice_noise_decay": 0.5},
+        {"final_temperature": 0.3},
+        {"remask": True},
+    ],
+    ids=str,
+)
+def test_settings_count_as_they_are_written(settings):
+    layout, steps = LAYOUTS[2], 6
     model, labels = make(layout), labels_for(layout, 4)
     codes = random_codes(layout, random_grains(layout, 4))
     given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
-    sampler = MaskedSampler(steps=steps, choice_noise=1.5, information_weight=weight, information_decay=decay)
+    sampler = MaskedSampler(steps=steps, choice_noise=1.5, **settings)
     sequences, recorder = drawn(model, sampler, 4, given)
     places = [slots[slots != layout.pad_slot] for slots in recorder.slots]
     numbers = uniforms(0, range(4), *sampler.numbers(layout))[:, 2 * sampler.grain_steps * layout.num_regions :]
-    fine = layout.slots().grain == 1
-    expected = maskgit(
-        model, labels, numbers.unflatten(1, (steps, 2, -1)), steps, "cosine", 1.5, places,
-        lambda t, slot: weight * (1 - t / steps) ** decay * float(fine[slot]),
-    )  # fmt: skip
+    expected = maskgit(model, labels, numbers.unflatten(1, (steps, 2, -1)), sampler, places)
     for row, states in enumerate(expected):
         for step, state in enumerate([*recorder.seen[1:], sequences.contents]):
             assert torch.equal(state[row, : len(places[row])], states[step])

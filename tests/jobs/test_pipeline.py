@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -223,6 +224,19 @@ def test_samples_are_kept_with_their_codes(inside):
         shown = ((tokenizer.detokenize(codes) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         assert (shown == arrays["images"]).all()
     assert Image.open(run / "samples.png").size[0] > 64
+
+
+@pytest.mark.parametrize("kind", ["ar", "masked-class"])
+def test_samples_of_a_generator_in_half_precision(kind, inside, capsys):
+    train_masked("class")
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", f"generator_path=runs/train_generator/{kind}/export"]
+    sampler = f"sampler={'autoregressive' if kind == 'ar' else 'masked'}"
+    command("sample", *paths, sampler, "num_samples=6", "precision=bfloat16", f"run_name=half-{kind}")
+    assert re.search(r"6 samples of [\d.]+ codes, [\d.e+]+ images/s, [\d.e+]+ steps/s of 6: ", capsys.readouterr().out)
+    generator = graincode.load_generator(f"runs/train_generator/{kind}/export").bfloat16()
+    with np.load(f"runs/sample/half-{kind}/samples.npz") as arrays:
+        assert (generator.sample(torch.arange(6) % 2, batch_size=250).indices.numpy() == arrays["indices"]).all()
+    assert "type precision= one of" in refusal(capsys, "sample", *paths, sampler, "precision=float8")
 
 
 def test_a_picture_of_samples_has_a_column_for_each_class_unless_they_are_many():

@@ -172,6 +172,7 @@ class SampleConfig(JobConfig):
     num_samples: int = MISSING
     classes: list[int] | None = None
     given: GivenConfig | None = field(default_factory=GivenConfig)
+    precision: str = MISSING
     batch_size: int = MISSING
 
 
@@ -187,6 +188,7 @@ class EvaluateConfig(JobConfig):
     tokenizer_path: str = MISSING
     generator_path: str = MISSING
     sampler: Any = MISSING
+    precision: str = MISSING
     keep: str | None = None
     cache_dir: str | None = None
     batch_size: int = MISSING

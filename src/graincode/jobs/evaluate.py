@@ -218,7 +218,16 @@ def _open_images(
             given, labels = _maps(made, decodes.module, reference and reference.images, count, cfg.batch_size)
             inputs["maps"] = reference.identity
         images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
-        return images, inputs, {**inputs, "sampler": asdict(sampler), "labels": what.labels if classes else None}
+        return (
+            images,
+            inputs,
+            {
+                **inputs,
+                "sampler": asdict(sampler),
+                "precision": cfg.precision,
+                "labels": what.labels if classes else None,
+            },
+        )
     if isinstance(what, Reconstructions):
         decodes = load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
         check_image_size(source, decodes.module)
@@ -272,6 +281,7 @@ def _load_pair(cfg: DictConfig, device: torch.device) -> tuple[Export, Export]:
         resolve_path(cfg, "generator_path", "train_generator", "export"),
         resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"),
         device,
+        cfg.precision,
     )
 
 
@@ -279,6 +289,10 @@ def _drop_unused(cfg: DictConfig, mode: Mode, what: What, against: Against) -> N
     """Take out of the configuration what is not read, so that it does not tell two runs apart."""
     if not isinstance(what, Samples):
         cfg.sampler = None
+        if cfg.precision != "float32":
+            raise GraincodeError(
+                f"precision={cfg.precision} is of samples alone: type precision=float32, or images=samples"
+            )
     if not isinstance(mode, Distances):
         cfg.reference = None
     elsewhere = isinstance(what, Folder | Samples) and (

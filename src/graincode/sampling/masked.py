@@ -32,7 +32,7 @@ class MaskedSampler:
     In step t of T every masked code is drawn anew, and then all but n_t = min(n_(t-1) - 1, floor(N gamma(t / T))) are
     revealed, of each image's own N codes that are not given; n_T = 0. Those come first whose score
 
-        log p(c_i) + lambda_0 (1 - t / T)^a h_i + tau_0 (1 - t / T) Gumbel_i
+        log p(c_i) + lambda_0 (1 - t / T)^a h_i + tau_0 (1 - t / T)^b Gumbel_i
 
     is largest; p is the model's own distribution, before temperature and truncation, and h_i, the information density,
     is the code's grain, from 0 for the coarsest to 1 for the finest. With one grain, or `information_weight` 0, this is
@@ -48,9 +48,12 @@ class MaskedSampler:
         information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
         information_decay: a, >= 0.
         choice_noise: tau_0, >= 0; not with orders random and halton.
-        grain_choice_noise: the same of the grain map.
-        remask: whether a code that was revealed may be masked again, when its score is no longer among the largest.
+        choice_noise_decay: b, >= 0; 1 is MaskGIT's.
+        grain_choice_noise: tau_0 of the grain map, where b is 1.
+        remask: whether a code that was revealed may be masked again, when its score, with log p as it was when the code
+            was drawn, is no longer among the largest.
         temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
+        final_temperature: of the contents in step T, to which the temperature goes in equal steps; None: it stays.
         grain_temperature, grain_top_k, grain_top_p, grain_min_p: of the grains.
         guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
         guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
@@ -67,9 +70,11 @@ class MaskedSampler:
     information_weight: float = 0.0
     information_decay: float = 1.0
     choice_noise: float = 4.5
+    choice_noise_decay: float = 1.0
     grain_choice_noise: float = 4.5
     remask: bool = False
     temperature: float = 1.0
+    final_temperature: float | None = None
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -89,11 +94,17 @@ class MaskedSampler:
         for name, least, example in (
             ("steps", 1, 8), ("grain_steps", 1, 8),
             ("choice_noise", 0, 4.5), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
+            ("choice_noise_decay", 0, 1),
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
                 raise GraincodeError(
                     f"{name} {value}: expected {least} or more; type for example sampler.{name}={example}"
                 )
+        if self.final_temperature is not None and not self.final_temperature > 0:
+            raise GraincodeError(
+                f"final_temperature {self.final_temperature}: expected more than 0, or null; type for example "
+                "sampler.final_temperature=0.5"
+            )
         if self.information_weight and self.order not in ("confidence", "random"):
             raise GraincodeError(
                 f"information_weight {self.information_weight} with order {self.order!r}, which does not weigh: type "
@@ -183,7 +194,7 @@ class MaskedSampler:
             weighed = self.information_weight * cooling**self.information_decay * density[at]
             if self.order == "random":
                 return weighed + noise
-            return log_p + weighed + self.choice_noise * cooling * noise
+            return log_p + weighed + self.choice_noise * cooling**self.choice_noise_decay * noise
 
         contents = self._reveal(
             lambda values: logits.contents(slots, values), score, contents, layout.no_content, unknown,
@@ -218,26 +229,36 @@ class MaskedSampler:
         """
         steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
         masked, length = unknown, values.shape[1]
+        log_p = torch.zeros(values.shape, dtype=torch.float64, device=values.device)  # each when it was drawn
         left = count = unknown.sum(dim=1)
         for step in range(1, steps + 1):
             if not bool(masked.any()):
                 break
-            at = (unknown if self.remask else masked).nonzero(as_tuple=True)
-            logits, (own, noise) = ask(values)[at], numbers[at[0], step - 1, :, at[1]].unbind(dim=1)
-            fresh = draw(truncate(logits, **truncation(self, kind)), own)
-            drawn = torch.where(masked[at], fresh, values[at])
-            log_p = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=1)).double()
-            # what is not drawn is above all scores, so that it is never masked
-            scores = torch.full(values.shape, torch.inf, dtype=torch.float64, device=values.device)
-            scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
+            at = masked.nonzero(as_tuple=True)
+            logits = ask(values)[at].double()
+            drawn = draw(truncate(logits, **self._truncation(kind, step)), numbers[at[0], step - 1, 0, at[1]])
+            values = values.index_put(at, drawn)
+            log_p[at] = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=1)
+            # what cannot be masked is above all scores
+            if self.remask:
+                at = unknown.nonzero(as_tuple=True)
+            scores = torch.full_like(log_p, torch.inf)
+            scores[at] = score(1 - step / steps, log_p[at], gumbel(numbers[at[0], step - 1, 1, at[1]]), at)
             order = ranks(scores)
             if tier is not None:
                 order = ranks(torch.where(scores.isinf(), tier.amax() + 1, tier) * length + order)
             left = schedule.remaining(left, count, step, steps)
             masked = order < left[:, None]
-            values = values.index_put(at, drawn).masked_fill(masked, mask)
+            values = values.masked_fill(masked, mask)
             on_step(step)
         return values
+
+    def _truncation(self, kind: str, step: int) -> dict[str, float]:
+        found = truncation(self, kind)
+        if kind == "" and self.final_temperature is not None:
+            progress = (step - 1) / max(self.steps - 1, 1)
+            found["temperature"] += progress * (self.final_temperature - self.temperature)
+        return found
 
 
 @lru_cache(maxsize=8)
