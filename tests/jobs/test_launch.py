@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result, train_masked
 from safetensors.torch import load_file
 
 LITE0 = "features=lite0_112"
@@ -74,12 +74,16 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
     command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, codes, TWO, "run_name=two")
     assert close(Path("runs/train_generator/two"), Path("runs/train_generator/ar"))
     pair = [tokenizer, "generator_path=runs/train_generator/ar/export"]
+    masked = [tokenizer, f"generator_path={train_masked('class')}/export", "sampler=masked"]
     for run, more in (("three", [TWO]), ("four", [])):
         command("sample", *pair, "num_samples=7", "batch_size=2", f"run_name={run}", *more)
+        command("sample", *masked, "num_samples=7", "batch_size=2", f"run_name=masked-{run}", *more)
         settings = ["images.num_samples=7", "batch_size=2", "keep=npz"]
         command("evaluate", *inside, LITE0, *pair, *settings, f"run_name=gen-{run}", *more)
         command("evaluate", *inside, LITE0, tokenizer, "evaluation=reconstruction", f"run_name=rec-{run}", *more)
-    assert Path("runs/sample/three/samples.npz").read_bytes() == Path("runs/sample/four/samples.npz").read_bytes()
+    for kind in ("", "masked-"):
+        one, two = (Path(f"runs/sample/{kind}{run}/samples.npz").read_bytes() for run in ("four", "three"))
+        assert one == two
     for kind in ("gen", "rec"):
         three, four = (
             json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four")
