@@ -1,7 +1,6 @@
 """In which order should variable-length codes be unmasked, and does it beat MaskGIT on fixed-length codes, or DGiT-AR?
 
     .venv/bin/python experiments/generation/masked.py orders      one seed, 2,000 samples against validation images
-    .venv/bin/python experiments/generation/masked.py masked      three seeds, 10,000 samples against test images
 
 On Fashion-MNIST, with the tokenizers and the DGiT-AR of `run.py` in its parts wide and deciding, which are run first.
 All generators see as many images, and have as many parameters but for a few tables. Two jobs run at a time, one thread
@@ -39,6 +38,7 @@ ORDERS = {
     "random": ["sampler.order=random"],
     "Halton": ["sampler.order=halton"],
     "coarse first": ["sampler.order=coarse_first"],
+    "density -4.5": ["sampler.information_weight=-4.5"],
     "density 4.5": ["sampler.information_weight=4.5"],
     "density 9": ["sampler.information_weight=9"],
     "dense first": ["sampler.order=dense_first"],
@@ -152,7 +152,7 @@ def plot(path: Path, rows: Sequence[Figures]) -> None:
     several = [model for model in models if model.startswith("beta")]
     canvas = Canvas(figsize=(4.2 * (len(several) + 1), 4.4), layout="constrained")
     panels: Sequence[Axes] = canvas.subplots(1, len(several) + 1, squeeze=False)[0]
-    colours = ["#333333", "#8d8d8d", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
+    colours = ["#333333", "#8d8d8d", "#6f4a8e", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
     for panel, model in zip(panels, several, strict=False):
         for colour, order in zip(colours, ORDERS, strict=True):
             _line(
