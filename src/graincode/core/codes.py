@@ -323,12 +323,15 @@ def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
     """
     layout, device = codes.layout, codes.grains.device
     table, size = layout.slots(device), layout.num_slots
-    owner = codes.grains.flatten(1).index_select(1, table.region.clamp(max=layout.num_regions - 1))
+    # `gather` is three times as fast as `index_select` on a CPU
+    regions = table.region.clamp(max=layout.num_regions - 1).expand(len(codes), -1)
+    owner = codes.grains.flatten(1).gather(1, regions)
     active = torch.where(table.is_end, ends, owner == table.grain)
     behind = active.cumsum(dim=1)
     length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
     place = torch.where(active, behind - 1, length)  # a column behind the longest sequence takes what is not there
-    contents = codes.indices.flatten(1).index_select(1, table.finest).masked_fill_(table.is_end, layout.no_content)
+    contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
+    contents.masked_fill_(table.is_end, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
     sequences = torch.full_like(slots, layout.no_content).scatter_(1, place, contents)
     slots.scatter_(1, place, torch.arange(size, device=device).expand(len(codes), -1))
