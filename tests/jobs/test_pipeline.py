@@ -216,7 +216,7 @@ def test_codes_from_before_there_were_views_are_read(inside, tmp_path):
     (tmp_path / "val.density.npy").unlink()
     codes = CodeDataset(tmp_path, "val")
     assert codes.info["views"] == 1
-    assert codes[[0, 1]].density is None
+    assert codes[0].density is None
 
 
 def test_a_predicted_density_orders_codes(inside, tmp_path, capsys):
@@ -247,6 +247,25 @@ def test_a_predicted_density_orders_codes(inside, tmp_path, capsys):
     line = refusal(capsys, "train_generator", *settings[:-1], f"codes_path={tmp_path / 'codes'}")
     assert "no train.density.npy" in line
     assert "type generator.model.density_bins=1" in line
+
+
+def test_codes_of_fixed_length_are_ordered_by_a_predicted_density(inside, capsys):
+    for router in ("entropy", "coding"):
+        run = f"fixed-{router}"
+        grains = ["tokenizer.grains=[[4,8]]", "tokenizer.ratios=[1]", f"tokenizer/router={router}", "trainer.steps=2"]
+        command("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *grains, f"run_name={run}")
+        tokenizer = f"tokenizer_path=runs/train_tokenizer/{run}/export"
+        command("extract_codes", *inside, tokenizer, "splits=[train,val]", f"run_name={run}")
+        settings = ["generator=dgit_nar", *TINY_GENERATOR, *TINY_TRAINER, "generator.size.grain_layers=1",
+                    "generator.model.density_bins=2", f"codes_path=runs/extract_codes/{run}/codes"]  # fmt: skip
+        if router == "coding":
+            capsys.readouterr()
+            assert "tokenizer/router=entropy" in refusal(capsys, "train_generator", *settings, f"run_name={run}")
+            continue
+        command("train_generator", *settings, "trainer.steps=2", f"run_name={run}")
+        pair = [tokenizer, f"generator_path=runs/train_generator/{run}/export", "sampler=masked"]
+        command("sample", *pair, "sampler.order=dense_first", "num_samples=4", "batch_size=4", f"run_name={run}")
+        assert result(Path(f"runs/sample/{run}"))["mean_length"] == 32
 
 
 def test_samples_are_kept_with_their_codes(inside):
