@@ -26,6 +26,7 @@ from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, 
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 
 EVALUATION_BATCH = 250
+DENSITY_IMAGES = 65_536  # that tell which densities there are
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
 
 
@@ -255,6 +256,28 @@ def _kept_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
+def made_of(batch: CodeBatch, module: Generator, draws: Draws | None = None, wrapped: nn.Module | None = None) -> Any:
+    """What a generator makes of a batch.
+
+    Args:
+        batch: of its layout.
+        module: the generator.
+        draws: random numbers of the batch; torch's generator, if not given.
+        wrapped: the generator as it is called in training.
+    """
+    more = {"density": batch.density} if module.needs_density else {}
+    return (module if wrapped is None else wrapped)(batch.codes, batch.labels, draws, **more)
+
+
+def calibrate(module: Generator, dataset: CodeDataset) -> None:
+    """What a generator learns of training codes before step 1, from at most `DENSITY_IMAGES` of them."""
+    if module.needs_density:
+        order = permutation(0, 0, len(dataset)).tolist()
+        batches = in_order(dataset, EVALUATION_BATCH, DENSITY_IMAGES, order=order)
+        grains, density = zip(*((batch.codes.grains, batch.density) for batch in batches), strict=True)
+        module.calibrate(torch.cat(grains), torch.cat(density))
+
+
 class GeneratorPlayer:
     """A generator against its objective.
 
@@ -282,7 +305,7 @@ class GeneratorPlayer:
         return {name: len(batch.codes) * count for name, count in self.typical.items()}
 
     def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
-        terms = self.objective(wrapped(batch.codes, batch.labels, step.draws))
+        terms = self.objective(made_of(batch, self.module, step.draws, wrapped))
         if self.typical is not None:
             terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
         lengths = batch.codes.lengths + self.module.extra_tokens
@@ -340,7 +363,7 @@ class GeneratorStage:
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
             batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)
-            meter.add(self.objective(module(batch.codes, batch.labels, Draws(0, places))), weight)
+            meter.add(self.objective(made_of(batch, module, Draws(0, places))), weight)
             place += len(batch.labels)
         figures = meter.flush()
         return {"objective": self.objective.judge(figures), **figures}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from strategies import LAYOUTS, random_codes, random_grains
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, to_sequences
+from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import draw, gumbel
 from graincode.core.losses import weighted_sum
@@ -66,11 +66,11 @@ class Recorder:
     """Logits that note what they were asked."""
 
     def __init__(self, logits):
-        self.logits, self.seen, self.maps = logits, [], []
+        self.logits, self.seen, self.maps, self.density_bins = logits, [], [], logits.density_bins
 
-    def grains(self, grains):
-        self.maps.append(grains)
-        return self.logits.grains(grains)
+    def grains(self, values):
+        self.maps.append(values)
+        return self.logits.grains(values)
 
     def contents(self, slots, contents):
         self.slots = slots
@@ -78,19 +78,29 @@ class Recorder:
         return self.logits.contents(slots, contents)
 
 
-def drawn(model, sampler, count, given=None, seed=0):
+class Wanted(Recorder):
+    """Logits under which the regions get the (B, R) values that are wanted."""
+
+    wanted: torch.Tensor
+
+    def grains(self, values):
+        logits = super().grains(values)
+        return logits + 1e4 * torch.nn.functional.one_hot(self.wanted, logits.shape[-1])
+
+
+def drawn(model, sampler, count, given=None, seed=0, kind=Recorder):
     """Sequences, and what the model was asked on the way."""
-    recorder = Recorder(ConditionedLogits(model, model.conditioning(labels_for(model.layout, count))))
-    numbers = uniforms(seed, range(count), *sampler.numbers(model.layout))
+    recorder = kind(ConditionedLogits(model, model.conditioning(labels_for(model.layout, count))))
+    numbers = uniforms(seed, range(count), *model.numbers(sampler))
     return sampler(recorder, model.layout, numbers, given=given), recorder
 
 
-def maskgit(model, labels, numbers, sampler, places=None):
+def maskgit(model, labels, numbers, sampler, places=None, density=None):
     """MaskGIT's parallel decoding, written anew, one image and one code at a time: the codes of each image after each
     step, (T, N), the codebook's size where they are masked. Of places other than a whole grid, the slots of each
-    image."""
+    image; of densities other than grains, those of each image's regions."""
     layout, steps, found = model.layout, sampler.steps, []
-    fine, last = layout.slots().grain.tolist(), sampler.final_temperature
+    table, last = layout.slots(), sampler.final_temperature
     for row, (label, own) in enumerate(zip(labels, numbers, strict=True)):
         slots = torch.arange(layout.num_regions) if places is None else places[row]
         length, states, certain = len(slots), [], {}
@@ -110,7 +120,11 @@ def maskgit(model, labels, numbers, sampler, places=None):
             for i in range(length) if sampler.remask else masked:
                 gumbel_noise = -math.log(-math.log(float(own[t - 1, 1, i])))
                 scores[i] = certain[i] + sampler.choice_noise * left**sampler.choice_noise_decay * gumbel_noise
-                scores[i] += sampler.information_weight * left**sampler.information_decay * fine[int(slots[i])]
+                scores[i] += (
+                    sampler.information_weight
+                    * left**sampler.information_decay
+                    * float(table.grain[slots[i]] if density is None else density[row][table.region[slots[i]]])
+                )
             gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": left}[sampler.mask_schedule]
             count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(length * gamma)))
             for i in sorted(scores, key=scores.get)[:count]:
@@ -511,6 +525,161 @@ def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grai
         assert all(0 <= float(terms[f"accuracy_{name}"].mean) <= 1 for name in group)
     figures = {name: float(term.mean) for name, term in terms.items()}
     assert objective.judge(figures) == pytest.approx(whole.item())
+
+
+def binned(layout, bins, **options):
+    """A generator with bins of densities that are larger in finer regions."""
+    model = make(layout, density_bins=bins, **options)
+    grains = random_grains(layout, 200, seed=1)
+    model.calibrate(grains, grains + torch.rand(grains.shape))
+    return model
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[2], LAYOUTS[5]], ids=str)
+def test_each_bin_has_its_share_of_the_densities_of_a_grain(layout):
+    model, grains = make(layout, density_bins=4), random_grains(layout, 4000)
+    codes, density = random_codes(layout, grains), torch.randn(grains.shape) * (1 + grains)
+    with pytest.raises(GraincodeError, match="no edges yet: call calibrate"):
+        model.values(codes, density)
+    model.calibrate(grains, density)
+    values = model.values(codes, density).view(grains.shape)
+    assert torch.equal(values // 4, grains)
+    for g in range(layout.num_grains):
+        own, bins = density[grains == g], values[grains == g] % 4
+        limits = torch.tensor(sorted(own.tolist()))[[len(own) * q // 4 for q in (1, 2, 3)]]
+        torch.testing.assert_close(model.edges[g].float(), limits, atol=0.05, rtol=0.05)
+        shares = torch.bincount(bins, minlength=4) / len(own)
+        assert float((shares - 0.25).abs().max()) < 0.01
+        assert all(own[bins == b].max() <= own[bins == b + 1].min() for b in range(3))
+    alone = model.values(codes[[7]], density[[7]])
+    assert torch.equal(alone, values.flatten(1)[[7]])
+    again = make(layout, density_bins=4)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.values(codes, density), values.flatten(1))
+
+
+def test_one_bin_is_none():
+    for layout in (LAYOUTS[1], LAYOUTS[2]):
+        models = []
+        for options in ({}, {"density_bins": 1}):
+            torch.manual_seed(0)
+            models.append(make(layout, **options))
+        before, model = models
+        assert before.state_dict().keys() == model.state_dict().keys()
+        codes, labels = random_codes(layout, random_grains(layout, 3)), labels_for(layout, 3)
+        assert torch.equal(model.values(codes), codes.grains.flatten(1))
+        some = Draws(0, torch.arange(3)), torch.rand(codes.grains.shape)
+        found, expected = model(codes, labels, *some), before(codes, labels, some[0])
+        assert torch.equal(found.contents.loss, expected.contents.loss)
+        assert same(model.sample(labels, batch_size=3), before.sample(labels, batch_size=3))
+        assert (found.grains is None) == (layout.num_grains == 1)
+
+
+def test_bins_that_cannot_be_are_refused():
+    layout = LAYOUTS[2]
+    with pytest.raises(GraincodeError, match=r"type for example generator\.model\.density_bins=4"):
+        make(layout, density_bins=0)
+    model, codes = binned(layout, 2), random_codes(layout, random_grains(layout, 2))
+    with pytest.raises(GraincodeError, match=r"type generator\.model\.density_bins=1"):
+        model(codes, labels_for(layout, 2))
+    with pytest.raises(GraincodeError, match="train the tokenizer with tokenizer/router=entropy"):
+        model.calibrate(codes.grains, torch.zeros(codes.grains.shape))
+    few = torch.zeros(2, 4, 4, dtype=torch.long)  # no region is fine
+    model.calibrate(few, torch.rand(few.shape))
+    assert bool(model.edges.isfinite().all())
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[2], LAYOUTS[4]], ids=str)
+def test_values_go_from_0_to_1_in_masks_and_losses_are_those_of_images(layout):
+    seen, bins = [], 3
+
+    class Recording(InformationMasking):
+        def codes(self, is_code, density, draws):
+            seen.append(density)
+            return super().codes(is_code, density, draws)
+
+    model = binned(layout, bins, masking=Recording(beta=2.0)).requires_grad_(True)
+    codes, labels, objective = random_codes(layout, random_grains(layout, 5)), labels_for(layout, 5), MaskedObjective()
+    density = codes.grains + torch.rand(codes.grains.shape)
+    terms = objective(model(codes, labels, Draws(1, torch.arange(5)), density))
+    slots, table, many = to_sequences(codes, ends=False).slots, layout.slots(), layout.num_grains * bins
+    for row in range(5):
+        for place, slot in enumerate(slots[row].tolist()):
+            if slot != layout.pad_slot:
+                region = int(table.region[slot])
+                grain, own = int(codes.grains[row].flatten()[region]), float(density[row].flatten()[region])
+                value = bins * grain + sum(own > edge for edge in model.edges[grain].tolist())
+                expected = ((value + 0.5) / many - 0.5 / many) / (1 - 1 / many)
+                assert float(seen[0][row, place]) == pytest.approx(expected, abs=1e-12)
+    counts = objective.counts(codes, model)
+    assert counts.keys() == {"content", "grains"}
+    parts = [objective(model(codes[[i]], labels[[i]], Draws(1, torch.tensor([i])), density[[i]])) for i in range(5)]
+    torch.testing.assert_close(sum(weighted_sum(part, counts) for part in parts), weighted_sum(terms))
+    weighted_sum(terms).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[2]], ids=str)
+@pytest.mark.parametrize("remask", [False, True])
+def test_bins_count_in_the_order_of_sampling(layout, remask):
+    steps, bins, count = 5, 3, 3
+    model, labels = binned(layout, bins), labels_for(layout, count)
+    many = layout.num_grains * bins
+    Wanted.wanted = torch.randint(many, (count, layout.num_regions))
+    sampler = MaskedSampler(steps=steps, choice_noise=1.5, information_weight=5.0, information_decay=0.5, remask=remask)
+    sequences, recorder = drawn(model, sampler, count, kind=Wanted)
+    codes = from_sequences(sequences)
+    assert torch.equal(codes.grains.flatten(1), Wanted.wanted // bins)
+    assert recorder.maps
+    places = [slots[slots != layout.pad_slot] for slots in recorder.slots]
+    density = ((Wanted.wanted + 0.5) / many - 0.5 / many) / (1 - 1 / many)
+    numbers = uniforms(0, range(count), *model.numbers(sampler))[:, 2 * sampler.grain_steps * layout.num_regions :]
+    expected = maskgit(model, labels, numbers.unflatten(1, (steps, 2, -1)), sampler, places, density)
+    for row, states in enumerate(expected):
+        for step, state in enumerate([*recorder.seen[1:], sequences.contents]):
+            assert torch.equal(state[row, : len(places[row])], states[step])
+    for order, sign in (("dense_first", 1), ("coarse_first", -1)):
+        _, recorder = drawn(model, MaskedSampler(steps=9, order=order), count, kind=Wanted)
+        owner = recorder.slots.clamp(max=layout.num_slots - 1)
+        value = sign * Wanted.wanted.gather(1, layout.slots().region[owner])
+        for contents in recorder.seen[1:]:
+            masked = (contents == layout.no_content) & (recorder.slots != layout.pad_slot)
+            for row in range(count):
+                if masked[row].any():
+                    assert value[row][contents[row] != layout.no_content].min() >= value[row][masked[row]].max()
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[5]], ids=str)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_samples_with_bins_are_their_own_and_keep_what_is_given(layout, guidance):
+    bins, count = 3, 5
+    model, labels = binned(layout, bins), labels_for(layout, count)
+    settings = {"steps": 4, "grain_steps": 4, "information_weight": 5.0, "guidance_scale": guidance}
+    codes = random_codes(layout, random_grains(layout, count))
+    keep = torch.rand(layout.grids[0]) < 0.5
+    keep.view(-1)[:2] = torch.tensor([True, False])
+    mask = CodeMask.of_regions(codes, keep)
+    for given in (None, mask):
+        everything = model.sample(labels, seed=5, batch_size=count, given=given, **settings)
+        assert same(model.sample(labels, seed=5, batch_size=2, given=given, **settings), everything)
+        alone = model.sample(labels[4:], seed=5, first_index=4, given=given and given[4:], batch_size=1, **settings)
+        assert same(alone, everything[[4]])
+    assert torch.equal(everything.grains[:, keep], codes.grains[:, keep])
+    assert torch.equal(everything.indices[mask.known_cells], codes.indices[mask.known_cells])
+    assert not same(everything, codes)
+    assert same(model.sample(labels, given=CodePrefix.of_grains(codes, layout.num_grains), **settings), codes)
+    found = model.sample(labels, given=CodePrefix.of_map(codes), **settings)
+    assert torch.equal(found.grains, codes.grains)
+    nothing = CodeMask.of_regions(codes, torch.zeros_like(keep))
+    free = model.sample(labels, seed=5, batch_size=count, **settings)
+    assert same(model.sample(labels, seed=5, batch_size=count, given=nothing, **settings), free)
+    _, recorder = drawn(model, MaskedSampler(grain_steps=6), count, mask)
+    known, most = keep.flatten().expand(count, -1), layout.num_grains * bins
+    for values in recorder.maps:
+        there = values < most
+        assert torch.equal(values[there & known] // bins, codes.grains.flatten(1)[there & known])
+        first = ~there & known  # whose bins come before those of all others
+        assert not (first.any(dim=1) & (there & ~known).any(dim=1)).any()
 
 
 def untrained(layout):

@@ -21,6 +21,7 @@ from graincode.core.errors import GraincodeError
 
 FORMAT = 1
 _ARRAYS = ("grains", "indices", "labels")
+_DENSITY = "density"  # which codes of earlier versions lack
 _CHUNK = 8192
 
 
@@ -29,19 +30,23 @@ class CodeBatch:
     """Attributes:
     codes: of B images.
     labels: (B,) long.
+    density: (B, H0, W0) float32, what the tokenizer measured of each region; None if it was not kept.
     """
 
     codes: GrainCodes
     labels: Tensor
+    density: Tensor | None = None
 
     def to(self, device: torch.device | str) -> CodeBatch:
         """The same batch on another device."""
-        return CodeBatch(self.codes.to(device), self.labels.to(device))
+        density = None if self.density is None else self.density.to(device)
+        return CodeBatch(self.codes.to(device), self.labels.to(device), density)
 
     def pin_memory(self) -> CodeBatch:
         """The same batch in memory that a GPU copies from directly."""
         grains, indices = self.codes.grains.pin_memory(), self.codes.indices.pin_memory()
-        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory())
+        density = None if self.density is None else self.density.pin_memory()
+        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory(), density)
 
 
 class CodeDataset:
@@ -65,6 +70,8 @@ class CodeDataset:
         for file in files.values():
             if not file.is_file():
                 raise GraincodeError(f"{file} is missing: finish graincode-extract-codes, or type another codes_path")
+        if (density := self.path / f"{split}.{_DENSITY}.npy").is_file():
+            files[_DENSITY] = density
         self._arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
 
     def __len__(self) -> int:
@@ -80,7 +87,18 @@ class CodeDataset:
     def __getitem__(self, indices: Sequence[int] | int) -> CodeBatch:
         chosen = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         grains, codes, labels = (torch.from_numpy(self._arrays[name][chosen].astype(np.int64)) for name in _ARRAYS)
-        return CodeBatch(GrainCodes(grains, codes, self.layout), labels)
+        density = None
+        if _DENSITY in self._arrays:
+            density = torch.from_numpy(self._arrays[_DENSITY][chosen].astype(np.float32))
+        return CodeBatch(GrainCodes(grains, codes, self.layout), labels, density)
+
+    def check_density(self) -> None:
+        """Refuse codes that were kept without the density of their regions."""
+        if _DENSITY not in self._arrays:
+            raise GraincodeError(
+                f"{self.path} has no {self.split}.{_DENSITY}.npy, as an earlier version wrote it: extract codes anew "
+                "(graincode-extract-codes run_name=ANOTHER), or type generator.model.density_bins=1"
+            )
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -108,7 +126,7 @@ def write_split(
         split: name of the split.
         layout: of the codes.
         size: number of images.
-        batches: of this process, in order.
+        batches: of this process, in order, with densities.
         first: index of this process's first image.
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.
@@ -117,6 +135,7 @@ def write_split(
         "grains": (np.min_scalar_type(layout.num_grains - 1), (size, *layout.grids[0])),
         "indices": (np.min_scalar_type(layout.codebook_size - 1), (size, *layout.grids[-1])),
         "labels": (np.min_scalar_type(max(layout.classes - 1, 0)), (size,)),
+        _DENSITY: (np.dtype(np.float16), (size, *layout.grids[0])),
     }
     names = {name: path / f".{split}.{name}.npy.partial" for name in shapes}
 
@@ -136,6 +155,7 @@ def write_split(
         arrays["grains"][start:stop] = batch.codes.grains.cpu().numpy()
         arrays["indices"][start:stop] = batch.codes.indices.cpu().numpy()
         arrays["labels"][start:stop] = batch.labels.cpu().numpy()
+        arrays[_DENSITY][start:stop] = batch.density.half().cpu().numpy()
         lengths.append(batch.codes.lengths.cpu())
         start = stop
     for array in arrays.values():

@@ -25,12 +25,14 @@ class Generator(nn.Module, ABC):
         sampler: the sampler that asks it.
         has_likelihood: whether it gives real codes a likelihood.
         needs_map: whether samples must be given their grain maps.
+        needs_density: whether training takes the densities of regions beside the codes.
         layout, conditioning, content_head: a subclass makes them.
     """
 
     sampler: ClassVar[type[Sampler]]
     has_likelihood: ClassVar[bool] = False
     needs_map = False
+    needs_density = False
     layout: CodeLayout
     conditioning: ClassConditioning | NoConditioning
     content_head: ContentHead
@@ -44,6 +46,14 @@ class Generator(nn.Module, ABC):
     def extra_tokens(self) -> int:
         """Tokens of an image besides its codes."""
         return 0
+
+    def calibrate(self, grains: Tensor, density: Tensor) -> None:
+        """Before training, if it `needs_density`: learn what densities there are, from training images' (N, H0, W0)
+        grains and densities."""
+
+    def numbers(self, sampler: Sampler) -> tuple[int, ...]:
+        """Shape of the random numbers that one sample takes."""
+        return sampler.numbers(self.layout)
 
     @abstractmethod
     def accept(self, given: CodePrefix | CodeMask | None) -> Any:
@@ -125,7 +135,7 @@ class Generator(nn.Module, ABC):
             part = labels[start : start + batch_size]
             padded = F.pad(part, (0, batch_size - len(part))).to(device)
             indices = range(first_index + start, first_index + start + batch_size)
-            numbers = uniforms(seed, indices, *sampler.numbers(self.layout)).to(device)
+            numbers = uniforms(seed, indices, *self.numbers(sampler)).to(device)
             if guided:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
             known = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)

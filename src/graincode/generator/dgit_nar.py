@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, to_sequences
+from graincode.core.density import quantile_table, thresholds
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import Draws
 from graincode.generator.base import Generator
@@ -21,7 +22,7 @@ from graincode.generator.embedding import (
 )
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer
-from graincode.sampling import MaskedSampler
+from graincode.sampling import MaskedSampler, Sampler
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Predictions:
 class MaskedPredictions:
     """Attributes:
     contents: of the masked codes.
-    grains: of the masked regions; None with one grain.
+    grains: of the masked regions' values; None with one grain and one bin.
     counts: how many of each are masked on average, see `DGiTNAR.expected`.
     num_grains: K.
     """
@@ -72,14 +73,22 @@ class DGiTNAR(Generator):
     every token, and modulates the blocks of transformers with `adaln`. With one grain this is MaskGIT, and there is no
     grain transformer.
 
+    With n > 1 `density_bins` the grain transformer fills in values, n * grain + bin, instead of grains: the bin tells
+    how dense a region is among the training regions of its grain, of which each bin has an equal share, but for ties.
+    Training's masks and the order of sampling then go by values; contents still see grains alone. With one grain there
+    is a grain transformer, too, of bins alone.
+
     Args:
         layout: the code layout.
         width: of each token.
         embedding: without an index.
         conditioning, grain_transformer, content_transformer: its parts, of this width; the transformers are not causal.
         masking: of training.
+        density_bins: n, >= 1; above 1 training takes densities, and `calibrate` comes before it.
+    Attributes:
+        edges: (K, n - 1), between the bins of each grain, part of the weights; None with one bin.
     Raises:
-        GraincodeError: a part has an order, or the places of codes are not told.
+        GraincodeError: a part has an order, the places of codes are not told, or there are no bins.
     Source: our reading of DGiT-NAR, of which only an abstract is public; MaskGIT (Chang et al., 2022) is its ground.
     """
 
@@ -94,8 +103,13 @@ class DGiTNAR(Generator):
         grain_transformer: Transformer,
         content_transformer: Transformer,
         masking: InformationMasking | None = None,
+        density_bins: int = 1,
     ) -> None:
         super().__init__()
+        if density_bins < 1:
+            raise GraincodeError(
+                f"density_bins={density_bins}: expected 1 or more; type for example generator.model.density_bins=4"
+            )
         for name, transformer in (("grain", grain_transformer), ("content", content_transformer)):
             if transformer.causal:
                 raise GraincodeError(
@@ -107,44 +121,98 @@ class DGiTNAR(Generator):
             raise GraincodeError("an index of codes that have no order: type generator.model.embedding.index=false")
         self.layout, self.masking = layout, masking or InformationMasking()
         self.embedding, self.conditioning = embedding, conditioning
-        decides = layout.num_grains > 1
+        self.density_bins, self.needs_density = density_bins, density_bins > 1
+        self.num_values = layout.num_grains * density_bins
+        decides = self.num_values > 1
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
-        self.grain = nn.Embedding(layout.num_grains + 1, width) if decides else None
-        self.grain_head = nn.Linear(width, layout.num_grains) if decides else None
+        self.grain = nn.Embedding(self.num_values + 1, width) if decides else None
+        self.grain_head = nn.Linear(width, self.num_values) if decides else None
         self.content_head = ContentHead(layout, width)
         rotary = content_transformer.rotary or (decides and grain_transformer.rotary)
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
         if self.grain is not None:
             nn.init.normal_(self.grain.weight, std=0.02)
         initialize(self.grain_head, self.content_head)
+        edges = torch.full((layout.num_grains, density_bins - 1), torch.nan) if self.needs_density else None
+        self.register_buffer("edges", edges)
 
-    def forward(self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None) -> MaskedPredictions:
+    def forward(
+        self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None, density: Tensor | None = None
+    ) -> MaskedPredictions:
         """Mask some of a batch's codes and regions, and predict them, with gradients.
 
         Args:
             codes: of this layout.
             labels: (B,) long classes; unused without conditioning.
             draws: random numbers of this batch, for masks and conditioning; torch's generator, if not given.
+            density: (B, H0, W0) of the regions; unused with one bin.
+        Raises:
+            GraincodeError: there are bins, and no densities, or no edges yet.
         """
         layout, condition = self.layout, self.conditioning(labels, draws)
+        values = self.values(codes, density)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
-        grain = layout.slots(slots.device).grain[slots.clamp(max=layout.num_slots - 1)]
-        masked = self.masking.codes(is_code, grain.double() / max(layout.num_grains - 1, 1), draws)
+        table, owner = layout.slots(slots.device), slots.clamp(max=layout.num_slots - 1)
+        grain, value = table.grain[owner], values.gather(1, table.region[owner])
+        masked = self.masking.codes(is_code, value.double() / max(self.num_values - 1, 1), draws)
         states = self.states(slots, tokens.contents.masked_fill(masked, layout.no_content), condition)
         logits = self.content_head(states[masked], slots[masked])
         contents = Predictions.of(logits, tokens.contents[masked], grain[masked], masked, lengths)
         grains = None
         if self.grain_head is not None:
-            regions = codes.grains.flatten(1)
-            masked = self.masking.regions(regions, draws)
-            states = self.region_states(regions.masked_fill(masked, layout.num_grains), condition)
-            logits, targets = self.grain_head(states[masked]), regions[masked]
-            grains = Predictions.of(
-                logits, targets, targets, masked, lengths.new_full((len(codes),), layout.num_regions)
-            )
+            masked = self.masking.regions(values, draws)
+            states = self.region_states(values.masked_fill(masked, self.num_values), condition)
+            logits, targets = self.grain_head(states[masked]), values[masked]
+            regions = lengths.new_full((len(codes),), layout.num_regions)
+            grains = Predictions.of(logits, targets, targets // self.density_bins, masked, regions)
         return MaskedPredictions(contents, grains, self.expected(codes), layout.num_grains)
+
+    def values(self, codes: GrainCodes, density: Tensor | None = None) -> Tensor:
+        """(B, R) long values in [0, K n) of the regions of codes, n * grain + bin.
+
+        Args:
+            codes: of B images.
+            density: (B, H0, W0) of the regions; unused with one bin.
+        Raises:
+            GraincodeError: there are bins, and no densities, or no edges yet.
+        """
+        grains = codes.grains.flatten(1)
+        if self.edges is None:
+            return grains
+        if density is None:
+            raise GraincodeError(
+                f"density_bins={self.density_bins} without densities: give those of CodeBatch, of codes extracted by "
+                "this version, or type generator.model.density_bins=1"
+            )
+        if bool(self.edges.isnan().any()):
+            raise GraincodeError("the bins of the density have no edges yet: call calibrate, or load weights")
+        bins = (density.flatten(1)[..., None] > self.edges[grains]).sum(dim=2)
+        return self.density_bins * grains + bins
+
+    @torch.no_grad()
+    def calibrate(self, grains: Tensor, density: Tensor) -> None:
+        """Set the edges of the bins: the quantiles of the density of each grain's regions.
+
+        Args:
+            grains: (N, H0, W0) long of training images.
+            density: (N, H0, W0) float32 of their regions.
+        Raises:
+            GraincodeError: all densities are equal.
+        """
+        if self.edges is None:
+            return
+        if not bool((density != density.flatten()[0]).any()):
+            raise GraincodeError(
+                f"density_bins={self.density_bins}, but all regions have one density (with one grain, "
+                "tokenizer/router=coding measures none): type generator.model.density_bins=1, or train the tokenizer "
+                "with tokenizer/router=entropy"
+            )
+        shares = torch.arange(1, self.density_bins, device=density.device) / self.density_bins
+        for g, edges in enumerate(self.edges):
+            own = density[grains == g]
+            edges.copy_(thresholds(quantile_table(own if len(own) else density), shares))
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
         """How many codes, and how many regions, training masks on average in a batch, up to rounding up in each image;
@@ -168,10 +236,10 @@ class DGiTNAR(Generator):
         tokens = self.embedding(slots, contents)
         return self._transform(self.content_transformer, tokens, slots, condition, seen)
 
-    def region_states(self, grains: Tensor, condition: Tensor) -> Tensor:
-        """(B, R, width) states that decide the (B, R) grains, K where they are masked."""
-        slots = torch.arange(self.layout.num_regions, device=grains.device).expand_as(grains)
-        tokens = self.embedding.at(slots) + self.grain(grains)
+    def region_states(self, values: Tensor, condition: Tensor) -> Tensor:
+        """(B, R, width) states that decide the (B, R) values, K n where they are masked."""
+        slots = torch.arange(self.layout.num_regions, device=values.device).expand_as(values)
+        tokens = self.embedding.at(slots) + self.grain(values)
         return self._transform(self.grain_transformer, tokens, slots, condition)
 
     def _transform(
@@ -184,6 +252,9 @@ class DGiTNAR(Generator):
             mask=seen,
         )
 
+    def numbers(self, sampler: Sampler) -> tuple[int, ...]:
+        return sampler.numbers(self.layout, self.density_bins)
+
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
         return CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given
 
@@ -195,11 +266,11 @@ class ConditionedLogits:
     """A `DGiTNAR` and a (B, width) condition as the questions that a sampler asks; the model is in evaluation mode."""
 
     def __init__(self, model: DGiTNAR, condition: Tensor) -> None:
-        self.model, self.condition = model, condition
+        self.model, self.condition, self.density_bins = model, condition, model.density_bins
 
-    def grains(self, grains: Tensor) -> Tensor:
+    def grains(self, values: Tensor) -> Tensor:
         """See `MaskedLogits`."""
-        return self.model.grain_head(self.model.region_states(grains, self.condition))
+        return self.model.grain_head(self.model.region_states(values, self.condition))
 
     def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
         """See `MaskedLogits`."""

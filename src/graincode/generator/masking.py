@@ -64,7 +64,7 @@ class InformationMasking:
 
         Args:
             is_code: (B, L) bool, at least one of each image.
-            density: (B, L) in [0, 1].
+            density: (B, L) in [0, 1], h.
             draws: random numbers of this batch; torch's generator, if not given.
         """
         beta = self.beta

@@ -77,7 +77,7 @@ class AutoregressiveObjective:
 
 
 class MaskedObjective:
-    """Mean loss per masked code + mean loss per masked region, of which there is none with one grain.
+    """Mean loss per masked code + mean loss per masked region, of which there is none with one grain and one bin.
 
     Sums are divided by how many are masked on average, `mean_ratio` of all, so that each masked code counts alike
     whatever share of its image is masked, and the count is known before the model has run.
@@ -97,8 +97,9 @@ class MaskedObjective:
 
         Only reported, over what was masked: loss and accuracy of the contents at each grain, `content_g` and
         `accuracy_g`, and where up to 25, 50, 75 or 100 per cent of the image was masked, `content_at_25` and
-        `accuracy_at_25` and so on; `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
-        many entries of a large codebook look nearly alike, and most of a masked image is not determined.
+        `accuracy_at_25` and so on; `accuracy_grains` of the grain map, with its bins. A low accuracy, such as 7 per
+        cent, is normal: many entries of a large codebook look nearly alike, and most of a masked image is not
+        determined.
         """
         found, grains = predictions.contents, predictions.grains
         terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}

@@ -87,7 +87,8 @@ def _encode(
     batches = in_order(dataset, cfg.batch_size, workers=workers, shared=True)
     total = len(processes.share(-(-len(dataset) // cfg.batch_size)))
     for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()):
-        yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
+        codes, density = tokenizer.tokenize_with_density(batch.images.to(device), cfg.ratios, cfg.psnr)
+        yield CodeBatch(codes, batch.labels, density)
 
 
 def main() -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
 
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
-from graincode.data.codes import CodeBatch, CodeDataset
+from graincode.data.codes import CodeDataset
 from graincode.engine.config import build, job_main, open_run, resolve_path, with_layout
 from graincode.engine.dry import dry_run
 from graincode.engine.hardware import Hardware
 from graincode.engine.loop import train
 from graincode.export import load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
-from graincode.stages import GeneratorStage
+from graincode.stages import GeneratorStage, calibrate, made_of
 from graincode.tokenizer import DQVAE
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,10 @@ def run(cfg: DictConfig) -> float:
     torch.manual_seed(cfg.seed)
     module: Generator = build(config)
     objective: GeneratorObjective = build(cfg.generator.objective)
+    if module.needs_density:
+        codes.check_density()
     if cfg.debug.dry:
-        return _dry(module, objective, codes[0])
+        return _dry(module, objective, codes)
     inputs = {"codes": codes.identity}
     if cfg.init_from is not None:
         inputs["init_from"] = load_weights(module, cfg.init_from, "generator")
@@ -41,9 +44,14 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation = CodeDataset(cfg.codes_path, "val")
+        if module.needs_density:
+            validation.check_density()
         window = cfg.trainer.length_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
-        trained, figures = train(stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging))
+        trained, figures = train(
+            stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging),
+            start=partial(calibrate, module, codes),
+        )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         run.export("generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)
@@ -62,9 +70,12 @@ def _decoder_of(codes: CodeDataset) -> DQVAE | None:
     return export.module
 
 
-def _dry(module: Generator, objective: GeneratorObjective, batch: CodeBatch) -> float:
+def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -> float:
+    calibrate(module, codes)
+    batch = codes[0]
+
     def step() -> None:
-        weighted_sum(objective(module(batch.codes, batch.labels))).backward()
+        weighted_sum(objective(made_of(batch, module))).backward()
 
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     return dry_run(step, parts, "one training step, one image", training=True)

@@ -68,12 +68,12 @@ class GuidedMaskedLogits(Guidance):
 
     def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:
         super().__init__(logits, scale, schedule)
-        self.layout = layout
+        self.layout, self.density_bins = layout, logits.density_bins
 
-    def grains(self, grains: Tensor) -> Tensor:
+    def grains(self, values: Tensor) -> Tensor:
         """See `MaskedLogits`."""
-        self.progress = (grains < self.layout.num_grains).double().mean(dim=1)
-        return self._guide(self.logits.grains(_twice(grains)))
+        self.progress = (values < self.layout.num_grains * self.density_bins).double().mean(dim=1)
+        return self._guide(self.logits.grains(_twice(values)))
 
     def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
         """See `MaskedLogits`."""

@@ -35,8 +35,9 @@ class MaskedSampler:
         log p(c_i) + lambda_0 (1 - t / T)^a h_i + tau_0 (1 - t / T)^b Gumbel_i
 
     is largest; p is the model's own distribution, before temperature and truncation, and h_i, the information density,
-    is the code's grain, from 0 for the coarsest to 1 for the finest. With one grain, or `information_weight` 0, this is
-    MaskGIT.
+    is the code's grain, from 0 for the coarsest to 1 for the finest; of a model that predicts densities in bins, the
+    place of its region's grain and bin among all of them, also from 0 to 1. With one grain and one bin, or
+    `information_weight` 0, this is MaskGIT.
 
     Attributes:
         steps: T of the contents, >= 1. An image of fewer codes is complete before the last.
@@ -44,7 +45,7 @@ class MaskedSampler:
         mask_schedule: gamma: "cosine", "linear" or "arccos".
         order: "confidence" (the score above), "random" (its second and third parts, and noise that does not cool down),
             "halton" (a sequence of places that are far apart, the same for all samples), or "coarse_first" and
-            "dense_first" (all codes of one grain before those of the next, by confidence within it).
+            "dense_first" (all codes of one grain, and bin, before those of the next, by confidence within it).
         information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
         information_decay: a, >= 0.
         choice_noise: tau_0, >= 0; not with orders random and halton.
@@ -111,12 +112,13 @@ class MaskedSampler:
                 "sampler.information_weight=0, or sampler.order= one of confidence, random"
             )
 
-    def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
+    def numbers(self, layout: CodeLayout, density_bins: int = 1) -> tuple[int, ...]:
         """Shape of the random numbers of one sample: for each step and each place, one to draw and one to choose."""
-        return (self._map_numbers(layout) + 2 * self.steps * layout.num_regions * layout.codes_per_region[-1],)
+        of_contents = 2 * self.steps * layout.num_regions * layout.codes_per_region[-1]
+        return (self._map_numbers(layout, density_bins) + of_contents,)
 
-    def _map_numbers(self, layout: CodeLayout) -> int:
-        return 2 * self.grain_steps * layout.num_regions if layout.num_grains > 1 else 0
+    def _map_numbers(self, layout: CodeLayout, density_bins: int) -> int:
+        return 2 * self.grain_steps * layout.num_regions if layout.num_grains * density_bins > 1 else 0
 
     @torch.no_grad()
     def __call__(
@@ -133,47 +135,53 @@ class MaskedSampler:
             logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
                 then again without.
             layout: of the codes that it makes.
-            uniforms: (B, *numbers(layout)) in [0, 1).
+            uniforms: (B, *numbers(layout, logits.density_bins)) in [0, 1).
             on_step: called with the number of steps taken on the contents, for a progress bar.
-            given: the grains and codes of each sample that are kept.
+            given: the grains and codes of each sample that are kept. Bins are drawn, those of known grains first.
         Returns:
             sequences that `from_sequences` takes, without ends.
         """
         if self.guidance_scale != 1:
             logits = GuidedMaskedLogits(logits, layout, self.guidance_scale, self.guidance_schedule)
-        of_map, of_contents = uniforms.split([split := self._map_numbers(layout), uniforms.shape[1] - split], dim=1)
-        grains = self._grains(logits, layout, of_map, given)
-        return self._contents(logits, layout, grains, of_contents, given, on_step)
+        split = self._map_numbers(layout, logits.density_bins)
+        of_map, of_contents = uniforms.split([split, uniforms.shape[1] - split], dim=1)
+        values = self._values(logits, layout, of_map, given)
+        return self._contents(logits, layout, values, of_contents, given, on_step)
 
-    def _grains(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
-        """(B, H0, W0) grain maps."""
-        count, shape = layout.num_grains, (len(uniforms), *layout.grids[0])
+    def _values(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
+        """(B, R) values of the regions, see `MaskedLogits`."""
+        count, shape = layout.num_grains * logits.density_bins, (len(uniforms), layout.num_regions)
         if count == 1:
             return torch.zeros(shape, dtype=torch.long, device=uniforms.device)
-        grains = torch.full(shape, count, device=uniforms.device)
-        least = grains.new_zeros(len(grains))
+        values = torch.full(shape, count, device=uniforms.device)
+        grain = torch.arange(count, device=values.device) // logits.density_bins
+        illegal, known = grain < 0, None
         if given is not None:
-            least, grains = given.least_grain, torch.where(given.known_regions, given.codes.grains, count)
-        illegal = (torch.arange(count, device=grains.device) < least[:, None])[:, None]
+            known, own = given.known_regions.flatten(1), given.codes.grains.flatten(1)
+            illegal = torch.where(known[..., None], grain != own[..., None], grain < given.least_grain[:, None, None])
+            if logits.density_bins == 1:
+                values = torch.where(known, own, count)
 
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
             return log_p + self.grain_choice_noise * cooling * noise
 
         return self._reveal(
-            lambda values: logits.grains(values).masked_fill(illegal, -torch.inf), score, grains.flatten(1), count,
-            grains.flatten(1) == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)), "grain_",
-        ).view(shape)  # fmt: skip
+            lambda values: logits.grains(values).masked_fill(illegal, -torch.inf), score, values, count,
+            values == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)), "grain_",
+            None if known is None else known.long(),
+        )  # fmt: skip
 
     def _contents(
         self,
         logits: MaskedLogits,
         layout: CodeLayout,
-        grains: Tensor,
+        values: Tensor,
         uniforms: Tensor,
         given: CodeMask | None,
         on_step: Callable[[int], None],
     ) -> CodeSequences:
-        """The codes of (B, H0, W0) grain maps."""
+        """The codes of regions that have (B, R) values."""
+        grains = (values // logits.density_bins).unflatten(1, layout.grids[0])
         blank = GrainCodes(grains, grains.new_zeros(len(grains), *layout.grids[-1]), layout)
         slots = to_sequences(blank, ends=False).slots
         table, owner = layout.slots(slots.device), slots.clamp(max=layout.num_slots - 1)
@@ -183,10 +191,10 @@ class MaskedSampler:
             kept = unknown & given.known_cells.flatten(1).gather(1, first)
             contents = torch.where(kept, given.codes.indices.flatten(1).gather(1, first), contents)
             unknown = unknown & ~kept
-        grain, last = table.grain[owner], layout.num_grains - 1
-        density = grain.double() / max(last, 1)
+        value, last = values.gather(1, table.region[owner]), layout.num_grains * logits.density_bins - 1
+        density = value.double() / max(last, 1)
         visited = _halton(layout).to(slots.device)[owner] if self.order == "halton" else None
-        tier = {"dense_first": grain, "coarse_first": last - grain}.get(self.order)
+        tier = {"dense_first": value, "coarse_first": last - value}.get(self.order)
 
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
             if visited is not None:

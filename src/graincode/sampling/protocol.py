@@ -31,10 +31,18 @@ class AutoregressiveLogits(Protocol):
 
 
 class MaskedLogits(Protocol):
-    """What a sampler needs of a model that fills in what is masked."""
+    """What a sampler needs of a model that fills in what is masked.
 
-    def grains(self, grains: Tensor) -> Tensor:
-        """(B, R) grains of the regions, K where they are masked, to their (B, R, K) logits; not asked for if K is 1."""
+    Attributes:
+        density_bins: n, >= 1. A region's value is n times its grain plus the bin, in [0, n), of its density; with one
+            bin, its grain.
+    """
+
+    density_bins: int
+
+    def grains(self, values: Tensor) -> Tensor:
+        """(B, R) values of the regions, K n where they are masked, to their (B, R, K n) logits; not asked for if K n is
+        1."""
         ...
 
     def contents(self, slots: Tensor, contents: Tensor) -> Tensor:

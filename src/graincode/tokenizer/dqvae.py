@@ -109,6 +109,13 @@ class DQVAE(nn.Module):
             GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
                 and psnr are given.
         """
+        return self.tokenize_with_density(images, ratios, psnr)[0]
+
+    @torch.no_grad()
+    def tokenize_with_density(
+        self, images: Tensor, ratios: Sequence[float] | Tensor | None = None, psnr: float | None = None
+    ) -> tuple[GrainCodes, Tensor]:
+        """`tokenize`, and the (B, H0, W0) float32 density of each region, see `Routing.shown`."""
         expected = (3, *self.layout.image_size)
         if tuple(images.shape[1:]) != expected:
             raise GraincodeError(
@@ -118,9 +125,9 @@ class DQVAE(nn.Module):
         if ratios is not None and psnr is not None:
             raise GraincodeError(f"ratios={ratios} and psnr={psnr}: give one of them, the other follows")
         probe = self.probe(images)
-        if psnr is not None:
-            return self._reach(probe, psnr)
-        return self.codes_at(probe, self.router(probe, ratios))
+        routing = self.router(probe, ratios)
+        codes = self.codes_at(probe, routing) if psnr is None else self._reach(probe, psnr)
+        return codes, routing.shown
 
     def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
         """The codes of all images with as few of them as reach an error, by halving the range of mixtures."""
