@@ -44,11 +44,13 @@ ORDERS = {
     "dense first": ["sampler.order=dense_first"],
 }
 # with one grain, all other orders are one of these
+BY_DENSITY = ("density 4.5", "density 9", "dense first")
 PLAIN = ("confidence", "confidence, noise 1", "random", "Halton")
 MODELS = {
     "beta 0": Row("nar-beta-0", DUAL, [NAR]),
     "beta 2": Row("nar-beta-2", DUAL, [NAR, "generator.masking.beta=2"]),
     "beta elastic": Row("nar-elastic", DUAL, [NAR, "generator.masking.beta=2", "generator.masking.elastic=true"]),
+    "bins 4": Row("nar-bins-4", DUAL, [NAR, "generator.model.density_bins=4"]),
     "MaskGIT, 32": Row("maskgit-32", FIXED32, [NAR]),
     "MaskGIT, 64": Row("maskgit-64", FIXED64, [NAR]),
     "AR": Row("dual", DUAL),
@@ -108,6 +110,7 @@ PARTS = {
         [
             *(Cell(model, order, steps) for model in MODELS if model.startswith("beta") for order in ORDERS
               for steps in STEPS),
+            *(Cell("bins 4", order, steps) for order in BY_DENSITY for steps in STEPS),
             *(Cell(model, order, steps) for model in MODELS if model.startswith("MaskGIT") for order in PLAIN
               for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
