@@ -60,7 +60,7 @@ class Part:
         seeds: of each row.
         samples: of each row, seed and guidance.
         split: that they are measured against.
-        scales: of guidance, for the rows of the claim; others are measured without.
+        scales: of guidance, for the rows of the claim; others are sampled without, or not at all.
     """
 
     rows: Sequence[Row]
@@ -88,8 +88,16 @@ ABLATIONS = [
     Row("dual-modern", DUAL, ["generator/block=modern"]),
     Row("dual-batches-by-length", DUAL, ["trainer.length_window=32"]),
 ]
+# by their bits alone, which tell more of a model than samples do where codes are the same
+BLOCKS = [
+    Row(f"dual-{name}", DUAL, [f"generator.block.{setting}"])
+    for name, setting in {
+        "rms": "norm=rms", "swiglu": "mlp=swiglu", "qk-norm": "qk_norm=true", "rotary": "rotary=true",
+        "adaln": "adaln=true",
+    }.items()
+]  # fmt: skip
 PARTS = {
-    "wide": Part([*CLAIM, *ABLATIONS], [0], 5000, "val", [1.0, 1.5]),
+    "wide": Part([*CLAIM, *ABLATIONS, *BLOCKS], [0], 5000, "val", [1.0, 1.5]),
     "deciding": Part(CLAIM, [1, 2, 3], 10_000, "test", [1.0, 1.5]),
 }
 
@@ -145,6 +153,8 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
         "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
         "mse": tokenizer_error(part, row.tokenizer, seed),
     }  # fmt: skip
+    if row in BLOCKS:
+        return [common | {"guidance": 1.0}]
     for scale in chosen.scales if row in CLAIM else [1.0]:
         figures = sampled(
             part, row, seed, samples, chosen.split, f"{name}-at-{scale:g}", [f"sampler.guidance_scale={scale:g}"]
@@ -187,14 +197,14 @@ def write(part: str, rows: list[Figures]) -> None:
 
 def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
     """Fréchet distances, a bar for each scale of guidance and a dot for each seed."""
-    names = list(dict.fromkeys(name for name, _ in groups))
+    names = list(dict.fromkeys(name for (name, _), rows in groups.items() if f"fd_{NETWORK}" in rows[0]))
     scales = sorted({scale for _, scale in groups})
     canvas = Canvas(figsize=(8, 0.42 * len(names) + 1.2), layout="constrained")
     panel = canvas.subplots()
     for index, scale in enumerate(scales):
         colour = ("#1b6ca8", "#d1495b", "#3a7d44")[index % 3]
         for place, name in enumerate(names):
-            values = [row[f"fd_{NETWORK}"] for row in groups.get((name, scale), [])]
+            values = [row[f"fd_{NETWORK}"] for row in groups.get((name, scale), []) if f"fd_{NETWORK}" in row]
             if not values:
                 continue
             height = place + (index - (len(scales) - 1) / 2) * 0.36
