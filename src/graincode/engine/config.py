@@ -289,6 +289,8 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
     if unknown := re.search(r"Could not (?:override|find|delete) '([^']+)'", text):
         key = unknown.group(1).lstrip("+~")
         known = set(_known_keys(job, key, overrides))
+        if owners := _owners(key):
+            return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
         return f"unknown key {key!r}: {nearest(key, known)}"
     if wrong := re.search(r"Value '(.*?)'.*could not be converted to (\w+).*full_key: (\S+)", text):
         value, kind, key = wrong.groups()
@@ -300,6 +302,20 @@ def explain(error: Exception, job: str, overrides: list[str]) -> str:
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing.group(1)} is not set: type {missing.group(1)}=..."
     return text
+
+
+def _owners(key: str) -> list[str]:
+    """The options of configuration groups that have a key, such as sampler=masked for sampler.steps."""
+    parts, found = key.split("."), []
+    for split in range(1, len(parts)):
+        group = "/".join(parts[:split])
+        for file in sorted((config_directory() / group).glob("*.yaml")):
+            node: Any = OmegaConf.to_container(OmegaConf.load(file))
+            for part in parts[split:]:
+                node = node.get(part, ...) if isinstance(node, dict) else ...
+            if node is not ...:
+                found.append(f"{group}={file.stem}")
+    return found
 
 
 def nearest(word: str, known: set[str]) -> str:
