@@ -182,7 +182,7 @@ def test_a_process_that_dies_ends_the_others_with_its_error(victim, inside):
     assert list((run / "state").glob("step_*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_signal_to_the_command_stops_all_processes_with_a_state(number, inside):
     run = Path(f"runs/train_tokenizer/two-{number.name}")
     more = [f"run_name={run.name}", "hardware.workers=1"]
