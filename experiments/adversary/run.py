@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweep import job
 
 from graincode.core.images import to_uint8
 from graincode.data.images import ImageDataset
@@ -59,11 +61,6 @@ NAMES = {"l1": "L1", "perceptual": "L1 + perceptual", "gan": "L1 + perceptual + 
 COLOURS = {"l1": "#777777", "perceptual": "#1b6ca8", "gan": "#c0392b"}
 SECONDS = {"l1": 0.07, "perceptual": 0.17, "gan": 0.3, "images": 0.012}  # of one core: of a step; of an image measured
 POINTS, NETWORK = 20, Lite0Features()
-
-
-def job(name: str, *overrides: str) -> None:
-    """Run a job to its end."""
-    subprocess.run([sys.executable, "-m", f"graincode.jobs.{name}", f"runs_dir={RUNS}", *overrides], check=True)
 
 
 def settings(row: str, steps: int) -> list[str]:
@@ -164,9 +161,9 @@ def main() -> None:
     real, results = statistics_of(originals, count), {}
     for row in ROWS:
         name = f"{row}-{steps}"
-        job("train_tokenizer", f"run_name={name}", *settings(row, steps))
+        job(RUNS, "train_tokenizer", name, *settings(row, steps))
         run = RUNS / "train_tokenizer" / name
-        job("evaluate", f"run_name={name}", f"tokenizer_path={run}/export", "evaluation=reconstruction",
+        job(RUNS, "evaluate", name, f"tokenizer_path={run}/export", "evaluation=reconstruction",
             "features=lite0_112", *DATA)  # fmt: skip
         record = json.loads((RUNS / "evaluate" / name / "metrics.json").read_text())
         log = [
