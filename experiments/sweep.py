@@ -1,7 +1,8 @@
-"""What studies share: jobs that are run once, two at a time, and a table over seeds."""
+"""What studies share: jobs that are run once, two at a time, a table over seeds, and what is done to images."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -15,7 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 Figures = dict[str, Any]
 
@@ -101,3 +105,19 @@ def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[st
             cells.append(f"{statistics.mean(values):.4g}{spread}" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def noisy(images: Tensor, std: float) -> Tensor:
+    """(N, 3, H, W) uint8 images with white noise of a standard deviation in grey values, the same for all."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + std * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def compressed(images: Tensor, quality: int) -> Tensor:
+    """(N, 3, H, W) uint8 images through JPEG."""
+    made = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "jpeg", quality=quality)
+        made.append(np.asarray(Image.open(buffer)))
+    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)

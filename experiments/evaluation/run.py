@@ -12,7 +12,6 @@ Cost: 10 minutes of two CPU cores.
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -20,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweep import compressed, noisy
 
 from graincode.core.images import to_uint8
 from graincode.data import FashionMNIST, Subset
@@ -51,22 +51,6 @@ def images_of(split: str, count: int) -> Tensor:
     """(N, 3, 32, 32) uint8, of a fixed permutation of a split."""
     dataset = Subset(FashionMNIST().split(split), count)
     return to_uint8(dataset[range(len(dataset))].images)
-
-
-def noisy(images: Tensor, std: float) -> Tensor:
-    """With white noise of a standard deviation in grey values, the same for all."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images + std * noise).round().clamp(0, 255).to(torch.uint8)
-
-
-def compressed(images: Tensor, quality: int) -> Tensor:
-    """Through JPEG."""
-    made = []
-    for image in images.permute(0, 2, 3, 1).numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "jpeg", quality=quality)
-        made.append(np.asarray(Image.open(buffer)))
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
 def statistics_of(images: Tensor, resolution: int = 112, splits: int = 0) -> Statistics:

@@ -11,7 +11,6 @@ Cost: two minutes of one CPU core, and data=wallpapers.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
@@ -19,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweep import compressed, noisy
 
 from graincode.core.codes import CodeLayout
 from graincode.core.images import from_uint8, to_uint8
@@ -60,23 +60,12 @@ NOISES, SHIFTS, QUALITIES = (1, 2, 4), (-8, -4, 4, 8), (95, 85, 70)
 
 def changed_images(images: Tensor) -> Iterator[tuple[str, Tensor]]:
     """What is done to (N, 3, H, W) uint8 images, in words, and what comes of it."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     for std in NOISES:
-        yield f"noise {std}", (images + std * noise).round().clamp(0, 255).to(torch.uint8)
+        yield f"noise {std}", noisy(images, std)
     for shift in SHIFTS:
         yield f"brightness {shift:+d}", (images.int() + shift).clamp(0, 255).to(torch.uint8)
     for quality in QUALITIES:
         yield f"JPEG {quality}", compressed(images, quality)
-
-
-def compressed(images: Tensor, quality: int) -> Tensor:
-    """Through JPEG."""
-    made = []
-    for image in images.permute(0, 2, 3, 1).numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "jpeg", quality=quality)
-        made.append(np.asarray(Image.open(buffer)))
-    return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
 
 
 def look(images: Tensor) -> Probe:
