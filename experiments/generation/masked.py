@@ -10,7 +10,6 @@ stopped at any time. Writes PART.json, PART.md and PART.png here.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from run import DUAL, FIXED32, FIXED64, NETWORK, RUNS, Row, codes_of, extract, parameters, sampled, train
+from run import DUAL, FIXED32, FIXED64, NETWORK, RUNS, Row, codes_of, extract_all, parameters, parse, sampled, train
 from sweep import Figures, run_all, start, table
 
 from graincode.files import replacing, write_json
@@ -197,13 +196,7 @@ def _line(panel: Axes, rows: Sequence[Mapping[str, float]], x: str, label: str, 
 
 def main() -> None:
     """Run a part, and write what is known after each row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--jobs", type=int, default=2, help="jobs at a time")
-    parser.add_argument("--steps", type=int, default=3000, help="of each training")
-    parser.add_argument("--samples", type=int, help="instead of the part's own number")
-    parser.add_argument("--only", default="", help="cells whose name has this in it")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, PARTS)
     part = PARTS[arguments.part]
     samples = arguments.samples or part.samples
     cells = {f"{cell.name}, {cell.guidance:g}": cell for cell in part.cells if arguments.only in cell.name}
@@ -214,13 +207,14 @@ def main() -> None:
         return not (RUNS / job / name / "result.json").is_file()
 
     def fit(name: str, seed: int) -> list[Figures]:
-        extract(part.source, models[name].tokenizer, seed)
         train(part.source, models[name], seed, arguments.steps)
         return []
 
     print(
         f"{len(models) * len(part.seeds)} trainings of {arguments.steps} steps, then {len(cells)} x {len(part.seeds)}"
     )
+    sources = {(model.tokenizer, seed) for seed in part.seeds for model in models.values()}
+    extract_all(part.source, sources, arguments.jobs)
     run_all(
         [(name, seed) for seed in part.seeds for name in models], fit,
         lambda name, seed: is_new("train_generator", f"{part.source}-{name}-{seed}"), lambda _: None, arguments.jobs,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +115,17 @@ def extract(part: str, tokenizer: str, seed: int) -> list[Figures]:
     job(RUNS, "extract_codes", f"{part}-{tokenizer}-{seed}", DATA, f"tokenizer_path={path}",
         "splits=[train,val]")  # fmt: skip
     return []
+
+
+def extract_all(part: str, sources: Collection[tuple[str, int]], jobs: int) -> None:
+    """Make the codes of tokenizers and seeds, each once."""
+    run_all(
+        sorted(sources, key=lambda source: source[1]),
+        lambda tokenizer, seed: extract(part, tokenizer, seed),
+        lambda tokenizer, seed: not (codes_of(part, tokenizer, seed) / "codes.json").is_file(),
+        lambda _: None,
+        jobs,
+    )
 
 
 def train(part: str, row: Row, seed: int, steps: int) -> None:
@@ -222,15 +233,20 @@ def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
         canvas.savefig(partial, dpi=150, format="png")
 
 
-def main() -> None:
-    """Run a part, and write what is known after each row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+def parse(about: str, parts: Iterable[str]) -> argparse.Namespace:
+    """The command line of both studies of this folder."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=parts)
     parser.add_argument("--jobs", type=int, default=2, help="jobs at a time")
     parser.add_argument("--steps", type=int, default=3000, help="of each generator")
     parser.add_argument("--samples", type=int, help="instead of the part's own number")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run a part, and write what is known after each row."""
+    arguments = parse(__doc__, PARTS)
     part, name = PARTS[arguments.part], arguments.part
     rows = {row.name: row for row in part.rows if arguments.only in row.name}
     samples = arguments.samples or part.samples
@@ -239,13 +255,7 @@ def main() -> None:
     print(
         f"codes of {len(sources)} tokenizers, then {len(rows) * len(part.seeds)} generators of {arguments.steps} steps"
     )
-    run_all(
-        sorted(sources, key=lambda source: source[1]),
-        lambda tokenizer, seed: extract(name, tokenizer, seed),
-        lambda tokenizer, seed: not (codes_of(name, tokenizer, seed) / "codes.json").is_file(),
-        lambda _: None,
-        arguments.jobs,
-    )
+    extract_all(name, sources, arguments.jobs)
     run_all(
         [(row, seed) for seed in part.seeds for row in rows],
         lambda row, seed: train_and_measure(name, rows[row], seed, arguments.steps, samples),
