@@ -87,6 +87,15 @@ def test_ratios_of_each_image_are_checked_like_those_of_all():
             tokenizer.tokenize(images, wrong)
 
 
+def test_one_grain_leaves_no_ratios_to_ask_for():
+    tokenizer, images = make(CodeLayout((32, 32), ((8, 8),), 32)).eval(), photographs_with_detail(2)
+    start(tokenizer, images)
+    assert torch.equal(tokenizer.tokenize(images, [1]).indices, tokenizer.tokenize(images).indices)
+    for wrong in ([0.5, 0.5], torch.tensor([0.5, 0.5])):
+        with pytest.raises(GraincodeError, match="expected .*1"):
+            tokenizer.tokenize(images, wrong)
+
+
 def photographs_with_detail(count, size=(32, 32)):
     """Regions of very different difficulty."""
     generator = torch.Generator().manual_seed(5)
@@ -214,6 +223,8 @@ def test_a_psnr_can_be_asked_for(measure):
         assert torch.equal(tokenizer.tokenize(images[[one]], psnr=wanted).grains, codes.grains[[one]])
     with pytest.raises(GraincodeError, match="give one of them"):
         tokenizer.tokenize(images, [0.5, 0.5], psnr=wanted)
+    with pytest.raises(GraincodeError, match="psnr=nan: expected dB"):
+        tokenizer.tokenize(images, psnr=math.nan)
 
 
 def count_decodes(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -106,8 +107,8 @@ class DQVAE(nn.Module):
             psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more than
                 the router's own). An image that cannot reach it is all fine.
         Raises:
-            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
-                and psnr are given.
+            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, both ratios and
+                psnr are given, or psnr is not finite.
         """
         return self.tokenize_with_density(images, ratios, psnr)[0]
 
@@ -124,6 +125,8 @@ class DQVAE(nn.Module):
             )
         if ratios is not None and psnr is not None:
             raise GraincodeError(f"ratios={ratios} and psnr={psnr}: give one of them, the other follows")
+        if psnr is not None and not math.isfinite(psnr):
+            raise GraincodeError(f"psnr={psnr}: expected dB, such as psnr=25")
         probe = self.probe(images)
         routing = self.router(probe, ratios)
         codes = self.codes_at(probe, routing) if psnr is None else self._reach(probe, psnr)

@@ -305,6 +305,10 @@ class QuantileRouter(Router):
         Raises:
             GraincodeError: the router is not calibrated, or the ratios do not fit the layout.
         """
+        if isinstance(ratios, Tensor):
+            self._check(ratios, len(probe.images))
+        elif ratios is not None:
+            ratios = core.check_ratios(ratios, self.layout.num_grains)
         density = self.density(probe, self.layout)
         if self.layout.num_grains == 1:
             return Routing(torch.zeros_like(density, dtype=torch.long), density)
@@ -313,8 +317,6 @@ class QuantileRouter(Router):
         if ratios is None and self.elastic and self.training:
             level = torch.rand(len(density)) if probe.draws is None else probe.draws.uniforms(LENGTHS)
             ratios = core.ratios_at(level.to(density.device), self.layout.num_grains)
-        elif isinstance(ratios, Tensor):
-            self._check(ratios, len(density))
         return Routing(self._grains(density, self._ratios(self.ratios if ratios is None else ratios)), density)
 
     @torch.no_grad()
@@ -337,7 +339,7 @@ class QuantileRouter(Router):
 
     def _ratios(self, ratios: Sequence[float] | Tensor) -> Tensor:
         if not isinstance(ratios, Tensor):
-            ratios = torch.tensor(core.check_ratios(ratios, self.layout.num_grains), dtype=torch.float64)
+            ratios = torch.tensor(ratios, dtype=torch.float64)
         return ratios.to(self.quantiles.device)
 
     def _grains(self, density: Tensor, ratios: Tensor) -> Tensor:
