@@ -246,9 +246,10 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
 
 
 def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Error over length, and over bits, of the families of several lengths; others stand in the table alone."""
+    """Error over length, and over bits; where families have several lengths, others stand in the table alone."""
     points = {group[0]["family"]: sum(g[0]["family"] == group[0]["family"] for g in groups) for group in groups}
-    groups = [g for g in groups if points[g[0]["family"]] > 1 and g[0]["codes_per_image"] > 12]
+    several = any(points[g[0]["family"]] > 1 and not g[0]["is_fixed"] for g in groups)
+    groups = [g for g in groups if points[g[0]["family"]] > several and g[0]["codes_per_image"] > 12]
     canvas = Figure(figsize=(11, 4.6), layout="constrained")
     panels = canvas.subplots(1, 2, sharey=True)
     families = list(dict.fromkeys(group[0]["family"] for group in groups))
