@@ -6,7 +6,7 @@ The share of regions whose grain is another after noise, a change of brightness 
 regions fine and thresholds from clean training images; for every density that needs no model, and for the routers of
 exported tokenizers (of 32 px for Fashion-MNIST, of 64 px for wallpapers). Writes results.json, results.md and
 robustness.png beside this file. Resumable: what stands in results.json is not measured again; without the file, all is.
-Cost: two minutes of one CPU core, and data=wallpapers.
+Cost: two minutes of one CPU core and data=wallpapers, and four minutes for each export.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def measure(rows: list[dict], exports: list[Path]) -> Iterator[dict]:
     for data, (source, layout) in DATA.items():
         routers = {name: QuantileRouter(layout, density, [0.5, 0.5]) for name, density in DENSITIES.items()}
         routes = {name: partial(routed, router) for name, router in routers.items()} | {
-            f"{type(export.module.router.density).__name__} of {path.parent.name} ({export.identity})":
-            export.module.route for path, export in loaded if export.module.layout.image_size == layout.image_size
+            f"{type(export.module.router.density).__name__.removesuffix('Density').lower()} of {path.parent.name}"
+            f" ({export.identity[:8]})": export.module.route
+            for path, export in loaded if export.module.layout.image_size == layout.image_size
         }  # fmt: skip
         missing = {name: route for name, route in routes.items() if (data, name) not in known}
         if not missing:
@@ -131,17 +132,18 @@ def draw(rows: list[dict]) -> None:
         "brightness": ("change of brightness, of 255", [f"{shift:+d}" for shift in SHIFTS]),
         "JPEG": ("JPEG quality", [str(quality) for quality in QUALITIES]),
     }
-    names = list(dict.fromkeys(row["density"] for row in rows))
+    names = list(dict.fromkeys(_measure(row) for row in rows))
     canvas = Canvas(figsize=(13, 7.6), layout="constrained")
     axes = canvas.subplots(len(DATA), len(kinds), sharey=True, squeeze=False)
     for line, data in zip(axes, DATA, strict=True):
         for axis, (kind, (label, places)) in zip(line, kinds.items(), strict=True):
             for row in (row for row in rows if row["data"] == data):
-                colour = "0.6" if row["density"] == "random" else f"C{names.index(row['density'])}"
+                name = _measure(row)
+                colour = "0.6" if name == "random" else f"C{names.index(name)}"
                 for fine, style in zip(FINE, ("--", "-"), strict=True):
                     values = [100 * row["changed"][str(fine)][f"{kind} {place}"] for place in places]
                     axis.plot(places, values, style, color=colour, marker="o", markersize=4, linewidth=1.5,
-                              label=row["density"] if fine == FINE[-1] else None)  # fmt: skip
+                              label=name if fine == FINE[-1] else None)  # fmt: skip
             axis.set_yscale("symlog", linthresh=0.1)
             axis.set_yticks([0, 0.1, 1, 10, 50], ["0", "0.1", "1", "10", "50"])
             axis.set(xlabel=label, ylim=(-0.01, 70))
@@ -152,6 +154,11 @@ def draw(rows: list[dict]) -> None:
     canvas.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
     with replacing(HERE / "robustness.png") as partial:
         canvas.savefig(partial, dpi=90)
+
+
+def _measure(row: dict) -> str:
+    """The density of a row, whichever tokenizer it is of."""
+    return row["density"].split(" of ")[0]
 
 
 def write_table(rows: list[dict]) -> None:
