@@ -31,7 +31,8 @@ HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("r
 DATA, NETWORK = "data=fashion_mnist", "lite0@112"
 COLUMNS = {
     "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS", f"class_accuracy_ratio_{NETWORK}": "class",
-    "bits_per_image": "bits", "position_bits": "of positions", "mse": "MSE of the tokenizer",
+    "bits_per_image": "bits", "position_bits": "of positions", f"rfd_{NETWORK}": "FD of reconstructions",
+    "mse": "their MSE",
     "codes_per_image": "codes", "images_per_second": "images/s", "parameters": "parameters",
 }  # fmt: skip
 
@@ -162,7 +163,7 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
         "parameters": parameters(codes_of(part, row.tokenizer, seed), row),
         "bits_per_image": bits["bits_per_image"],
         "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
-        "mse": tokenizer_error(part, row.tokenizer, seed),
+        **of_tokenizer(part, row.tokenizer, seed),
     }  # fmt: skip
     if row in BLOCKS:
         return [common | {"guidance": 1.0}]
@@ -181,9 +182,11 @@ def parameters(codes: Path, row: Row) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def tokenizer_error(part: str, tokenizer: str, seed: int) -> float:
-    """What the other study found."""
-    return figures_of(TOKENIZERS.parent, f"{part}-{tokenizer}-{seed}")["mse"]
+def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
+    """What the other study found of its reconstructions, which samples cannot surpass; not in all of its parts the
+    Fréchet distance."""
+    found = figures_of(TOKENIZERS.parent, f"{part}-{tokenizer}-{seed}")
+    return {key: found[key] for key in (f"rfd_{NETWORK}", "mse") if key in found}
 
 
 def write(part: str, rows: list[Figures]) -> None:
