@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 class Recomputable(nn.Module):
     """A block that can drop its activations in training and compute them anew in the backward pass.
 
-    `hardware.gradient_checkpointing=true` sets `recompute` on all of them; results do not change.
+    `hardware.gradient_checkpointing=true` sets `recompute` on all of them; results do not change. These are also what
+    `hardware.compile=true` compiles and `hardware.strategy=fsdp` shards.
     """
 
     recompute = False

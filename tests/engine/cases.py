@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -172,14 +172,16 @@ def make_stage(precise: bool, kind: str) -> tuple[GeneratorStage | TokenizerStag
 
 def main(folder: Path, names: list[str]) -> None:
     """Run cases: STAGE-PRECISION-WAY, such as `gan-64-whole`."""
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # all but the compiler
     world = int(os.environ.get("WORLD_SIZE", 1))
     for name in names:
         kind, precision, way = name.split("-")
         precise = precision == "64"
         stage, start = make_stage(precise, kind)
         hardware = Hardware(
-            num_processes=world, gradient_accumulation=1 if way == "whole" else 2, tf32=False, threads=1,
-            gradient_checkpointing=way == "parts", strategy="fsdp" if way.startswith("sharded") else "ddp",
+            num_processes=world, gradient_accumulation=1 if way in ("whole", "compiled") else 2, tf32=False, threads=1,
+            gradient_checkpointing=way == "parts", compile=way == "compiled",
+            strategy="fsdp" if way.startswith("sharded") else "ddp",
         )  # fmt: skip
         # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
         optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)

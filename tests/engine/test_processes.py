@@ -28,7 +28,7 @@ COMMON = [
     "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
     "windowed-64-whole", "windowed-64-parts", "windowed-32-straight", "windowed-32-resumed",
-    "masked-64-whole", "masked-64-parts",
+    "masked-64-whole", "masked-64-parts", "gan-64-compiled", "masked-64-compiled",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
@@ -79,6 +79,14 @@ def test_two_processes_train_as_one_does(trained, name, limit):
 @pytest.mark.parametrize("kind", ["gan", "tokenizer", "feature", "generator", "windowed", "masked"])
 def test_micro_batches_change_nothing(trained, kind):
     assert distance(weights(trained, f"{kind}-64-whole", 1), weights(trained, f"{kind}-64-parts", 1)) < 1e-10
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", ["gan", "masked"])
+def test_compiled_blocks_train_the_same_weights(trained, kind, world):
+    whole, compiled = (weights(trained, f"{kind}-64-{way}", world) for way in ("whole", "compiled"))
+    assert list(whole) == list(compiled)
+    assert distance(whole, compiled) < 1e-10
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
@@ -223,20 +231,13 @@ def test_averaged_weights_are_used_within_a_context_and_training_is_untouched(de
     assert torch.equal(trained[0].weight, kept)
 
 
-def test_a_compiled_module_trains_the_same_weights(monkeypatch):
-    compile_ = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend="eager"))
-    found = []
+def test_blocks_are_compiled_if_it_is_asked_for():
     for compiled in (False, True):
-        torch.manual_seed(0)
-        module, machine = torch.nn.Linear(3, 2), Hardware(compile=compiled).machine()
-        wrapped, optimizer = machine.prepare(module, lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
-        wrapped(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-        assert list(module.state_dict()) == ["weight", "bias"]
-        assert (module._compiled_call_impl is not None) == compiled
-        found.append(module.weight.detach().clone())
-    torch.testing.assert_close(found[0], found[1])
+        stage, _ = tokenizer_stage(False, "gan")
+        Hardware(compile=compiled).machine().prepare(stage.players[0].module, lambda m: torch.optim.SGD(m.parameters()))
+        blocks = [part for part in stage.players[0].module.modules() if isinstance(part, Recomputable)]
+        assert blocks
+        assert all((part._compiled_call_impl is not None) == compiled for part in blocks)
 
 
 def test_recomputing_activations_keeps_fewer_of_them():

@@ -92,7 +92,7 @@ def test_one_grain_leaves_no_ratios_to_ask_for():
     start(tokenizer, images)
     assert torch.equal(tokenizer.tokenize(images, [1]).indices, tokenizer.tokenize(images).indices)
     for wrong in ([0.5, 0.5], torch.tensor([0.5, 0.5])):
-        with pytest.raises(GraincodeError, match="expected .*1"):
+        with pytest.raises(GraincodeError, match=r"expected .*1"):
             tokenizer.tokenize(images, wrong)
 
 

@@ -46,11 +46,11 @@ def run(cfg: DictConfig) -> float:
     opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
         return _dry(module, objective)
-    hides = hardware.compile or hardware.strategy == "fsdp" or hardware.mixed_precision == "fp16"
+    hides = hardware.strategy == "fsdp" or hardware.mixed_precision == "fp16"
     if opponent is not None and hides:
         raise GraincodeError(
-            "tokenizer/adversary=patch looks at the gradients of one layer, which compilation, sharding and loss "
-            "scaling hide: type hardware.compile=false hardware.strategy=ddp hardware.mixed_precision=bf16"
+            "tokenizer/adversary=patch looks at the gradients of one layer, which sharding and loss scaling hide: type "
+            "hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
     if opponent is not None:
         if opponent.start_step >= cfg.trainer.steps:
