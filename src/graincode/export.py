@@ -19,7 +19,8 @@ from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
 from graincode.files import new_directory, write_json
 
-FORMAT = 4  # tokenizers of 3 did not see the last row and column of pixels
+# tokenizers of 3 did not see the last row and column of pixels; tokens of generators of 4 were not normalised
+FORMATS = {"tokenizer": 4, "generator": 5}
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -103,7 +104,13 @@ def save_export(path: Path, kind: str, config: dict[str, Any], module: nn.Module
                 "command then writes it"
             ) from error
         digest = _sha256(partial / "weights.safetensors")
-        about = {"format": FORMAT, "kind": kind, "provenance": provenance, "weights_sha256": digest, "model": config}
+        about = {
+            "format": FORMATS[kind],
+            "kind": kind,
+            "provenance": provenance,
+            "weights_sha256": digest,
+            "model": config,
+        }
         write_json(partial / "config.json", about)
         return _identity(partial)
 
@@ -125,17 +132,18 @@ def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | 
     try:
         config = json.loads(files[0].read_text())
         found_format, found_kind, node = config["format"], config["kind"], config["model"]
-        digest = config["weights_sha256"] if found_format == FORMAT else None
+        readable = FORMATS.get(found_kind)
+        digest = config["weights_sha256"] if found_format == readable else None
     except (ValueError, KeyError, TypeError) as error:
         raise GraincodeError(f"{files[0]} is damaged ({error!r}): export the model anew") from error
-    if found_format != FORMAT:
-        newer = isinstance(found_format, int) and found_format > FORMAT
-        raise GraincodeError(
-            f"{folder} has export format {found_format}, this version reads {FORMAT}: "
-            + ("type pip install -U graincode" if newer else "train it anew, with the same command")
-        )
     if found_kind != kind:
         raise GraincodeError(f"{folder} is a {found_kind}, expected a {kind}: type it as {found_kind}_path={folder}")
+    if found_format != readable:
+        newer = isinstance(found_format, int) and found_format > readable
+        raise GraincodeError(
+            f"{folder} has export format {found_format}, this version reads {readable}: "
+            + ("type pip install -U graincode" if newer else "train it anew, with the same command")
+        )
     _check_targets(node, folder)
     if _sha256(files[1]) != digest:
         raise GraincodeError(f"{files[1]} is damaged (its content has changed since it was written): copy it anew")

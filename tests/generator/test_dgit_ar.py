@@ -206,8 +206,14 @@ def plain_decoder(model, codes, labels):
     tokens = embedding.content(contents[:, :-1]) + at[:-1]
     tokens = torch.cat([start.expand(len(contents), 1, -1), tokens], dim=1) + embedding.index.weight[:cells]
     tokens = tokens + model.conditioning.table(labels)[:, None]
-    head, states = model.content_head, stack(model.content_transformer, stack(model.position_transformer, tokens) + at)
-    logits = states @ head.weight.T + head.bias
+
+    def unit(x):
+        x = x - x.mean(dim=-1, keepdim=True)
+        return x / (x.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+
+    hidden = stack(model.position_transformer, unit(tokens))
+    states = stack(model.content_transformer, hidden + unit(at))
+    logits = states @ model.content_head.weight.T + model.content_head.bias
     return -logits.log_softmax(-1).gather(2, contents[..., None])[..., 0]
 
 

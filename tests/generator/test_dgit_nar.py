@@ -184,6 +184,8 @@ def test_with_one_grain_the_content_transformer_sees_everything():
     embedding, x = model.embedding, model.embedding.content(contents.masked_fill(masked, layout.codebook_size))
     x = x + embedding.position.weight[: x.shape[1]] + embedding.grain.weight[0]
     x = x + model.conditioning.table(labels)[:, None]
+    x = x - x.mean(dim=-1, keepdim=True)
+    x = x / (x.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
     for block in model.content_transformer.blocks:
         parts = block.attention.qkv(block.norm1(x)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(2, (4, -1)) for part in parts)

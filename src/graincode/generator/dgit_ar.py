@@ -21,6 +21,7 @@ from graincode.generator.embedding import (
     HeterogeneousEmbedding,
     NoConditioning,
     initialize,
+    normalized,
 )
 from graincode.generator.transformer import KeyValueCache, Rotary, Rotation, Transformer
 from graincode.sampling import AutoregressiveSampler
@@ -70,7 +71,8 @@ class DGiTAR(Generator):
 
     The region that comes next is what a position says; the other cells of a region, and all positions of the last
     grain, are implied. Likelihood and sampling use one distribution, renormalised over the legal regions. What an image
-    is conditioned on is added to every token, and modulates the blocks of transformers with `adaln`.
+    is conditioned on is added to every token, and modulates the blocks of transformers with `adaln`. Both tokens and
+    next positions are normalised, so that these are heard beside the states that they are added to.
 
     With one grain this is a decoder in raster order that is told where the next code is; without `next_position` and
     with no position layers, a plain one.
@@ -206,7 +208,7 @@ class DGiTAR(Generator):
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
         hidden = self.position_transformer(
-            self.embedding(slots, contents) + condition[:, None],
+            normalized(self.embedding(slots, contents) + condition[:, None]),
             rotation=self.angles(self.position_transformer, slots),
             modulations=self.position_transformer.modulations(condition),
         )
@@ -223,7 +225,7 @@ class DGiTAR(Generator):
 
     def content_input(self, hidden: Tensor, slots: Tensor) -> Tensor:
         """(B, L, width) states, and what is known of the next tokens, whose (B, L) slots they are."""
-        return hidden + self.embedding.at(slots) if self.next_position else hidden
+        return hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
 
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
         """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
@@ -266,7 +268,7 @@ class CachedLogits:
         """See `AutoregressiveLogits`."""
         model, stack = self.model, self.model.position_transformer
         self.slots = slots[:, None]
-        token = model.embedding(self.slots, contents[:, None], self.step) + self.condition
+        token = normalized(model.embedding(self.slots, contents[:, None], self.step) + self.condition)
         self.hidden = stack(token, self.caches[0], model.angles(stack, self.slots), self.modulations[0])
         self.step += 1
 

@@ -19,6 +19,7 @@ from graincode.generator.embedding import (
     HeterogeneousEmbedding,
     NoConditioning,
     initialize,
+    normalized,
 )
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer
@@ -70,8 +71,8 @@ class DGiTNAR(Generator):
 
     Codes are tokens of content (the vector of "no content" where it is masked), position and grain, without an order.
     Regions are tokens of position and grain, or a vector for a masked one. What an image is conditioned on is added to
-    every token, and modulates the blocks of transformers with `adaln`. With one grain this is MaskGIT, and there is no
-    grain transformer.
+    every token, which is then normalised, and modulates the blocks of transformers with `adaln`. With one grain this is
+    MaskGIT, and there is no grain transformer.
 
     With n > 1 `density_bins` the grain transformer fills in values, n * grain + bin, instead of grains: the bin tells
     how dense a region is among the training regions of its grain, of which each bin has an equal share, but for ties.
@@ -246,7 +247,7 @@ class DGiTNAR(Generator):
         self, transformer: Transformer, tokens: Tensor, slots: Tensor, condition: Tensor, seen: Tensor | None = None
     ) -> Tensor:
         return transformer(
-            tokens + condition[:, None],
+            normalized(tokens + condition[:, None]),
             rotation=self.rotary(slots) if transformer.rotary else None,
             modulations=transformer.modulations(condition),
             mask=seen,

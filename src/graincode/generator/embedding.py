@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import CodeLayout
@@ -78,6 +79,14 @@ class HeterogeneousEmbedding(nn.Module):
         if self.position is not None:
             found = self.position(self.slot_position[slots])
         return found if self.grain is None else found + self.grain(self.slot_grain[slots])
+
+
+def normalized(tokens: Tensor) -> Tensor:
+    """(..., width) tokens of mean 0 and variance 1.
+
+    Tables begin small, so that they learn fast; beside states of unit variance they would not be heard.
+    """
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def _positions(layout: CodeLayout) -> Tensor:
