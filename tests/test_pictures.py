@@ -54,6 +54,7 @@ def test_maps_are_colours_of_their_values():
     assert maps.shape == (1, 3, 4, 4)
     assert torch.equal(maps[0, :, 0, 2], maps[0, :, 3, 3])
     assert not torch.equal(maps[0, :, 0, 0], maps[0, :, 2, 0])
+    assert torch.equal(density_maps(density.square(), (4, 4)), maps)  # their ranks are what is shown
     codes = GrainCodes(torch.zeros(1, 1, 1).long(), torch.full((1, 2, 2), 5), CodeLayout((8, 8), ((8, 8), (4, 4)), 16))
     assert len(code_maps(codes)[0].flatten(1).unique(dim=1).T) == 1
 

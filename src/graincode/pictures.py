@@ -37,9 +37,10 @@ def code_maps(codes: GrainCodes) -> Tensor:
 
 
 def density_maps(density: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H0, W0) densities to (B, 3, H, W) uint8, dark blue for the lowest of the batch to yellow for the highest."""
-    low, high = density.min(), density.max()
-    levels = (density - low) / (high - low).clamp(min=1e-9)
+    """(B, H0, W0) densities to (B, 3, H, W) uint8, dark blue for the lowest of the batch to yellow for the highest, by
+    rank: a few regions may be far denser than all others."""
+    values, rank = density.unique(return_inverse=True)
+    levels = rank.float() / max(len(values) - 1, 1)
     return F.interpolate(_coloured(levels, "cividis"), size=size, mode="nearest")
 
 

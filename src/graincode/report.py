@@ -260,7 +260,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
 
 def _legend(layout: CodeLayout, density: Tensor) -> str:
     scale = _img(density_maps(torch.linspace(0, 1, 64)[None, None], (1, 64))[0], "dark blue to yellow", "scale")
-    items = [f"density {density.min():.2f} {scale} {density.max():.2f}"]
+    items = [f"density, by rank, {density.min():.2g} {scale} {density.max():.2g}"]
     height, width = layout.grains[0]
     for grain, ((high, wide), count) in enumerate(zip(layout.grains, layout.codes_per_region, strict=True)):
         flat, grains = torch.full((1, 3, 2 * height, 2 * width), -1.0), torch.full((1, 2, 2), grain)
