@@ -57,7 +57,7 @@ def refusal(capsys, job, *overrides):
         ("train_tokenizer", ["trainer.resume=/nowhere"], "/nowhere is damaged"),
         ("train_tokenizer", ["init_from=/nowhere"], "is no export"),
         ("train_tokenizer", ["augmentation.shift=-1"], "type augmentation.shift=0"),
-        ("train_tokenizer", ["tokenizer/adversary=patch", "hardware=fsdp"], "type hardware.strategy=ddp"),
+        ("train_tokenizer", ["tokenizer/adversary=patch", "hardware.strategy=fsdp"], "type hardware.strategy=ddp"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "tokenizer.adversary.weight=-1"], "expected 0 or more"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "trainer.steps=900"], "tokenizer.adversary.start_step=450"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "tokenizer.adversary.start_step=0",
