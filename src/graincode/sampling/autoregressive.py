@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,44 +14,33 @@ from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences
 from graincode.core.logits import draw, legal_regions, truncate
 from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
-from graincode.sampling.settings import check_settings, truncation
+from graincode.sampling.settings import SamplerSettings
 
 _CHECK_EVERY = 16  # steps, on a GPU, where each look makes the CPU wait
 
 
-@dataclass(frozen=True)
-class AutoregressiveSampler:
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSampler(SamplerSettings):
     """Draws positions and contents in turn; every sample tiles its image by construction.
 
     All samples of a batch advance by one token a step, each in its own grain, so nothing is padded between grains.
 
     Attributes:
-        temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
         region_temperature, region_top_k, region_top_p, region_min_p: of the next region.
-        guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
-        guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
         drop_finished: go on with the samples that are not complete whenever these are half of the batch or fewer: less
             work where lengths differ. In float32 a sample may then depend in the last bit on its batch mates.
     Raises:
         GraincodeError: a setting is out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     region_temperature: float = 1.0
     region_top_k: int = 0
     region_top_p: float = 1.0
     region_min_p: float = 0.0
-    guidance_scale: float = 1.0
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     drop_finished: bool = False
 
     name: ClassVar[str] = "autoregressive"
-
-    def __post_init__(self) -> None:
-        check_settings(self, "region_")
+    other: ClassVar[str] = "region_"
 
     def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
         """Shape of the random numbers of one sample: for each token, one for its region and one for its content."""
@@ -110,7 +99,7 @@ class AutoregressiveSampler:
             region = coded[:, : regions + 1].int().argmin(dim=1)  # the first that is left; the end, if none is
             if not all_implied:
                 scores = ask.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
-                drawn = draw(truncate(scores, **truncation(self, "region_")), uniforms[:, step, 0])
+                drawn = draw(truncate(scores, **self.truncation("region_")), uniforms[:, step, 0])
                 region = torch.where(grain == last_grain, region, drawn)
             # in the last grain, the end of `first` is the padding slot: the sample is complete
             begun = following[slot]
@@ -118,7 +107,7 @@ class AutoregressiveSampler:
             kept = given is not None and step < given.sequences.slots.shape[1]
             if kept:
                 slot = torch.where(given.positions > step, given.sequences.slots[:, step], slot)
-            content = draw(truncate(ask.contents(slot), **truncation(self)), uniforms[:, step, 1])
+            content = draw(truncate(ask.contents(slot), **self.truncation()), uniforms[:, step, 1])
             if kept:
                 content = torch.where(given.lengths > step, given.sequences.contents[:, step], content)
             region = owner[slot]

@@ -18,15 +18,15 @@ from graincode.core.logits import draw, gumbel, ranks, truncate
 from graincode.core.schedules import MASK_SCHEDULES
 from graincode.sampling.guidance import GuidedMaskedLogits
 from graincode.sampling.protocol import MaskedLogits
-from graincode.sampling.settings import check_choice, check_settings, truncation
+from graincode.sampling.settings import SamplerSettings
 
 Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
 Places = tuple[Tensor, ...]
 _ORDERS = dict.fromkeys(typing.get_args(Order))
 
 
-@dataclass(frozen=True)
-class MaskedSampler:
+@dataclass(frozen=True, kw_only=True)
+class MaskedSampler(SamplerSettings):
     """Draws the grain map, then the codes that it asks for, each by masked prediction.
 
     In step t of T every masked code is drawn anew, and then all but n_t = min(n_(t-1) - 1, floor(N gamma(t / T))) are
@@ -53,11 +53,8 @@ class MaskedSampler:
         grain_choice_noise: tau_0 of the grain map, where b is 1.
         remask: whether a code that was revealed may be masked again, when its score, with log p as it was when the code
             was drawn, is no longer among the largest.
-        temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
         final_temperature: of the contents in step T, to which the temperature goes in equal steps; None: it stays.
         grain_temperature, grain_top_k, grain_top_p, grain_min_p: of the grains.
-        guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
-        guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
     Raises:
         GraincodeError: a setting is out of range, or does not go with the order.
     Source: MaskGIT (Chang et al., 2022), section 3.2; the density's part is our reading of DGiT. Halton: Halton-MaskGIT
@@ -74,24 +71,19 @@ class MaskedSampler:
     choice_noise_decay: float = 1.0
     grain_choice_noise: float = 4.5
     remask: bool = False
-    temperature: float = 1.0
     final_temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     grain_temperature: float = 1.0
     grain_top_k: int = 0
     grain_top_p: float = 1.0
     grain_min_p: float = 0.0
-    guidance_scale: float = 1.0
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
 
     name: ClassVar[str] = "masked"
+    other: ClassVar[str] = "grain_"
 
     def __post_init__(self) -> None:
-        check_settings(self, "grain_")
-        check_choice(self, "order", _ORDERS)
-        check_choice(self, "mask_schedule", MASK_SCHEDULES)
+        super().__post_init__()
+        self.check_choice("order", _ORDERS)
+        self.check_choice("mask_schedule", MASK_SCHEDULES)
         for name, least, example in (
             ("steps", 1, 8), ("grain_steps", 1, 8),
             ("choice_noise", 0, 4.5), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
@@ -262,7 +254,7 @@ class MaskedSampler:
         return values
 
     def _truncation(self, kind: str, step: int) -> dict[str, float]:
-        found = truncation(self, kind)
+        found = self.truncation(kind)
         if kind == "" and self.final_temperature is not None:
             progress = (step - 1) / max(self.steps - 1, 1)
             found["temperature"] += progress * (self.final_temperature - self.temperature)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from graincode.core.errors import GraincodeError
 from graincode.sampling.guidance import SCHEDULES
@@ -16,28 +17,42 @@ _RANGES = {
 }
 
 
-def check_settings(sampler: object, other: str) -> None:
-    """Refuse settings of truncation and guidance that are out of range.
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How contents are drawn, and guidance; a sampler adds its own.
 
-    Args:
-        sampler: with `guidance_schedule`, `temperature`, `top_k`, `top_p` and `min_p`.
-        other: the prefix of the latter for what else it draws besides contents, such as "region_".
+    Attributes:
+        temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
+        guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
+        guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
+        name: of the sampler in configurations.
+        other: prefix of temperature and truncation of what it draws besides contents.
     Raises:
-        GraincodeError: naming the setting.
+        GraincodeError: a setting is out of range.
     """
-    for what in ("", other):
-        for name, (fits, expected) in _RANGES.items():
-            if not fits(value := getattr(sampler, what + name)):
-                raise GraincodeError(f"{what}{name} {value}: expected {expected.format(what + name)}")
-    check_choice(sampler, "guidance_schedule", SCHEDULES)
 
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    guidance_scale: float = 1.0
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
 
-def check_choice(sampler: object, name: str, known: Mapping[str, Any]) -> None:
-    """Refuse a setting that is none of the known ones."""
-    if (value := getattr(sampler, name)) not in known:
-        raise GraincodeError(f"{name} {value!r}: type sampler.{name}= one of {', '.join(known)}")
+    name: ClassVar[str]
+    other: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for what in ("", self.other):
+            for name, (fits, expected) in _RANGES.items():
+                if not fits(value := getattr(self, what + name)):
+                    raise GraincodeError(f"{what}{name} {value}: expected {expected.format(what + name)}")
+        self.check_choice("guidance_schedule", SCHEDULES)
 
-def truncation(sampler: object, what: str = "") -> dict[str, float]:
-    """The settings of `core.logits.truncate` for contents, or with a prefix for what else is drawn."""
-    return {name: getattr(sampler, what + name) for name in _RANGES}
+    def check_choice(self, name: str, known: Mapping[str, Any]) -> None:
+        """Refuse a setting that is none of the known ones."""
+        if (value := getattr(self, name)) not in known:
+            raise GraincodeError(f"{name} {value!r}: type sampler.{name}= one of {', '.join(known)}")
+
+    def truncation(self, what: str = "") -> dict[str, float]:
+        """The settings of `core.logits.truncate` for contents, or with a prefix for what else is drawn."""
+        return {name: getattr(self, what + name) for name in _RANGES}
