@@ -489,7 +489,8 @@ def _hints(target: str) -> dict[str, Any] | None:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise GraincodeError(f"_target_ {target!r} is not to be found: look for a slip of the pen") from None
-    function = made.__init__ if inspect.isclass(made) else made
+    # fields of a dataclass are annotated in the modules of the classes that they come from
+    function = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made
     hints = typing.get_type_hints(function)
     hints.pop("return", None)
     return {name: hints.get(name, Any) for name in inspect.signature(made).parameters}
