@@ -183,8 +183,8 @@ def parameters(codes: Path, row: Row) -> int:
 
 
 def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
-    """What the other study found of its reconstructions, which samples cannot surpass; not in all of its parts the
-    Fréchet distance."""
+    """What the other study found of its reconstructions, for samples to be compared with; the Fréchet distance is not
+    in all of its parts."""
     found = figures_of(TOKENIZERS.parent, f"{part}-{tokenizer}-{seed}")
     return {key: found[key] for key in (f"rfd_{NETWORK}", "mse") if key in found}
 
