@@ -13,6 +13,7 @@ from graincode.generator import (
     ClassConditioning,
     DGiTAR,
     HeterogeneousEmbedding,
+    KeyValueCache,
     NoConditioning,
     Transformer,
 )
@@ -356,6 +357,16 @@ def test_dropping_finished_samples_changes_none(variant, guidance):
     assert torch.equal(dropped.indices, kept.indices)
     assert torch.equal(dropped.grains, kept.grains)
     assert sum(batches) < everything
+
+
+def test_a_cache_goes_on_with_some_sequences_in_the_memory_that_it_has():
+    cache = KeyValueCache(Transformer(WIDTH, 3, 4), batch=6, capacity=9)
+    cache.store.copy_(torch.arange(cache.store.numel()).view_as(cache.store))
+    before, memory, rows = cache.store.clone(), cache.store.untyped_storage().data_ptr(), torch.tensor([1, 2, 5])
+    cache.length = 4
+    cache.keep(rows)
+    assert cache.store.untyped_storage().data_ptr() == memory
+    assert torch.equal(cache.store[..., :4, :], before[:, :, rows, :, :4])
 
 
 def test_what_is_given_is_kept_and_the_rest_is_drawn():

@@ -41,10 +41,10 @@ class KeyValueCache:
         return found[0], found[1]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences, (N,) long."""
-        kept = self.store.new_empty(*self.store.shape[:2], len(rows), *self.store.shape[3:])
-        kept[..., : self.length, :] = self.store[:, :, rows, :, : self.length]
-        self.store = kept
+        """Go on with some of the sequences, (N,) long and increasing, in the memory that there is."""
+        for layer in self.store:
+            layer[:, : len(rows), :, : self.length] = layer[:, rows, :, : self.length]
+        self.store = self.store[:, :, : len(rows)]
 
 
 class Rotary(nn.Module):

@@ -26,7 +26,7 @@ class AutoregressiveLogits(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the samples, (N,) long rows of those so far."""
+        """Go on with some of the samples, (N,) long rows of those so far, increasing."""
         ...
 
 
