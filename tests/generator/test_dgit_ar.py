@@ -474,6 +474,27 @@ def test_an_untrained_model_pays_log_of_the_codebook():
     assert float(terms["content"].mean) == pytest.approx(math.log(256), abs=0.15)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_in_mixed_precision_has_the_gradients_of_float32_without_a_warning(variant):
+    layout = LAYOUTS[2]
+    model = make(layout, **VARIANTS[variant]).requires_grad_(True)
+    codes, labels = random_codes(layout, random_grains(layout, 4)), labels_for(layout, 4)
+    gradients = []
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # or what warned in another test would be silent here
+    try:
+        for mixed in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                model(codes, labels).total.mean().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+            model.zero_grad()
+    finally:
+        torch.set_warn_always(always)
+    exact, rough = gradients
+    assert float((rough - exact).norm() / exact.norm()) < 0.1
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_samples_are_drawn_in_half_precision_too(variant):
     layout = LAYOUTS[2]

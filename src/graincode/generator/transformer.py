@@ -97,7 +97,11 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         if self.norms is not None:
-            q, k = self.norms[0](q), self.norms[1](k)
+            # autocast leaves weights in float32, and the fused norm takes one type alone
+            q, k = (
+                F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+                for x, norm in zip((q, k), self.norms, strict=True)
+            )
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
