@@ -18,6 +18,7 @@ from graincode.generator.base import Generator
 from graincode.generator.embedding import (
     ClassConditioning,
     ContentHead,
+    Head,
     HeterogeneousEmbedding,
     NoConditioning,
     initialize,
@@ -143,7 +144,7 @@ class DGiTAR(Generator):
         if self.map is not None:
             nn.init.normal_(self.map.weight, std=0.02)
         outputs = self.decided_grains * (layout.num_regions + 1)
-        self.region_head = nn.Linear(width, outputs) if outputs else None
+        self.region_head = Head(width, outputs) if outputs else None
         self.content_head = ContentHead(layout, width)
         table = layout.slots()  # the grain of the token behind each slot, where that decides its region
         following = F.pad(table.grain + table.is_end, (0, 2)).clamp(max=max(self.decided_grains - 1, 0))

@@ -95,7 +95,16 @@ def _positions(layout: CodeLayout) -> Tensor:
     return torch.cat([torch.where(table.is_end, cells, table.finest), torch.tensor([cells + 1, cells + 2])])
 
 
-class ContentHead(nn.Linear):
+class Head(nn.Linear):
+    """States to logits, in float32 at least: halved weights are multiplied exactly, and no likeliest entries tie."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., width) states to logits."""
+        dtype = torch.promote_types(states.dtype, torch.float32)
+        return F.linear(*(part.to(dtype) for part in (states, self.weight, self.bias)))
+
+
+class ContentHead(Head):
     """States to logits over the codebook of each code's grain.
 
     Args:
