@@ -28,7 +28,7 @@ COMMON = [
     "tokenizer-64-parts", "feature-64-whole", "feature-64-parts",
     "generator-64-whole", "generator-64-parts", "generator-32-whole", "generator-32-straight", "generator-32-resumed",
     "windowed-64-whole", "windowed-64-parts", "windowed-32-straight", "windowed-32-resumed",
-    "masked-64-whole", "masked-64-parts", "gan-64-compiled", "masked-64-compiled",
+    "masked-64-whole", "masked-64-parts", "gan-64-compiled", "generator-64-compiled", "masked-64-compiled",
 ]  # fmt: skip
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
@@ -82,7 +82,7 @@ def test_micro_batches_change_nothing(trained, kind):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("kind", ["gan", "masked"])
+@pytest.mark.parametrize("kind", ["gan", "generator", "masked"])
 def test_compiled_blocks_train_the_same_weights(trained, kind, world):
     whole, compiled = (weights(trained, f"{kind}-64-{way}", world) for way in ("whole", "compiled"))
     assert list(whole) == list(compiled)

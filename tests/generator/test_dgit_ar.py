@@ -6,6 +6,7 @@ from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
+from graincode.core.logits import draw
 from graincode.core.rng import uniforms
 from graincode.generator import (
     AutoregressiveObjective,
@@ -17,7 +18,7 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
-from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import AutoregressiveSampler, autoregressive
 from graincode.sampling.guidance import SCHEDULES
 
 WIDTH = 32
@@ -116,27 +117,30 @@ def test_likelihood_of_one_image_does_not_depend_on_the_others(layout, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_changing_a_code_changes_nothing_before_it(variant):
-    layout = LAYOUTS[2]
+@pytest.mark.parametrize("layout", [LAYOUTS[2], LAYOUTS[5]], ids=str)
+def test_changing_a_code_changes_nothing_before_it(layout, variant):
     model = make(layout, dtype=torch.float64, **VARIANTS[variant])
     codes = random_codes(layout, random_grains(layout, 3))
     sequences, labels = to_sequences(codes), labels_for(layout, 3)
     condition = model.condition(labels, codes.grains)
     hidden, contents = model.hidden_and_contents(sequences, condition)
-    changed = sequences.contents.clone()
-    changed[:, 9] = (changed[:, 9] + 1) % layout.codebook_size
-    other = type(sequences)(sequences.slots, changed, layout)
-    hidden_after, contents_after = model.hidden_and_contents(other, condition)
-    assert torch.equal(hidden[:, :10], hidden_after[:, :10])
-    assert torch.equal(contents[:, :10], contents_after[:, :10])
-    assert not torch.equal(contents[2, 10:], contents_after[2, 10:])
-    moved = sequences.slots.clone()
-    moved[:, 9] += 1
-    other = type(sequences)(moved, sequences.contents, layout)
-    hidden_after, contents_after = model.hidden_and_contents(other, condition)
-    assert torch.equal(hidden[:, :10], hidden_after[:, :10])  # which decide where code 9 is
-    assert torch.equal(contents[:, :9], contents_after[:, :9])
-    assert not torch.equal(contents[2, 9:], contents_after[2, 9:])
+
+    def after(slots, contents):
+        return model.hidden_and_contents(type(sequences)(slots, contents, layout), condition)
+
+    for j in range(sequences.slots.shape[1] - 1):
+        changed = sequences.contents.clone()
+        changed[:, j] = (changed[:, j] + 1) % layout.codebook_size
+        hidden_after, contents_after = after(sequences.slots, changed)
+        assert torch.equal(hidden[:, : j + 1], hidden_after[:, : j + 1])
+        assert torch.equal(contents[:, : j + 1], contents_after[:, : j + 1])
+        assert not torch.equal(contents[:, j + 1 :], contents_after[:, j + 1 :])
+        moved = sequences.slots.clone()
+        moved[:, j] = (moved[:, j] + 1) % layout.num_slots
+        hidden_after, contents_after = after(moved, sequences.contents)
+        assert torch.equal(hidden[:, : j + 1], hidden_after[:, : j + 1])  # which decide where code j is
+        assert torch.equal(contents[:, :j], contents_after[:, :j])
+        assert not torch.equal(contents[:, j:], contents_after[:, j:])
 
 
 def every_code(layout):
@@ -153,14 +157,23 @@ def every_code(layout):
 
 
 @pytest.mark.parametrize("codebook", ["shared", "per_grain"])
-@pytest.mark.parametrize("variant", ["plain", "modern"])
-@pytest.mark.parametrize("grains", [((2, 2),), ((4, 2), (2, 2)), ((4, 4), (4, 2), (2, 2))], ids=str)
-def test_likelihood_sums_to_one_over_all_codes(grains, variant, codebook):
-    layout = CodeLayout((4, 4), grains, 2, 1, codebook)
+@pytest.mark.parametrize("variant", ["plain", "modern", "given map"])
+@pytest.mark.parametrize(("size", "grains"), [
+    ((4, 4), ((2, 2),)), ((4, 4), ((4, 2), (2, 2))), ((4, 4), ((4, 4), (4, 2), (2, 2))),
+    ((4, 6), ((4, 2), (2, 2))), ((8, 4), ((4, 4), (4, 2), (2, 2))),
+], ids=str)  # fmt: skip
+def test_likelihood_sums_to_one_over_all_codes(size, grains, variant, codebook):
+    layout = CodeLayout(size, grains, 2, 1, codebook)
     codes = GrainCodes.cat(list(every_code(layout)))
     model = make(layout, dtype=torch.float64, **VARIANTS[variant])
-    total = model(codes, torch.zeros(len(codes), dtype=torch.long)).total
-    assert float((-total).exp().sum()) == pytest.approx(1, abs=1e-9)
+    chances = (-model(codes, torch.zeros(len(codes), dtype=torch.long)).total).exp()
+    if model.needs_map:  # over the codes of each map
+        maps = codes.grains.flatten(1).unique(dim=0, return_inverse=True)[1]
+        chances = torch.zeros(int(maps.max()) + 1, dtype=torch.float64).index_add(0, maps, chances)
+        assert len(chances) == layout.num_grains**layout.num_regions
+    else:
+        chances = chances.sum()
+    torch.testing.assert_close(chances, torch.ones_like(chances), atol=1e-9, rtol=0)
 
 
 def test_modelled_last_positions_are_paid_for_over_all_regions():
@@ -256,6 +269,32 @@ def test_samples_follow_the_likelihood(layout):
     assert float(((found - expected).abs() / spread.clamp(min=1e-3)).max()) < 5
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", CLASSED, ids=str)
+def test_what_is_drawn_has_the_likelihood_that_it_was_drawn_with(layout, variant, monkeypatch):
+    model, labels = make(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 6)
+    given = CodePrefix.of_map(random_codes(layout, random_grains(layout, 6))) if model.needs_map else None
+    choices, steps = [], []
+
+    def recorded(logits, uniform):
+        chosen = draw(logits, uniform)
+        choices.append(-logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0])
+        return chosen
+
+    def on_step(_):
+        steps.append((choices[0], choices[-1]))  # of the next region, where it was asked for, and of the content
+        choices.clear()
+
+    monkeypatch.setattr(autoregressive, "draw", recorded)
+    likelihood = model(model.sample(labels, batch_size=6, given=given, on_step=on_step), labels)
+    regions, contents = (torch.stack(part[: likelihood.content.shape[1]], dim=1) for part in zip(*steps, strict=True))
+    # "modelled" positions of the last grain are paid for, and not drawn
+    decided = likelihood.is_decision & (likelihood.grain < layout.num_ends)
+    torch.testing.assert_close(likelihood.content, contents * likelihood.is_code)
+    torch.testing.assert_close(likelihood.position * decided, torch.where(decided, regions, 0.0))
+    assert decided.any() == (layout.num_grains > 1 and not model.needs_map)
+
+
 def test_every_cell_of_every_grid_can_be_drawn():
     layout = LAYOUTS[5]
     codes = make(layout).sample(torch.zeros(300, dtype=torch.long), batch_size=300)
@@ -338,6 +377,23 @@ def test_greedy_and_truncated_sampling():
             model.sample(labels, **{name: value})
     likely = model.sample(labels, seed=1, batch_size=6, min_p=1 - 1e-9, region_min_p=1 - 1e-9)
     assert torch.equal(likely.indices, greedy.indices)
+
+
+@pytest.mark.parametrize("drop_finished", [False, True])
+def test_how_often_a_sampler_looks_whether_it_is_done_changes_nothing(drop_finished, monkeypatch):
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.float64), labels_for(layout, 24)
+    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
+    given, drawn, steps = CodePrefix.of_grains(codes, 1), [], []
+    for every in (1, 16):
+        monkeypatch.setitem(autoregressive._CHECK_EVERY, "cpu", every)
+        drawn.append(
+            model.sample(labels, batch_size=24, given=given, drop_finished=drop_finished, on_step=steps.append)
+        )
+    assert torch.equal(drawn[0].indices, drawn[1].indices)
+    assert torch.equal(drawn[0].grains, drawn[1].grains)
+    looked = steps.index(1, 1)  # where the second call begins
+    assert steps[looked - 1] < steps[-1]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -498,10 +554,28 @@ def test_a_step_in_mixed_precision_has_the_gradients_of_float32_without_a_warnin
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_samples_are_drawn_in_half_precision_too(variant):
     layout = LAYOUTS[2]
-    model, labels = make(layout, dtype=torch.bfloat16, **VARIANTS[variant]), labels_for(layout, 4)
-    given = CodePrefix.of_map(random_codes(layout, random_grains(layout, 4))) if model.needs_map else None
+    model, labels = make(layout, **VARIANTS[variant]), labels_for(layout, 4)
+    codes = random_codes(layout, random_grains(layout, 4))
+    sequences = to_sequences(codes)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        cached = CachedLogits(model.to(dtype), model.condition(labels, codes.grains))
+        slot, content = torch.full((4,), layout.start_slot), torch.full((4,), layout.no_content)
+        logits = []
+        for slots, contents in zip(sequences.slots.T, sequences.contents.T, strict=True):
+            cached.take(slot, content)
+            logits.append(torch.cat([cached.regions(), cached.contents(slots)], dim=1))
+            slot, content = slots, contents
+        found.append(torch.stack(logits, dim=1)[sequences.is_code])
+    assert found[1].dtype == torch.float32  # in which they are truncated and guided
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.03
+    given = CodePrefix.of_map(codes) if model.needs_map else None
     for scale in (1.0, 2.0) if model.classes else (1.0,):
-        assert len(model.sample(labels, batch_size=4, guidance_scale=scale, given=given)) == 4
+        greedy, again = (
+            model.sample(labels, seed, batch_size=4, guidance_scale=scale, given=given, top_k=1, region_top_k=1)
+            for seed in (1, 2)
+        )
+        assert torch.equal(greedy.indices, again.indices)
 
 
 def test_a_generator_in_training_mode_does_not_sample():

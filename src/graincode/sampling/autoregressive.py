@@ -16,7 +16,8 @@ from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
 from graincode.sampling.settings import SamplerSettings
 
-_CHECK_EVERY = 16  # steps, on a GPU, where each look makes the CPU wait
+_CHECK_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps between looks whether a batch is complete, on each kind of device: on a GPU each makes the CPU wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class AutoregressiveSampler(SamplerSettings):
         # which regions have their codes; of two more columns the first is the end, never coded, the second for what is
         # no region
         coded = torch.zeros(batch, regions + 2, dtype=torch.bool, device=device)
-        all_implied, check_every = last_grain == 0, 1 if device.type == "cpu" else _CHECK_EVERY
+        all_implied, check_every = last_grain == 0, _CHECK_EVERY.get(device.type, 16)
         for step in range(tokens):
             if guided is not None:
                 guided.progress = coded[:, :regions].double().mean(dim=1)
