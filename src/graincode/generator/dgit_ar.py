@@ -165,28 +165,27 @@ class DGiTAR(Generator):
         """
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
-        hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, draws))
-        content = F.cross_entropy(
-            content_logits.transpose(1, 2), targets.contents, ignore_index=layout.no_content, reduction="none"
-        )
         known = targets.slots.clamp(max=layout.num_slots - 1)
         grain, is_end = table.grain[known], table.is_end[known]
         is_token = targets.slots != layout.pad_slot
         decides = is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
+        at = decides.nonzero(as_tuple=True)  # which a GPU is waited for: once, and before it has much to do
+        hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, draws))
+        content = F.cross_entropy(
+            content_logits.flatten(0, 1), targets.contents.flatten(), ignore_index=layout.no_content, reduction="none"
+        ).view_as(targets.contents)
         position = torch.zeros_like(content)
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
             same = F.pad((grain[:, 1:] == grain[:, :-1]) & ~is_end[:, :-1], (1, 0), value=False)
-            last = torch.where(same, table.region[before], -1)[decides]
-            image = decides.nonzero(as_tuple=True)[0]
-            coded = codes.grains.flatten(1)[image] < grain[decides][:, None]
+            last, own = torch.where(same, table.region[before], -1)[at], grain[at]
+            coded = codes.grains.flatten(1)[at[0]] < own[:, None]
             free = legal_regions(coded, last)
             modelled = F.pad(torch.ones_like(coded), (0, 1), value=False)  # any region, and no end
-            free = torch.where((grain[decides] == layout.num_grains - 1)[:, None], modelled, free)
-            logits = self.regions_of(hidden[decides], grain[decides]).masked_fill(~free, -torch.inf)
-            position[decides] = F.cross_entropy(logits, table.region[known[decides]], reduction="none").to(
-                position.dtype
-            )
+            free = torch.where((own == layout.num_grains - 1)[:, None], modelled, free)
+            logits = self.regions_of(hidden[at], own).masked_fill(~free, -torch.inf)
+            paid = F.cross_entropy(logits, table.region[known[at]], reduction="none")
+            position[at] = paid.to(position.dtype)
         return SequenceLikelihood(
             content, position, targets.is_code, decides, grain, layout.num_grains, self.decided_grains
         )
