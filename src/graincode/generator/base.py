@@ -69,11 +69,21 @@ class Generator(nn.Module, ABC):
         labels, the second half without a class."""
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that asks what this generator does not answer."""
+        """Refuse a sampler that asks what this generator does not answer, or whose settings would do nothing."""
         if not isinstance(sampler, self.sampler):
             raise GraincodeError(
                 f"sampler={sampler.name}, but the generator is a {type(self).__name__}: "
                 f"type sampler={self.sampler.name}"
+            )
+        if sampler.guidance_scale != 1 and not self.classes:
+            raise GraincodeError(
+                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
+                "type sampler.guidance_scale=1"
+            )
+        if sampler.guidance_scale != 1 and not self.conditioning.dropout:
+            raise GraincodeError(
+                f"guidance_scale={sampler.guidance_scale}, but the generator has never been without a class: train "
+                "with generator.conditioning.dropout=0.1, or type sampler.guidance_scale=1"
             )
 
     @torch.no_grad()
@@ -105,8 +115,8 @@ class Generator(nn.Module, ABC):
             N valid codes, on the CPU.
         Raises:
             GraincodeError: the generator is in training mode, a label is not one of its classes, there are none, what
-                is given is of another layout or number, or not what the generator can keep, or a setting is unknown or
-                out of range.
+                is given is of another layout or number, or not what the generator can keep, or a setting is unknown,
+                out of range, or would do nothing.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
@@ -121,12 +131,7 @@ class Generator(nn.Module, ABC):
         if unknown := sorted(set(settings) - set(known)):
             raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(known)}")
         sampler = self.sampler(**settings)
-        guided = sampler.guidance_scale != 1
-        if guided and not self.classes:
-            raise GraincodeError(
-                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
-                "type sampler.guidance_scale=1"
-            )
+        self.check_sampler(sampler)
         if self.training:
             raise GraincodeError("a generator in training mode drops labels and activations: type generator.eval()")
         device = self.content_head.weight.device
@@ -136,7 +141,7 @@ class Generator(nn.Module, ABC):
             padded = F.pad(part, (0, batch_size - len(part))).to(device)
             indices = range(first_index + start, first_index + start + batch_size)
             numbers = uniforms(seed, indices, *self.numbers(sampler)).to(device)
-            if guided:
+            if sampler.guidance_scale != 1:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
             known = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
             sequences = sampler(self.logits(padded, known), self.layout, numbers, on_step, known)

@@ -25,7 +25,7 @@ from graincode.generator.embedding import (
     normalized,
 )
 from graincode.generator.transformer import KeyValueCache, Rotary, Rotation, Transformer
-from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import AutoregressiveSampler, Sampler
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,27 @@ class DGiTAR(Generator):
                 f"{layout.num_grains} grains without next_position: the contents could not know their places; "
                 "type generator.model.next_position=true, or train on codes of one grain"
             )
+        for name, value, plain in (
+            ("last_positions", last_positions, "implied"),
+            ("grain_map", grain_map, "modelled"),
+        ):
+            if value != plain and layout.num_grains == 1:
+                raise GraincodeError(
+                    f"{name}={value}, but all positions of codes of one grain are implied: type "
+                    f"generator.model.{name}={plain}"
+                )
+        adaln = position_transformer.modulation is not None or content_transformer.modulation is not None
+        if adaln and not conditioning.classes and grain_map == "modelled":
+            raise GraincodeError(
+                "adaln=true, but there is no condition that could shift and scale: type generator.block.adaln=false, "
+                "or generator/conditioning=class"
+            )
         self.layout, self.next_position = layout, next_position
         self.embedding, self.conditioning = embedding, conditioning
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.needs_map = grain_map == "given" and layout.num_grains > 1
+        self.needs_map = grain_map == "given"
         if self.needs_map and last_positions == "modelled":
             raise GraincodeError(
                 "grain_map=given with last_positions=modelled: the map tells all positions; type "
@@ -243,6 +258,17 @@ class DGiTAR(Generator):
         if self.needs_map and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
         return given
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        super().check_sampler(sampler)
+        plain = AutoregressiveSampler().truncation("region_")
+        for name, value in sampler.truncation("region_").items():
+            if not self.decided_grains and value != plain[name]:
+                why = "it is given grain maps" if self.needs_map else "all codes are of one grain"
+                raise GraincodeError(
+                    f"region_{name}={value}, but this generator draws no regions, as {why}: type "
+                    f"sampler.region_{name}={plain[name]}"
+                )
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_map else None
