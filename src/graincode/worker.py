@@ -45,7 +45,7 @@ def work(job: str, folder: Path, parent: int) -> int:
     except GraincodeError as error:
         problem = {"status": 2, "message": error.line}
     except Exception as error:
-        if isinstance(error, OSError) and (full := GraincodeError.of_full_disk(error)) is not None:
+        if (full := GraincodeError.of_no_room(error, job)) is not None:
             problem = {"status": 2, "message": full.line}
             return 2
         problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}

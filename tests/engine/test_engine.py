@@ -363,9 +363,10 @@ def test_leftovers_are_cleared_and_nothing_else(tmp_path):
 
 
 def test_a_full_disk_is_the_user_s_error():
-    full = GraincodeError.of_full_disk(OSError(errno.ENOSPC, "No space left on device", "log.jsonl"))
+    full = GraincodeError.of_no_room(OSError(errno.ENOSPC, "No space left on device", "log.jsonl"), "sample")
     assert full.line.startswith("no room on the disk for log.jsonl (No space left on device): make room")
-    assert GraincodeError.of_full_disk(OSError(errno.EACCES, "no")) is None
+    assert GraincodeError.of_no_room(OSError(errno.EACCES, "no"), "sample") is None
+    assert GraincodeError.of_no_room(RuntimeError("CUDA error"), "sample") is None
 
 
 @pytest.mark.parametrize("kind", ["gan", "generator"])

@@ -123,6 +123,23 @@ def test_what_is_typed_wrong(job, overrides, expected, capsys, tmp_path, monkeyp
     assert expected in refusal(capsys, job, *overrides)
 
 
+@pytest.mark.parametrize(("job", "less"), [
+    ("train_generator", "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumu"),
+    ("extract_codes", "batch_size= less"), ("sample", "batch_size= less, or for samples precision=bfloat16"),
+])  # fmt: skip
+def test_a_gpu_without_memory(job, less, capsys, tmp_path, monkeypatch):
+    import torch
+
+    def run(cfg):
+        told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which ..."
+        raise torch.OutOfMemoryError(told)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"graincode.jobs.{job}.run", run)
+    line = refusal(capsys, job)
+    assert line.startswith(f"error: CUDA out of memory. Tried to allocate 2.00 GiB: type {less}")
+
+
 def test_a_directory_without_images(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

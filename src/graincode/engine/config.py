@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 import typeguard
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -243,8 +244,8 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
             who = "" if rank == "0" else f"process {rank}: "
             print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
             sys.exit(2)
-        except OSError as error:
-            if os.environ.get("GRAINCODE_DEBUG") or (full := GraincodeError.of_full_disk(error)) is None:
+        except (OSError, torch.OutOfMemoryError) as error:
+            if os.environ.get("GRAINCODE_DEBUG") or (full := GraincodeError.of_no_room(error, job)) is None:
                 raise
             print(f"error: {full}", file=sys.stderr)
             sys.exit(2)
