@@ -278,13 +278,11 @@ class SampleBatch:
     images: (B, 3, H, W) uint8.
     codes: they were decoded from.
     labels: (B,) long.
-    steps: that the sampler took for them.
     """
 
     images: Tensor
     codes: GrainCodes
     labels: Tensor
-    steps: int
 
 
 def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tensor:
@@ -339,18 +337,21 @@ def draw(
     given: CodePrefix | CodeMask | None = None,
 ) -> Iterator[SampleBatch]:
     """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i), its label and
-    what is given of it alone, and batches are the same for any number of processes."""
+    what is given of it alone, and batches are the same for any number of processes.
+
+    No batch is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the last bit
+    from the first of many.
+    """
     settings = dataclasses.asdict(sampler)
     device = generator.content_head.weight.device
+    batch_size = min(batch_size, len(labels))
     mine = processes.items(len(labels), batch_size)
-    quiet, steps = not processes.is_main(), 0
+    quiet = not processes.is_main()
     with tqdm(
         total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, miniters=0, disable=quiet
     ) as bar:
 
         def on_step(step: int) -> None:
-            nonlocal steps
-            steps = step
             bar.set_postfix(step=step, refresh=False)
             bar.update(0)  # which shows it once in a while
 
@@ -360,7 +361,7 @@ def draw(
             codes = generator.sample(part, seed, start, batch_size, on_step, begun, **settings)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
-            yield SampleBatch(images, codes, part, steps)
+            yield SampleBatch(images, codes, part)
 
 
 class SamplePass:

@@ -53,10 +53,9 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         began = time.perf_counter()
-        drawn = list(draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given))
+        drawn = draw(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
         images, codes = gathered(drawn, made.module.layout)
         seconds = (time.perf_counter() - began) / cfg.num_samples
-        steps = sum(batch.steps for batch in drawn) / (seconds * cfg.num_samples)
         mean_length = float(codes.lengths.double().mean())
         columns = _columns(made.module.classes, cfg.classes)
         shown = images[:400]
@@ -66,8 +65,10 @@ def run(cfg: DictConfig) -> float:
             shown = torch.cat([*_shown(decodes.module, original, known), images[: columns * max(400 // columns, 1)]])
         processes.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
         if processes.is_main():
-            about = f"{cfg.num_samples} samples of {mean_length:.1f} codes, {1 / seconds:.3g} images/s"
-            print(f"{about}, {steps:.3g} steps/s of {min(cfg.batch_size, cfg.num_samples)}: {run.path / 'samples.png'}")
+            about = (
+                f"{cfg.num_samples} samples of {mean_length:.1f} codes, drawn and decoded at {1 / seconds:.3g} images/s"
+            )
+            print(f"{about}: {run.path / 'samples.png'}")
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=made.module.classes)
 
 
