@@ -22,3 +22,16 @@ class Recomputable(nn.Module):
         if self.recompute and self.training and torch.is_grad_enabled():
             return checkpoint(super().__call__, *args, use_reentrant=False)
         return super().__call__(*args)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Let all such blocks of a module go through torch.compile."""
+    allow_graphs(64)
+    for part in module.modules():
+        if isinstance(part, Recomputable):
+            part.compile()
+
+
+def allow_graphs(count: int) -> None:
+    """Let torch compile a function for so many shapes, which all that runs the same code share, before it gives up."""
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, count)

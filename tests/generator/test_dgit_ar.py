@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -425,12 +426,17 @@ def test_dropping_finished_samples_changes_none(variant, guidance):
 
 def test_a_cache_goes_on_with_some_sequences_in_the_memory_that_it_has():
     cache = KeyValueCache(Transformer(WIDTH, 3, 4), batch=6, capacity=9)
-    cache.store.copy_(torch.arange(cache.store.numel()).view_as(cache.store))
-    before, memory, rows = cache.store.clone(), cache.store.untyped_storage().data_ptr(), torch.tensor([1, 2, 5])
+    for layer in cache.layers:
+        for store in layer:
+            store.normal_()
+    before, rows = copy.deepcopy(cache.layers), torch.tensor([1, 2, 5])
+    memory = [store.data_ptr() for layer in cache.layers for store in layer]
     cache.length = 4
     cache.keep(rows)
-    assert cache.store.untyped_storage().data_ptr() == memory
-    assert torch.equal(cache.store[..., :4, :], before[:, :, rows, :, :4])
+    assert [store.data_ptr() for layer in cache.layers for store in layer] == memory
+    for layer, old in zip(cache.layers, before, strict=True):
+        for store, whole in zip(layer, old, strict=True):
+            assert torch.equal(store[:, :, :4], whole[rows, :, :4])
 
 
 def test_what_is_given_is_kept_and_the_rest_is_drawn():

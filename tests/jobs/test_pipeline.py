@@ -21,7 +21,7 @@ from graincode.core.rng import Draws
 from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.engine.logging import read_log
-from graincode.generator import Transformer
+from graincode.generator import DGiTAR, Transformer
 from graincode.jobs import sample
 from graincode.tokenizer import DQVAE
 
@@ -295,6 +295,15 @@ def test_samples_of_a_generator_in_half_precision(kind, inside, capsys):
         # the job draws six at once, though batch_size is 250
         assert (generator.sample(torch.arange(6) % 2, batch_size=6).indices.numpy() == arrays["indices"]).all()
     assert "type precision= one of" in refusal(capsys, "sample", *paths, sampler, "precision=float8")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_samples_are_drawn_with_is_compiled_if_it_is_asked_for(compiled, inside, monkeypatch):
+    calls = []
+    monkeypatch.setattr(DGiTAR, "compile_sampling", lambda model: calls.append(model))
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/ar/export"]
+    command("sample", *paths, "num_samples=2", f"hardware.compile={compiled}", f"run_name=compiled-{compiled}")
+    assert len(calls) == compiled
 
 
 def test_a_picture_of_samples_has_a_column_for_each_class_unless_they_are_many():

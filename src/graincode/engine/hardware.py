@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from graincode import processes
 from graincode.core.errors import GraincodeError
-from graincode.recompute import Recomputable
+from graincode.recompute import Recomputable, compile_blocks
 
 _DEFAULT_THREADS = torch.get_num_threads()
 
@@ -52,8 +52,8 @@ class Hardware:
         mixed_precision: of training; codes, samples and figures are made in float32.
         gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
         gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
-        compile: whether the blocks of models go through torch.compile in training; what is around them has few and
-            irregular operations.
+        compile: whether torch.compile is used: in training for the blocks of models, as what is around them has few
+            and irregular operations; when `graincode-sample` draws, for what `Generator.compile_sampling` says.
         tf32: whether float32 matrix products and convolutions of training may use TF32.
         workers: processes that load data, for each process; 0 loads in the process itself.
         threads: CPU threads of one process; None divides the cores among the processes of a machine.
@@ -199,13 +199,11 @@ class Machine:
         module.to(self.device)
         if self.is_sharded:
             module = deepcopy(module)
-        if self.hardware.compile:  # blocks of every shape share one budget of compilations
-            torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
         for part in module.modules():
             if isinstance(part, Recomputable):
                 part.recompute = self.hardware.gradient_checkpointing
-                if self.hardware.compile:
-                    part.compile()
+        if self.hardware.compile:
+            compile_blocks(module)
         if self.is_sharded:
             self.shard(module)
             return module, self.accelerator.prepare_optimizer(make_optimizer(module), device_placement=False)

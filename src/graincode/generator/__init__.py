@@ -6,7 +6,7 @@ from graincode.generator.dgit_nar import ConditionedLogits, DGiTNAR, MaskedPredi
 from graincode.generator.embedding import ClassConditioning, ContentHead, HeterogeneousEmbedding, NoConditioning
 from graincode.generator.masking import InformationMasking
 from graincode.generator.objective import AutoregressiveObjective, GeneratorObjective, MaskedObjective
-from graincode.generator.transformer import KeyValueCache, Transformer
+from graincode.generator.transformer import FixedCache, KeyValueCache, Transformer
 
 __all__ = [
     "AutoregressiveObjective",
@@ -16,6 +16,7 @@ __all__ = [
     "ContentHead",
     "DGiTAR",
     "DGiTNAR",
+    "FixedCache",
     "Generator",
     "GeneratorObjective",
     "HeterogeneousEmbedding",

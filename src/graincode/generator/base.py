@@ -15,6 +15,7 @@ from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, f
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import uniforms
 from graincode.generator.embedding import ClassConditioning, ContentHead, NoConditioning
+from graincode.recompute import compile_blocks
 from graincode.sampling import AutoregressiveLogits, MaskedLogits, Sampler
 
 
@@ -85,6 +86,10 @@ class Generator(nn.Module, ABC):
                 f"guidance_scale={sampler.guidance_scale}, but the generator has never been without a class: train "
                 "with generator.conditioning.dropout=0.1, or type sampler.guidance_scale=1"
             )
+
+    def compile_sampling(self) -> None:
+        """Draw samples with what torch.compile makes of the blocks, from now on; results change by rounding alone."""
+        compile_blocks(self)
 
     @torch.no_grad()
     def sample(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from graincode.generator.embedding import (
     initialize,
     normalized,
 )
-from graincode.generator.transformer import KeyValueCache, Rotary, Rotation, Transformer
+from graincode.generator.transformer import BUCKET, FixedCache, KeyValueCache, Rotary, Rotation, Transformer
+from graincode.recompute import allow_graphs
 from graincode.sampling import AutoregressiveSampler, Sampler
 
 
@@ -94,6 +95,7 @@ class DGiTAR(Generator):
 
     sampler = AutoregressiveSampler
     has_likelihood = True
+    steps: CompiledSteps | None = None
 
     def __init__(
         self,
@@ -169,6 +171,11 @@ class DGiTAR(Generator):
     @property
     def extra_tokens(self) -> int:
         return self.layout.num_ends
+
+    @property
+    def stacks(self) -> tuple[Transformer, Transformer]:
+        """The position and the content transformer."""
+        return self.position_transformer, self.content_transformer
 
     def forward(self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, with gradients.
@@ -249,6 +256,38 @@ class DGiTAR(Generator):
         logits = self.region_head(hidden).unflatten(1, (self.decided_grains, -1))
         return logits[torch.arange(len(hidden), device=hidden.device), grain.clamp(max=self.decided_grains - 1)]
 
+    def caches(self, batch: int) -> list[KeyValueCache]:
+        """Empty caches of both transformers for a batch of samples."""
+        return [KeyValueCache(stack, batch, self.layout.max_tokens) for stack in self.stacks]
+
+    def next_state(
+        self, slots: Tensor, contents: Tensor, condition: Tensor, cache: KeyValueCache, modulations: list[Tensor] | None
+    ) -> Tensor:
+        """(B, 1, width) state behind one more token.
+
+        Args:
+            slots, contents: (B, 1), of the token.
+            condition: (B, 1, width).
+            cache, modulations: of the position transformer.
+        """
+        stack = self.position_transformer
+        token = normalized(self.embedding(slots, contents, cache.length) + condition)
+        return stack(token, cache, self.angles(stack, slots), modulations)
+
+    def next_content(
+        self, hidden: Tensor, last: Tensor, slots: Tensor, cache: KeyValueCache, modulations: list[Tensor] | None
+    ) -> Tensor:
+        """(B, V) logits of the next content.
+
+        Args:
+            hidden: (B, 1, width), see `next_state`.
+            last, slots: (B, 1), of the last token and of the next.
+            cache, modulations: of the content transformer.
+        """
+        stack = self.content_transformer
+        angles = self.angles(stack, slots if self.next_position else last)
+        return self.content_head(stack(self.content_input(hidden, slots), cache, angles, modulations), slots)[:, 0]
+
     def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
         if isinstance(given, CodeMask):
             raise GraincodeError(
@@ -259,8 +298,17 @@ class DGiTAR(Generator):
             raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
         return given
 
+    def compile_sampling(self) -> None:
+        """Draw samples with what torch.compile makes of whole steps, see `CompiledSteps`, from now on."""
+        self.steps = CompiledSteps(self)
+
     def check_sampler(self, sampler: Sampler) -> None:
         super().check_sampler(sampler)
+        if self.steps is not None and sampler.drop_finished:
+            raise GraincodeError(
+                "drop_finished=true with hardware.compile=true would compile anew for each number of samples left: "
+                "type sampler.drop_finished=false, or hardware.compile=false"
+            )
         plain = AutoregressiveSampler().truncation("region_")
         for name, value in sampler.truncation("region_").items():
             if not self.decided_grains and value != plain[name]:
@@ -275,6 +323,46 @@ class DGiTAR(Generator):
         return CachedLogits(self, self.condition(labels, grains))
 
 
+class CompiledSteps:
+    """The two steps of a `DGiTAR`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
+
+    A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
+    one batch is drawn at a time.
+
+    Args:
+        model: on its device, in its precision.
+    """
+
+    def __init__(self, model: DGiTAR) -> None:
+        self._model, self._batch, self._caches = model, 0, []
+        on_gpu = model.content_head.weight.is_cuda
+        allow_graphs(4 * -(-model.layout.max_tokens // BUCKET))  # for some more batch sizes, guided or not
+        self._next_state, self._next_content = (
+            torch.compile(step, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+            for step in (model.next_state, model.next_content)
+        )
+
+    def caches(self, batch: int) -> list[FixedCache]:
+        """See `DGiTAR.caches`."""
+        if batch != self._batch:
+            self._batch = batch
+            self._caches = [FixedCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
+        for cache in self._caches:
+            cache.restart()
+        return self._caches
+
+    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: FixedCache, *rest: Any) -> Tensor:
+        """See `DGiTAR.next_state`."""
+        torch.compiler.cudagraph_mark_step_begin()
+        cache.reach()
+        return self._next_state(slots, contents, condition, cache, *rest)
+
+    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: FixedCache, *rest: Any) -> Tensor:
+        """See `DGiTAR.next_content`."""
+        cache.reach()
+        return self._next_content(hidden, last, slots, cache, *rest)
+
+
 class CachedLogits:
     """A `DGiTAR` and a condition as the questions that a sampler asks, answered with a key/value cache.
 
@@ -284,19 +372,18 @@ class CachedLogits:
     """
 
     def __init__(self, model: DGiTAR, condition: Tensor) -> None:
-        self.model, self.step, self.condition = model, 0, condition[:, None]
-        stacks = model.position_transformer, model.content_transformer
-        self.modulations = [stack.modulations(condition) for stack in stacks]
-        self.caches = [KeyValueCache(stack, len(condition), model.layout.max_tokens) for stack in stacks]
+        self.model, self.condition = model, condition[:, None]
+        self.modulations = [stack.modulations(condition) for stack in model.stacks]
+        self.steps = model.steps or model
+        self.caches = self.steps.caches(len(condition))
         self.slots = self.hidden = torch.empty(0)
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
-        model, stack = self.model, self.model.position_transformer
         self.slots = slots[:, None]
-        token = normalized(model.embedding(self.slots, contents[:, None], self.step) + self.condition)
-        self.hidden = stack(token, self.caches[0], model.angles(stack, self.slots), self.modulations[0])
-        self.step += 1
+        self.hidden = self.steps.next_state(
+            self.slots, contents[:, None], self.condition, self.caches[0], self.modulations[0]
+        )
 
     def regions(self) -> Tensor:
         """See `AutoregressiveLogits`."""
@@ -304,10 +391,7 @@ class CachedLogits:
 
     def contents(self, slots: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
-        model, stack, slots = self.model, self.model.content_transformer, slots[:, None]
-        angles = model.angles(stack, slots if model.next_position else self.slots)
-        states = stack(model.content_input(self.hidden, slots), self.caches[1], angles, self.modulations[1])
-        return model.content_head(states, slots)[:, 0]
+        return self.steps.next_content(self.hidden, self.slots, slots[:, None], self.caches[1], self.modulations[1])
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""

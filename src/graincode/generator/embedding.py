@@ -55,13 +55,13 @@ class HeterogeneousEmbedding(nn.Module):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, slots: Tensor, contents: Tensor, start: int = 0) -> Tensor:
+    def forward(self, slots: Tensor, contents: Tensor, start: int | Tensor = 0) -> Tensor:
         """(B, L) slots and contents to (B, L, width); the first of them stands at place `start` of the sequence."""
         known = contents != self.layout.no_content
         entries = self.layout.entries(contents, self.slot_grain[slots])
         tokens = self.content(torch.where(known, entries, self.layout.num_entries)) + self.at(slots)
         if self.index is not None:
-            tokens = tokens + self.index(torch.arange(start, start + slots.shape[1], device=slots.device))
+            tokens = tokens + self.index(start + torch.arange(slots.shape[1], device=slots.device))
         return tokens
 
     def check_places(self, transformer: Transformer) -> None:

@@ -33,8 +33,11 @@ def run(cfg: DictConfig) -> float:
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     sampler: Sampler = build(cfg.sampler)
-    device = build(cfg.hardware).machine().device
+    hardware = build(cfg.hardware)
+    device = hardware.machine().device
     made, decodes = load_pair(cfg.generator_path, cfg.tokenizer_path, device, cfg.precision)
+    if hardware.compile and not cfg.debug.dry:  # which counts what the operations of eager steps cost
+        made.module.compile_sampling()
     made.module.check_sampler(sampler)
     if cfg.debug.dry:
         parts = {"generator": made.module, "tokenizer": decodes.module}

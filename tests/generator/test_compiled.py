@@ -1,0 +1,80 @@
+"""Compiled sampling draws what eager sampling draws. Of the compiler, only its front end is used."""
+
+from functools import partial
+
+import pytest
+import torch
+from strategies import LAYOUTS
+from test_dgit_ar import VARIANTS, WIDTH, labels_for, make
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from graincode.core.errors import GraincodeError
+from graincode.generator import (
+    ClassConditioning,
+    DGiTNAR,
+    FixedCache,
+    HeterogeneousEmbedding,
+    Transformer,
+    dgit_ar,
+    transformer,
+)
+
+BUCKET = 32
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Counts the graphs that are compiled; buckets are small, so that samples pass through some."""
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    for module in (dgit_ar, transformer):
+        monkeypatch.setattr(module, "BUCKET", BUCKET)
+    yield backend
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("variant", "guidance"), [("plain", 1.0), ("modern", 2.0)])
+def test_steps_of_fixed_shapes_draw_the_same_samples(variant, guidance, compiler):
+    layout = LAYOUTS[2]
+    model, labels = make(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 7)
+    sample = partial(model.sample, labels, batch_size=4, guidance_scale=guidance)
+    eager, other = sample(), sample(seed=1)
+    model.compile_sampling()
+    for expected, seed in ((eager, 0), (other, 1), (eager, 0)):  # each of two batches, whatever caches still hold
+        compiled = sample(seed=seed)
+        assert torch.equal(compiled.indices, expected.indices)
+        assert torch.equal(compiled.grains, expected.grains)
+    least = int(eager.lengths.max()) // BUCKET
+    assert 2 * least <= compiler.frame_count <= 2 * -(-layout.max_tokens // BUCKET)
+    with pytest.raises(GraincodeError, match=r"type sampler\.drop_finished=false, or hardware\.compile=false"):
+        sample(drop_finished=True)
+
+
+def test_compiled_blocks_fill_in_the_same_samples(compiler):
+    layout = LAYOUTS[2]
+    torch.manual_seed(0)
+    model = DGiTNAR(
+        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
+        *(Transformer(WIDTH, 2, 4, causal=False) for _ in range(2)),
+    ).eval().double()  # fmt: skip
+    eager = model.sample(labels_for(layout, 10), batch_size=4)
+    model.compile_sampling()
+    compiled = model.sample(labels_for(layout, 10), batch_size=4)
+    assert torch.equal(compiled.indices, eager.indices)
+    assert torch.equal(compiled.grains, eager.grains)
+    assert compiler.frame_count > 0
+
+
+def test_a_fixed_cache_changes_shape_at_the_ends_of_its_buckets_alone(monkeypatch):
+    monkeypatch.setattr(transformer, "BUCKET", 4)
+    cache = FixedCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
+    for step in range(6):
+        cache.reach()
+        token = torch.full((3, 4, 1, 8), step + 1.0)
+        keys, values = cache.extend(0, token, -token)
+        assert keys.shape == values.shape == (3, 4, 4 if step < 4 else 8, 8)
+        assert cache.mask.tolist() == [[place <= step for place in range(keys.shape[2])]]
+        assert keys[0, 0, :, 0].tolist()[: step + 1] == [place + 1.0 for place in range(step + 1)]
+        assert torch.equal(values, -keys)
+        cache.advance()
