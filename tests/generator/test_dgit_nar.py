@@ -454,11 +454,15 @@ def test_truncation_and_settings_out_of_range():
 
 
 @pytest.mark.parametrize("name", MASK_SCHEDULES)
-def test_mask_schedules_go_from_all_to_nothing_and_have_the_mean_that_they_say(name):
+def test_mask_schedules_go_from_all_to_nothing_and_know_how_many_they_mask_on_average(name):
     schedule, u = MASK_SCHEDULES[name], torch.arange(0.5, 20_000, dtype=torch.float64) / 20_000
     ends = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.tolist() == pytest.approx([1, 0], abs=1e-12)
-    assert float(schedule.ratio(u).mean()) == pytest.approx(schedule.mean, abs=1e-5)
+    torch.testing.assert_close(schedule.time(schedule.ratio(u)), u)
+    for codes in (1, 2, 7, 40, 64):
+        found = schedule.masked(torch.full((len(u),), codes), u).double().mean()
+        lengths = torch.tensor([codes, 64])
+        assert float(schedule.expected(lengths, 64)[0]) == pytest.approx(float(found), abs=2e-3)
     assert bool((schedule.ratio(u).diff() < 0).all())
     lengths = torch.tensor([1, 2, 40])
     if name == "linear":  # a code at a time, where there are as many steps as codes
@@ -491,8 +495,8 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
     assert share[-2.0] < share[0.0] - 0.03 < share[2.0] - 0.06
     assert share[0.0] == pytest.approx(overall, abs=0.02)
     assert torch.equal(counts[0.0], counts[2.0])
-    mean = float(counts[0.0].sum() / tokens.is_code.sum())
-    assert mean == pytest.approx(InformationMasking().mean_ratio, abs=0.03)
+    expected = InformationMasking().expected(codes.lengths, layout.max_tokens)
+    assert float(counts[0.0].double().mean()) == pytest.approx(float(expected.mean()), rel=0.04)
     elastic = InformationMasking(beta=8.0, elastic=True).codes(tokens.is_code, fine.double(), draws)
     seen = tokens.is_code & ~elastic
     each = (seen & fine).sum(dim=1) / seen.sum(dim=1).clamp(min=1) - fine.sum(dim=1) / codes.lengths
@@ -694,10 +698,13 @@ def untrained(layout):
 
 def test_an_untrained_model_pays_log_of_the_codebook():
     layout = LAYOUTS[2]
-    codes = random_codes(layout, random_grains(layout, 8))
-    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 8), Draws(0, torch.arange(8))))
-    found = terms["content"].total.item() / sum(terms[f"content_{g}"].count.item() for g in (0, 1))
-    assert found == pytest.approx(math.log(256), abs=0.15)
+    codes = random_codes(layout, random_grains(layout, 600))
+    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 600), Draws(0, torch.arange(600))))
+    masked = sum(terms[f"content_{g}"].count.item() for g in (0, 1))
+    assert terms["content"].total.item() / masked == pytest.approx(math.log(256), abs=0.15)
+    # and what is told is the mean over what was masked
+    assert terms["content"].mean.item() == pytest.approx(terms["content"].total.item() / masked, rel=0.03)
+    assert terms["grains"].mean.item() == pytest.approx(math.log(2), rel=0.1)
 
 
 def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():

@@ -216,12 +216,12 @@ class DGiTNAR(Generator):
             edges.copy_(thresholds(quantile_table(own if len(own) else density), shares))
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
-        """How many codes, and how many regions, training masks on average in a batch, up to rounding up in each image;
-        known before any is masked."""
-        ratio = self.masking.mean_ratio
-        counts: dict[str, Tensor | float] = {"content": ratio * codes.lengths.sum().double()}
+        """How many codes, and how many regions, training masks in a batch on average; known before any is masked."""
+        layout = self.layout
+        counts: dict[str, Tensor | float] = {"content": self.masking.expected(codes.lengths, layout.max_tokens).sum()}
         if self.grain_head is not None:
-            counts["grains"] = ratio * codes.grains.numel()
+            regions = codes.lengths.new_full((len(codes),), layout.num_regions)
+            counts["grains"] = self.masking.expected(regions, layout.num_regions).sum()
         return counts
 
     def states(self, slots: Tensor, contents: Tensor, condition: Tensor) -> Tensor:

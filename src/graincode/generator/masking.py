@@ -54,10 +54,9 @@ class InformationMasking:
                 "example generator.masking.beta=2"
             )
 
-    @property
-    def mean_ratio(self) -> float:
-        """Of the codes that are masked, over all u."""
-        return MASK_SCHEDULES[self.schedule].mean
+    def expected(self, codes: Tensor, most: int) -> Tensor:
+        """(B,) float64, how many of (B,) numbers of codes, up to `most`, are masked on average."""
+        return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
     def codes(self, is_code: Tensor, density: Tensor, draws: Draws | None) -> Tensor:
         """(B, L) bool, where codes are masked.

@@ -79,8 +79,8 @@ class AutoregressiveObjective:
 class MaskedObjective:
     """Mean loss per masked code + mean loss per masked region, of which there is none with one grain and one bin.
 
-    Sums are divided by how many are masked on average, `mean_ratio` of all, so that each masked code counts alike
-    whatever share of its image is masked, and the count is known before the model has run.
+    Sums are divided by how many are masked on average, so that each masked code counts alike whatever share of its
+    image is masked, and the count is known before the model has run.
 
     Args:
         grains_weight: of the loss of the grain map, >= 0.
