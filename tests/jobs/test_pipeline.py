@@ -60,7 +60,7 @@ def test_codes_on_disk_are_what_the_tokenizer_says(inside):
     assert codes.class_names == ("busy", "smooth")
 
 
-def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
+def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside, capsys):
     paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/contents/export"]
     codes = "runs/extract_codes/codes/codes"
     command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, f"codes_path={codes}", "run_name=contents",
@@ -71,8 +71,12 @@ def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
     settings = [*inside, *paths, LITE0, "evaluation.metrics=[fd]", "evaluation.floor=false", "run_name=maps"]
     command("evaluate", *settings, "images.num_samples=6")
     record = json.loads(Path("runs/evaluate/maps/metrics.json").read_text())
-    mean = CodeDataset(codes, "test")[range(6)].codes.lengths.double().mean().item()
+    mean = CodeDataset(codes, "train")[range(6)].codes.lengths.double().mean().item()
     assert record["figures"]["codes_per_image"] == pytest.approx(mean)
+    assert "training images" in json.dumps(record)
+    with pytest.raises(SystemExit):
+        command("evaluate", *settings, "images.num_samples=6", "images.labels=drawn", "run_name=drawn-maps")
+    assert "leave images.labels=balanced" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("what", "count"), [("grains", 1), ("regions", 5)])
