@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,6 +106,9 @@ PARTS = {
     "wide": Part([*CLAIM, *ABLATIONS, *BLOCKS], [0], 5000, "val", [1.0, 1.5]),
     "deciding": Part(CLAIM, [1, 2, 3], 10_000, "test", [1.0, 1.5]),
 }
+
+
+_composing = threading.Lock()  # Hydra composes one configuration at a time
 
 
 def codes_of(part: str, tokenizer: str, seed: int) -> Path:
@@ -218,7 +222,8 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
 
 def parameters(codes: Path, row: Row) -> int:
     """Of a generator."""
-    cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
+    with _composing:
+        cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
     model = build(with_layout(cfg.generator.model, CodeDataset(codes, "val").layout))
     return sum(parameter.numel() for parameter in model.parameters())
 
