@@ -154,9 +154,10 @@ def test_counts_are_known_before_the_model_runs():
         told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
         assert told == {name: float(counts[name]) for name in told}
     batch, module = Codes()[range(9)], generator_stage(False, 1).players[0].module
-    counts = AutoregressiveObjective().counts(batch.codes, module)
-    assert set(counts) == {"content", "position_0"}
-    assert int(counts["content"]) == int(batch.codes.lengths.sum())
+    for objective in (AutoregressiveObjective(), AutoregressiveObjective(1.0)):
+        terms, counts = objective(module(batch.codes, batch.labels)), objective.counts(batch.codes, module)
+        assert set(counts) == {"content", "position_0"}
+        assert {name: int(terms[name].count) for name in counts} == {name: int(n) for name, n in counts.items()}
     assert LAYOUT.num_grains == 2
 
 

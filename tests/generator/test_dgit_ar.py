@@ -6,6 +6,7 @@ from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
+from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
 from graincode.generator import (
     AutoregressiveObjective,
@@ -439,10 +440,14 @@ def test_objective_weighs_content_and_positions():
     codes = random_codes(layout, random_grains(layout, 6))
     likelihood = make(layout)(codes, labels_for(layout, 6))
     terms = AutoregressiveObjective()(likelihood)
+    per_code = float(likelihood.total.sum() / codes.lengths.sum())
+    assert float(weighted_sum(terms)) == pytest.approx(per_code, rel=1e-5)
     assert float(terms["content"].mean) == pytest.approx(
         float(likelihood.content.sum() / codes.lengths.sum()), rel=1e-5
     )
-    assert [terms[f"position_{g}"].weight for g in range(2)] == [0.5, 0.5]
+    published = AutoregressiveObjective(1.0)(likelihood)
+    means = [float(likelihood.position[likelihood.is_decision & (likelihood.grain == g)].mean()) for g in range(2)]
+    assert float(weighted_sum(published)) == pytest.approx(float(terms["content"].mean) + sum(means) / 2, rel=1e-5)
     assert float(terms["position_0"].total + terms["position_1"].total) == pytest.approx(
         float(likelihood.position.sum()), rel=1e-5
     )
