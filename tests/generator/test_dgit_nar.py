@@ -28,6 +28,11 @@ WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
 MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rotary": True, "adaln": True}
 ORDERS = ("confidence", "random", "halton", "coarse_first", "dense_first")
+GAMMA = {
+    "cosine": lambda u: math.cos(math.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "arccos": lambda u: 2 / math.pi * math.acos(u),
+}
 
 
 def make(layout, conditioning=ClassConditioning, dtype=torch.float64, block=None, parts=None, **options):
@@ -95,46 +100,52 @@ def drawn(model, sampler, count, given=None, seed=0, kind=Recorder):
     return sampler(recorder, model.layout, numbers, given=given), recorder
 
 
+def decoded(ask, mask, own, sampler, noise, decay=1.0, temperatures=(1.0, 1.0), weighed=None):
+    """MaskGIT's parallel decoding, written anew, of one image and one value at a time: its values after each step,
+    (T, N), `mask` where they are masked; of (T, 2, N) random numbers, and what is added to the noise of each value."""
+    steps, length, states, certain = len(own), own.shape[2], [], {}
+    values = [mask] * length
+    for t in range(1, steps + 1):
+        temperature = temperatures[0] + (t - 1) / max(steps - 1, 1) * (temperatures[1] - temperatures[0])
+        logits = ask(torch.tensor([values]))[0]
+        masked = [i for i in range(length) if values[i] == mask]
+        for i in masked:
+            probabilities = (logits[i] / temperature).softmax(0)
+            u = own[t - 1, 0, i]
+            values[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
+            certain[i] = float(logits[i].log_softmax(0)[values[i]])
+        scores, left = {}, 1 - t / steps
+        for i in range(length) if sampler.remask else masked:
+            scores[i] = certain[i] + noise * left**decay * -math.log(-math.log(float(own[t - 1, 1, i])))
+            if weighed is not None:
+                scores[i] += sampler.information_weight * left**sampler.information_decay * float(weighed[i])
+        share = length * GAMMA[sampler.mask_schedule](t / steps)
+        count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(share + 1e-9)))
+        for i in sorted(scores, key=scores.get)[:count]:
+            values[i] = mask
+        states.append(list(values))
+    return torch.tensor(states)
+
+
 def maskgit(model, labels, numbers, sampler, places=None, density=None):
-    """MaskGIT's parallel decoding, written anew, one image and one code at a time: the codes of each image after each
-    step, (T, N), the codebook's size where they are masked. Of places other than a whole grid, the slots of each
-    image; of densities other than grains, those of each image's regions."""
-    layout, steps, found = model.layout, sampler.steps, []
-    table, last = layout.slots(), sampler.final_temperature
+    """The contents of each image after each step, (T, N). Of places other than a whole grid, the slots of each image;
+    of densities other than grains, those of each image's regions."""
+    layout, table, found = model.layout, model.layout.slots(), []
+    last = (1.0, 1.0 if sampler.final_temperature is None else sampler.final_temperature)
     for row, (label, own) in enumerate(zip(labels, numbers, strict=True)):
-        slots = torch.arange(layout.num_regions) if places is None else places[row]
-        length, states, certain = len(slots), [], {}
-        codes = [layout.codebook_size] * length
-        for t in range(1, steps + 1):
-            temperature = 1.0 if last is None else 1.0 + (t - 1) / (steps - 1) * (last - 1.0)
-            logits = model.content_head(
-                model.states(slots[None], torch.tensor([codes]), model.conditioning(label[None])), slots[None]
-            )
-            masked = [i for i in range(length) if codes[i] == layout.codebook_size]
-            for i in masked:
-                probabilities = (logits[0, i] / temperature).softmax(0)
-                u = own[t - 1, 0, i]
-                codes[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
-                certain[i] = float(logits[0, i].log_softmax(0)[codes[i]])
-            scores, left = {}, 1 - t / steps
-            for i in range(length) if sampler.remask else masked:
-                gumbel_noise = -math.log(-math.log(float(own[t - 1, 1, i])))
-                scores[i] = certain[i] + sampler.choice_noise * left**sampler.choice_noise_decay * gumbel_noise
-                scores[i] += (
-                    sampler.information_weight
-                    * left**sampler.information_decay
-                    * float(table.grain[slots[i]] if density is None else density[row][table.region[slots[i]]])
-                )
-            gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": left}[sampler.mask_schedule]
-            count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(length * gamma)))
-            for i in sorted(scores, key=scores.get)[:count]:
-                codes[i] = layout.codebook_size
-            states.append(list(codes))
-        found.append(torch.tensor(states))
+        slots = (torch.arange(layout.num_regions) if places is None else places[row])[None]
+        condition = model.conditioning(label[None])
+        weighed = table.grain[slots[0]] if density is None else density[row][table.region[slots[0]]]
+
+        def ask(codes, slots=slots, condition=condition):
+            return model.content_head(model.states(slots, codes, condition), slots)
+
+        decay, own = sampler.choice_noise_decay, own[..., : slots.shape[1]]
+        found.append(decoded(ask, layout.no_content, own, sampler, sampler.choice_noise, decay, last, weighed))
     return found
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", GAMMA)
 @pytest.mark.parametrize("steps", [1, 5, 16])
 def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedule):
     layout = CodeLayout((16, 16), ((4, 4),), 11, 3)
@@ -148,6 +159,31 @@ def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedu
         assert torch.equal(recorder.seen[step], expected[step - 1])
     assert torch.equal(sequences.contents, expected[-1])
     assert not recorder.maps
+
+
+@pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("schedule", GAMMA)
+@pytest.mark.parametrize("grains", [((8, 8), (4, 4)), ((8, 8), (4, 4), (2, 2))], ids=str)
+def test_the_grain_map_too_is_drawn_step_for_step(grains, schedule, remask):
+    layout, steps, count = CodeLayout((32, 32), grains, 5, 3), 6, 4
+    model, labels = make(layout), labels_for(layout, count)
+    sampler = MaskedSampler(
+        steps=2, grain_steps=steps, mask_schedule=schedule, grain_choice_noise=1.0, grain_temperature=0.8,
+        final_temperature=0.1, choice_noise=0.0, remask=remask,
+    )  # fmt: skip
+    sequences, recorder = drawn(model, sampler, count)
+    numbers = uniforms(0, range(count), *sampler.numbers(layout))[:, : 2 * steps * layout.num_regions]
+    assert len(recorder.maps) == steps
+    for row, own in enumerate(numbers.unflatten(1, (steps, 2, -1))):
+        condition = model.conditioning(labels[[row]])
+
+        def ask(values, condition=condition):
+            return model.grain_head(model.region_states(values, condition))
+
+        states = decoded(ask, layout.num_grains, own, sampler, noise=1.0, temperatures=(0.8, 0.8))
+        for state, found in zip(states, recorder.maps[1:], strict=False):
+            assert torch.equal(found[row], state)
+        assert torch.equal(from_sequences(sequences).grains[row].flatten(), states[-1])
 
 
 @pytest.mark.parametrize(
@@ -236,13 +272,14 @@ def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
 
 
 @pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("schedule", GAMMA)
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_step_reveals_and_the_last_one_everything(order, remask):
+def test_every_step_reveals_and_the_last_one_everything(order, schedule, remask):
     layout = LAYOUTS[5]  # from 4 to 64 codes
     model = make(layout)
     given = CodeMask.of_regions(codes := random_codes(layout, random_grains(layout, 6)), torch.zeros(2, 2).bool(), True)
     for steps in (1, 3, 12, 70):
-        sampler = MaskedSampler(steps=steps, order=order, remask=remask)
+        sampler = MaskedSampler(steps=steps, mask_schedule=schedule, order=order, remask=remask)
         sequences, recorder = drawn(model, sampler, 6, given)
         is_code = recorder.slots != layout.pad_slot
         masked = [((contents == layout.no_content) & is_code).sum(dim=1) for contents in recorder.seen]
@@ -250,8 +287,8 @@ def test_every_step_reveals_and_the_last_one_everything(order, remask):
         assert torch.equal(masked[0], codes.lengths)
         assert not masked[-1].any()
         for t, (before, after) in enumerate(pairwise(masked), start=1):
-            share = math.cos(math.pi / 2 * t / steps) if t < steps else 0
-            expected = torch.minimum(before - 1, (codes.lengths * share).long()).clamp(min=0)
+            share = GAMMA[schedule](t / steps) if t < steps else 0
+            expected = torch.minimum(before - 1, (codes.lengths * share + 1e-9).long()).clamp(min=0)
             assert torch.equal(after, expected)
         assert len(recorder.seen) <= min(steps, int(codes.lengths.max()))
         changed = False
