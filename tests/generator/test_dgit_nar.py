@@ -77,10 +77,12 @@ class Recorder:
         self.maps.append(values)
         return self.logits.grains(values)
 
-    def contents(self, slots, contents):
+    def contents(self, slots, contents, at):
         self.slots = slots
         self.seen.append(contents)
-        return self.logits.contents(slots, contents)
+        layout = self.logits.model.layout
+        assert torch.equal(at, (contents == layout.no_content) & (slots != layout.pad_slot))
+        return self.logits.contents(slots, contents, at)
 
 
 class Wanted(Recorder):
@@ -91,6 +93,12 @@ class Wanted(Recorder):
     def grains(self, values):
         logits = super().grains(values)
         return logits + 1e4 * torch.nn.functional.one_hot(self.wanted, logits.shape[-1])
+
+
+def everywhere(ask, slots, contents):
+    """(B, L, V) logits of all places."""
+    logits = ask.contents(slots, contents, torch.ones_like(slots, dtype=torch.bool))
+    return logits(torch.arange(slots.numel())).unflatten(0, slots.shape)
 
 
 def drawn(model, sampler, count, given=None, seed=0, kind=Recorder):
@@ -229,9 +237,9 @@ def test_with_one_grain_the_content_transformer_sees_everything():
         x = x + block.attention.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
         x = x + block.mlp[2](torch.nn.functional.gelu(block.mlp[0](block.norm2(x))))
     expected = model.content_transformer.norm(x) @ model.content_head.weight.T + model.content_head.bias
-    logits = ConditionedLogits(model, model.conditioning(labels)).contents(
-        to_sequences(codes, ends=False).slots, contents.masked_fill(masked, layout.no_content)
-    )
+    ask = ConditionedLogits(model, model.conditioning(labels))
+    hidden = contents.masked_fill(masked, layout.no_content)
+    logits = everywhere(ask, to_sequences(codes, ends=False).slots, hidden)
     torch.testing.assert_close(logits, expected)
 
 
@@ -243,18 +251,20 @@ def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutati
     tokens = to_sequences(codes, ends=False)
     masked = tokens.is_code & (torch.rand(tokens.slots.shape) < 0.4)
     contents = tokens.contents.masked_fill(masked, layout.no_content)
-    together = ask.contents(tokens.slots, contents)
+    together = everywhere(ask, tokens.slots, contents)
+    asked, rows = ask.contents(tokens.slots, contents, masked), torch.randperm(int(masked.sum()))[:5]
+    torch.testing.assert_close(asked(rows), together[masked][rows])
     for row, length in enumerate(codes.lengths.tolist()):
         one = ConditionedLogits(model, model.conditioning(labels_for(layout, 4)[[row]]))
-        alone = one.contents(tokens.slots[[row], :length], contents[[row], :length])
+        alone = everywhere(one, tokens.slots[[row], :length], contents[[row], :length])
         torch.testing.assert_close(alone[0], together[row, :length])
     order = torch.randperm(tokens.slots.shape[1])
-    torch.testing.assert_close(ask.contents(tokens.slots[:, order], contents[:, order]), together[:, order])
+    torch.testing.assert_close(everywhere(ask, tokens.slots[:, order], contents[:, order]), together[:, order])
     other = contents.clone()
     other[:, -1] = torch.where(
         tokens.is_code[:, -1] & ~masked[:, -1], (other[:, -1] + 1) % layout.codebook_size, other[:, -1]
     )
-    changed = (ask.contents(tokens.slots, other) - together).abs().amax(dim=2)[:, 0] > 0
+    changed = (everywhere(ask, tokens.slots, other) - together).abs().amax(dim=2)[:, 0] > 0
     assert torch.equal(changed, (other != contents).any(dim=1))  # the first code sees the last
 
 
@@ -370,18 +380,36 @@ def test_samples_of_independent_codes_follow_the_model():
     slots, label = torch.arange(2)[None], torch.zeros(1, dtype=torch.long)
     ask = ConditionedLogits(model, model.conditioning(label))
     mask = layout.no_content
-    both = ask.contents(slots, torch.tensor([[mask, mask]])).softmax(-1)[0]
+    both = everywhere(ask, slots, torch.tensor([[mask, mask]])).softmax(-1)[0]
     expected = torch.zeros(3, 3, dtype=torch.float64)
     for first, second in ((0, 1), (1, 0)):  # in random order, either comes first half of the time
         for value in range(3):
             known = torch.full((1, 2), mask)
             known[0, first] = value
-            joint = 0.5 * both[first, value] * ask.contents(slots, known).softmax(-1)[0, second]
+            joint = 0.5 * both[first, value] * everywhere(ask, slots, known).softmax(-1)[0, second]
             expected[(value, slice(None)) if first == 0 else (slice(None), value)] += joint
     drawn = model.sample(label.repeat(4000), batch_size=1000, steps=2, order="random", mask_schedule="linear")
     counts = torch.bincount(drawn.indices.flatten(1) @ torch.tensor([3, 1]), minlength=9) / 4000
     spread = (expected.flatten() * (1 - expected.flatten()) / 4000).sqrt()
     assert float(((counts - expected.flatten()).abs() / spread.clamp(min=1e-3)).max()) < 4.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "remask": True}, {"top_p": 0.8}], ids=str)
+def test_codes_are_the_same_however_many_are_drawn_at_a_time(settings, monkeypatch):
+    layout = LAYOUTS[4]
+    model, labels = make(layout, block=MODERN), labels_for(layout, 5)
+    together = model.sample(labels, batch_size=5, **settings)
+    for rows in (1, 7):
+        monkeypatch.setattr("graincode.sampling.masked._MOST_LOGITS", rows * layout.codebook_size + 1)
+        assert same(model.sample(labels, batch_size=5, **settings), together)
+
+
+def test_sampling_modulates_the_blocks_once():
+    model, asked = make(LAYOUTS[2], block=MODERN), []
+    for stack in (model.grain_transformer, model.content_transformer):
+        stack.modulation.register_forward_hook(lambda module, *_: asked.append(module))
+    model.sample(labels_for(LAYOUTS[2], 3), batch_size=3, guidance_scale=2.0)
+    assert asked == [model.grain_transformer.modulation, model.content_transformer.modulation]
 
 
 @pytest.mark.parametrize("remask", [False, True])

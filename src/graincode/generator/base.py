@@ -91,7 +91,8 @@ class Generator(nn.Module, ABC):
 
         Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
         filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
-        are may change it in the last bit where a sampler pads to the longest, or drops what is finished.
+        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or asks only for
+        what is masked.
 
         Args:
             labels: (N,) long classes; without conditioning only their number matters.

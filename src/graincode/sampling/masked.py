@@ -17,11 +17,12 @@ from graincode.core.errors import GraincodeError
 from graincode.core.logits import draw, gumbel, ranks, truncate
 from graincode.core.schedules import MASK_SCHEDULES
 from graincode.sampling.guidance import GuidedMaskedLogits
-from graincode.sampling.protocol import MaskedLogits
+from graincode.sampling.protocol import MaskedLogits, RowLogits
 from graincode.sampling.settings import SamplerSettings
 
 Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
 Places = tuple[Tensor, ...]
+_MOST_LOGITS = 2**24  # in float64 at a time, of which a draw takes several copies
 _ORDERS = dict.fromkeys(typing.get_args(Order))
 
 
@@ -149,20 +150,23 @@ class MaskedSampler(SamplerSettings):
             return torch.zeros(shape, dtype=torch.long, device=uniforms.device)
         values = torch.full(shape, count, device=uniforms.device)
         grain = torch.arange(count, device=values.device) // logits.density_bins
-        illegal, known = grain < 0, None
+        illegal, known = (grain < 0).expand(*shape, count), None
         if given is not None:
             known, own = given.known_regions.flatten(1), given.codes.grains.flatten(1)
             illegal = torch.where(known[..., None], grain != own[..., None], grain < given.least_grain[:, None, None])
             if logits.density_bins == 1:
                 values = torch.where(known, own, count)
 
+        def ask(values: Tensor, at: Tensor) -> RowLogits:
+            found = logits.grains(values).masked_fill(illegal, -torch.inf)[at]
+            return lambda rows: found[rows]
+
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
             return log_p + self.grain_choice_noise * cooling * noise
 
         return self._reveal(
-            lambda values: logits.grains(values).masked_fill(illegal, -torch.inf), score, values, count,
-            values == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)), "grain_",
-            None if known is None else known.long(),
+            ask, score, values, count, values == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)),
+            "grain_", None if known is None else known.long(),
         )  # fmt: skip
 
     def _contents(
@@ -199,14 +203,14 @@ class MaskedSampler(SamplerSettings):
             return log_p + weighed + self.choice_noise * cooling**self.choice_noise_decay * noise
 
         contents = self._reveal(
-            lambda values: logits.contents(slots, values), score, contents, layout.no_content, unknown,
+            lambda values, at: logits.contents(slots, values, at), score, contents, layout.no_content, unknown,
             uniforms.unflatten(1, (self.steps, 2, -1)), "", tier, on_step,
         )  # fmt: skip
         return CodeSequences(slots, contents, layout)
 
     def _reveal(
         self,
-        ask: Callable[[Tensor], Tensor],
+        ask: Callable[[Tensor, Tensor], RowLogits],
         score: Callable[[float, Tensor, Tensor, Places], Tensor],
         values: Tensor,
         mask: int,
@@ -219,10 +223,10 @@ class MaskedSampler(SamplerSettings):
         """Fill in what is unknown.
 
         Args:
-            ask: (B, L) values to their (B, L, V) logits.
+            ask: (B, L) values, and (B, L) bool, where they are masked, to the logits of those.
             score: what of 1 - t / T, and of the log-probabilities, the noise and the places of N values, is large for
                 those that are to be revealed first.
-            values: (B, L) long in [0, V), and `mask` where they are unknown.
+            values: (B, L) long below `mask`, and `mask` where they are unknown.
             unknown: (B, L) bool.
             numbers: (B, T, 2, L or more) in [0, 1), to draw values and for noise.
             kind: prefix of the settings of truncation.
@@ -237,10 +241,9 @@ class MaskedSampler(SamplerSettings):
             if not bool(masked.any()):
                 break
             at = masked.nonzero(as_tuple=True)
-            logits = ask(values)[at].double()
-            drawn = draw(truncate(logits, **self._truncation(kind, step)), numbers[at[0], step - 1, 0, at[1]])
+            to_draw, truncation = numbers[at[0], step - 1, 0, at[1]], self._truncation(kind, step)
+            drawn, log_p[at] = _draw(ask(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
             values = values.index_put(at, drawn)
-            log_p[at] = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=1)
             # what cannot be masked is above all scores
             if self.remask:
                 at = unknown.nonzero(as_tuple=True)
@@ -261,6 +264,18 @@ class MaskedSampler(SamplerSettings):
             progress = (step - 1) / max(self.steps - 1, 1)
             found["temperature"] += progress * (self.final_temperature - self.temperature)
         return found
+
+
+def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, float]) -> tuple[Tensor, Tensor]:
+    """(N,) values drawn with as many numbers in [0, 1), N >= 1, and their log-probabilities before truncation; so many
+    rows at a time at most."""
+    parts = []
+    for rows in torch.arange(len(numbers), device=numbers.device).split(most):
+        own = logits(rows).double()
+        drawn = draw(truncate(own, **truncation), numbers[rows])
+        parts.append((drawn, own.gather(1, drawn[:, None])[:, 0] - own.logsumexp(dim=1)))
+    values, log_p = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(log_p)
 
 
 @lru_cache(maxsize=8)
