@@ -22,7 +22,7 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
-from graincode.sampling import AutoregressiveSampler, MaskedSampler
+from graincode.sampling import AutoregressiveSampler, GuidedMaskedLogits, MaskedSampler
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
@@ -103,7 +103,10 @@ def everywhere(ask, slots, contents):
 
 def drawn(model, sampler, count, given=None, seed=0, kind=Recorder):
     """Sequences, and what the model was asked on the way."""
-    recorder = kind(ConditionedLogits(model, model.conditioning(labels_for(model.layout, count))))
+    labels = labels_for(model.layout, count)
+    if sampler.guidance_scale != 1:
+        labels = torch.cat([labels, torch.full_like(labels, model.layout.null_class)])
+    recorder = kind(ConditionedLogits(model, model.conditioning(labels)))
     numbers = uniforms(seed, range(count), *model.numbers(sampler))
     return sampler(recorder, model.layout, numbers, given=given), recorder
 
@@ -142,11 +145,13 @@ def maskgit(model, labels, numbers, sampler, places=None, density=None):
     last = (1.0, 1.0 if sampler.final_temperature is None else sampler.final_temperature)
     for row, (label, own) in enumerate(zip(labels, numbers, strict=True)):
         slots = (torch.arange(layout.num_regions) if places is None else places[row])[None]
-        condition = model.conditioning(label[None])
+        conditions = model.conditioning(torch.stack([label, torch.tensor(layout.null_class)]))[:, None]
         weighed = table.grain[slots[0]] if density is None else density[row][table.region[slots[0]]]
 
-        def ask(codes, slots=slots, condition=condition):
-            return model.content_head(model.states(slots, codes, condition), slots)
+        def ask(codes, slots=slots, conditions=conditions):
+            with_class, without = (model.content_head(model.states(slots, codes, one), slots) for one in conditions)
+            there = float((codes != layout.no_content).double().mean())  # guidance is linear in it
+            return without + (1 + (sampler.guidance_scale - 1) * there) * (with_class - without)
 
         decay, own = sampler.choice_noise_decay, own[..., : slots.shape[1]]
         found.append(decoded(ask, layout.no_content, own, sampler, sampler.choice_noise, decay, last, weighed))
@@ -201,6 +206,7 @@ def test_the_grain_map_too_is_drawn_step_for_step(grains, schedule, remask):
         {"information_weight": 5.0, "information_decay": 2.0, "choice_noise_decay": 0.5},
         {"final_temperature": 0.3},
         {"remask": True},
+        {"guidance_scale": 4.0, "guidance_schedule": "linear"},
     ],
     ids=str,
 )
@@ -497,6 +503,50 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
     assert len({tuple(codes) for codes in [plain.indices.flatten().tolist(), *found]}) == 4
     with pytest.raises(GraincodeError, match=r"type sampler\.guidance_scale=1"):
         make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
+
+
+class Stub:
+    """The same logits whatever is asked, for twice the batch; (2 B, L, V) contents and (2 B, R, K) grains."""
+
+    density_bins = 1
+
+    def __init__(self, contents, grains):
+        self.all_contents, self.all_grains = contents, grains
+
+    def grains(self, values):
+        return self.all_grains
+
+    def contents(self, slots, contents, at):
+        return lambda rows: self.all_contents[at][rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_guidance_grows_with_the_share_of_each_image_that_is_there(schedule, dtype):
+    """Given codes count as there, padding does not count."""
+    layout, scale, precise = LAYOUTS[2], 3.0, dtype == torch.float64
+    lengths, there = torch.tensor([64, 32, 16, 40]), torch.tensor([64, 0, 4, 30])
+    stub = Stub(torch.randn(8, 64, 256).to(dtype), torch.randn(8, 16, 2).to(dtype))
+    ask = GuidedMaskedLogits(stub, layout, scale, schedule)
+    places = torch.arange(64).expand(4, -1)
+    slots = torch.where(places < lengths[:, None], places, layout.pad_slot)
+    contents = torch.where(places < there[:, None], 1, layout.no_content)
+    at = torch.rand(4, 64) < 0.3
+    rows = torch.randperm(int(at.sum()))[:20]
+    values = torch.where(torch.arange(16) < torch.tensor([16, 0, 4, 12])[:, None], 1, layout.num_grains)
+    for found, logits, shares in (
+        (ask.contents(slots, contents, at)(rows), stub.all_contents, [1, 0, 4 / 16, 30 / 40]),
+        (ask.grains(values), stub.all_grains, [1, 0, 4 / 16, 12 / 16]),
+    ):
+        in_force = {
+            "constant": [1, 1, 1, 1], "linear": shares, "cosine": [(1 - math.cos(math.pi * s)) / 2 for s in shares],
+        }[schedule]  # fmt: skip
+        strength = torch.tensor([1 + (scale - 1) * share for share in in_force], dtype=torch.float64)[:, None, None]
+        conditional, unconditional = logits.double().chunk(2)
+        expected = strength * conditional + (1 - strength) * unconditional
+        assert found.dtype == (dtype if precise else torch.float32)
+        own = expected[at][rows] if found.ndim == 2 else expected
+        torch.testing.assert_close(found, own.to(found.dtype))
 
 
 def test_truncation_and_settings_out_of_range():

@@ -35,10 +35,10 @@ class MaskedSampler(SamplerSettings):
 
         log p(c_i) + lambda_0 (1 - t / T)^a h_i + tau_0 (1 - t / T)^b Gumbel_i
 
-    is largest; p is the model's own distribution, before temperature and truncation, and h_i, the information density,
-    is the code's grain, from 0 for the coarsest to 1 for the finest; of a model that predicts densities in bins, the
-    place of its region's grain and bin among all of them, also from 0 to 1. With one grain and one bin, or
-    `information_weight` 0, this is MaskGIT.
+    is largest; p is the model's own distribution, under guidance the guided one, before temperature and truncation, and
+    h_i, the information density, is the code's grain, from 0 for the coarsest to 1 for the finest; of a model that
+    predicts densities in bins, the place of its region's grain and bin among all of them, also from 0 to 1. With one
+    grain and one bin, or `information_weight` 0, this is MaskGIT.
 
     Attributes:
         steps: T of the contents, >= 1. An image of fewer codes is complete before the last.
