@@ -342,6 +342,16 @@ def test_what_is_given_is_kept_whatever_comes_first():
         assert torch.equal(found.indices[mask.known_cells], codes.indices[mask.known_cells])
 
 
+@pytest.mark.parametrize("remask", [False, True])
+def test_what_is_given_is_kept_where_scores_overflow(remask):
+    layout = LAYOUTS[5]
+    codes = random_codes(layout, random_grains(layout, 4))
+    mask = CodeMask.of_regions(codes, torch.tensor([[True, False], [False, False]]), keep_map=True)
+    sampler = MaskedSampler(steps=64, choice_noise=1e308, remask=remask)
+    sequences, _ = drawn(make(layout), sampler, 4, mask)
+    assert torch.equal(from_sequences(sequences).indices[mask.known_cells], codes.indices[mask.known_cells])
+
+
 def test_information_weight_moves_dense_codes_forward():
     layout = LAYOUTS[2]
     codes = random_codes(layout, random_grains(layout, 12))[2:]
@@ -560,7 +570,10 @@ def test_truncation_and_settings_out_of_range():
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
         ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=4.5"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
-        ("guidance_schedule", "late", "one of constant, linear, cosine"),
+        ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
+        ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
+        ("choice_noise", math.inf, "finite.*choice_noise=4.5"), ("final_temperature", math.inf, "=null"),
+        ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
             MaskedSampler(**{name: value})

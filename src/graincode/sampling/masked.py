@@ -235,6 +235,8 @@ class MaskedSampler(SamplerSettings):
         """
         steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
         masked, length = unknown, values.shape[1]
+        tiers = torch.zeros_like(values) if tier is None else tier
+        above = tiers.max() + 1
         log_p = torch.zeros(values.shape, dtype=torch.float64, device=values.device)  # each when it was drawn
         left = count = unknown.sum(dim=1)
         for step in range(1, steps + 1):
@@ -244,14 +246,10 @@ class MaskedSampler(SamplerSettings):
             to_draw, truncation = numbers[at[0], step - 1, 0, at[1]], self._truncation(kind, step)
             drawn, log_p[at] = _draw(ask(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
             values = values.index_put(at, drawn)
-            # what cannot be masked is above all scores
-            if self.remask:
-                at = unknown.nonzero(as_tuple=True)
-            scores = torch.full_like(log_p, torch.inf)
+            may_be_masked = unknown if self.remask else masked
+            at, scores = may_be_masked.nonzero(as_tuple=True), torch.zeros_like(log_p)
             scores[at] = score(1 - step / steps, log_p[at], gumbel(numbers[at[0], step - 1, 1, at[1]]), at)
-            order = ranks(scores)
-            if tier is not None:
-                order = ranks(torch.where(scores.isinf(), tier.amax() + 1, tier) * length + order)
+            order = ranks(torch.where(may_be_masked, tiers, above) * length + ranks(scores))
             left = schedule.remaining(left, count, step, steps)
             masked = order < left[:, None]
             values = values.masked_fill(masked, mask)
