@@ -274,8 +274,11 @@ def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutati
     assert torch.equal(changed, (other != contents).any(dim=1))  # the first code sees the last
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("layout", CLASSED, ids=str)
+@pytest.mark.parametrize(
+    ("layout", "order"),
+    [(layout, order) for layout in CLASSED for order in (ORDERS if layout.num_grains > 1 else ORDERS[:3])],
+    ids=str,
+)
 def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
     model, labels = make(layout), labels_for(layout, 7)
     settings = {"order": order, "steps": 4, "grain_steps": 3, "remask": order == "random"}
@@ -721,6 +724,25 @@ def test_bins_that_cannot_be_are_refused():
     few = torch.zeros(2, 4, 4, dtype=torch.long)  # no region is fine
     model.calibrate(few, torch.rand(few.shape))
     assert bool(model.edges.isfinite().all())
+
+
+def test_what_goes_by_density_is_refused_where_all_codes_have_one():
+    layout = LAYOUTS[1]
+    model, labels = make(layout), labels_for(layout, 2)
+    for settings, fitting in (
+        ({"information_weight": -2.0}, r"information_weight=-2\.0.*type sampler\.information_weight=0"),
+        ({"order": "dense_first"}, r"order=dense_first.*type sampler\.order=confidence"),
+        ({"order": "coarse_first"}, r"order=coarse_first.*generator\.model\.density_bins=4"),
+    ):
+        with pytest.raises(GraincodeError, match=fitting):
+            model.check_sampler(MaskedSampler(**settings))
+        with pytest.raises(GraincodeError, match=fitting):
+            model.sample(labels, **settings)
+        assert len(binned(layout, 2).sample(labels, **settings)) == 2
+    for masking in (InformationMasking(beta=-1.0), InformationMasking(beta=2.0, elastic=True)):
+        with pytest.raises(GraincodeError, match=r"type generator\.masking\.beta=0"):
+            make(layout, masking=masking)
+        assert make(layout, masking=masking, density_bins=2).masking is masking
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[2], LAYOUTS[4]], ids=str)

@@ -25,6 +25,8 @@ from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer
 from graincode.sampling import MaskedSampler, RowLogits, Sampler
 
+_ONE_DENSITY = "all codes have one density (one grain, generator.model.density_bins=1)"
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -89,7 +91,8 @@ class DGiTNAR(Generator):
     Attributes:
         edges: (K, n - 1), between the bins of each grain, part of the weights; None with one bin.
     Raises:
-        GraincodeError: a part has an order, the places of codes are not told, or there are no bins.
+        GraincodeError: a part has an order, the places of codes are not told, there are no bins, or masking goes by
+            densities that are all the same.
     Source: our reading of DGiT-NAR, of which only an abstract is public; MaskGIT (Chang et al., 2022) is its ground.
     """
 
@@ -125,6 +128,11 @@ class DGiTNAR(Generator):
         self.density_bins, self.needs_density = density_bins, density_bins > 1
         self.num_values = layout.num_grains * density_bins
         decides = self.num_values > 1
+        if self.masking.beta and not decides:
+            raise GraincodeError(
+                f"beta={self.masking.beta}, but {_ONE_DENSITY}: type generator.masking.beta=0 and "
+                "generator.masking.elastic=false, or generator.model.density_bins=4"
+            )
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
         self.grain = nn.Embedding(self.num_values + 1, width) if decides else None
@@ -264,6 +272,20 @@ class DGiTNAR(Generator):
 
     def numbers(self, sampler: Sampler) -> tuple[int, ...]:
         return sampler.numbers(self.layout, self.density_bins)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        super().check_sampler(sampler)
+        if self.num_values > 1:
+            return
+        for name, ignored in (
+            ("information_weight", sampler.information_weight),
+            ("order", sampler.order in ("coarse_first", "dense_first")),
+        ):
+            if ignored:
+                raise GraincodeError(
+                    f"{name}={getattr(sampler, name)}, but {_ONE_DENSITY}: type "
+                    f"sampler.{name}={getattr(MaskedSampler, name)}, or train with generator.model.density_bins=4"
+                )
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
         return CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given
