@@ -640,6 +640,35 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
         InformationMasking(schedule="sine")
 
 
+@pytest.mark.parametrize("beta", [-1.5, 3.0])
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_masks_of_training_are_those_that_a_matched_sampler_meets(order, beta):
+    """Of contents that are all equally likely, as many are fine among those revealed."""
+    layout, count, noise = CodeLayout((32, 32), ((8, 8), (4, 4)), 5, 1), 1000, 2.5
+    codes = random_codes(layout, (torch.arange(16).view(1, 4, 4) < 4).long().expand(count, -1, -1))
+    given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
+    settings = {
+        "random": {"information_weight": beta, "information_decay": 0.0},
+        "confidence": {"information_weight": beta * noise, "choice_noise": noise},
+    }[order]
+    model = make(layout)
+    for parameter in model.content_head.parameters():
+        parameter.zero_()
+    _, recorder = drawn(model, MaskedSampler(steps=4, mask_schedule="linear", order=order, **settings), count, given)
+    fine = layout.slots().grain[recorder.slots[:1]] == 1
+
+    def share(shown):
+        return float((shown & fine).sum() / shown.sum())
+
+    every = fine.expand(40_000, -1)
+    draws = Draws(1, torch.arange(len(every)))
+    masks = InformationMasking("linear", beta).codes(torch.ones_like(every), every.double(), draws)
+    for contents, left in zip(recorder.seen[1:], (21, 14, 7), strict=True):
+        shown = contents != layout.no_content
+        assert int(shown[0].sum()) == 28 - left
+        assert share(shown) == pytest.approx(share(~masks[masks.sum(dim=1) == left]), abs=0.015)
+
+
 @pytest.mark.parametrize("codebook", ["shared", "per_grain"])
 @pytest.mark.parametrize("grains", [((8, 8),), ((8, 8), (4, 4)), ((8, 8), (8, 4), (4, 4))], ids=str)
 def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grains, codebook):
