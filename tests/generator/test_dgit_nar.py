@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -929,6 +930,17 @@ def test_parts_with_an_order_are_refused():
 def test_samples_are_drawn_in_half_precision_too(variant):
     layout, steps = LAYOUTS[2], []
     model, labels = make(layout, dtype=torch.bfloat16, **VARIANTS[variant]), labels_for(layout, 4)
+    tokens = to_sequences(random_codes(layout, random_grains(layout, 4)), ends=False)
+    contents = tokens.contents.masked_fill(torch.rand(tokens.slots.shape) < 0.5, layout.no_content)
+    values = torch.randint(layout.num_grains + 1, (4, layout.num_regions))
+    found = []
+    for one in (model, copy.deepcopy(model).float()):
+        ask = ConditionedLogits(one, one.conditioning(labels))
+        logits = everywhere(ask, tokens.slots, contents)[tokens.is_code], ask.grains(values)
+        assert {part.dtype for part in logits} == {one.content_head.weight.dtype}
+        found.append([part.float() for part in logits])
+    for half, full in zip(*found, strict=True):
+        assert float((half - full).square().mean().sqrt() / full.std()) < 0.02
     for scale in (1.0, 2.0) if model.classes else (1.0,):
         assert len(model.sample(labels, batch_size=4, guidance_scale=scale, steps=3, on_step=steps.append)) == 4
     assert steps[:3] == [1, 2, 3]
