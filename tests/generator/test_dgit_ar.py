@@ -18,7 +18,7 @@ from graincode.generator import (
     Transformer,
 )
 from graincode.sampling import AutoregressiveSampler
-from graincode.sampling.guidance import SCHEDULES
+from graincode.sampling.guidance import SCHEDULES, GuidedLogits
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
@@ -314,6 +314,24 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
     assert not torch.equal(model.sample(labels, batch_size=6, guidance_scale=3.0).indices, plain.indices)
     with pytest.raises(GraincodeError, match=r"type sampler\.guidance_scale=1"):
         make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
+
+
+def test_guidance_of_logits_in_half_precision_is_not_rounded():
+    class Stub:
+        everything = torch.randn(6, 50).bfloat16()
+
+        def regions(self):
+            return self.everything[:, :17]
+
+        def contents(self, slots):
+            return self.everything
+
+    ask = GuidedLogits(Stub(), 7.0, "linear")
+    ask.progress = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    conditional, unconditional = Stub.everything.double().chunk(2)
+    expected = unconditional + torch.tensor([[1.0], [2.5], [7.0]]) * (conditional - unconditional)
+    torch.testing.assert_close(ask.contents(torch.zeros(3).long()), expected.float())
+    torch.testing.assert_close(ask.regions(), expected[:, :17].float())
 
 
 def test_label_dropout_happens_in_training_alone():

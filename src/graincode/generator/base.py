@@ -69,7 +69,7 @@ class Generator(nn.Module, ABC):
         labels, the second half without a class."""
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that asks what this generator does not answer."""
+        """Refuse a sampler that asks what this generator does not answer, or is set to what has no effect on it."""
         if not isinstance(sampler, self.sampler):
             raise GraincodeError(
                 f"sampler={sampler.name}, but the generator is a {type(self).__name__}: "
@@ -91,7 +91,8 @@ class Generator(nn.Module, ABC):
 
         Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
         filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
-        are may change it in the last bit where a sampler pads to the longest, or drops what is finished.
+        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or asks only for
+        what is masked.
 
         Args:
             labels: (N,) long classes; without conditioning only their number matters.
@@ -105,8 +106,8 @@ class Generator(nn.Module, ABC):
             N valid codes, on the CPU.
         Raises:
             GraincodeError: the generator is in training mode, a label is not one of its classes, there are none, what
-                is given is of another layout or number, or not what the generator can keep, or a setting is unknown or
-                out of range.
+                is given is of another layout or number, or not what the generator can keep, or a setting is unknown,
+                out of range, or without effect on this generator.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
@@ -121,6 +122,7 @@ class Generator(nn.Module, ABC):
         if unknown := sorted(set(settings) - set(known)):
             raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(known)}")
         sampler = self.sampler(**settings)
+        self.check_sampler(sampler)
         guided = sampler.guidance_scale != 1
         if guided and not self.classes:
             raise GraincodeError(
