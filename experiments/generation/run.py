@@ -286,7 +286,12 @@ def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
     panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=9)
+    for place, name in enumerate(names):  # what the tokenizer itself leaves
+        found = [row[f"rfd_{NETWORK}"] for row in groups[name, scales[0]] if f"rfd_{NETWORK}" in row]
+        if found:
+            label = "reconstructions" if place == 0 else None
+            panel.plot([sum(found) / len(found)] * 2, [place - 0.36, place + 0.36], color="#222222", label=label)
+    canvas.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
     with replacing(path) as new:
         canvas.savefig(new, dpi=150, format="png")
 
