@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from graincode.files import write_json
+
 Figures = dict[str, Any]
 
 
@@ -36,14 +38,18 @@ def numbers(values: Sequence[float]) -> str:
 
 
 def job(runs: Path, name: str, run: str, *overrides: str) -> None:
-    """Run a job to its end, on one thread, unless it has finished: to have it with other settings, remove its run."""
-    if (runs / name / run / "result.json").is_file():
+    """Run a job to its end, on one thread, unless it has finished with these settings; with others it is refused."""
+    settings, kept = [f"runs_dir={runs}", f"run_name={run}", "hardware.threads=1", *overrides], runs / name / run
+    asked = kept / "asked.json"
+    if (kept / "result.json").is_file():
+        if asked.is_file() and (before := json.loads(asked.read_text())) != settings:
+            raise SystemExit(f"{kept} was run with {before}, not with {settings}: move it away to have it anew")
         return
-    settings = [f"runs_dir={runs}", f"run_name={run}", "hardware.threads=1", *overrides]
     command = [sys.executable, "-m", f"graincode.jobs.{name}", *settings]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    write_json(asked, settings)
 
 
 def figures_of(runs: Path, run: str) -> Figures:
@@ -85,6 +91,22 @@ def run_all(
         for future in [pool.submit(one, *key) for key in todo]:
             future.result()
     print(f"{(time.monotonic() - began) / 60:.0f} minutes")
+
+
+def seconds_in_turn(calls: Mapping[str, Callable[[int], object]], repeats: int = 3) -> dict[str, float]:
+    """Median seconds of calls that are made in turn, so that what else the machine does slows all of them alike.
+
+    Args:
+        calls: by name; each takes the number of the repeat.
+        repeats: after a first one that is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call(repeat)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, str], first: str) -> list[str]:

@@ -1,11 +1,13 @@
 """In which order should variable-length codes be unmasked, and does it beat MaskGIT on fixed-length codes, or DGiT-AR?
 
-    .venv/bin/python experiments/generation/masked.py orders      one seed, 2,000 samples against validation images
+    .venv/bin/python experiments/generation/masked.py noise       8 steps: how random should each order be?
+    .venv/bin/python experiments/generation/masked.py orders      with the noise chosen there
 
-On Fashion-MNIST, with the tokenizers and the DGiT-AR of `run.py` in its parts wide and deciding, which are run first.
-All generators see as many images, and have as many parameters but for a few tables. Two jobs run at a time, one thread
-each; the first ones to finish tell how long the part will take. What has finished is not run again, so a part can be
-stopped at any time. Writes PART.json, PART.md and PART.png here.
+One seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the DGiT-AR of
+`run.py` in its parts wide and deciding, which are run first. All generators see as many images, and have as many
+parameters but for a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the
+part will take. What has finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and
+PART.png here.
 """
 
 from __future__ import annotations
@@ -14,44 +16,64 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from run import DUAL, FIXED32, FIXED64, NETWORK, RUNS, Row, codes_of, extract_all, parameters, parse, sampled, train
+from run import (
+    DUAL,
+    FIXED32,
+    FIXED64,
+    NETWORK,
+    RUNS,
+    Row,
+    codes_of,
+    extract_all,
+    parameters,
+    parse,
+    sampled,
+    seconds_per_image,
+    train,
+    trained,
+)
 from sweep import Figures, run_all, start, table
 
 from graincode.files import replacing, write_json
 
 HERE = Path(__file__).parent
-NAR, STEPS = "generator=dgit_nar", (4, 8, 16, 32)
+NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 2.0, 4.5, 9.0)
+# as many parameters as the two stacks of the others
+MASKGIT = [NAR, "generator.size.content_layers=4"]
 COLUMNS = {
-    "steps": "steps", "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS",
+    "calls": "network calls", "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS",
     f"class_accuracy_ratio_{NETWORK}": "class", "codes_per_image": "codes", "images_per_second": "images/s",
     "parameters": "parameters",
 }  # fmt: skip
-ORDERS = {
-    "confidence": [],
-    "confidence, noise 1": ["sampler.choice_noise=1"],
-    "random": ["sampler.order=random"],
-    "Halton": ["sampler.order=halton"],
-    "coarse first": ["sampler.order=coarse_first"],
-    "density -4.5": ["sampler.information_weight=-4.5"],
-    "density 4.5": ["sampler.information_weight=4.5"],
-    "density 9": ["sampler.information_weight=9"],
-    "dense first": ["sampler.order=dense_first"],
+# settings, and the noise of the choice; densities weigh as much as is said, times the noise
+ORDERS: dict[str, tuple[dict[str, Any], float]] = {
+    "confidence": ({}, 4.5),
+    "random": ({"order": "random"}, 0.0),
+    "random, dense likelier": ({"order": "random", "information_weight": 2.0, "information_decay": 0.0}, 0.0),
+    "Halton": ({"order": "halton"}, 0.0),
+    "coarse first": ({"order": "coarse_first"}, 4.5),
+    "density -1": ({"information_weight": -1.0}, 4.5),
+    "density 1": ({"information_weight": 1.0}, 4.5),
+    "density 2": ({"information_weight": 2.0}, 4.5),
+    "dense first": ({"order": "dense_first"}, 4.5),
 }
+NOISY = [order for order, (_, noise) in ORDERS.items() if noise]
 # with one grain, all other orders are one of these
-BY_DENSITY = ("density 4.5", "density 9", "dense first")
-PLAIN = ("confidence", "confidence, noise 1", "random", "Halton")
+PLAIN = ("confidence", "random", "Halton")
+BINNED = ("confidence", "density 1", "density 2", "dense first")
 MODELS = {
     "beta 0": Row("nar-beta-0", DUAL, [NAR]),
     "beta 2": Row("nar-beta-2", DUAL, [NAR, "generator.masking.beta=2"]),
     "beta elastic": Row("nar-elastic", DUAL, [NAR, "generator.masking.beta=2", "generator.masking.elastic=true"]),
     "bins 4": Row("nar-bins-4", DUAL, [NAR, "generator.model.density_bins=4"]),
-    "MaskGIT, 32": Row("maskgit-32", FIXED32, [NAR]),
-    "MaskGIT, 64": Row("maskgit-64", FIXED64, [NAR]),
+    "MaskGIT, 32": Row("maskgit-32", FIXED32, MASKGIT),
+    "MaskGIT, 64": Row("maskgit-64", FIXED64, MASKGIT),
     "AR": Row("dual", DUAL),
     "AR, raster 32": Row("raster-32", FIXED32),
 }
@@ -66,23 +88,47 @@ class Cell:
         order: key of ORDERS; empty for DGiT-AR.
         steps: of the contents; 0 for DGiT-AR.
         guidance: its scale.
+        noise: of the choice, instead of the order's own.
+        grain_steps: of the grain map.
     """
 
     model: str
     order: str = ""
     steps: int = 0
     guidance: float = 1.0
+    noise: float | None = None
+    grain_steps: int = 8
 
     @property
     def name(self) -> str:
         """Of the row."""
-        return self.model if not self.order else f"{self.model}, {self.order}, {self.steps} steps"
+        if not self.order:
+            return self.model
+        noise = "" if self.noise is None else f", noise {self.noise:g}"
+        grains = "" if self.grain_steps == 8 else f", {self.grain_steps} for the map"
+        return f"{self.model}, {self.order}{noise}, {self.steps} steps{grains}"
 
     @property
-    def settings(self) -> list[str]:
-        """Overrides of the sampler."""
-        scale = f"sampler.guidance_scale={self.guidance:g}"
-        return ["sampler=masked", f"sampler.steps={self.steps}", *ORDERS[self.order], scale] if self.order else [scale]
+    def settings(self) -> dict[str, Any]:
+        """Of the sampler."""
+        found: dict[str, Any] = {"guidance_scale": self.guidance}
+        if not self.order:
+            return found
+        own, noise = ORDERS[self.order]
+        if noise:
+            noise = noise if self.noise is None else self.noise
+            found["choice_noise"] = noise
+            own = own | (
+                {"information_weight": own["information_weight"] * noise} if "information_weight" in own else {}
+            )
+        return found | {"steps": self.steps, "grain_steps": self.grain_steps} | own
+
+    @property
+    def calls(self) -> int | None:
+        """Of the network, for a sample."""
+        if not self.order:
+            return None
+        return self.steps + (0 if self.model.startswith("MaskGIT") else self.grain_steps)
 
 
 @dataclass(frozen=True)
@@ -105,11 +151,20 @@ class Part:
 
 
 PARTS = {
+    "noise": Part(
+        [
+            *(Cell("beta 0", order, 8, noise=noise) for order in NOISY for noise in NOISES),
+            *(Cell("beta 0", "confidence", 8, grain_steps=steps) for steps in (1, 2, 4)),
+            *(Cell(model, "confidence", 8, noise=noise) for model in MODELS if model.startswith("MaskGIT")
+              for noise in NOISES),
+        ],
+        "wide", [0], 2000, "val",
+    ),
     "orders": Part(
         [
             *(Cell(model, order, steps) for model in MODELS if model.startswith("beta") for order in ORDERS
               for steps in STEPS),
-            *(Cell("bins 4", order, steps) for order in BY_DENSITY for steps in STEPS),
+            *(Cell("bins 4", order, steps) for order in BINNED for steps in STEPS),
             *(Cell(model, order, steps) for model in MODELS if model.startswith("MaskGIT") for order in PLAIN
               for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
@@ -119,15 +174,40 @@ PARTS = {
 }  # fmt: skip
 
 
+def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
+    """Of the evaluation of one cell and seed."""
+    plain = f"{part.source}-{MODELS[cell.model].name}-{seed}-{samples}"
+    settings = "-".join(f"{key.replace('_', '')}-{value}" for key, value in sorted(cell.settings.items()))
+    return f"{plain}-{settings}"
+
+
 def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
     """The figures of one cell and seed."""
     row = MODELS[cell.model]
-    label = "".join(c if c.isalnum() or c == "." else "-" for c in f"{cell.order} {cell.steps} {cell.guidance:g}")
-    run = f"{part.source}-{row.name}-{seed}-{samples}-{label}"
-    figures = sampled(part.source, row, seed, samples, part.split, run, cell.settings)
-    of_model = {"model": cell.model, "order": cell.order, "steps": cell.steps, "guidance": cell.guidance}
+    sampler = [f"sampler.{key}={value}" for key, value in cell.settings.items()]
+    figures = sampled(
+        part.source, row, seed, samples, part.split, run_name(part, cell, seed, samples),
+        ["sampler=masked", *sampler] if cell.order else sampler,
+    )  # fmt: skip
     count = parameters(codes_of(part.source, row.tokenizer, seed), row)
-    return [{"row": cell.name, "seed": seed, "samples": samples, "parameters": count, **of_model, **figures}]
+    calls = {} if cell.calls is None else {"calls": cell.calls}
+    return [{"row": cell.name, "seed": seed, "samples": samples, "parameters": count, **vars(cell), **calls, **figures}]
+
+
+def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -> None:
+    """Images per second, by the models of the first seed; the order takes next to no time."""
+
+    def key(cell: Cell) -> str:
+        return f"{cell.model} {cell.steps} {cell.grain_steps} {cell.guidance}"
+
+    draws = {
+        key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings)
+        for cell in cells.values()
+    }
+    seconds = seconds_per_image(draws)
+    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in cells.values()}
+    for row in rows:
+        row["images_per_second"] = by_name[row["row"], row["guidance"]]
 
 
 def write(name: str, part: Part, rows: list[Figures]) -> None:
@@ -141,7 +221,8 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
         "",
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['samples']:,} samples against the {part.split} "
         f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. *Class* is the accuracy of "
-        "samples divided by that of real images. Images/s are of one thread of a machine that does other work too.",
+        "samples divided by that of real images. *Network calls* are those of the contents and of the grain map. "
+        "Images/s are of one thread, batches of 250, the tokenizer not counted, all generators in turn.",
     ]
     with replacing(HERE / f"{name}.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
@@ -149,26 +230,30 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Figures]) -> None:
-    """Fréchet distance over steps, for each model; and over seconds per image, each model at its best order."""
+    """Fréchet distance over steps or noise; and over seconds per image, each model at its best order."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     several = [model for model in models if model.startswith("beta")]
+    x = "steps" if all(row["noise"] is None for row in rows) else "noise"
     canvas = Canvas(figsize=(4.2 * (len(several) + 1), 4.4), layout="constrained")
     panels: Sequence[Axes] = canvas.subplots(1, len(several) + 1, squeeze=False)[0]
     colours = ["#333333", "#8d8d8d", "#6f4a8e", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
     for panel, model in zip(panels, several, strict=False):
         for colour, order in zip(colours, ORDERS, strict=True):
-            _line(
-                panel, [row for row in rows if row["model"] == model and row["order"] == order], "steps", order, colour
-            )
-        panel.set(title=f"training: {model}", xlabel="steps")
-        panel.set_xticks(STEPS, [str(steps) for steps in STEPS])
-    for colour, model in zip(("#333333", "#1b6ca8", "#3a7d44", "#d1703c", "#b3202c", "#6f4a8e", "#00a6a6"), models,
-                             strict=False):  # fmt: skip
-        mine = [row for row in rows if row["model"] == model]
-        best = min(mine, key=lambda row: row[f"fd_{NETWORK}"])["order"]
-        chosen = [row | {"seconds": 1 / row["images_per_second"]} for row in mine if row["order"] == best]
-        _line(panels[-1], chosen, "seconds", f"{model}{f', {best}' if best else ''}", colour)
-    panels[-1].set(title="each at its best order", xlabel="seconds per image, one thread")
+            mine = [row for row in rows if (row["model"], row["order"]) == (model, order) and row[x] is not None]
+            _line(panel, mine, x, order, colour)
+        panel.set(title=f"training: {model}", xlabel={"steps": "steps", "noise": "noise of the choice"}[x])
+        ticks = STEPS if x == "steps" else NOISES
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    tints = ["#333333", "#1b6ca8", "#3a7d44", "#d1703c", "#b3202c", "#6f4a8e", "#00a6a6", "#e0a030"]
+    timed = [row for row in rows if "images_per_second" in row and row["noise"] is None]
+    for model in models:
+        mine = [row for row in timed if row["model"] == model]
+        best = min((row for row in mine if row["steps"] in (0, 8)), key=lambda row: row[f"fd_{NETWORK}"], default=None)
+        if best is not None:
+            chosen = [row | {"seconds": 1 / row["images_per_second"]} for row in mine if row["order"] == best["order"]]
+            label = ", ".join(filter(None, (model, best["order"])))
+            _line(panels[-1], chosen, "seconds", label, tints[list(MODELS).index(model)])
+    panels[-1].set(title="each in its best order at 8 steps", xlabel="seconds per image, one thread")
     panels[0].set_ylabel(f"Fréchet distance of samples ({NETWORK})")
     if several:
         panels[0].legend(frameon=False, fontsize=7.5)
@@ -178,10 +263,10 @@ def plot(path: Path, rows: Sequence[Figures]) -> None:
 
 
 def _line(panel: Axes, rows: Sequence[Mapping[str, float]], x: str, label: str, colour: str) -> None:
-    """Means over seeds, by x."""
-    places: dict[float, list[Mapping[str, float]]] = {}
+    """Means over seeds of each setting, by x."""
+    places: dict[tuple[float, ...], list[Mapping[str, float]]] = {}
     for row in rows:
-        places.setdefault(row["steps"], []).append(row)
+        places.setdefault((row["guidance"], row["steps"], row["noise"] or 0.0, row["grain_steps"]), []).append(row)
     points = [
         (sum(row[x] for row in group) / len(group), sum(row[f"fd_{NETWORK}"] for row in group) / len(group))
         for _, group in sorted(places.items())
@@ -206,6 +291,12 @@ def main() -> None:
     def is_new(job: str, name: str) -> bool:
         return not (RUNS / job / name / "result.json").is_file()
 
+    found: list[Figures] = []
+
+    def keep(rows: list[Figures]) -> None:
+        found[:] = rows
+        write(arguments.part, part, rows)
+
     def fit(name: str, seed: int) -> list[Figures]:
         train(part.source, models[name], seed, arguments.steps)
         return []
@@ -221,9 +312,12 @@ def main() -> None:
     )  # fmt: skip
     run_all(
         [(name, seed) for seed in part.seeds for name in cells],
-        lambda name, seed: measure(part, cells[name], seed, samples), lambda name, seed: True,
-        lambda found: write(arguments.part, part, found), arguments.jobs,
+        lambda name, seed: measure(part, cells[name], seed, samples),
+        lambda name, seed: is_new("evaluate", run_name(part, cells[name], seed, samples)),
+        keep, arguments.jobs,
     )  # fmt: skip
+    add_speeds(part, cells, found)
+    write(arguments.part, part, found)
     print((HERE / f"{arguments.part}.md").read_text())
 
 

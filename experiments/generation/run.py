@@ -12,20 +12,24 @@ finished is not run again, so a part can be stopped at any time. Writes PART.jso
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib.figure import Figure as Canvas
 
 from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
+from graincode.export import load_generator
 from graincode.files import replacing, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import Figures, figures_of, job, run_all, start, table
+from sweep import Figures, figures_of, job, run_all, seconds_in_turn, start, table
 
 HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("runs/rate_distortion/train_tokenizer")
 DATA, NETWORK = "data=fashion_mnist", "lite0@112"
@@ -33,7 +37,8 @@ COLUMNS = {
     "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS", f"class_accuracy_ratio_{NETWORK}": "class",
     "bits_per_image": "bits", "position_bits": "of positions", f"rfd_{NETWORK}": "FD of reconstructions",
     "mse": "their MSE",
-    "codes_per_image": "codes", "images_per_second": "images/s", "parameters": "parameters",
+    "codes_per_image": "codes", "images_per_second": "images/s", "images_per_second_dropping": "finished dropped",
+    "parameters": "parameters",
 }  # fmt: skip
 
 
@@ -50,6 +55,11 @@ class Row:
     name: str
     tokenizer: str
     settings: Sequence[str] = ()
+
+    def with_defaults(self, settings: Sequence[str]) -> Row:
+        """The row with settings that are its own only where it has none of that name."""
+        own = {setting.split("=")[0] for setting in self.settings}
+        return replace(self, settings=[*(one for one in settings if one.split("=")[0] not in own), *self.settings])
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Part:
     scales: Sequence[float]
 
 
+# what the wide table was made with, before it said what is better
+BEFORE = ["generator/block=gpt", "generator.objective.position_weight=1", "trainer.length_window=1"]
 DUAL, FIXED32, FIXED64 = "dual-coding-32", "fixed-32-4x8", "fixed-64-4x4"
 CLAIM = [
     Row("dual", DUAL),
@@ -97,10 +109,14 @@ BLOCKS = [
         "adaln": "adaln=true",
     }.items()
 ]  # fmt: skip
+NAMES_OF_CLAIM, NAMES_OF_BLOCKS = ({row.name for row in rows} for rows in (CLAIM, BLOCKS))
 PARTS = {
-    "wide": Part([*CLAIM, *ABLATIONS, *BLOCKS], [0], 5000, "val", [1.0, 1.5]),
-    "deciding": Part(CLAIM, [1, 2, 3], 10_000, "test", [1.0, 1.5]),
+    "wide": Part([row.with_defaults(BEFORE) for row in [*CLAIM, *ABLATIONS, *BLOCKS]], [0], 5000, "val", [1.0, 1.5]),
+    "deciding": Part(CLAIM[:4], [1, 2, 3], 10_000, "test", [1.0, 1.5]),
 }
+
+
+_composing = threading.Lock()  # Hydra composes one configuration at a time
 
 
 def codes_of(part: str, tokenizer: str, seed: int) -> Path:
@@ -137,17 +153,54 @@ def train(part: str, row: Row, seed: int, steps: int) -> None:
 
 
 def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, sampler: Sequence[str]) -> Figures:
-    """The figures of samples of a generator, images per second among them."""
+    """The figures of samples of a generator."""
     job(RUNS, "evaluate", run, f"seed={seed}", *pair(part, row, seed), "features=lite0_112", "evaluation.floor=false",
         "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}", f"reference.split={split}",
         *sampler)  # fmt: skip
-    record = json.loads((RUNS / "evaluate" / run / "metrics.json").read_text())
-    return {"images_per_second": record["count"] / record["seconds"]["images"], **record["figures"]}
+    return figures_of(RUNS, run)
+
+
+def seconds_per_image(draws: Mapping[str, tuple[Path, dict[str, Any]]], images: int = 250) -> dict[str, float]:
+    """Of one thread, the tokenizer not counted: medians of draws in turn.
+
+    Args:
+        draws: name to the export of a generator and settings of its sampler.
+        images: of each draw, one batch.
+    """
+    generators = {path: load_generator(path) for path, _ in draws.values()}
+    labels = torch.arange(images) % 10
+    calls = {
+        name: partial(generators[path].sample, labels, batch_size=images, **settings)
+        for name, (path, settings) in draws.items()
+    }
+    spent = seconds_in_turn({name: lambda repeat, call=call: call(seed=repeat) for name, call in calls.items()})
+    return {name: seconds / images for name, seconds in spent.items()}
+
+
+def add_speeds(part: str, rows: Sequence[Figures]) -> None:
+    """Images per second of the claim's rows, by the generators of the part's first seed."""
+    draws = {}
+    for row in rows:
+        if row["row"] in NAMES_OF_CLAIM and row["seed"] == PARTS[part].seeds[0]:
+            path = trained(part, row["row"], row["seed"])
+            for drop in (False, True):
+                settings = {"guidance_scale": row["guidance"], "drop_finished": drop}
+                draws[f"{row['row']} {row['guidance']} {drop}"] = path, settings
+    seconds = seconds_per_image(draws)
+    for row in rows:
+        for drop, key in ((False, "images_per_second"), (True, "images_per_second_dropping")):
+            if (name := f"{row['row']} {row['guidance']} {drop}") in seconds:
+                row[key] = 1 / seconds[name]
+
+
+def trained(part: str, row: str, seed: int) -> Path:
+    """The export of a generator."""
+    return RUNS / "train_generator" / f"{part}-{row}-{seed}" / "export"
 
 
 def pair(part: str, row: Row, seed: int) -> list[str]:
     """Overrides that name a generator and its tokenizer."""
-    return [f"generator_path={RUNS}/train_generator/{part}-{row.name}-{seed}/export",
+    return [f"generator_path={trained(part, row.name, seed)}",
             f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
 
 
@@ -165,9 +218,9 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
         "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
         **of_tokenizer(part, row.tokenizer, seed),
     }  # fmt: skip
-    if row in BLOCKS:
+    if row.name in NAMES_OF_BLOCKS:
         return [common | {"guidance": 1.0}]
-    for scale in chosen.scales if row in CLAIM else [1.0]:
+    for scale in chosen.scales if row.name in NAMES_OF_CLAIM else [1.0]:
         figures = sampled(
             part, row, seed, samples, chosen.split, f"{name}-at-{scale:g}", [f"sampler.guidance_scale={scale:g}"]
         )
@@ -177,7 +230,8 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
 
 def parameters(codes: Path, row: Row) -> int:
     """Of a generator."""
-    cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
+    with _composing:
+        cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
     model = build(with_layout(cfg.generator.model, CodeDataset(codes, "val").layout))
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -202,10 +256,11 @@ def write(part: str, rows: list[Figures]) -> None:
         f"samples against the {PARTS[part].split} images, in the features of {NETWORK}; ± is the standard deviation "
         "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
         "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. Images/s "
-        "are of one thread of a machine that does other work too.",
+        "are of one thread, batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long "
+        "as its longest image, unless finished ones are dropped (`sampler.drop_finished=true`).",
     ]
-    with replacing(HERE / f"{part}.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
+    with replacing(HERE / f"{part}.md") as path:
+        path.write_text("\n".join(lines) + "\n")
     plot(HERE / f"{part}.png", groups)
 
 
@@ -231,9 +286,14 @@ def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
     panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=9)
-    with replacing(path) as partial:
-        canvas.savefig(partial, dpi=150, format="png")
+    for place, name in enumerate(names):  # what the tokenizer itself leaves
+        found = [row[f"rfd_{NETWORK}"] for row in groups[name, scales[0]] if f"rfd_{NETWORK}" in row]
+        if found:
+            label = "reconstructions" if place == 0 else None
+            panel.plot([sum(found) / len(found)] * 2, [place - 0.36, place + 0.36], color="#222222", label=label)
+    canvas.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
+    with replacing(path) as new:
+        canvas.savefig(new, dpi=150, format="png")
 
 
 def parse(about: str, parts: Iterable[str]) -> argparse.Namespace:
@@ -259,13 +319,21 @@ def main() -> None:
         f"codes of {len(sources)} tokenizers, then {len(rows) * len(part.seeds)} generators of {arguments.steps} steps"
     )
     extract_all(name, sources, arguments.jobs)
+    found: list[Figures] = []
+
+    def keep(rows: list[Figures]) -> None:
+        found[:] = rows
+        write(name, rows)
+
     run_all(
         [(row, seed) for seed in part.seeds for row in rows],
         lambda row, seed: train_and_measure(name, rows[row], seed, arguments.steps, samples),
-        lambda row, seed: not (RUNS / "train_generator" / f"{name}-{row}-{seed}" / "result.json").is_file(),
-        lambda found: write(name, found),
+        lambda row, seed: not trained(name, row, seed).with_name("result.json").is_file(),
+        keep,
         arguments.jobs,
     )
+    add_speeds(name, found)
+    write(name, found)
     print((HERE / f"{name}.md").read_text())
 
 

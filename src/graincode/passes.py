@@ -232,7 +232,7 @@ class LikelihoodPass(DatasetPass):
                 f"evaluation=likelihood, but a {type(generator).__name__} gives codes no likelihood, as it fills them "
                 "in in any order: type evaluation=generation"
             )
-        if generator.classes > max(len(dataset.class_names), 1):
+        if generator.classes not in (0, max(len(dataset.class_names), 1)):
             raise GraincodeError(
                 f"the generator has {generator.classes} classes, and {dataset.name} {len(dataset.class_names)}: type "
                 "data= the data set that it was trained on"

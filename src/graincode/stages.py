@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graincode import processes
-from graincode.core.codes import CodePrefix, GrainCodes
+from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
 from graincode.core.images import to_uint8
 from graincode.core.losses import Term
 from graincode.core.rng import Draws, permutation
@@ -25,9 +25,14 @@ from graincode.passes import ReconstructionPass
 from graincode.pictures import code_maps, density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 
-EVALUATION_BATCH = 250
 DENSITY_IMAGES = 65_536  # that tell which densities there are
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
+
+
+def evaluation_batch(layout: CodeLayout) -> int:
+    """Images that are evaluated together: 250, or fewer if they are large or have many codes, for the memory's sake."""
+    height, width = layout.image_size
+    return max(1, min(250, 2**21 // (height * width), 2**15 // layout.max_tokens))
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,12 @@ class TokenizerStage:
             if module.router.is_learned:
                 module.calibrate(self.calibration())
             reconstructions = ReconstructionPass(
-                module, self.validation, EVALUATION_BATCH, limit, device=module.device, workers=self.workers
+                module,
+                self.validation,
+                evaluation_batch(module.layout),
+                limit,
+                device=module.device,
+                workers=self.workers,
             )
             for _ in reconstructions:
                 pass
@@ -222,7 +232,9 @@ class TokenizerStage:
 
     def pictures(self, module: DQVAE) -> dict[str, Tensor]:
         """Some validation images over their density and grain maps, reconstructions and errors; how many codes."""
-        some = self.validation[range(min(EVALUATION_BATCH, len(self.validation)))].images.to(module.device)
+        some = self.validation[range(min(evaluation_batch(module.layout), len(self.validation)))].images.to(
+            module.device
+        )
         with _kept_buffers(module.router):
             for name, buffer in module.router.named_buffers():  # thresholds as evaluated last
                 buffer.copy_(self._calibrated.get(name, buffer))
@@ -273,7 +285,7 @@ def calibrate(module: Generator, dataset: CodeDataset) -> None:
     """What a generator learns of training codes before step 1, from at most `DENSITY_IMAGES` of them."""
     if module.needs_density:
         order = permutation(0, 0, len(dataset)).tolist()
-        batches = in_order(dataset, EVALUATION_BATCH, DENSITY_IMAGES, order=order)
+        batches = in_order(dataset, evaluation_batch(module.layout), DENSITY_IMAGES, order=order)
         grains, density = zip(*((batch.codes.grains, batch.density) for batch in batches), strict=True)
         module.calibrate(torch.cat(grains), torch.cat(density))
 
@@ -358,8 +370,9 @@ class GeneratorStage:
     def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
         """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
         meter, device = Meter(), module.content_head.weight.device
-        batches = list(in_order(self.validation, EVALUATION_BATCH, limit, shared=True, order=self._order))
-        place = processes.items(min(len(self.validation), limit), EVALUATION_BATCH).start
+        size = evaluation_batch(module.layout)
+        batches = list(in_order(self.validation, size, limit, shared=True, order=self._order))
+        place = processes.items(min(len(self.validation), limit), size).start
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
             batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)

@@ -12,6 +12,7 @@ from cases import BATCH, LAYOUT, STEPS, Codes, generator_stage, images, tokenize
 from safetensors.torch import load_file
 
 from graincode import processes
+from graincode.core.codes import CodeLayout
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import Draws
 from graincode.data.loader import Schedule
@@ -21,7 +22,7 @@ from graincode.engine.hardware import Hardware
 from graincode.engine.loop import _fingerprint
 from graincode.generator import AutoregressiveObjective
 from graincode.recompute import Recomputable
-from graincode.stages import Step
+from graincode.stages import Step, evaluation_batch
 
 COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
@@ -153,9 +154,10 @@ def test_counts_are_known_before_the_model_runs():
         told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
         assert told == {name: float(counts[name]) for name in told}
     batch, module = Codes()[range(9)], generator_stage(False, 1).players[0].module
-    counts = AutoregressiveObjective().counts(batch.codes, module)
-    assert set(counts) == {"content", "position_0"}
-    assert int(counts["content"]) == int(batch.codes.lengths.sum())
+    for objective in (AutoregressiveObjective(), AutoregressiveObjective(1.0)):
+        terms, counts = objective(module(batch.codes, batch.labels)), objective.counts(batch.codes, module)
+        assert set(counts) == {"content", "position_0"}
+        assert {name: int(terms[name].count) for name in counts} == {name: int(n) for name, n in counts.items()}
     assert LAYOUT.num_grains == 2
 
 
@@ -182,10 +184,18 @@ def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
     found = [stage.evaluate(module, 20)]
     torch.manual_seed(1)
     found.append(stage.evaluate(module, 20))
-    monkeypatch.setattr("graincode.stages.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("graincode.stages.evaluation_batch", lambda layout: 7)
     found.append(stage.evaluate(module, 20))
     assert found[1] == found[0] == pytest.approx(found[2], rel=1e-10)
     assert found[0]["objective"] == pytest.approx(found[0]["content"] + found[0]["grains"])
+
+
+def test_fewer_images_are_evaluated_together_where_they_are_large():
+    small, large, long = (
+        CodeLayout(size, grains, 8, 2)
+        for size, grains in (((32, 32), ((8, 8), (4, 4))), ((256, 256), ((16, 16),)), ((64, 64), ((4, 4), (1, 1))))
+    )
+    assert [evaluation_batch(layout) for layout in (small, large, long)] == [250, 32, 7]
 
 
 def test_one_process_alone_needs_no_others():

@@ -8,6 +8,7 @@ from strategies import LAYOUTS, random_codes, random_grains
 from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes, from_sequences, to_sequences
 from graincode.core.errors import GraincodeError
 from graincode.core.logits import draw
+from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
 from graincode.generator import (
     AutoregressiveObjective,
@@ -20,7 +21,7 @@ from graincode.generator import (
     Transformer,
 )
 from graincode.sampling import AutoregressiveSampler, autoregressive
-from graincode.sampling.guidance import SCHEDULES
+from graincode.sampling.guidance import SCHEDULES, GuidedLogits
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
@@ -364,6 +365,24 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
         make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
 
 
+def test_guidance_of_logits_in_half_precision_is_not_rounded():
+    class Stub:
+        everything = torch.randn(6, 50).bfloat16()
+
+        def regions(self):
+            return self.everything[:, :17]
+
+        def contents(self, slots):
+            return self.everything
+
+    ask = GuidedLogits(Stub(), 7.0, "linear")
+    ask.progress = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    conditional, unconditional = Stub.everything.double().chunk(2)
+    expected = unconditional + torch.tensor([[1.0], [2.5], [7.0]]) * (conditional - unconditional)
+    torch.testing.assert_close(ask.contents(torch.zeros(3).long()), expected.float())
+    torch.testing.assert_close(ask.regions(), expected[:, :17].float())
+
+
 def test_label_dropout_happens_in_training_alone():
     conditioning = ClassConditioning(LAYOUTS[2], WIDTH, dropout=0.5)
     labels = torch.zeros(2000, dtype=torch.long)
@@ -520,10 +539,14 @@ def test_objective_weighs_content_and_positions():
     codes = random_codes(layout, random_grains(layout, 6))
     likelihood = make(layout)(codes, labels_for(layout, 6))
     terms = AutoregressiveObjective()(likelihood)
+    per_code = float(likelihood.total.sum() / codes.lengths.sum())
+    assert float(weighted_sum(terms)) == pytest.approx(per_code, rel=1e-5)
     assert float(terms["content"].mean) == pytest.approx(
         float(likelihood.content.sum() / codes.lengths.sum()), rel=1e-5
     )
-    assert [terms[f"position_{g}"].weight for g in range(2)] == [0.5, 0.5]
+    published = AutoregressiveObjective(1.0)(likelihood)
+    means = [float(likelihood.position[likelihood.is_decision & (likelihood.grain == g)].mean()) for g in range(2)]
+    assert float(weighted_sum(published)) == pytest.approx(float(terms["content"].mean) + sum(means) / 2, rel=1e-5)
     assert float(terms["position_0"].total + terms["position_1"].total) == pytest.approx(
         float(likelihood.position.sum()), rel=1e-5
     )

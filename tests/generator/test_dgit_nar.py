@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -22,12 +23,17 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
-from graincode.sampling import AutoregressiveSampler, MaskedSampler
+from graincode.sampling import AutoregressiveSampler, GuidedMaskedLogits, MaskedSampler
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]
 MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rotary": True, "adaln": True}
 ORDERS = ("confidence", "random", "halton", "coarse_first", "dense_first")
+GAMMA = {
+    "cosine": lambda u: math.cos(math.pi / 2 * u),
+    "linear": lambda u: 1 - u,
+    "arccos": lambda u: 2 / math.pi * math.acos(u),
+}
 
 
 def make(layout, conditioning=ClassConditioning, dtype=torch.float64, block=None, parts=None, **options):
@@ -72,10 +78,12 @@ class Recorder:
         self.maps.append(values)
         return self.logits.grains(values)
 
-    def contents(self, slots, contents):
+    def contents(self, slots, contents, at):
         self.slots = slots
         self.seen.append(contents)
-        return self.logits.contents(slots, contents)
+        layout = self.logits.model.layout
+        assert torch.equal(at, (contents == layout.no_content) & (slots != layout.pad_slot))
+        return self.logits.contents(slots, contents, at)
 
 
 class Wanted(Recorder):
@@ -88,53 +96,70 @@ class Wanted(Recorder):
         return logits + 1e4 * torch.nn.functional.one_hot(self.wanted, logits.shape[-1])
 
 
+def everywhere(ask, slots, contents):
+    """(B, L, V) logits of all places."""
+    logits = ask.contents(slots, contents, torch.ones_like(slots, dtype=torch.bool))
+    return logits(torch.arange(slots.numel())).unflatten(0, slots.shape)
+
+
 def drawn(model, sampler, count, given=None, seed=0, kind=Recorder):
     """Sequences, and what the model was asked on the way."""
-    recorder = kind(ConditionedLogits(model, model.conditioning(labels_for(model.layout, count))))
+    labels = labels_for(model.layout, count)
+    if sampler.guidance_scale != 1:
+        labels = torch.cat([labels, torch.full_like(labels, model.layout.null_class)])
+    recorder = kind(ConditionedLogits(model, model.conditioning(labels)))
     numbers = uniforms(seed, range(count), *model.numbers(sampler))
     return sampler(recorder, model.layout, numbers, given=given), recorder
 
 
+def decoded(ask, mask, own, sampler, noise, decay=1.0, temperatures=(1.0, 1.0), weighed=None):
+    """MaskGIT's parallel decoding, written anew, of one image and one value at a time: its values after each step,
+    (T, N), `mask` where they are masked; of (T, 2, N) random numbers, and what is added to the noise of each value."""
+    steps, length, states, certain = len(own), own.shape[2], [], {}
+    values = [mask] * length
+    for t in range(1, steps + 1):
+        temperature = temperatures[0] + (t - 1) / max(steps - 1, 1) * (temperatures[1] - temperatures[0])
+        logits = ask(torch.tensor([values]))[0]
+        masked = [i for i in range(length) if values[i] == mask]
+        for i in masked:
+            probabilities = (logits[i] / temperature).softmax(0)
+            u = own[t - 1, 0, i]
+            values[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
+            certain[i] = float(logits[i].log_softmax(0)[values[i]])
+        scores, left = {}, 1 - t / steps
+        for i in range(length) if sampler.remask else masked:
+            scores[i] = certain[i] + noise * left**decay * -math.log(-math.log(float(own[t - 1, 1, i])))
+            if weighed is not None:
+                scores[i] += sampler.information_weight * left**sampler.information_decay * float(weighed[i])
+        share = length * GAMMA[sampler.mask_schedule](t / steps)
+        count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(share + 1e-9)))
+        for i in sorted(scores, key=scores.get)[:count]:
+            values[i] = mask
+        states.append(list(values))
+    return torch.tensor(states)
+
+
 def maskgit(model, labels, numbers, sampler, places=None, density=None):
-    """MaskGIT's parallel decoding, written anew, one image and one code at a time: the codes of each image after each
-    step, (T, N), the codebook's size where they are masked. Of places other than a whole grid, the slots of each
-    image; of densities other than grains, those of each image's regions."""
-    layout, steps, found = model.layout, sampler.steps, []
-    table, last = layout.slots(), sampler.final_temperature
+    """The contents of each image after each step, (T, N). Of places other than a whole grid, the slots of each image;
+    of densities other than grains, those of each image's regions."""
+    layout, table, found = model.layout, model.layout.slots(), []
+    last = (1.0, 1.0 if sampler.final_temperature is None else sampler.final_temperature)
     for row, (label, own) in enumerate(zip(labels, numbers, strict=True)):
-        slots = torch.arange(layout.num_regions) if places is None else places[row]
-        length, states, certain = len(slots), [], {}
-        codes = [layout.codebook_size] * length
-        for t in range(1, steps + 1):
-            temperature = 1.0 if last is None else 1.0 + (t - 1) / (steps - 1) * (last - 1.0)
-            logits = model.content_head(
-                model.states(slots[None], torch.tensor([codes]), model.conditioning(label[None])), slots[None]
-            )
-            masked = [i for i in range(length) if codes[i] == layout.codebook_size]
-            for i in masked:
-                probabilities = (logits[0, i] / temperature).softmax(0)
-                u = own[t - 1, 0, i]
-                codes[i] = int((probabilities.cumsum(0) <= u * probabilities.sum()).sum())
-                certain[i] = float(logits[0, i].log_softmax(0)[codes[i]])
-            scores, left = {}, 1 - t / steps
-            for i in range(length) if sampler.remask else masked:
-                gumbel_noise = -math.log(-math.log(float(own[t - 1, 1, i])))
-                scores[i] = certain[i] + sampler.choice_noise * left**sampler.choice_noise_decay * gumbel_noise
-                scores[i] += (
-                    sampler.information_weight
-                    * left**sampler.information_decay
-                    * float(table.grain[slots[i]] if density is None else density[row][table.region[slots[i]]])
-                )
-            gamma = {"cosine": math.cos(math.pi / 2 * t / steps), "linear": left}[sampler.mask_schedule]
-            count = 0 if t == steps else max(0, min(len(masked) - 1, math.floor(length * gamma)))
-            for i in sorted(scores, key=scores.get)[:count]:
-                codes[i] = layout.codebook_size
-            states.append(list(codes))
-        found.append(torch.tensor(states))
+        slots = (torch.arange(layout.num_regions) if places is None else places[row])[None]
+        conditions = model.conditioning(torch.stack([label, torch.tensor(layout.null_class)]))[:, None]
+        weighed = table.grain[slots[0]] if density is None else density[row][table.region[slots[0]]]
+
+        def ask(codes, slots=slots, conditions=conditions):
+            with_class, without = (model.content_head(model.states(slots, codes, one), slots) for one in conditions)
+            there = float((codes != layout.no_content).double().mean())  # guidance is linear in it
+            return without + (1 + (sampler.guidance_scale - 1) * there) * (with_class - without)
+
+        decay, own = sampler.choice_noise_decay, own[..., : slots.shape[1]]
+        found.append(decoded(ask, layout.no_content, own, sampler, sampler.choice_noise, decay, last, weighed))
     return found
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", GAMMA)
 @pytest.mark.parametrize("steps", [1, 5, 16])
 def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedule):
     layout = CodeLayout((16, 16), ((4, 4),), 11, 3)
@@ -150,6 +175,31 @@ def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedu
     assert not recorder.maps
 
 
+@pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("schedule", GAMMA)
+@pytest.mark.parametrize("grains", [((8, 8), (4, 4)), ((8, 8), (4, 4), (2, 2))], ids=str)
+def test_the_grain_map_too_is_drawn_step_for_step(grains, schedule, remask):
+    layout, steps, count = CodeLayout((32, 32), grains, 5, 3), 6, 4
+    model, labels = make(layout), labels_for(layout, count)
+    sampler = MaskedSampler(
+        steps=2, grain_steps=steps, mask_schedule=schedule, grain_choice_noise=1.0, grain_temperature=0.8,
+        final_temperature=0.1, choice_noise=0.0, remask=remask,
+    )  # fmt: skip
+    sequences, recorder = drawn(model, sampler, count)
+    numbers = uniforms(0, range(count), *sampler.numbers(layout))[:, : 2 * steps * layout.num_regions]
+    assert len(recorder.maps) == steps
+    for row, own in enumerate(numbers.unflatten(1, (steps, 2, -1))):
+        condition = model.conditioning(labels[[row]])
+
+        def ask(values, condition=condition):
+            return model.grain_head(model.region_states(values, condition))
+
+        states = decoded(ask, layout.num_grains, own, sampler, noise=1.0, temperatures=(0.8, 0.8))
+        for state, found in zip(states, recorder.maps[1:], strict=False):
+            assert torch.equal(found[row], state)
+        assert torch.equal(from_sequences(sequences).grains[row].flatten(), states[-1])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -157,6 +207,7 @@ def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedu
         {"information_weight": 5.0, "information_decay": 2.0, "choice_noise_decay": 0.5},
         {"final_temperature": 0.3},
         {"remask": True},
+        {"guidance_scale": 4.0, "guidance_schedule": "linear"},
     ],
     ids=str,
 )
@@ -193,9 +244,9 @@ def test_with_one_grain_the_content_transformer_sees_everything():
         x = x + block.attention.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
         x = x + block.mlp[2](torch.nn.functional.gelu(block.mlp[0](block.norm2(x))))
     expected = model.content_transformer.norm(x) @ model.content_head.weight.T + model.content_head.bias
-    logits = ConditionedLogits(model, model.conditioning(labels)).contents(
-        to_sequences(codes, ends=False).slots, contents.masked_fill(masked, layout.no_content)
-    )
+    ask = ConditionedLogits(model, model.conditioning(labels))
+    hidden = contents.masked_fill(masked, layout.no_content)
+    logits = everywhere(ask, to_sequences(codes, ends=False).slots, hidden)
     torch.testing.assert_close(logits, expected)
 
 
@@ -207,23 +258,28 @@ def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutati
     tokens = to_sequences(codes, ends=False)
     masked = tokens.is_code & (torch.rand(tokens.slots.shape) < 0.4)
     contents = tokens.contents.masked_fill(masked, layout.no_content)
-    together = ask.contents(tokens.slots, contents)
+    together = everywhere(ask, tokens.slots, contents)
+    asked, rows = ask.contents(tokens.slots, contents, masked), torch.randperm(int(masked.sum()))[:5]
+    torch.testing.assert_close(asked(rows), together[masked][rows])
     for row, length in enumerate(codes.lengths.tolist()):
         one = ConditionedLogits(model, model.conditioning(labels_for(layout, 4)[[row]]))
-        alone = one.contents(tokens.slots[[row], :length], contents[[row], :length])
+        alone = everywhere(one, tokens.slots[[row], :length], contents[[row], :length])
         torch.testing.assert_close(alone[0], together[row, :length])
     order = torch.randperm(tokens.slots.shape[1])
-    torch.testing.assert_close(ask.contents(tokens.slots[:, order], contents[:, order]), together[:, order])
+    torch.testing.assert_close(everywhere(ask, tokens.slots[:, order], contents[:, order]), together[:, order])
     other = contents.clone()
     other[:, -1] = torch.where(
         tokens.is_code[:, -1] & ~masked[:, -1], (other[:, -1] + 1) % layout.codebook_size, other[:, -1]
     )
-    changed = (ask.contents(tokens.slots, other) - together).abs().amax(dim=2)[:, 0] > 0
+    changed = (everywhere(ask, tokens.slots, other) - together).abs().amax(dim=2)[:, 0] > 0
     assert torch.equal(changed, (other != contents).any(dim=1))  # the first code sees the last
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("layout", CLASSED, ids=str)
+@pytest.mark.parametrize(
+    ("layout", "order"),
+    [(layout, order) for layout in CLASSED for order in (ORDERS if layout.num_grains > 1 else ORDERS[:3])],
+    ids=str,
+)
 def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
     model, labels = make(layout), labels_for(layout, 7)
     settings = {"order": order, "steps": 4, "grain_steps": 3, "remask": order == "random"}
@@ -236,13 +292,14 @@ def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
 
 
 @pytest.mark.parametrize("remask", [False, True])
+@pytest.mark.parametrize("schedule", GAMMA)
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_step_reveals_and_the_last_one_everything(order, remask):
+def test_every_step_reveals_and_the_last_one_everything(order, schedule, remask):
     layout = LAYOUTS[5]  # from 4 to 64 codes
     model = make(layout)
     given = CodeMask.of_regions(codes := random_codes(layout, random_grains(layout, 6)), torch.zeros(2, 2).bool(), True)
     for steps in (1, 3, 12, 70):
-        sampler = MaskedSampler(steps=steps, order=order, remask=remask)
+        sampler = MaskedSampler(steps=steps, mask_schedule=schedule, order=order, remask=remask)
         sequences, recorder = drawn(model, sampler, 6, given)
         is_code = recorder.slots != layout.pad_slot
         masked = [((contents == layout.no_content) & is_code).sum(dim=1) for contents in recorder.seen]
@@ -250,8 +307,8 @@ def test_every_step_reveals_and_the_last_one_everything(order, remask):
         assert torch.equal(masked[0], codes.lengths)
         assert not masked[-1].any()
         for t, (before, after) in enumerate(pairwise(masked), start=1):
-            share = math.cos(math.pi / 2 * t / steps) if t < steps else 0
-            expected = torch.minimum(before - 1, (codes.lengths * share).long()).clamp(min=0)
+            share = GAMMA[schedule](t / steps) if t < steps else 0
+            expected = torch.minimum(before - 1, (codes.lengths * share + 1e-9).long()).clamp(min=0)
             assert torch.equal(after, expected)
         assert len(recorder.seen) <= min(steps, int(codes.lengths.max()))
         changed = False
@@ -287,6 +344,16 @@ def test_what_is_given_is_kept_whatever_comes_first():
     for order in ORDERS:
         found = make(layout).sample(torch.zeros(2, dtype=torch.long), batch_size=2, order=order, given=mask)
         assert torch.equal(found.indices[mask.known_cells], codes.indices[mask.known_cells])
+
+
+@pytest.mark.parametrize("remask", [False, True])
+def test_what_is_given_is_kept_where_scores_overflow(remask):
+    layout = LAYOUTS[5]
+    codes = random_codes(layout, random_grains(layout, 4))
+    mask = CodeMask.of_regions(codes, torch.tensor([[True, False], [False, False]]), keep_map=True)
+    sampler = MaskedSampler(steps=64, choice_noise=1e308, remask=remask)
+    sequences, _ = drawn(make(layout), sampler, 4, mask)
+    assert torch.equal(from_sequences(sequences).indices[mask.known_cells], codes.indices[mask.known_cells])
 
 
 def test_information_weight_moves_dense_codes_forward():
@@ -333,18 +400,36 @@ def test_samples_of_independent_codes_follow_the_model():
     slots, label = torch.arange(2)[None], torch.zeros(1, dtype=torch.long)
     ask = ConditionedLogits(model, model.conditioning(label))
     mask = layout.no_content
-    both = ask.contents(slots, torch.tensor([[mask, mask]])).softmax(-1)[0]
+    both = everywhere(ask, slots, torch.tensor([[mask, mask]])).softmax(-1)[0]
     expected = torch.zeros(3, 3, dtype=torch.float64)
     for first, second in ((0, 1), (1, 0)):  # in random order, either comes first half of the time
         for value in range(3):
             known = torch.full((1, 2), mask)
             known[0, first] = value
-            joint = 0.5 * both[first, value] * ask.contents(slots, known).softmax(-1)[0, second]
+            joint = 0.5 * both[first, value] * everywhere(ask, slots, known).softmax(-1)[0, second]
             expected[(value, slice(None)) if first == 0 else (slice(None), value)] += joint
     drawn = model.sample(label.repeat(4000), batch_size=1000, steps=2, order="random", mask_schedule="linear")
     counts = torch.bincount(drawn.indices.flatten(1) @ torch.tensor([3, 1]), minlength=9) / 4000
     spread = (expected.flatten() * (1 - expected.flatten()) / 4000).sqrt()
     assert float(((counts - expected.flatten()).abs() / spread.clamp(min=1e-3)).max()) < 4.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "remask": True}, {"top_p": 0.8}], ids=str)
+def test_codes_are_the_same_however_many_are_drawn_at_a_time(settings, monkeypatch):
+    layout = LAYOUTS[4]
+    model, labels = make(layout, block=MODERN), labels_for(layout, 5)
+    together = model.sample(labels, batch_size=5, **settings)
+    for rows in (1, 7):
+        monkeypatch.setattr("graincode.sampling.masked._MOST_LOGITS", rows * layout.codebook_size + 1)
+        assert same(model.sample(labels, batch_size=5, **settings), together)
+
+
+def test_sampling_modulates_the_blocks_once():
+    model, asked = make(LAYOUTS[2], block=MODERN), []
+    for stack in (model.grain_transformer, model.content_transformer):
+        stack.modulation.register_forward_hook(lambda module, *_: asked.append(module))
+    model.sample(labels_for(LAYOUTS[2], 3), batch_size=3, guidance_scale=2.0)
+    assert asked == [model.grain_transformer.modulation, model.content_transformer.modulation]
 
 
 @pytest.mark.parametrize("remask", [False, True])
@@ -434,6 +519,50 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
         make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
 
 
+class Stub:
+    """The same logits whatever is asked, for twice the batch; (2 B, L, V) contents and (2 B, R, K) grains."""
+
+    density_bins = 1
+
+    def __init__(self, contents, grains):
+        self.all_contents, self.all_grains = contents, grains
+
+    def grains(self, values):
+        return self.all_grains
+
+    def contents(self, slots, contents, at):
+        return lambda rows: self.all_contents[at][rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_guidance_grows_with_the_share_of_each_image_that_is_there(schedule, dtype):
+    """Given codes count as there, padding does not count."""
+    layout, scale, precise = LAYOUTS[2], 3.0, dtype == torch.float64
+    lengths, there = torch.tensor([64, 32, 16, 40]), torch.tensor([64, 0, 4, 30])
+    stub = Stub(torch.randn(8, 64, 256).to(dtype), torch.randn(8, 16, 2).to(dtype))
+    ask = GuidedMaskedLogits(stub, layout, scale, schedule)
+    places = torch.arange(64).expand(4, -1)
+    slots = torch.where(places < lengths[:, None], places, layout.pad_slot)
+    contents = torch.where(places < there[:, None], 1, layout.no_content)
+    at = torch.rand(4, 64) < 0.3
+    rows = torch.randperm(int(at.sum()))[:20]
+    values = torch.where(torch.arange(16) < torch.tensor([16, 0, 4, 12])[:, None], 1, layout.num_grains)
+    for found, logits, shares in (
+        (ask.contents(slots, contents, at)(rows), stub.all_contents, [1, 0, 4 / 16, 30 / 40]),
+        (ask.grains(values), stub.all_grains, [1, 0, 4 / 16, 12 / 16]),
+    ):
+        in_force = {
+            "constant": [1, 1, 1, 1], "linear": shares, "cosine": [(1 - math.cos(math.pi * s)) / 2 for s in shares],
+        }[schedule]  # fmt: skip
+        strength = torch.tensor([1 + (scale - 1) * share for share in in_force], dtype=torch.float64)[:, None, None]
+        conditional, unconditional = logits.double().chunk(2)
+        expected = strength * conditional + (1 - strength) * unconditional
+        assert found.dtype == (dtype if precise else torch.float32)
+        own = expected[at][rows] if found.ndim == 2 else expected
+        torch.testing.assert_close(found, own.to(found.dtype))
+
+
 def test_truncation_and_settings_out_of_range():
     layout = LAYOUTS[2]
     model, labels = make(layout), labels_for(layout, 4)
@@ -445,7 +574,10 @@ def test_truncation_and_settings_out_of_range():
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
         ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=4.5"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
-        ("guidance_schedule", "late", "one of constant, linear, cosine"),
+        ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
+        ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
+        ("choice_noise", math.inf, "finite.*choice_noise=4.5"), ("final_temperature", math.inf, "=null"),
+        ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
             MaskedSampler(**{name: value})
@@ -454,11 +586,15 @@ def test_truncation_and_settings_out_of_range():
 
 
 @pytest.mark.parametrize("name", MASK_SCHEDULES)
-def test_mask_schedules_go_from_all_to_nothing_and_have_the_mean_that_they_say(name):
+def test_mask_schedules_go_from_all_to_nothing_and_know_how_many_they_mask_on_average(name):
     schedule, u = MASK_SCHEDULES[name], torch.arange(0.5, 20_000, dtype=torch.float64) / 20_000
     ends = schedule.ratio(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert ends.tolist() == pytest.approx([1, 0], abs=1e-12)
-    assert float(schedule.ratio(u).mean()) == pytest.approx(schedule.mean, abs=1e-5)
+    torch.testing.assert_close(schedule.time(schedule.ratio(u)), u)
+    for codes in (1, 2, 7, 40, 64):
+        found = schedule.masked(torch.full((len(u),), codes), u).double().mean()
+        lengths = torch.tensor([codes, 64])
+        assert float(schedule.expected(lengths, 64)[0]) == pytest.approx(float(found), abs=2e-3)
     assert bool((schedule.ratio(u).diff() < 0).all())
     lengths = torch.tensor([1, 2, 40])
     if name == "linear":  # a code at a time, where there are as many steps as codes
@@ -491,8 +627,8 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
     assert share[-2.0] < share[0.0] - 0.03 < share[2.0] - 0.06
     assert share[0.0] == pytest.approx(overall, abs=0.02)
     assert torch.equal(counts[0.0], counts[2.0])
-    mean = float(counts[0.0].sum() / tokens.is_code.sum())
-    assert mean == pytest.approx(InformationMasking().mean_ratio, abs=0.03)
+    expected = InformationMasking().expected(codes.lengths, layout.max_tokens)
+    assert float(counts[0.0].double().mean()) == pytest.approx(float(expected.mean()), rel=0.04)
     elastic = InformationMasking(beta=8.0, elastic=True).codes(tokens.is_code, fine.double(), draws)
     seen = tokens.is_code & ~elastic
     each = (seen & fine).sum(dim=1) / seen.sum(dim=1).clamp(min=1) - fine.sum(dim=1) / codes.lengths
@@ -503,6 +639,35 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
         InformationMasking(elastic=True)
     with pytest.raises(GraincodeError, match="one of cosine, linear, arccos"):
         InformationMasking(schedule="sine")
+
+
+@pytest.mark.parametrize("beta", [-1.5, 3.0])
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_masks_of_training_are_those_that_a_matched_sampler_meets(order, beta):
+    """Of contents that are all equally likely, as many are fine among those revealed."""
+    layout, count, noise = CodeLayout((32, 32), ((8, 8), (4, 4)), 5, 1), 1000, 2.5
+    codes = random_codes(layout, (torch.arange(16).view(1, 4, 4) < 4).long().expand(count, -1, -1))
+    given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
+    settings = {
+        "random": {"information_weight": beta, "information_decay": 0.0},
+        "confidence": {"information_weight": beta * noise, "choice_noise": noise},
+    }[order]
+    model = make(layout)
+    for parameter in model.content_head.parameters():
+        parameter.zero_()
+    _, recorder = drawn(model, MaskedSampler(steps=4, mask_schedule="linear", order=order, **settings), count, given)
+    fine = layout.slots().grain[recorder.slots[:1]] == 1
+
+    def share(shown):
+        return float((shown & fine).sum() / shown.sum())
+
+    every = fine.expand(40_000, -1)
+    draws = Draws(1, torch.arange(len(every)))
+    masks = InformationMasking("linear", beta).codes(torch.ones_like(every), every.double(), draws)
+    for contents, left in zip(recorder.seen[1:], (21, 14, 7), strict=True):
+        shown = contents != layout.no_content
+        assert int(shown[0].sum()) == 28 - left
+        assert share(shown) == pytest.approx(share(~masks[masks.sum(dim=1) == left]), abs=0.015)
 
 
 @pytest.mark.parametrize("codebook", ["shared", "per_grain"])
@@ -589,6 +754,25 @@ def test_bins_that_cannot_be_are_refused():
     few = torch.zeros(2, 4, 4, dtype=torch.long)  # no region is fine
     model.calibrate(few, torch.rand(few.shape))
     assert bool(model.edges.isfinite().all())
+
+
+def test_what_goes_by_density_is_refused_where_all_codes_have_one():
+    layout = LAYOUTS[1]
+    model, labels = make(layout), labels_for(layout, 2)
+    for settings, fitting in (
+        ({"information_weight": -2.0}, r"information_weight=-2\.0.*type sampler\.information_weight=0"),
+        ({"order": "dense_first"}, r"order=dense_first.*type sampler\.order=confidence"),
+        ({"order": "coarse_first"}, r"order=coarse_first.*generator\.model\.density_bins=4"),
+    ):
+        with pytest.raises(GraincodeError, match=fitting):
+            model.check_sampler(MaskedSampler(**settings))
+        with pytest.raises(GraincodeError, match=fitting):
+            model.sample(labels, **settings)
+        assert len(binned(layout, 2).sample(labels, **settings)) == 2
+    for masking in (InformationMasking(beta=-1.0), InformationMasking(beta=2.0, elastic=True)):
+        with pytest.raises(GraincodeError, match=r"type generator\.masking\.beta=0"):
+            make(layout, masking=masking)
+        assert make(layout, masking=masking, density_bins=2).masking is masking
 
 
 @pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[2], LAYOUTS[4]], ids=str)
@@ -694,10 +878,13 @@ def untrained(layout):
 
 def test_an_untrained_model_pays_log_of_the_codebook():
     layout = LAYOUTS[2]
-    codes = random_codes(layout, random_grains(layout, 8))
-    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 8), Draws(0, torch.arange(8))))
-    found = terms["content"].total.item() / sum(terms[f"content_{g}"].count.item() for g in (0, 1))
-    assert found == pytest.approx(math.log(256), abs=0.15)
+    codes = random_codes(layout, random_grains(layout, 600))
+    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 600), Draws(0, torch.arange(600))))
+    masked = sum(terms[f"content_{g}"].count.item() for g in (0, 1))
+    assert terms["content"].total.item() / masked == pytest.approx(math.log(256), abs=0.15)
+    # and what is told is the mean over what was masked
+    assert terms["content"].mean.item() == pytest.approx(terms["content"].total.item() / masked, rel=0.03)
+    assert terms["grains"].mean.item() == pytest.approx(math.log(2), rel=0.1)
 
 
 def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():
@@ -743,6 +930,17 @@ def test_parts_with_an_order_are_refused():
 def test_samples_are_drawn_in_half_precision_too(variant):
     layout, steps = LAYOUTS[2], []
     model, labels = make(layout, dtype=torch.bfloat16, **VARIANTS[variant]), labels_for(layout, 4)
+    tokens = to_sequences(random_codes(layout, random_grains(layout, 4)), ends=False)
+    contents = tokens.contents.masked_fill(torch.rand(tokens.slots.shape) < 0.5, layout.no_content)
+    values = torch.randint(layout.num_grains + 1, (4, layout.num_regions))
+    found = []
+    for one in (model, copy.deepcopy(model).float()):
+        ask = ConditionedLogits(one, one.conditioning(labels))
+        logits = everywhere(ask, tokens.slots, contents)[tokens.is_code], ask.grains(values)
+        assert [part.dtype for part in logits] == [torch.float32, one.grain_head.weight.dtype]
+        found.append([part.float() for part in logits])
+    for half, full in zip(*found, strict=True):
+        assert float((half - full).square().mean().sqrt() / full.std()) < 0.02
     for scale in (1.0, 2.0) if model.classes else (1.0,):
         assert len(model.sample(labels, batch_size=4, guidance_scale=scale, steps=3, on_step=steps.append)) == 4
     assert steps[:3] == [1, 2, 3]

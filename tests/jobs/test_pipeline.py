@@ -60,7 +60,7 @@ def test_codes_on_disk_are_what_the_tokenizer_says(inside):
     assert codes.class_names == ("busy", "smooth")
 
 
-def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
+def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside, capsys):
     paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/contents/export"]
     codes = "runs/extract_codes/codes/codes"
     command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, f"codes_path={codes}", "run_name=contents",
@@ -71,8 +71,12 @@ def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside):
     settings = [*inside, *paths, LITE0, "evaluation.metrics=[fd]", "evaluation.floor=false", "run_name=maps"]
     command("evaluate", *settings, "images.num_samples=6")
     record = json.loads(Path("runs/evaluate/maps/metrics.json").read_text())
-    mean = CodeDataset(codes, "test")[range(6)].codes.lengths.double().mean().item()
+    mean = CodeDataset(codes, "train")[range(6)].codes.lengths.double().mean().item()
     assert record["figures"]["codes_per_image"] == pytest.approx(mean)
+    assert "training images" in json.dumps(record)
+    with pytest.raises(SystemExit):
+        command("evaluate", *settings, "images.num_samples=6", "images.labels=drawn", "run_name=drawn-maps")
+    assert "leave images.labels=balanced" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("what", "count"), [("grains", 1), ("regions", 5)])
@@ -145,9 +149,15 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
     given = ["sampler=masked", "given.codes_path=runs/extract_codes/codes/codes", "given.images=2", "num_samples=4"]
     inside_box = torch.zeros(4, 4, dtype=torch.bool)
     inside_box[1:3, 1:4] = True
+    pixels = np.zeros((32, 32), dtype=np.uint8)
+    pixels[8:24, 8:32] = 255
+    pixels[9:20, 2:8] = 200  # no whole region
+    Image.fromarray(pixels).save("mask.png")
+    Image.fromarray(pixels[:, 1:]).save("narrow.png")
     for name, keys, kept in (
         ("redraw", ["given.redraw=[1,1,3,4]"], ~inside_box),
         ("keep", ["given.keep=[1,1,3,4]"], inside_box),
+        ("mask", ["given.mask=mask.png"], inside_box),
         ("pixels", ["given.redraw=[9,15,24,25]", "given.unit=pixel", "given.map=true", "classes=[1,0]"], ~inside_box),
     ):
         command("sample", *paths, *given, *keys, "batch_size=4", f"run_name=edit-{name}")
@@ -164,9 +174,14 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
     side, gap = 2 * codes.layout.image_size[0], 2
     assert Image.open("runs/sample/edit-keep/samples.png").size == (2 * (side + gap) + gap, 4 * (side + gap) + gap)
     autoregressive = [paths[0], "generator_path=runs/train_generator/ar/export", "sampler=autoregressive"]
+    Image.fromarray(255 - pixels).save("mask.png")
     for more, expected in (
         ([*paths, *given, "given.keep=[0,0,5,2]"], "type for example given.keep=[0,0,4,2]"),
         ([*paths, *given, "given.keep=[0,0,2,2]", "given.grains=1"], "type one of them"),
+        ([*paths, *given, "given.keep=[0,0,2,2]", "given.mask=mask.png"], "type one of them"),
+        ([*paths, *given, "given.mask=mask.png", "batch_size=4", "run_name=edit-mask"], "(inputs.mask: "),
+        ([*paths, *given, "given.mask=narrow.png"], "has 32 x 31 pixels: expected 32 x 32"),
+        ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
         ([*paths, *given, "given.keep=[0,0,2,2]", "given.unit=cell"], "type given.unit= one of region, pixel"),
         ([*given[1:], *autoregressive, "given.keep=[0,0,2,2]"], "type given.grains=, given.regions= or given.map=true"),
     ):

@@ -40,11 +40,11 @@ class MaskSchedule:
 
     Attributes:
         ratio: float64 tensor of u in [0, 1] to as many in [0, 1].
-        mean: over all u.
+        time: its inverse, the u of a share.
     """
 
     ratio: Callable[[Tensor], Tensor]
-    mean: float
+    time: Callable[[Tensor], Tensor]
 
     def masked(self, codes: Tensor, u: Tensor) -> Tensor:
         """How many codes a training step masks, ceil(ratio(u) N).
@@ -57,6 +57,18 @@ class MaskSchedule:
         Source: MaskGIT (Chang et al., 2022), section 3.1, applied to each image's own length.
         """
         return (self.ratio(u) * codes).ceil().long().clamp(min=1).minimum(codes)
+
+    def expected(self, codes: Tensor, most: int) -> Tensor:
+        """The mean of `masked` over all u: more than k codes are masked up to the u whose share is k / N.
+
+        Args:
+            codes: (B,) long, N of each image, from 1 to `most`.
+            most: known on the CPU.
+        Returns:
+            (B,) float64 from 1 to N.
+        """
+        share = torch.arange(most, device=codes.device) / codes[:, None].double()
+        return torch.where(share < 1, self.time(share.clamp(max=1)), 0).sum(dim=1)
 
     def remaining(self, masked: Tensor, codes: Tensor, step: int, steps: int) -> Tensor:
         """How many codes stay masked after a step of sampling.
@@ -80,8 +92,8 @@ class MaskSchedule:
 _ROUNDING = 1e-9  # a product that is whole but for rounding, such as 10 (1 - 9 / 10), counts as whole
 
 MASK_SCHEDULES = {
-    "cosine": MaskSchedule(lambda u: (math.pi / 2 * u).cos(), 2 / math.pi),
-    "linear": MaskSchedule(lambda u: 1 - u, 1 / 2),
-    "arccos": MaskSchedule(lambda u: 2 / math.pi * u.acos(), 2 / math.pi),
+    "cosine": MaskSchedule(lambda u: (math.pi / 2 * u).cos(), lambda x: 2 / math.pi * x.acos()),
+    "linear": MaskSchedule(lambda u: 1 - u, lambda x: 1 - x),
+    "arccos": MaskSchedule(lambda u: 2 / math.pi * u.acos(), lambda x: (math.pi / 2 * x).cos()),
 }
 """By name. Source: MaskGIT (Chang et al., 2022), section 3.3; arccos: valeoai/Maskgit-pytorch (Besnier, 2023)."""

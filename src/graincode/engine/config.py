@@ -149,6 +149,7 @@ class GivenConfig:
     Attributes:
         grains, regions, map: keep the codes of the coarsest grains, of the first regions, or the grain map.
         keep, redraw: keep the codes of the regions in a box [top, left, bottom, right], or of all others.
+        mask: keep the codes of the regions that are all white in an image file.
         unit: of boxes, "region" or "pixel".
     """
 
@@ -160,6 +161,7 @@ class GivenConfig:
     map: bool = False
     keep: list[int] | None = None
     redraw: list[int] | None = None
+    mask: str | None = None
     unit: str = "region"
 
 
@@ -522,9 +524,10 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     kept = {k: v for k, v in config.items() if k not in _INCIDENTAL and not k.endswith("_path")}
-    for group in ("images", "reference", "evaluation", "given"):  # what lies at their paths is among the inputs
+    paths = ("path", "codes_path", "lpips_weights", "mask")  # what lies there is among the inputs
+    for group in ("images", "reference", "evaluation", "given"):
         if kept.get(group):
-            kept[group] = {k: v for k, v in kept[group].items() if k not in ("path", "codes_path", "lpips_weights")}
+            kept[group] = {k: v for k, v in kept[group].items() if k not in paths}
     if "perceptual" in kept.get("tokenizer", {}):  # the same of the network behind a loss
         perceptual = {k: v for k, v in kept["tokenizer"]["perceptual"].items() if k != "weights"}
         kept["tokenizer"] = kept["tokenizer"] | {"perceptual": perceptual}

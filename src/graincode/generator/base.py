@@ -70,7 +70,7 @@ class Generator(nn.Module, ABC):
         labels, the second half without a class."""
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that asks what this generator does not answer, or whose settings would do nothing."""
+        """Refuse a sampler that asks what this generator does not answer, or is set to what has no effect on it."""
         if not isinstance(sampler, self.sampler):
             raise GraincodeError(
                 f"sampler={sampler.name}, but the generator is a {type(self).__name__}: "
@@ -106,7 +106,8 @@ class Generator(nn.Module, ABC):
 
         Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
         filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
-        are may change it in the last bit where a sampler pads to the longest, or drops what is finished.
+        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or asks only for
+        what is masked.
 
         Args:
             labels: (N,) long classes; without conditioning only their number matters.
@@ -121,7 +122,7 @@ class Generator(nn.Module, ABC):
         Raises:
             GraincodeError: the generator is in training mode, a label is not one of its classes, there are none, what
                 is given is of another layout or number, or not what the generator can keep, or a setting is unknown,
-                out of range, or would do nothing.
+                out of range, or without effect on this generator.
         """
         if not len(labels):
             raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")

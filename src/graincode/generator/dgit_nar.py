@@ -23,7 +23,9 @@ from graincode.generator.embedding import (
 )
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer
-from graincode.sampling import MaskedSampler, Sampler
+from graincode.sampling import MaskedSampler, RowLogits, Sampler
+
+_ONE_DENSITY = "all codes have one density (one grain, generator.model.density_bins=1)"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class DGiTNAR(Generator):
     Attributes:
         edges: (K, n - 1), between the bins of each grain, part of the weights; None with one bin.
     Raises:
-        GraincodeError: a part has an order, the places of codes are not told, or there are no bins.
+        GraincodeError: a part has an order, the places of codes are not told, there are no bins, or masking goes by
+            densities that are all the same.
     Source: our reading of DGiT-NAR, of which only an abstract is public; MaskGIT (Chang et al., 2022) is its ground.
     """
 
@@ -125,6 +128,11 @@ class DGiTNAR(Generator):
         self.density_bins, self.needs_density = density_bins, density_bins > 1
         self.num_values = layout.num_grains * density_bins
         decides = self.num_values > 1
+        if self.masking.beta and not decides:
+            raise GraincodeError(
+                f"beta={self.masking.beta}, but {_ONE_DENSITY}: type generator.masking.beta=0 and "
+                "generator.masking.elastic=false, or generator.model.density_bins=4"
+            )
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
         self.grain = nn.Embedding(self.num_values + 1, width) if decides else None
@@ -216,45 +224,68 @@ class DGiTNAR(Generator):
             edges.copy_(thresholds(quantile_table(own if len(own) else density), shares))
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
-        """How many codes, and how many regions, training masks on average in a batch, up to rounding up in each image;
-        known before any is masked."""
-        ratio = self.masking.mean_ratio
-        counts: dict[str, Tensor | float] = {"content": ratio * codes.lengths.sum().double()}
+        """How many codes, and how many regions, training masks in a batch on average; known before any is masked."""
+        layout = self.layout
+        counts: dict[str, Tensor | float] = {"content": self.masking.expected(codes.lengths, layout.max_tokens).sum()}
         if self.grain_head is not None:
-            counts["grains"] = ratio * codes.grains.numel()
+            regions = codes.lengths.new_full((len(codes),), layout.num_regions)
+            counts["grains"] = self.masking.expected(regions, layout.num_regions).sum()
         return counts
 
-    def states(self, slots: Tensor, contents: Tensor, condition: Tensor) -> Tensor:
+    def states(
+        self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
+    ) -> Tensor:
         """(B, L, width) states that decide contents.
 
         Args:
             slots: (B, L), `pad_slot` behind the end, in any order.
             contents: (B, L), `no_content` where they are masked.
             condition: (B, width).
+            modulations: of the condition, of `content_transformer`, where they are known.
         """
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = self.embedding(slots, contents)
-        return self._transform(self.content_transformer, tokens, slots, condition, seen)
+        return self._transform(self.content_transformer, tokens, slots, condition, modulations, seen)
 
-    def region_states(self, values: Tensor, condition: Tensor) -> Tensor:
-        """(B, R, width) states that decide the (B, R) values, K n where they are masked."""
+    def region_states(self, values: Tensor, condition: Tensor, modulations: list[Tensor] | None = None) -> Tensor:
+        """(B, R, width) states that decide the (B, R) values, K n where they are masked; arguments as of `states`."""
         slots = torch.arange(self.layout.num_regions, device=values.device).expand_as(values)
         tokens = self.embedding.at(slots) + self.grain(values)
-        return self._transform(self.grain_transformer, tokens, slots, condition)
+        return self._transform(self.grain_transformer, tokens, slots, condition, modulations)
 
     def _transform(
-        self, transformer: Transformer, tokens: Tensor, slots: Tensor, condition: Tensor, seen: Tensor | None = None
+        self,
+        transformer: Transformer,
+        tokens: Tensor,
+        slots: Tensor,
+        condition: Tensor,
+        modulations: list[Tensor] | None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         return transformer(
             normalized(tokens + condition[:, None]),
             rotation=self.rotary(slots) if transformer.rotary else None,
-            modulations=transformer.modulations(condition),
+            modulations=modulations or transformer.modulations(condition),
             mask=seen,
         )
 
     def numbers(self, sampler: Sampler) -> tuple[int, ...]:
         return sampler.numbers(self.layout, self.density_bins)
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        super().check_sampler(sampler)
+        if self.num_values > 1:
+            return
+        for name, ignored in (
+            ("information_weight", sampler.information_weight),
+            ("order", sampler.order in ("coarse_first", "dense_first")),
+        ):
+            if ignored:
+                raise GraincodeError(
+                    f"{name}={getattr(sampler, name)}, but {_ONE_DENSITY}: type "
+                    f"sampler.{name}={getattr(MaskedSampler, name)}, or train with generator.model.density_bins=4"
+                )
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
         return CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given
@@ -268,11 +299,17 @@ class ConditionedLogits:
 
     def __init__(self, model: DGiTNAR, condition: Tensor) -> None:
         self.model, self.condition, self.density_bins = model, condition, model.density_bins
+        self.of_grains, self.of_contents = (
+            None if stack is None else stack.modulations(condition)
+            for stack in (model.grain_transformer, model.content_transformer)
+        )
 
     def grains(self, values: Tensor) -> Tensor:
         """See `MaskedLogits`."""
-        return self.model.grain_head(self.model.region_states(values, self.condition))
+        return self.model.grain_head(self.model.region_states(values, self.condition, self.of_grains))
 
-    def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
+    def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
         """See `MaskedLogits`."""
-        return self.model.content_head(self.model.states(slots, contents, self.condition), slots)
+        states = self.model.states(slots, contents, self.condition, self.of_contents)[at]
+        slots = slots[at]
+        return lambda rows: self.model.content_head(states[rows], slots[rows])

@@ -31,8 +31,10 @@ class InformationMasking:
 
     Attributes:
         schedule: gamma, "cosine", "linear" or "arccos".
-        beta: how much the density counts; 0 is MaskGIT. Masks are like those that sampling meets where beta is the
-            sampler's `information_weight` / `choice_noise`, with `information_decay` 1 ("matched").
+        beta: how much the density counts; 0 is MaskGIT. Where as much is masked, masks are like those that sampling
+            meets without `remask` ("matched") if beta is the sampler's `information_weight` / `choice_noise`, with
+            order=confidence, `information_decay` equal to `choice_noise_decay` (both are 1 by default), and log p that
+            varies little beside the noise; with order=random, if it is `information_weight`, and `information_decay` 0.
         elastic: draw it for each image, uniformly from -beta to beta.
     Raises:
         GraincodeError: the schedule is unknown, or beta is not finite, or elastic and not positive.
@@ -54,10 +56,9 @@ class InformationMasking:
                 "example generator.masking.beta=2"
             )
 
-    @property
-    def mean_ratio(self) -> float:
-        """Of the codes that are masked, over all u."""
-        return MASK_SCHEDULES[self.schedule].mean
+    def expected(self, codes: Tensor, most: int) -> Tensor:
+        """(B,) float64, how many of (B,) numbers of codes, up to `most`, are masked on average."""
+        return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
     def codes(self, is_code: Tensor, density: Tensor, draws: Draws | None) -> Tensor:
         """(B, L) bool, where codes are masked.

@@ -30,17 +30,20 @@ class GeneratorObjective(Protocol):
 
 
 class AutoregressiveObjective:
-    """Mean content loss per code + mean over the grains of the mean position loss per decision.
+    """Mean loss per code: minus the log-likelihood of contents and positions.
 
     Args:
-        position_weight: of the position losses, >= 0.
+        position_weight: None for the likelihood; otherwise >= 0, of the mean over the grains of the mean position loss
+            per decision, which is added to the mean content loss per code. As there are fewer decisions than codes, 1
+            (as published) makes positions count two or three times as much as the likelihood does.
     Raises:
         GraincodeError: it is less.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
-    def __init__(self, position_weight: float = 1.0) -> None:
-        _check_weight("position_weight", position_weight)
+    def __init__(self, position_weight: float | None = None) -> None:
+        if position_weight is not None:
+            _check_weight("position_weight", position_weight)
         self.position_weight = position_weight
 
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
@@ -52,9 +55,11 @@ class AutoregressiveObjective:
         decided = likelihood.decided_grains
         for g in range(decided):
             here = likelihood.is_decision & (likelihood.grain == g)
-            terms[f"position_{g}"] = Term(
-                (likelihood.position * here).sum(), here.sum(), self.position_weight / decided
-            )
+            total = (likelihood.position * here).sum()
+            if self.position_weight is None:
+                terms[f"position_{g}"] = Term(total, likelihood.is_code.sum())
+            else:
+                terms[f"position_{g}"] = Term(total, here.sum(), self.position_weight / decided)
         bits, count = likelihood.bits(), len(likelihood.content)
         for name, values in bits.items():
             terms[f"bits_{name}"] = Term(values.sum(), count, 0.0)
@@ -66,9 +71,12 @@ class AutoregressiveObjective:
         A grain's decisions are where its regions come next, and its end; the last grain, where it decides anything, has
         no end.
         """
-        counts: dict[str, Tensor | float] = {"content": codes.lengths.sum()}
+        codes_in_all = codes.lengths.sum()
+        counts: dict[str, Tensor | float] = {"content": codes_in_all}
         for g in range(module.decided_grains):
-            counts[f"position_{g}"] = (codes.grains == g).sum() + (len(codes) if g < codes.layout.num_ends else 0)
+            ends = len(codes) if g < codes.layout.num_ends else 0
+            decisions = (codes.grains == g).sum() + ends
+            counts[f"position_{g}"] = codes_in_all if self.position_weight is None else decisions
         return counts
 
     def judge(self, figures: Mapping[str, float]) -> float:
@@ -79,8 +87,8 @@ class AutoregressiveObjective:
 class MaskedObjective:
     """Mean loss per masked code + mean loss per masked region, of which there is none with one grain and one bin.
 
-    Sums are divided by how many are masked on average, `mean_ratio` of all, so that each masked code counts alike
-    whatever share of its image is masked, and the count is known before the model has run.
+    Sums are divided by how many are masked on average, so that each masked code counts alike whatever share of its
+    image is masked, and the count is known before the model has run.
 
     Args:
         grains_weight: of the loss of the grain map, >= 0.

@@ -213,10 +213,16 @@ def _open_images(
         sampler, classes = build(cfg.sampler), made.module.classes
         made.module.check_sampler(sampler)
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
-        inputs, given = {"generator": made.identity, "tokenizer": decodes.identity}, None
+        inputs, given, whose = {"generator": made.identity, "tokenizer": decodes.identity}, None, what.labels
         if made.module.needs_map:
-            given, labels = _maps(made, decodes.module, reference and reference.images, count, cfg.batch_size)
-            inputs["maps"] = reference.identity
+            if what.labels != "balanced":
+                raise GraincodeError(
+                    f"images.labels={what.labels}, but the generator draws contents for grain maps of training images, "
+                    "and takes their labels: leave images.labels=balanced"
+                )
+            dataset = Split("train").open(source) if reference and reference.images is not None else None
+            given, labels = _maps(made, decodes.module, dataset, count, cfg.batch_size)
+            inputs["maps"], whose = dataset.content_hash(), "of the training images whose maps are given"
         images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
         return (
             images,
@@ -225,7 +231,7 @@ def _open_images(
                 **inputs,
                 "sampler": asdict(sampler),
                 "precision": cfg.precision,
-                "labels": what.labels if classes else None,
+                "labels": whose if classes else None,
             },
         )
     if isinstance(what, Reconstructions):
@@ -259,11 +265,12 @@ def _open_images(
 def _maps(
     made: Export, tokenizer: DQVAE, dataset: ImageDataset | None, count: int, batch_size: int
 ) -> tuple[CodePrefix, Tensor]:
-    """Grain maps of the first images of the reference, and their labels, for a generator that needs maps."""
+    """Grain maps of the first training images, not those that samples are measured against, and their labels, for a
+    generator that needs maps."""
     if dataset is None or count > len(dataset):
         raise GraincodeError(
-            f"the generator draws contents for given grain maps, and the reference has "
-            f"{'no images' if dataset is None else f'{len(dataset)} images'} to take {count} from: type "
+            f"the generator draws contents for grain maps of training images, of which there are "
+            f"{'none without reference=split' if dataset is None else len(dataset)}, and {count} are asked for: type "
             "reference=split, or images.num_samples= fewer"
         )
     how = [made.provenance.get(name) for name in ("ratios", "psnr")]

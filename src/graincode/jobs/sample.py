@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from graincode.core.codes import CodeMask, CodePrefix, GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data.codes import CodeDataset
+from graincode.data.images import open_image
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
 from graincode.export import load_pair
@@ -84,15 +86,15 @@ def _asked(cfg: DictConfig) -> dict[str, Any]:
     """What is to be given."""
     if cfg.given is None:
         return {}
-    keys = ("grains", "regions", "keep", "redraw", "map")
+    keys = ("grains", "regions", "keep", "redraw", "mask", "map")
     return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
 
 
 def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask, GrainCodes, Tensor, dict[str, str]]:
     """What is given of each sample; the images that it comes from, the samples' labels, and what identifies them."""
     asked = _asked(cfg)
-    box = next((key for key in ("keep", "redraw") if key in asked), None)
-    if len(asked.keys() - ({"map"} if box else set())) > 1:
+    area = next((key for key in ("keep", "redraw", "mask") if key in asked), None)
+    if len(asked.keys() - ({"map"} if area else set())) > 1:
         both = " and ".join(f"given.{key}={value}" for key, value in asked.items())
         raise GraincodeError(f"{both}: type one of them")
     cfg.given.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
@@ -101,17 +103,20 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     count = min(cfg.given.images, len(dataset), cfg.num_samples)
     batch = dataset[[i % count for i in range(cfg.num_samples)]]
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
-    labels = batch.labels
+    labels, inputs = batch.labels, {"codes": dataset.identity}
     if cfg.classes is not None:  # all images in the first class, then in the next
         rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes)
         labels = rows.repeat_interleave(count)[: cfg.num_samples]
     prefix: CodePrefix | CodeMask
-    if box is not None:
+    if area == "mask":
+        prefix = CodeMask.of_pixels(codes, _white(cfg, codes.layout.image_size), cfg.given.map)
+        inputs["mask"] = hashlib.sha256(Path(cfg.given.mask).read_bytes()).hexdigest()[:16]
+    elif area is not None:
         in_pixels = cfg.given.unit == "pixel"
         size = codes.layout.image_size if in_pixels else codes.layout.grids[0]
-        inside = _inside(cfg, box, size)
+        inside = _inside(cfg, area, size)
         make = CodeMask.of_pixels if in_pixels else CodeMask.of_regions
-        prefix = make(codes, inside if box == "keep" else ~inside, cfg.given.map)
+        prefix = make(codes, inside if area == "keep" else ~inside, cfg.given.map)
     elif cfg.given.grains is not None:
         prefix = CodePrefix.of_grains(codes, cfg.given.grains)
     elif cfg.given.regions is not None:
@@ -119,7 +124,7 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     else:
         prefix = CodePrefix.of_map(codes)
     generator.accept(prefix)
-    return prefix, codes[:count], labels, {"codes": dataset.identity}
+    return prefix, codes[:count], labels, inputs
 
 
 def _inside(cfg: DictConfig, key: str, size: tuple[int, int]) -> Tensor:
@@ -133,6 +138,18 @@ def _inside(cfg: DictConfig, key: str, size: tuple[int, int]) -> Tensor:
     inside = torch.zeros(size, dtype=torch.bool)
     inside[box[0] : box[2], box[1] : box[3]] = True
     return inside
+
+
+def _white(cfg: DictConfig, size: tuple[int, int]) -> Tensor:
+    """(height, width) bool, where the image given.mask is nearer to white than to black."""
+    cfg.given.mask = str(Path(cfg.given.mask).expanduser().resolve())
+    image = open_image(cfg.given.mask, f"given.mask={cfg.given.mask}").convert("L")
+    if (image.height, image.width) != size:
+        raise GraincodeError(
+            f"given.mask={cfg.given.mask} has {image.height} x {image.width} pixels: expected {size[0]} x {size[1]}, "
+            "as of the images; type given.mask= a file of that size"
+        )
+    return torch.from_numpy(np.array(image)) >= 128
 
 
 def _shown(tokenizer: DQVAE, codes: GrainCodes, known: Tensor) -> list[Tensor]:

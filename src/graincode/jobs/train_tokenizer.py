@@ -21,7 +21,7 @@ from graincode.engine.dry import dry_run
 from graincode.engine.hardware import Hardware
 from graincode.engine.loop import train
 from graincode.export import load_weights
-from graincode.stages import EVALUATION_BATCH, TokenizerStage
+from graincode.stages import TokenizerStage, evaluation_batch
 from graincode.tokenizer import DQVAE, Adversary, PerceptualLoss, ReconstructionObjective
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> float:
 
         def calibration(limit: int | None) -> Iterator[Tensor]:
             shown = dataset if limit is None else Subset(dataset, min(limit, len(dataset)))
-            for batch in in_order(shown, EVALUATION_BATCH, workers=hardware.workers, shared=True):
+            for batch in in_order(shown, evaluation_batch(layout), workers=hardware.workers, shared=True):
                 yield batch.images.to(machine.device)
 
         # thresholds that follow the weights are measured again and again, each time with a decode or more

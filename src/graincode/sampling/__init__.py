@@ -3,7 +3,7 @@
 from graincode.sampling.autoregressive import AutoregressiveSampler
 from graincode.sampling.guidance import GuidedLogits, GuidedMaskedLogits
 from graincode.sampling.masked import MaskedSampler
-from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
+from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits, RowLogits
 
 Sampler = AutoregressiveSampler | MaskedSampler
 
@@ -14,5 +14,6 @@ __all__ = [
     "GuidedMaskedLogits",
     "MaskedLogits",
     "MaskedSampler",
+    "RowLogits",
     "Sampler",
 ]

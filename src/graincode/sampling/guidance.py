@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graincode.core.codes import CodeLayout
-from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
+from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits, RowLogits
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": torch.ones_like,
@@ -22,29 +22,32 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 class Guidance:
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
+    It is computed, and given, in float32, or float64 if the logits are: half precision would round the difference.
+
     Args:
         logits: of twice the batch: first all samples with their condition, then all without.
         scale: 1 is the conditional model; more exaggerates the condition.
         schedule: one of `SCHEDULES`: "constant" is the scale throughout; others begin with the conditional model.
-    Attributes:
-        progress: (B,) float64, the share of each image that is there.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """
 
     def __init__(self, logits: AutoregressiveLogits | MaskedLogits, scale: float, schedule: str = "constant") -> None:
         self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
-        self.progress = torch.zeros(())
 
-    def _guide(self, logits: Tensor) -> Tensor:
-        conditional, unconditional = logits.chunk(2)
-        share = self._share(self.progress).to(logits.dtype)
+    def _guide(self, logits: Tensor, progress: Tensor) -> Tensor:
+        """(2 N, ...) logits of rows of images of which an (N,) share is there, to (N, ...)."""
+        conditional, unconditional = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
+        share = self._share(progress).to(conditional.dtype)
         scale = 1 + (self.scale - 1) * share.view(-1, *[1] * (logits.ndim - 1))
         return unconditional + scale * (conditional - unconditional)
 
 
 class GuidedLogits(Guidance):
-    """Guided `AutoregressiveLogits`, whose `progress` the sampler sets."""
+    """Guided `AutoregressiveLogits`; the sampler sets its `progress`, (B,) float64, the share of each image that is
+    there."""
+
+    progress: Tensor
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """See `AutoregressiveLogits`."""
@@ -52,11 +55,11 @@ class GuidedLogits(Guidance):
 
     def regions(self) -> Tensor:
         """See `AutoregressiveLogits`."""
-        return self._guide(self.logits.regions())
+        return self._guide(self.logits.regions(), self.progress)
 
     def contents(self, slots: Tensor) -> Tensor:
         """See `AutoregressiveLogits`."""
-        return self._guide(self.logits.contents(_twice(slots)))
+        return self._guide(self.logits.contents(_twice(slots)), self.progress)
 
     def keep(self, rows: Tensor) -> None:
         """See `AutoregressiveLogits`."""
@@ -72,14 +75,15 @@ class GuidedMaskedLogits(Guidance):
 
     def grains(self, values: Tensor) -> Tensor:
         """See `MaskedLogits`."""
-        self.progress = (values < self.layout.num_grains * self.density_bins).double().mean(dim=1)
-        return self._guide(self.logits.grains(_twice(values)))
+        progress = (values < self.layout.num_grains * self.density_bins).double().mean(dim=1)
+        return self._guide(self.logits.grains(_twice(values)), progress)
 
-    def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
+    def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
         """See `MaskedLogits`."""
         there, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
-        self.progress = there.sum(dim=1).double() / codes.sum(dim=1)
-        return self._guide(self.logits.contents(_twice(slots), _twice(contents)))
+        progress = there.sum(dim=1).double() / codes.sum(dim=1)
+        logits, image = self.logits.contents(_twice(slots), _twice(contents), _twice(at)), at.nonzero()[:, 0]
+        return lambda rows: self._guide(logits(torch.cat([rows, rows + len(image)])), progress[image[rows]])
 
 
 def _twice(rows: Tensor) -> Tensor:

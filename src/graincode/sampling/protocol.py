@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
+
+RowLogits = Callable[[Tensor], Tensor]
+"""(n,) long, some of N rows, to their (n, V) logits: those of all rows may be more than fit."""
 
 
 class AutoregressiveLogits(Protocol):
@@ -45,11 +49,12 @@ class MaskedLogits(Protocol):
         1."""
         ...
 
-    def contents(self, slots: Tensor, contents: Tensor) -> Tensor:
-        """The (B, L, V) logits of all contents.
+    def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
+        """The logits of the contents at N of all places; asked for a part of them at a time.
 
         Args:
             slots: (B, L), the layout's `pad_slot` behind the end.
             contents: (B, L), the layout's `no_content` where they are masked, and behind the end.
+            at: (B, L) bool, the N places, which are rows of the logits image by image.
         """
         ...

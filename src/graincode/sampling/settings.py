@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 from graincode.core.errors import GraincodeError
@@ -28,7 +31,7 @@ class SamplerSettings:
         name: of the sampler in configurations.
         other: prefix of temperature and truncation of what it draws besides contents.
     Raises:
-        GraincodeError: a setting is out of range.
+        GraincodeError: a setting is out of range, or not finite, or a fraction where whole numbers are expected.
     """
 
     temperature: float = 1.0
@@ -42,6 +45,14 @@ class SamplerSettings:
     other: ClassVar[str]
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), "null" if field.default is None else field.default
+            whole = isinstance(field.default, int) and not isinstance(field.default, bool)
+            if (whole and not isinstance(value, Integral)) or (isinstance(value, float) and not math.isfinite(value)):
+                raise GraincodeError(
+                    f"{field.name} {value}: expected a {'whole' if whole else 'finite'} number; type for example "
+                    f"sampler.{field.name}={default}"
+                )
         for what in ("", self.other):
             for name, (fits, expected) in _RANGES.items():
                 if not fits(value := getattr(self, what + name)):
