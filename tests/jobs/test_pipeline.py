@@ -317,8 +317,10 @@ def test_what_samples_are_drawn_with_is_compiled_if_it_is_asked_for(compiled, in
     calls = []
     monkeypatch.setattr(DGiTAR, "compile_sampling", lambda model: calls.append(model))
     paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/ar/export"]
-    command("sample", *paths, "num_samples=2", f"hardware.compile={compiled}", f"run_name=compiled-{compiled}")
-    assert len(calls) == compiled
+    how = [f"hardware.compile={compiled}", f"run_name=compiled-{compiled}"]
+    command("sample", *paths, "num_samples=2", *how)
+    command("evaluate", *inside, *paths, LITE0, "evaluation.metrics=[fd]", "images.num_samples=2", *how)
+    assert len(calls) == 2 * compiled
 
 
 def test_a_picture_of_samples_has_a_column_for_each_class_unless_they_are_many():

@@ -53,7 +53,7 @@ class Hardware:
         gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
         gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
         compile: whether torch.compile is used: in training for the blocks of models, as what is around them has few
-            and irregular operations; when `graincode-sample` draws, for what `Generator.compile_sampling` says.
+            and irregular operations; when samples are drawn, for what `Generator.compile_sampling` says.
         tf32: whether float32 matrix products and convolutions of training may use TF32.
         workers: processes that load data, for each process; 0 loads in the process itself.
         threads: CPU threads of one process; None divides the cores among the processes of a machine.

@@ -22,6 +22,7 @@ from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.engine.config import build, job_main, open_run, resolve_path
 from graincode.engine.dry import dry_run
+from graincode.engine.hardware import Hardware
 from graincode.engine.tables import update_table
 from graincode.evaluation import (
     Against,
@@ -73,7 +74,7 @@ def run(cfg: DictConfig) -> float:
     for network in networks.values():
         network.load()
     reference = None if not isinstance(mode, Distances) else _open_reference(what, against, source, networks)
-    images, inputs, about = _open_images(cfg, mode, what, source, reference, device, hardware.workers)
+    images, inputs, about = _open_images(cfg, mode, what, source, reference, hardware, device)
     subset = mode.subset if isinstance(mode, Distances) else 0
     inputs |= {f"features_{name}": network.identity for name, network in networks.items()}
     warnings = about.pop("warnings", [])
@@ -194,10 +195,11 @@ def _open_images(
     what: What,
     source: ImageSource,
     reference: Reference | None,
+    hardware: Hardware,
     device: torch.device,
-    workers: int,
 ) -> tuple[Pass, dict[str, str], dict[str, Any]]:
     """What is measured, the identities of what it depends on, and what the record says of it."""
+    workers = hardware.workers
     likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
     others = {
         name: one.measure.identity for name, one in likeness.items() if isinstance(one.measure, PerceptualDistance)
@@ -211,6 +213,8 @@ def _open_images(
                 "type images.num_samples=50000"
             )
         sampler, classes = build(cfg.sampler), made.module.classes
+        if hardware.compile:
+            made.module.compile_sampling()
         made.module.check_sampler(sampler)
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
         inputs, given, whose = {"generator": made.identity, "tokenizer": decodes.identity}, None, what.labels
