@@ -12,17 +12,19 @@ finished is not run again, so a part can be stopped at any time. Writes PART.jso
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure as Canvas
 
+from graincode.core.codes import to_sequences
 from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.export import load_generator
@@ -35,7 +37,8 @@ HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("r
 DATA, NETWORK = "data=fashion_mnist", "lite0@112"
 COLUMNS = {
     "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS", f"class_accuracy_ratio_{NETWORK}": "class",
-    "bits_per_image": "bits", "position_bits": "of positions", f"rfd_{NETWORK}": "FD of reconstructions",
+    "bits_per_image": "bits", "position_bits": "of positions", "place_bits": "by place",
+    f"rfd_{NETWORK}": "FD of reconstructions",
     "mse": "their MSE",
     "codes_per_image": "codes", "images_per_second": "images/s", "images_per_second_dropping": "finished dropped",
     "parameters": "parameters",
@@ -216,6 +219,7 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
         "parameters": parameters(codes_of(part, row.tokenizer, seed), row),
         "bits_per_image": bits["bits_per_image"],
         "position_bits": sum(value for key, value in bits.items() if key.startswith("bits_position")),
+        "place_bits": place_bits(codes_of(part, row.tokenizer, seed)),
         **of_tokenizer(part, row.tokenizer, seed),
     }  # fmt: skip
     if row.name in NAMES_OF_BLOCKS:
@@ -234,6 +238,20 @@ def parameters(codes: Path, row: Row) -> int:
         cfg = check("train_generator", [*row.settings, f"codes_path={codes}"])
     model = build(with_layout(cfg.generator.model, CodeDataset(codes, "val").layout))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@cache
+def place_bits(codes: Path) -> float:
+    """Bits of an image's contents for a model that knows of each code its place alone: their entropies on the training
+    codes."""
+    dataset = CodeDataset(codes, "train")
+    layout, images = dataset.layout, dataset[range(len(dataset))].codes
+    tokens = to_sequences(images, ends=False)
+    entries = tokens.slots[tokens.is_code] * layout.codebook_size + tokens.contents[tokens.is_code]
+    counts = torch.bincount(entries, minlength=layout.num_slots * layout.codebook_size).double()
+    counts = counts.view(layout.num_slots, -1)
+    nats = torch.special.xlogy(counts, counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).sum()
+    return float(-nats / len(images) / math.log(2))
 
 
 def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
@@ -255,9 +273,10 @@ def write(part: str, rows: list[Figures]) -> None:
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['steps']} steps of 16 images; {rows[0]['samples']:,} "
         f"samples against the {PARTS[part].split} images, in the features of {NETWORK}; ± is the standard deviation "
         "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
-        "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. Images/s "
-        "are of one thread, batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long "
-        "as its longest image, unless finished ones are dropped (`sampler.drop_finished=true`).",
+        "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. *By "
+        "place*: those of the contents, for a model that knows the place of each code alone. Images/s are of one thread, "
+        "batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long as its longest image, "
+        "unless finished ones are dropped (`sampler.drop_finished=true`).",
     ]
     with replacing(HERE / f"{part}.md") as path:
         path.write_text("\n".join(lines) + "\n")
