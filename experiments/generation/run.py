@@ -274,9 +274,9 @@ def write(part: str, rows: list[Figures]) -> None:
         f"samples against the {PARTS[part].split} images, in the features of {NETWORK}; ± is the standard deviation "
         "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
         "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. *By "
-        "place*: those of the contents, for a model that knows the place of each code alone. Images/s are of one thread, "
-        "batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long as its longest image, "
-        "unless finished ones are dropped (`sampler.drop_finished=true`).",
+        "place*: those of the contents, for a model that knows the place of each code alone. Images/s are of one "
+        "thread, batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long as its "
+        "longest image, unless finished ones are dropped (`sampler.drop_finished=true`).",
     ]
     with replacing(HERE / f"{part}.md") as path:
         path.write_text("\n".join(lines) + "\n")
