@@ -45,8 +45,10 @@ class Inclined(Indifferent):
         self.maps.append(grains)
         return self.of_grains.expand(len(grains), -1, -1)
 
-    def contents(self, slots, contents=None):
-        return self.of_contents.expand(*slots.shape, -1)
+    def contents(self, slots, contents=None, at=None):
+        if at is None:
+            return self.of_contents.expand(*slots.shape, -1)
+        return lambda rows: self.of_contents.expand(len(rows), -1)
 
 
 GREEDY = [("top_k", 1), ("temperature", 1e-4), ("top_p", 1e-6), ("min_p", 1 - 1e-6)]
