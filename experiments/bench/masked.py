@@ -9,6 +9,7 @@ from torch import Tensor
 
 from graincode.core.codes import CodeLayout
 from graincode.core.rng import uniforms
+from graincode.core.schedules import MASK_SCHEDULES
 from graincode.generator import ClassConditioning, DGiTNAR, HeterogeneousEmbedding, Transformer
 from graincode.sampling import MaskedSampler
 
@@ -50,17 +51,23 @@ def sampled(model: DGiTNAR, codes: int) -> None:
 
 
 def masked_floor() -> Result:
-    """Against the matrix products that every step needs."""
+    """Against the matrix products that every step needs; logits are needed of what is still masked alone."""
     model, codes = make(SHORT), 256
-    linears = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    linears = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not model.content_head]
     inputs = [torch.randn(BATCH, codes, part.in_features) for part in linears]
+    masked, total = torch.tensor([codes]), torch.tensor([codes])
+    heads = []
+    for step in range(1, STEPS + 1):
+        heads.append(torch.randn(BATCH, int(masked), WIDTH))
+        masked = MASK_SCHEDULES["cosine"].remaining(masked, total, step, STEPS)
     q, k, v = torch.randn(3, BATCH, HEADS, codes, WIDTH // HEADS)
 
     @torch.no_grad()
     def floor() -> None:
-        for _ in range(STEPS):
+        for states in heads:
             for part, x in zip(linears, inputs, strict=True):
                 F.linear(x, part.weight, part.bias)
+            F.linear(states, model.content_head.weight, model.content_head.bias)
             for _ in range(LAYERS):
                 (q @ k.transpose(-1, -2)) @ v
 
