@@ -38,6 +38,7 @@ from run import (
     train,
     trained,
 )
+from run import PARTS as TRAINED
 from sweep import Figures, run_all, start, table
 
 from graincode.files import replacing, write_json
@@ -174,6 +175,12 @@ PARTS = {
 }  # fmt: skip
 
 
+def model_of(part: Part, cell: Cell) -> Row:
+    """The row of a cell's model, with the settings that `run.py` trains it with in its part, if it does."""
+    row = MODELS[cell.model]
+    return next((other for other in TRAINED[part.source].rows if other.name == row.name), row)
+
+
 def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
     """Of the evaluation of one cell and seed."""
     plain = f"{part.source}-{MODELS[cell.model].name}-{seed}-{samples}"
@@ -183,7 +190,7 @@ def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
 
 def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
     """The figures of one cell and seed."""
-    row = MODELS[cell.model]
+    row = model_of(part, cell)
     sampler = [f"sampler.{key}={value}" for key, value in cell.settings.items()]
     figures = sampled(
         part.source, row, seed, samples, part.split, run_name(part, cell, seed, samples),
@@ -285,7 +292,7 @@ def main() -> None:
     part = PARTS[arguments.part]
     samples = arguments.samples or part.samples
     cells = {f"{cell.name}, {cell.guidance:g}": cell for cell in part.cells if arguments.only in cell.name}
-    models = {MODELS[cell.model].name: MODELS[cell.model] for cell in cells.values()}
+    models = {(row := model_of(part, cell)).name: row for cell in cells.values()}
     start()
 
     def is_new(job: str, name: str) -> bool:
