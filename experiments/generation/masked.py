@@ -4,7 +4,7 @@
     .venv/bin/python experiments/generation/masked.py orders      with the noise chosen there
 
 One seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the DGiT-AR of
-`run.py` in its parts wide and deciding, which are run first. All generators see as many images, and have as many
+`run.py deciding`, which is run first. All generators see as many images, and have as many
 parameters but for a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the
 part will take. What has finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and
 PART.png here.
@@ -44,7 +44,7 @@ from sweep import Figures, run_all, start, table
 from graincode.files import replacing, write_json
 
 HERE = Path(__file__).parent
-NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 2.0, 4.5, 9.0)
+NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 3.0, 9.0)
 # as many parameters as the two stacks of the others
 MASKGIT = [NAR, "generator.size.content_layers=4"]
 COLUMNS = {
@@ -52,27 +52,24 @@ COLUMNS = {
     f"class_accuracy_ratio_{NETWORK}": "class", "codes_per_image": "codes", "images_per_second": "images/s",
     "parameters": "parameters",
 }  # fmt: skip
-# settings, and the noise of the choice; densities weigh as much as is said, times the noise
-ORDERS: dict[str, tuple[dict[str, Any], float]] = {
-    "confidence": ({}, 4.5),
-    "random": ({"order": "random"}, 0.0),
-    "random, dense likelier": ({"order": "random", "information_weight": 2.0, "information_decay": 0.0}, 0.0),
-    "Halton": ({"order": "halton"}, 0.0),
-    "coarse first": ({"order": "coarse_first"}, 4.5),
-    "density -1": ({"information_weight": -1.0}, 4.5),
-    "density 1": ({"information_weight": 1.0}, 4.5),
-    "density 2": ({"information_weight": 2.0}, 4.5),
-    "dense first": ({"order": "dense_first"}, 4.5),
+# densities weigh as much as is said, times the noise of the choice
+ORDERS: dict[str, dict[str, Any]] = {
+    "confidence": {},
+    "random": {"order": "random"},
+    "Halton": {"order": "halton"},
+    "coarse first": {"order": "coarse_first"},
+    "density -1": {"information_weight": -1.0},
+    "density 1": {"information_weight": 1.0},
+    "density 2": {"information_weight": 2.0},
+    "dense first": {"order": "dense_first"},
 }
-NOISY = [order for order, (_, noise) in ORDERS.items() if noise]
-# with one grain, all other orders are one of these
-PLAIN = ("confidence", "random", "Halton")
-BINNED = ("confidence", "density 1", "density 2", "dense first")
+NOISY, NOISE = [order for order in ORDERS if order not in ("random", "Halton")], 1.0  # what the part noise says
+# what the other trainings and MaskGIT are sampled with
+MATCHED, PLAIN = ("confidence", "density 2", "dense first"), ("confidence", "Halton")
 MODELS = {
     "beta 0": Row("nar-beta-0", DUAL, [NAR]),
     "beta 2": Row("nar-beta-2", DUAL, [NAR, "generator.masking.beta=2"]),
     "beta elastic": Row("nar-elastic", DUAL, [NAR, "generator.masking.beta=2", "generator.masking.elastic=true"]),
-    "bins 4": Row("nar-bins-4", DUAL, [NAR, "generator.model.density_bins=4"]),
     "MaskGIT, 32": Row("maskgit-32", FIXED32, MASKGIT),
     "MaskGIT, 64": Row("maskgit-64", FIXED64, MASKGIT),
     "AR": Row("dual", DUAL),
@@ -89,7 +86,7 @@ class Cell:
         order: key of ORDERS; empty for DGiT-AR.
         steps: of the contents; 0 for DGiT-AR.
         guidance: its scale.
-        noise: of the choice, instead of the order's own.
+        noise: of the choice, instead of NOISE.
         grain_steps: of the grain map.
     """
 
@@ -98,7 +95,7 @@ class Cell:
     steps: int = 0
     guidance: float = 1.0
     noise: float | None = None
-    grain_steps: int = 8
+    grain_steps: int = 4
 
     @property
     def name(self) -> str:
@@ -106,8 +103,13 @@ class Cell:
         if not self.order:
             return self.model
         noise = "" if self.noise is None else f", noise {self.noise:g}"
-        grains = "" if self.grain_steps == 8 else f", {self.grain_steps} for the map"
+        grains = "" if self.grain_steps == 4 or self.has_no_map else f", {self.grain_steps} for the map"
         return f"{self.model}, {self.order}{noise}, {self.steps} steps{grains}"
+
+    @property
+    def has_no_map(self) -> bool:
+        """Whether all codes have one grain."""
+        return self.model.startswith("MaskGIT")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,13 +117,11 @@ class Cell:
         found: dict[str, Any] = {"guidance_scale": self.guidance}
         if not self.order:
             return found
-        own, noise = ORDERS[self.order]
-        if noise:
-            noise = noise if self.noise is None else self.noise
-            found["choice_noise"] = noise
-            own = own | (
-                {"information_weight": own["information_weight"] * noise} if "information_weight" in own else {}
-            )
+        own = dict(ORDERS[self.order])
+        if self.order in NOISY:
+            noise = found["choice_noise"] = NOISE if self.noise is None else self.noise
+            if "information_weight" in own:
+                own["information_weight"] *= noise
         return found | {"steps": self.steps, "grain_steps": self.grain_steps} | own
 
     @property
@@ -129,7 +129,7 @@ class Cell:
         """Of the network, for a sample."""
         if not self.order:
             return None
-        return self.steps + (0 if self.model.startswith("MaskGIT") else self.grain_steps)
+        return self.steps + (0 if self.has_no_map else self.grain_steps)
 
 
 @dataclass(frozen=True)
@@ -154,23 +154,23 @@ class Part:
 PARTS = {
     "noise": Part(
         [
-            *(Cell("beta 0", order, 8, noise=noise) for order in NOISY for noise in NOISES),
-            *(Cell("beta 0", "confidence", 8, grain_steps=steps) for steps in (1, 2, 4)),
-            *(Cell(model, "confidence", 8, noise=noise) for model in MODELS if model.startswith("MaskGIT")
-              for noise in NOISES),
+            *(Cell("beta 0", order, 8, noise=noise, grain_steps=8) for order in NOISY for noise in NOISES),
+            *(Cell("beta 0", "confidence", 8, noise=3.0, grain_steps=steps) for steps in (2, 4)),
+            *(Cell(model, "confidence", 8, noise=noise, grain_steps=8) for model in MODELS
+              if model.startswith("MaskGIT") for noise in NOISES),
         ],
-        "wide", [0], 2000, "val",
+        "deciding", [1], 2000, "val",
     ),
     "orders": Part(
         [
-            *(Cell(model, order, steps) for model in MODELS if model.startswith("beta") for order in ORDERS
-              for steps in STEPS),
-            *(Cell("bins 4", order, steps) for order in BINNED for steps in STEPS),
+            *(Cell("beta 0", order, steps) for order in ORDERS for steps in STEPS),
+            *(Cell(model, order, steps) for model in ("beta 2", "beta elastic") for order in MATCHED
+              for steps in STEPS[:3]),
             *(Cell(model, order, steps) for model in MODELS if model.startswith("MaskGIT") for order in PLAIN
               for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
         ],
-        "wide", [0], 2000, "val",
+        "deciding", [1], 2000, "val",
     ),
 }  # fmt: skip
 
@@ -183,7 +183,10 @@ def model_of(part: Part, cell: Cell) -> Row:
 
 def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
     """Of the evaluation of one cell and seed."""
-    plain = f"{part.source}-{MODELS[cell.model].name}-{seed}-{samples}"
+    plain = f"{part.source}-{MODELS[cell.model].name}-{seed}"
+    if not cell.order and (samples, part.split) == (TRAINED[part.source].samples, TRAINED[part.source].split):
+        return f"{plain}-at-{cell.guidance:g}"  # as `run.py` has it
+    plain += f"-{samples}"
     settings = "-".join(f"{key.replace('_', '')}-{value}" for key, value in sorted(cell.settings.items()))
     return f"{plain}-{settings}"
 
@@ -191,7 +194,7 @@ def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
 def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
     """The figures of one cell and seed."""
     row = model_of(part, cell)
-    sampler = [f"sampler.{key}={value}" for key, value in cell.settings.items()]
+    sampler = [f"sampler.{k}={v:g}" if isinstance(v, float) else f"sampler.{k}={v}" for k, v in cell.settings.items()]
     figures = sampled(
         part.source, row, seed, samples, part.split, run_name(part, cell, seed, samples),
         ["sampler=masked", *sampler] if cell.order else sampler,
@@ -210,11 +213,13 @@ def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -
     draws = {
         key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings)
         for cell in cells.values()
+        if cell.noise is None
     }
     seconds = seconds_per_image(draws)
-    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in cells.values()}
+    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in cells.values() if cell.noise is None}
     for row in rows:
-        row["images_per_second"] = by_name[row["row"], row["guidance"]]
+        if (row["row"], row["guidance"]) in by_name:
+            row["images_per_second"] = by_name[row["row"], row["guidance"]]
 
 
 def write(name: str, part: Part, rows: list[Figures]) -> None:
@@ -237,34 +242,46 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
 
 
 def plot(path: Path, rows: Sequence[Figures]) -> None:
-    """Fréchet distance over steps or noise; and over seconds per image, each model at its best order."""
+    """Fréchet distance over noise; or over steps, and over seconds per image, each model in its best order."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     several = [model for model in models if model.startswith("beta")]
     x = "steps" if all(row["noise"] is None for row in rows) else "noise"
     canvas = Canvas(figsize=(4.2 * (len(several) + 1), 4.4), layout="constrained")
-    panels: Sequence[Axes] = canvas.subplots(1, len(several) + 1, squeeze=False)[0]
-    colours = ["#333333", "#8d8d8d", "#6f4a8e", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
+    panels: Sequence[Axes] = canvas.subplots(1, len(several) + 1, squeeze=False, sharey=True)[0]
+    colours = ["#333333", "#8d8d8d", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
     for panel, model in zip(panels, several, strict=False):
+        usual = next(row["grain_steps"] for row in rows if row["model"] == model)
         for colour, order in zip(colours, ORDERS, strict=True):
-            mine = [row for row in rows if (row["model"], row["order"]) == (model, order) and row[x] is not None]
-            _line(panel, mine, x, order, colour)
-        panel.set(title=f"training: {model}", xlabel={"steps": "steps", "noise": "noise of the choice"}[x])
+            found = (row for row in rows if (row["model"], row["order"]) == (model, order))
+            _line(panel, [row for row in found if row["grain_steps"] == usual], x, order, colour)
+        panel.set_title(f"training: {model}")
+    last = panels[-1]
+    tints = dict(
+        zip(MODELS, ["#333333", "#1b6ca8", "#3a7d44", "#d1703c", "#b3202c", "#6f4a8e", "#00a6a6"], strict=True)
+    )
+    if x == "noise":
+        for model in models:
+            if model not in several:
+                _line(last, [row for row in rows if row["model"] == model], x, f"{model}, confidence", tints[model])
+        last.set_title("fixed-length codes")
+    else:
+        for model in models:
+            mine = [row for row in rows if row["model"] == model and "images_per_second" in row]
+            at_8 = [row for row in mine if row["steps"] in (0, 8)]
+            best = min(at_8, key=lambda row: row[f"fd_{NETWORK}"], default=None)
+            if best is not None:
+                mine = [
+                    row | {"seconds": 1 / row["images_per_second"]} for row in mine if row["order"] == best["order"]
+                ]
+                _line(last, mine, "seconds", ", ".join(filter(None, (model, best["order"]))), tints[model])
+        last.set(title="each in its best order at 8 steps", xlabel="seconds per image, one thread")
+    for panel in panels if x == "noise" else panels[:-1]:
         ticks = STEPS if x == "steps" else NOISES
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    tints = ["#333333", "#1b6ca8", "#3a7d44", "#d1703c", "#b3202c", "#6f4a8e", "#00a6a6", "#e0a030"]
-    timed = [row for row in rows if "images_per_second" in row and row["noise"] is None]
-    for model in models:
-        mine = [row for row in timed if row["model"] == model]
-        best = min((row for row in mine if row["steps"] in (0, 8)), key=lambda row: row[f"fd_{NETWORK}"], default=None)
-        if best is not None:
-            chosen = [row | {"seconds": 1 / row["images_per_second"]} for row in mine if row["order"] == best["order"]]
-            label = ", ".join(filter(None, (model, best["order"])))
-            _line(panels[-1], chosen, "seconds", label, tints[list(MODELS).index(model)])
-    panels[-1].set(title="each in its best order at 8 steps", xlabel="seconds per image, one thread")
+        panel.set_xlabel({"steps": "steps", "noise": "noise of the choice"}[x])
     panels[0].set_ylabel(f"Fréchet distance of samples ({NETWORK})")
-    if several:
-        panels[0].legend(frameon=False, fontsize=7.5)
-    panels[-1].legend(frameon=False, fontsize=7.5)
+    for panel in {panels[0], last}:
+        panel.legend(frameon=False, fontsize=7.5)
     with replacing(path) as partial:
         canvas.savefig(partial, dpi=150, format="png")
 

@@ -12,6 +12,7 @@ finished is not run again, so a part can be stopped at any time. Writes PART.jso
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import threading
@@ -255,9 +256,10 @@ def place_bits(codes: Path) -> float:
 
 
 def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
-    """What the other study found of its reconstructions, for samples to be compared with; the Fréchet distance is not
-    in all of its parts."""
-    found = figures_of(TOKENIZERS.parent, f"{part}-{tokenizer}-{seed}")
+    """What the record of the other study says of its reconstructions, for samples to be compared with; the Fréchet
+    distance is not in all of its parts."""
+    record = json.loads((HERE.parent / "rate_distortion" / f"{part}.json").read_text())
+    found = next(row for row in record if (row["row"], row["seed"]) == (tokenizer, seed))
     return {key: found[key] for key in (f"rfd_{NETWORK}", "mse") if key in found}
 
 
