@@ -363,7 +363,7 @@ def test_information_weight_moves_dense_codes_forward():
     model, share = make(layout), {}
     for order in ("confidence", "random"):
         for weight in (-20.0, 0.0, 20.0):
-            sampler = MaskedSampler(steps=4, order=order, information_weight=weight)
+            sampler = MaskedSampler(steps=4, order=order, information_weight=weight, choice_noise=4.5)
             _, recorder = drawn(model, sampler, 10, given)
             fine = layout.slots().grain[recorder.slots.clamp(max=layout.num_slots - 1)] == 1
             shown = recorder.seen[1] != layout.no_content
@@ -572,11 +572,11 @@ def test_truncation_and_settings_out_of_range():
     assert same(greedy, model.sample(labels, seed=2, min_p=1 - 1e-9, grain_min_p=1 - 1e-9, **settings))
     for name, value, fitting in (
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
-        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=4.5"),
+        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=1"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
         ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
         ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
-        ("choice_noise", math.inf, "finite.*choice_noise=4.5"), ("final_temperature", math.inf, "=null"),
+        ("choice_noise", math.inf, "finite.*choice_noise=1"), ("final_temperature", math.inf, "=null"),
         ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):

@@ -70,7 +70,7 @@ class MaskedSampler(SamplerSettings):
     order: Order = "confidence"
     information_weight: float = 0.0
     information_decay: float = 1.0
-    choice_noise: float = 4.5
+    choice_noise: float = 1.0
     choice_noise_decay: float = 1.0
     grain_choice_noise: float = 4.5
     remask: bool = False
@@ -89,7 +89,7 @@ class MaskedSampler(SamplerSettings):
         self.check_choice("mask_schedule", MASK_SCHEDULES)
         for name, least, example in (
             ("steps", 1, 8), ("grain_steps", 1, 8),
-            ("choice_noise", 0, 4.5), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
+            ("choice_noise", 0, 1), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
             ("choice_noise_decay", 0, 1),
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
