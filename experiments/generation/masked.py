@@ -1,13 +1,13 @@
 """In which order should variable-length codes be unmasked, and does it beat MaskGIT on fixed-length codes, or DGiT-AR?
 
-    .venv/bin/python experiments/generation/masked.py noise       8 steps: how random should each order be?
-    .venv/bin/python experiments/generation/masked.py orders      with the noise chosen there
+    .venv/bin/python experiments/generation/masked.py noise     8 steps: how random a choice, how hot a draw?
+    .venv/bin/python experiments/generation/masked.py orders    every order and number of steps, with what was chosen
+    .venv/bin/python experiments/generation/masked.py masked    the best: three seeds, 10,000 samples, test images
 
-One seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the DGiT-AR of
-`run.py deciding`, which is run first. All generators see as many images, and have as many
-parameters but for a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the
-part will take. What has finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and
-PART.png here.
+The first two: one seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the
+DGiT-AR of `run.py deciding`, which is run first. All generators see as many images, and have as many parameters but for
+a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the part will take. What
+has finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from sweep import Figures, run_all, start, table
 
 from graincode.files import replacing, write_json
 
-HERE = Path(__file__).parent
+HERE, BATCH = Path(__file__).parent, 100
 NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 3.0, 9.0)
 # as many parameters as the two stacks of the others
 MASKGIT = [NAR, "generator.size.content_layers=4"]
@@ -55,17 +55,18 @@ COLUMNS = {
 # densities weigh as much as is said, times the noise of the choice
 ORDERS: dict[str, dict[str, Any]] = {
     "confidence": {},
-    "random": {"order": "random"},
-    "Halton": {"order": "halton"},
+    "random": {"order": "random", "temperature": 0.6},
+    "Halton": {"order": "halton", "temperature": 0.6},
     "coarse first": {"order": "coarse_first"},
     "density -1": {"information_weight": -1.0},
     "density 1": {"information_weight": 1.0},
     "density 2": {"information_weight": 2.0},
     "dense first": {"order": "dense_first"},
 }
-NOISY, NOISE = [order for order in ORDERS if order not in ("random", "Halton")], 1.0  # what the part noise says
-# what the other trainings and MaskGIT are sampled with
-MATCHED, PLAIN = ("confidence", "density 2", "dense first"), ("confidence", "Halton")
+QUIET = ("random", "Halton")  # take no noise
+NOISY, NOISE = [order for order in ORDERS if order not in QUIET], 1.0  # what the part noise says
+TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
+MATCHED = ("confidence", "density 2", "dense first")  # what the other trainings are sampled with
 MODELS = {
     "beta 0": Row("nar-beta-0", DUAL, [NAR]),
     "beta 2": Row("nar-beta-2", DUAL, [NAR, "generator.masking.beta=2"]),
@@ -88,6 +89,7 @@ class Cell:
         guidance: its scale.
         noise: of the choice, instead of NOISE.
         grain_steps: of the grain map.
+        temperature: of the contents, instead of the order's own.
     """
 
     model: str
@@ -96,6 +98,7 @@ class Cell:
     guidance: float = 1.0
     noise: float | None = None
     grain_steps: int = 4
+    temperature: float | None = None
 
     @property
     def name(self) -> str:
@@ -104,7 +107,8 @@ class Cell:
             return self.model
         noise = "" if self.noise is None else f", noise {self.noise:g}"
         grains = "" if self.grain_steps == 4 or self.has_no_map else f", {self.grain_steps} for the map"
-        return f"{self.model}, {self.order}{noise}, {self.steps} steps{grains}"
+        heat = "" if self.temperature is None else f", temperature {self.temperature:g}"
+        return f"{self.model}, {self.order}{noise}{heat}, {self.steps} steps{grains}"
 
     @property
     def has_no_map(self) -> bool:
@@ -122,6 +126,8 @@ class Cell:
             noise = found["choice_noise"] = NOISE if self.noise is None else self.noise
             if "information_weight" in own:
                 own["information_weight"] *= noise
+        if self.temperature is not None:
+            own["temperature"] = self.temperature
         return found | {"steps": self.steps, "grain_steps": self.grain_steps} | own
 
     @property
@@ -158,6 +164,9 @@ PARTS = {
             *(Cell("beta 0", "confidence", 8, noise=3.0, grain_steps=steps) for steps in (2, 4)),
             *(Cell(model, "confidence", 8, noise=noise, grain_steps=8) for model in MODELS
               if model.startswith("MaskGIT") for noise in NOISES),
+            *(Cell("beta 0", order, 8, temperature=heat) for order in QUIET for heat in TEMPERATURES),
+            *(Cell("beta 0", order, 8, temperature=heat) for order in ("confidence", "density 2")
+              for heat in TEMPERATURES[1:3]),
         ],
         "deciding", [1], 2000, "val",
     ),
@@ -166,11 +175,17 @@ PARTS = {
             *(Cell("beta 0", order, steps) for order in ORDERS for steps in STEPS),
             *(Cell(model, order, steps) for model in ("beta 2", "beta elastic") for order in MATCHED
               for steps in STEPS[:3]),
-            *(Cell(model, order, steps) for model in MODELS if model.startswith("MaskGIT") for order in PLAIN
-              for steps in STEPS),
+            *(Cell(model, "confidence", steps) for model in MODELS if model.startswith("MaskGIT") for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
         ],
         "deciding", [1], 2000, "val",
+    ),
+    "masked": Part(
+        [
+            *(Cell("beta 0", order, 8) for order in ("confidence", "density 2", "random")),
+            Cell("beta 0", "confidence", 4), Cell("MaskGIT, 32", "confidence", 8), Cell("AR"),
+        ],
+        "deciding", [1, 2, 3], 10_000, "test",
     ),
 }  # fmt: skip
 
@@ -205,18 +220,16 @@ def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
 
 
 def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -> None:
-    """Images per second, by the models of the first seed; the order takes next to no time."""
+    """Images per second, by the models of the first seed; neither the order nor beta takes time."""
 
     def key(cell: Cell) -> str:
-        return f"{cell.model} {cell.steps} {cell.grain_steps} {cell.guidance}"
+        model = "beta" if cell.model.startswith("beta") else cell.model
+        return f"{model} {cell.steps} {cell.grain_steps} {cell.guidance}"
 
-    draws = {
-        key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings)
-        for cell in cells.values()
-        if cell.noise is None
-    }
-    seconds = seconds_per_image(draws)
-    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in cells.values() if cell.noise is None}
+    timed = [cell for cell in cells.values() if (cell.noise, cell.temperature) == (None, None)]
+    draws = {key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings) for cell in timed}
+    seconds = seconds_per_image(draws, BATCH)
+    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in timed}
     for row in rows:
         if (row["row"], row["guidance"]) in by_name:
             row["images_per_second"] = by_name[row["row"], row["guidance"]]
@@ -234,7 +247,7 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['samples']:,} samples against the {part.split} "
         f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. *Class* is the accuracy of "
         "samples divided by that of real images. *Network calls* are those of the contents and of the grain map. "
-        "Images/s are of one thread, batches of 250, the tokenizer not counted, all generators in turn.",
+        f"Images/s are of one thread, batches of {BATCH}, the tokenizer not counted, all generators in turn.",
     ]
     with replacing(HERE / f"{name}.md") as partial:
         partial.write_text("\n".join(lines) + "\n")

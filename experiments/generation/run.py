@@ -164,7 +164,7 @@ def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, 
     return figures_of(RUNS, run)
 
 
-def seconds_per_image(draws: Mapping[str, tuple[Path, dict[str, Any]]], images: int = 250) -> dict[str, float]:
+def seconds_per_image(draws: Mapping[str, tuple[Path, dict[str, Any]]], images: int) -> dict[str, float]:
     """Of one thread, the tokenizer not counted: medians of draws in turn.
 
     Args:
@@ -190,7 +190,7 @@ def add_speeds(part: str, rows: Sequence[Figures]) -> None:
             for drop in (False, True):
                 settings = {"guidance_scale": row["guidance"], "drop_finished": drop}
                 draws[f"{row['row']} {row['guidance']} {drop}"] = path, settings
-    seconds = seconds_per_image(draws)
+    seconds = seconds_per_image(draws, 250)
     for row in rows:
         for drop, key in ((False, "images_per_second"), (True, "images_per_second_dropping")):
             if (name := f"{row['row']} {row['guidance']} {drop}") in seconds:
