@@ -7,7 +7,8 @@
 The first two: one seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the
 DGiT-AR of `run.py deciding`, which is run first. All generators see as many images, and have as many parameters but for
 a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the part will take. What
-has finished is not run again, so a part can be stopped at any time. Writes PART.json, PART.md and PART.png here.
+has finished is not run again, so a part can be stopped at any time. Writes PART.json and PART.md here, and a plot of
+the first two.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from sweep import Figures, run_all, start, table
 
 from graincode.files import replacing, write_json
 
-HERE, BATCH = Path(__file__).parent, 100
+HERE, BATCH, SECONDS = Path(__file__).parent, 100, (0.002, 0.005, 0.01, 0.02, 0.05)
 NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 3.0, 9.0)
 # as many parameters as the two stacks of the others
 MASKGIT = [NAR, "generator.size.content_layers=4"]
@@ -251,7 +252,8 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
     ]
     with replacing(HERE / f"{name}.md") as partial:
         partial.write_text("\n".join(lines) + "\n")
-    plot(HERE / f"{name}.png", rows)
+    if len(part.seeds) == 1:
+        plot(HERE / f"{name}.png", rows)
 
 
 def plot(path: Path, rows: Sequence[Figures]) -> None:
@@ -288,13 +290,15 @@ def plot(path: Path, rows: Sequence[Figures]) -> None:
                 ]
                 _line(last, mine, "seconds", ", ".join(filter(None, (model, best["order"]))), tints[model])
         last.set(title="each in its best order at 8 steps", xlabel="seconds per image, one thread")
+        last.set_xticks(SECONDS, [f"{tick:g}" for tick in SECONDS])
     for panel in panels if x == "noise" else panels[:-1]:
         ticks = STEPS if x == "steps" else NOISES
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.set_xlabel({"steps": "steps", "noise": "noise of the choice"}[x])
     panels[0].set_ylabel(f"Fréchet distance of samples ({NETWORK})")
     for panel in {panels[0], last}:
-        panel.legend(frameon=False, fontsize=7.5)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize=7.5)
     with replacing(path) as partial:
         canvas.savefig(partial, dpi=150, format="png")
 
