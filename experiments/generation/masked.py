@@ -1,7 +1,7 @@
 """In which order should variable-length codes be unmasked, and does it beat MaskGIT on fixed-length codes, or DGiT-AR?
 
     .venv/bin/python experiments/generation/masked.py noise     8 steps: how random a choice, how hot a draw?
-    .venv/bin/python experiments/generation/masked.py orders    every order and number of steps, with what was chosen
+    .venv/bin/python experiments/generation/masked.py orders    orders, steps and trainings, with what was chosen
     .venv/bin/python experiments/generation/masked.py masked    the best: three seeds, 10,000 samples, test images
 
 The first two: one seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the
