@@ -100,6 +100,13 @@ def check_agreement(what: str, number: int) -> None:
         raise GraincodeError(f"the {len(found)} processes differ in {what}: start them all with the same command")
 
 
+def leave() -> None:
+    """End what the processes share, once all have come here: one that goes earlier can abort another."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def share(total: int) -> range:
     """The part of `range(total)` that is this process's: contiguous, in the order of the processes."""
     each = -(-total // count())

@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.engine.interruption import STATUS, Stopped
 from graincode.files import write_json
@@ -56,10 +57,9 @@ def work(job: str, folder: Path, parent: int) -> int:
     finally:
         if problem is not None:
             write_json(folder / f"error_{rank}.json", problem | {"time": time.time()})
-    if dist.is_initialized() and (problem is None or problem["status"] == STATUS):
+    if problem is None or problem["status"] == STATUS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
-        dist.barrier()
-        dist.destroy_process_group()
+        processes.leave()
     return 0 if problem is None else problem["status"]
 
 

@@ -56,7 +56,7 @@ VARIANTS = {
     "modern": {"block": MODERN},
     "rotary alone": {"block": {"rotary": True}, "parts": {"position": "none"}},
     "shared positions": {"parts": {"position": "shared", "grain": False}},
-    "no conditioning": {"block": MODERN, "conditioning": NoConditioning},
+    "no conditioning": {"block": MODERN | {"adaln": False}, "conditioning": NoConditioning},
 }
 
 
@@ -690,7 +690,7 @@ def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grai
     for group in groups:  # each masked code is in one
         assert sum(float(terms[f"content_{name}"].total) for name in group) == pytest.approx(total)
         assert all(0 <= float(terms[f"accuracy_{name}"].mean) <= 1 for name in group)
-    figures = {name: float(term.mean) for name, term in terms.items()}
+    figures = {name: float(term.mean.detach()) for name, term in terms.items()}
     assert objective.judge(figures) == pytest.approx(whole.item())
 
 
@@ -911,7 +911,7 @@ def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():
     assert len(values[:, 0].unique()) == 4
 
 
-def test_parts_with_an_order_are_refused():
+def test_parts_that_do_not_fit_together_are_refused():
     layout = LAYOUTS[2]
     embedding = HeterogeneousEmbedding(layout, WIDTH, index=False)
     free, causal = Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 1, 4)
@@ -922,6 +922,8 @@ def test_parts_with_an_order_are_refused():
         DGiTNAR(layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH), conditioning, free, free)
     with pytest.raises(GraincodeError, match=r"type generator\.block\.rotary=true"):
         make(layout, parts={"position": "none"})
+    with pytest.raises(GraincodeError, match=r"type generator\.block\.adaln=false"):
+        make(layout, NoConditioning, block=MODERN)
     with pytest.raises(GraincodeError, match=r"type generator\.objective\.grains_weight=1"):
         MaskedObjective(-1.0)
 

@@ -42,7 +42,11 @@ class Run:
         self.path, self.config, self.identity = path, config, identity
 
     def __enter__(self) -> Run:
-        processes.check_agreement("their configuration", int(short_hash(self.identity), 16))
+        try:
+            processes.check_agreement("their configuration", int(short_hash(self.identity), 16))
+        except GraincodeError:
+            processes.leave()
+            raise
         processes.on_main(self._open)
         return self
 

@@ -24,7 +24,15 @@ from graincode.generator.embedding import (
     initialize,
     normalized,
 )
-from graincode.generator.transformer import BUCKET, FixedCache, KeyValueCache, Rotary, Rotation, Transformer
+from graincode.generator.transformer import (
+    BUCKET,
+    FixedCache,
+    KeyValueCache,
+    Rotary,
+    Rotation,
+    Transformer,
+    refuse_modulation,
+)
 from graincode.recompute import allow_graphs
 from graincode.sampling import AutoregressiveSampler, Sampler
 
@@ -138,12 +146,8 @@ class DGiTAR(Generator):
                     f"{name}={value}, but all positions of codes of one grain are implied: type "
                     f"generator.model.{name}={plain}"
                 )
-        adaln = position_transformer.modulation is not None or content_transformer.modulation is not None
-        if adaln and not conditioning.classes and grain_map == "modelled":
-            raise GraincodeError(
-                "adaln=true, but there is no condition that could shift and scale: type generator.block.adaln=false, "
-                "or generator/conditioning=class"
-            )
+        if not conditioning.classes and grain_map == "modelled":
+            refuse_modulation(position_transformer, content_transformer)
         self.layout, self.next_position = layout, next_position
         self.embedding, self.conditioning = embedding, conditioning
         self.position_transformer, self.content_transformer = position_transformer, content_transformer

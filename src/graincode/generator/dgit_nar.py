@@ -22,7 +22,7 @@ from graincode.generator.embedding import (
     normalized,
 )
 from graincode.generator.masking import InformationMasking
-from graincode.generator.transformer import Rotary, Transformer
+from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
 from graincode.sampling import MaskedSampler, RowLogits, Sampler
 
 _ONE_DENSITY = "all codes have one density (one grain, generator.model.density_bins=1)"
@@ -110,6 +110,8 @@ class DGiTNAR(Generator):
         density_bins: int = 1,
     ) -> None:
         super().__init__()
+        if not conditioning.classes:
+            refuse_modulation(grain_transformer, content_transformer)
         if density_bins < 1:
             raise GraincodeError(
                 f"density_bins={density_bins}: expected 1 or more; type for example generator.model.density_bins=4"

@@ -336,3 +336,16 @@ class Transformer(nn.Module):
             cache.advance()
         x = self.norm(x)
         return x if modulations is None else torch.addcmul(modulations[-1][0], x, modulations[-1][1])
+
+
+def refuse_modulation(*transformers: Transformer) -> None:
+    """Refuse transformers with `adaln` where there is no condition.
+
+    Raises:
+        GraincodeError: one of them has it.
+    """
+    if any(transformer.modulation is not None for transformer in transformers):
+        raise GraincodeError(
+            "adaln=true, but there is no condition that could shift and scale: type generator.block.adaln=false, "
+            "or generator/conditioning=class"
+        )
