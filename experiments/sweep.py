@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from graincode.files import write_json
+from graincode.files import replacing, write_json
 
 Figures = dict[str, Any]
 
@@ -127,6 +127,32 @@ def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[st
             cells.append(f"{statistics.mean(values):.4g}{spread}" if values else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def write_table(
+    path: Path,
+    rows: Sequence[Figures],
+    name_of: Callable[[Figures], str],
+    columns: Mapping[str, str],
+    first: str,
+    about: str,
+) -> dict[str, list[Figures]]:
+    """Write rows to PATH.json, and to PATH.md a table of them and what is said of it; gives the rows by name.
+
+    Args:
+        path: without an ending.
+        rows: of all names and seeds.
+        name_of: tells which of them make one row of the table.
+        columns, first: as `table` has them.
+        about: below the table.
+    """
+    write_json(path.with_suffix(".json"), rows)
+    groups: dict[str, list[Figures]] = {}
+    for row in rows:
+        groups.setdefault(name_of(row), []).append(row)
+    with replacing(path.with_suffix(".md")) as partial:
+        partial.write_text("\n".join([*table(groups, columns, first), "", about]) + "\n")
+    return groups
 
 
 def noisy(images: Tensor, std: float) -> Tensor:

@@ -2,13 +2,14 @@
 
     .venv/bin/python experiments/generation/masked.py noise     8 steps: how random a choice, how hot a draw?
     .venv/bin/python experiments/generation/masked.py orders    orders, steps and trainings, with what was chosen
+    .venv/bin/python experiments/generation/masked.py models    trainings, blocks and guidance: three seeds
     .venv/bin/python experiments/generation/masked.py masked    the best: three seeds, 10,000 samples, test images
 
-The first two: one seed and 2,000 samples against validation images. On Fashion-MNIST, with the tokenizers and the
-DGiT-AR of `run.py deciding`, which is run first. All generators see as many images, and have as many parameters but for
-a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the part will take. What
-has finished is not run again, so a part can be stopped at any time. Writes PART.json and PART.md here, and a plot of
-the first two.
+The first three: 2,000 samples against validation images; the first two: one seed. On Fashion-MNIST, with the tokenizers
+and the DGiT-AR of `run.py deciding`, which is run first. All generators see as many images, and have as many parameters
+but for a few tables. Two jobs run at a time, one thread each; the first ones to finish tell how long the part will
+take. What has finished is not run again, so a part can be stopped at any time. Writes PART.json and PART.md here, and a
+plot of the first two.
 """
 
 from __future__ import annotations
@@ -40,18 +41,17 @@ from run import (
     trained,
 )
 from run import PARTS as TRAINED
-from sweep import Figures, run_all, start, table
+from sweep import Figures, run_all, start, write_table
 
-from graincode.files import replacing, write_json
+from graincode.files import replacing
 
 HERE, BATCH, SECONDS = Path(__file__).parent, 100, (0.002, 0.005, 0.01, 0.02, 0.05)
 NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 3.0, 9.0)
 # as many parameters as the two stacks of the others
 MASKGIT = [NAR, "generator.size.content_layers=4"]
 COLUMNS = {
-    "calls": "network calls", "guidance": "guidance", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS",
-    f"class_accuracy_ratio_{NETWORK}": "class", "codes_per_image": "codes", "images_per_second": "images/s",
-    "parameters": "parameters",
+    "calls": "network calls", f"fd_{NETWORK}": "FD", f"is_{NETWORK}": "IS", f"class_accuracy_ratio_{NETWORK}": "class",
+    "codes_per_image": "codes", "images_per_second": "images/s", "parameters": "parameters",
 }  # fmt: skip
 # densities weigh as much as is said, times the noise of the choice
 ORDERS: dict[str, dict[str, Any]] = {
@@ -67,16 +67,27 @@ ORDERS: dict[str, dict[str, Any]] = {
 QUIET = ("random", "Halton")  # take no noise
 NOISY, NOISE = [order for order in ORDERS if order not in QUIET], 1.0  # what the part noise says
 TEMPERATURES = (0.4, 0.6, 0.8, 1.0)
-MATCHED = ("confidence", "density 2", "dense first")  # what the other trainings are sampled with
+TRAININGS = ("beta 0", "beta 2", "beta elastic")
 MODELS = {
     "beta 0": Row("nar-beta-0", DUAL, [NAR]),
     "beta 2": Row("nar-beta-2", DUAL, [NAR, "generator.masking.beta=2"]),
     "beta elastic": Row("nar-elastic", DUAL, [NAR, "generator.masking.beta=2", "generator.masking.elastic=true"]),
+    "modern blocks": Row("nar-modern", DUAL, [NAR, "generator/block=modern"]),
     "MaskGIT, 32": Row("maskgit-32", FIXED32, MASKGIT),
     "MaskGIT, 64": Row("maskgit-64", FIXED64, MASKGIT),
     "AR": Row("dual", DUAL),
     "AR, raster 32": Row("raster-32", FIXED32),
 }
+COLOURS = dict(
+    zip(
+        [*ORDERS, *MODELS],
+        [
+            "#333333", "#8d8d8d", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c",
+            "#000000", "#5b8fb9", "#7fb069", "#8c510a", "#f08a4b", "#c2185b", "#6f4a8e", "#9b8bd0",
+        ],
+        strict=True,
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,12 +115,13 @@ class Cell:
     @property
     def name(self) -> str:
         """Of the row."""
+        guidance = "" if self.guidance == 1 else f", guidance {self.guidance:g}"
         if not self.order:
-            return self.model
+            return self.model + guidance
         noise = "" if self.noise is None else f", noise {self.noise:g}"
-        grains = "" if self.grain_steps == 4 or self.has_no_map else f", {self.grain_steps} for the map"
+        grains = "" if self.grain_steps == 4 else f", {self.grain_steps} for the map"
         heat = "" if self.temperature is None else f", temperature {self.temperature:g}"
-        return f"{self.model}, {self.order}{noise}{heat}, {self.steps} steps{grains}"
+        return f"{self.model}, {self.order}{noise}{heat}, {self.steps} steps{grains}{guidance}"
 
     @property
     def has_no_map(self) -> bool:
@@ -129,7 +141,7 @@ class Cell:
                 own["information_weight"] *= noise
         if self.temperature is not None:
             own["temperature"] = self.temperature
-        return found | {"steps": self.steps, "grain_steps": self.grain_steps} | own
+        return found | {"steps": self.steps} | ({} if self.has_no_map else {"grain_steps": self.grain_steps}) | own
 
     @property
     def calls(self) -> int | None:
@@ -161,25 +173,33 @@ class Part:
 PARTS = {
     "noise": Part(
         [
-            *(Cell("beta 0", order, 8, noise=noise, grain_steps=8) for order in NOISY for noise in NOISES),
-            *(Cell("beta 0", "confidence", 8, noise=3.0, grain_steps=steps) for steps in (2, 4)),
-            *(Cell(model, "confidence", 8, noise=noise, grain_steps=8) for model in MODELS
-              if model.startswith("MaskGIT") for noise in NOISES),
+            *(Cell("beta 0", order, 8, noise=noise) for order in NOISY for noise in NOISES),
+            *(Cell(model, "confidence", 8, noise=noise) for model in MODELS if model.startswith("MaskGIT")
+              for noise in NOISES),
             *(Cell("beta 0", order, 8, temperature=heat) for order in QUIET for heat in TEMPERATURES),
             *(Cell("beta 0", order, 8, temperature=heat) for order in ("confidence", "density 2")
-              for heat in TEMPERATURES[1:3]),
+              for heat in TEMPERATURES[1:]),
+            *(Cell("beta 0", order, 8, grain_steps=8) for order in NOISY),
         ],
         "deciding", [1], 2000, "val",
     ),
     "orders": Part(
         [
-            *(Cell("beta 0", order, steps) for order in ORDERS for steps in STEPS),
-            *(Cell(model, order, steps) for model in ("beta 2", "beta elastic") for order in MATCHED
-              for steps in STEPS[:3]),
+            *(Cell(model, order, steps) for model in TRAININGS for order in ORDERS for steps in STEPS),
             *(Cell(model, "confidence", steps) for model in MODELS if model.startswith("MaskGIT") for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
         ],
         "deciding", [1], 2000, "val",
+    ),
+    "models": Part(
+        [
+            *(Cell(model, order, 8) for model in TRAININGS for order in ("confidence", "density 2")),
+            *(Cell("modern blocks", "confidence", 8, scale) for scale in (1.0, 1.5)),
+            Cell("beta 0", "confidence", 8, 1.5),
+            *(Cell("MaskGIT, 32", "confidence", 8, scale) for scale in (1.0, 1.5)),
+            *(Cell("AR", guidance=scale) for scale in (1.0, 1.5)),
+        ],
+        "deciding", [1, 2, 3], 2000, "val",
     ),
     "masked": Part(
         [
@@ -221,103 +241,99 @@ def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
 
 
 def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -> None:
-    """Images per second, by the models of the first seed; neither the order nor beta takes time."""
+    """Images per second, by the models of the first seed; neither the order nor beta takes time, so that cells which
+    differ in these alone are timed once."""
 
     def key(cell: Cell) -> str:
-        model = "beta" if cell.model.startswith("beta") else cell.model
+        model = "beta" if cell.model in TRAININGS else cell.model
         return f"{model} {cell.steps} {cell.grain_steps} {cell.guidance}"
 
-    timed = [cell for cell in cells.values() if (cell.noise, cell.temperature) == (None, None)]
-    draws = {key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings) for cell in timed}
+    timed = {name: cell for name, cell in cells.items() if (cell.noise, cell.temperature) == (None, None)}
+    draws = {key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings)
+             for cell in timed.values()}  # fmt: skip
     seconds = seconds_per_image(draws, BATCH)
-    by_name = {(cell.name, cell.guidance): 1 / seconds[key(cell)] for cell in timed}
     for row in rows:
-        if (row["row"], row["guidance"]) in by_name:
-            row["images_per_second"] = by_name[row["row"], row["guidance"]]
+        if row["row"] in timed:
+            row["images_per_second"] = 1 / seconds[key(timed[row["row"]])]
 
 
 def write(name: str, part: Part, rows: list[Figures]) -> None:
     """Records, table and plot."""
-    write_json(HERE / f"{name}.json", rows)
-    groups: dict[str, list[Figures]] = {}
-    for row in rows:
-        groups.setdefault(f"{row['row']}, {row['guidance']:g}", []).append(row)
-    lines = table(groups, COLUMNS, "generator, order, steps, guidance")
-    lines += [
-        "",
+    about = (
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['samples']:,} samples against the {part.split} "
-        f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. *Class* is the accuracy of "
-        "samples divided by that of real images. *Network calls* are those of the contents and of the grain map. "
-        f"Images/s are of one thread, batches of {BATCH}, the tokenizer not counted, all generators in turn.",
-    ]
-    with replacing(HERE / f"{name}.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
-    if len(part.seeds) == 1:
-        plot(HERE / f"{name}.png", rows)
-
-
-def plot(path: Path, rows: Sequence[Figures]) -> None:
-    """Fréchet distance over noise; or over steps, and over seconds per image, each model in its best order."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    several = [model for model in models if model.startswith("beta")]
-    x = "steps" if all(row["noise"] is None for row in rows) else "noise"
-    canvas = Canvas(figsize=(4.2 * (len(several) + 1), 4.4), layout="constrained")
-    panels: Sequence[Axes] = canvas.subplots(1, len(several) + 1, squeeze=False, sharey=True)[0]
-    colours = ["#333333", "#8d8d8d", "#1b6ca8", "#00a6a6", "#3a7d44", "#e0a030", "#d1703c", "#b3202c"]
-    for panel, model in zip(panels, several, strict=False):
-        usual = next(row["grain_steps"] for row in rows if row["model"] == model)
-        for colour, order in zip(colours, ORDERS, strict=True):
-            found = (row for row in rows if (row["model"], row["order"]) == (model, order))
-            _line(panel, [row for row in found if row["grain_steps"] == usual], x, order, colour)
-        panel.set_title(f"training: {model}")
-    last = panels[-1]
-    tints = dict(
-        zip(MODELS, ["#333333", "#1b6ca8", "#3a7d44", "#d1703c", "#b3202c", "#6f4a8e", "#00a6a6"], strict=True)
+        f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. Noise {NOISE:g} and 4 steps "
+        "for the grain map, unless the row says otherwise. *Class* is the accuracy of samples divided by that of real "
+        "images. *Network calls* are those of the contents and of the grain map. Images/s are of one thread, batches "
+        f"of {BATCH}, the tokenizer not counted, all generators in turn; cells that differ only in order or beta are "
+        "timed once."
     )
-    if x == "noise":
-        for model in models:
-            if model not in several:
-                _line(last, [row for row in rows if row["model"] == model], x, f"{model}, confidence", tints[model])
-        last.set_title("fixed-length codes")
-    else:
-        for model in models:
-            mine = [row for row in rows if row["model"] == model and "images_per_second" in row]
-            at_8 = [row for row in mine if row["steps"] in (0, 8)]
-            best = min(at_8, key=lambda row: row[f"fd_{NETWORK}"], default=None)
-            if best is not None:
-                mine = [
-                    row | {"seconds": 1 / row["images_per_second"]} for row in mine if row["order"] == best["order"]
-                ]
-                _line(last, mine, "seconds", ", ".join(filter(None, (model, best["order"]))), tints[model])
-        last.set(title="each in its best order at 8 steps", xlabel="seconds per image, one thread")
-        last.set_xticks(SECONDS, [f"{tick:g}" for tick in SECONDS])
-    for panel in panels if x == "noise" else panels[:-1]:
-        ticks = STEPS if x == "steps" else NOISES
-        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panel.set_xlabel({"steps": "steps", "noise": "noise of the choice"}[x])
+    write_table(HERE / name, rows, lambda row: row["row"], COLUMNS, "generator, order, steps", about)
+    if (draw := {"noise": plot_noise, "orders": plot_orders}.get(name)) is not None:
+        draw(HERE / f"{name}.png", rows)
+
+
+def plot_noise(path: Path, rows: Sequence[Figures]) -> None:
+    """Fréchet distance at 8 steps over the noise of the choice, and over the temperature."""
+    canvas = Canvas(figsize=(12.6, 4.4), layout="constrained")
+    variable, hot, fixed = panels = canvas.subplots(1, 3)
+    hot.sharey(variable)
+    for order in ORDERS:
+        mine = [row for row in rows if (row["model"], row["order"]) == ("beta 0", order)]
+        _line(variable, [row for row in mine if row["noise"] is not None], "noise", order, COLOURS[order])
+        _line(hot, [row for row in mine if row["temperature"] is not None], "temperature", order, COLOURS[order])
+    for model in MODELS:
+        if model.startswith("MaskGIT"):
+            _line(fixed, [row for row in rows if row["model"] == model], "noise", model, COLOURS[model])
+    for panel, title, x, ticks in (
+        (variable, "DGiT-NAR, 8 steps", "noise of the choice", NOISES),
+        (hot, "DGiT-NAR, 8 steps", "temperature", TEMPERATURES),
+        (fixed, "fixed-length codes, confidence, 8 steps", "noise of the choice", NOISES),
+    ):
+        _finish(panel, title, x, ticks)
     panels[0].set_ylabel(f"Fréchet distance of samples ({NETWORK})")
-    for panel in {panels[0], last}:
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False, fontsize=7.5)
-    with replacing(path) as partial:
-        canvas.savefig(partial, dpi=150, format="png")
+    _save(canvas, path)
 
 
-def _line(panel: Axes, rows: Sequence[Mapping[str, float]], x: str, label: str, colour: str) -> None:
-    """Means over seeds of each setting, by x."""
-    places: dict[tuple[float, ...], list[Mapping[str, float]]] = {}
-    for row in rows:
-        places.setdefault((row["guidance"], row["steps"], row["noise"] or 0.0, row["grain_steps"]), []).append(row)
-    points = [
-        (sum(row[x] for row in group) / len(group), sum(row[f"fd_{NETWORK}"] for row in group) / len(group))
-        for _, group in sorted(places.items())
-    ]
+def plot_orders(path: Path, rows: Sequence[Figures]) -> None:
+    """Fréchet distance over steps, a panel for each training; and over seconds per image, all in the default order."""
+    canvas = Canvas(figsize=(16.8, 4.6), layout="constrained")
+    panels: Sequence[Axes] = canvas.subplots(1, len(TRAININGS) + 1)
+    for panel, model in zip(panels, TRAININGS, strict=False):
+        panel.sharey(panels[0])
+        for order in ORDERS:
+            mine = [row for row in rows if (row["model"], row["order"]) == (model, order)]
+            _line(panel, mine, "steps", order, COLOURS[order])
+        _finish(panel, f"DGiT-NAR, training: {model}", "steps", STEPS)
+    for model in MODELS:
+        mine = [row for row in rows if row["model"] == model and row["order"] in ("", "confidence")]
+        mine = [row | {"seconds": 1 / row["images_per_second"]} for row in mine if "images_per_second" in row]
+        _line(panels[-1], mine, "seconds", model, COLOURS[model], "s")
+    _finish(panels[-1], "order of confidence, 4 to 32 steps; AR", "seconds per image, one thread", SECONDS)
+    panels[0].set_ylabel(f"Fréchet distance of samples ({NETWORK})")
+    _save(canvas, path)
+
+
+def _line(panel: Axes, rows: Sequence[Figures], x: str, label: str, colour: str, marker: str = "o") -> None:
+    """Fréchet distances of rows, by x."""
+    points = sorted((row[x], row[f"fd_{NETWORK}"]) for row in rows)
     if points:
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.3, label=label, color=colour)
-    panel.set_xscale("log")
+        panel.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.3, label=label, color=colour)
+
+
+def _finish(panel: Axes, title: str, x: str, ticks: Sequence[float]) -> None:
+    """What all panels have."""
+    panel.set(title=title, xlabel=x, xscale="log")
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, fontsize=7.5)
+
+
+def _save(canvas: Canvas, path: Path) -> None:
+    with replacing(path) as partial:
+        canvas.savefig(partial, dpi=150, format="png")
 
 
 def main() -> None:
@@ -325,7 +341,7 @@ def main() -> None:
     arguments = parse(__doc__, PARTS)
     part = PARTS[arguments.part]
     samples = arguments.samples or part.samples
-    cells = {f"{cell.name}, {cell.guidance:g}": cell for cell in part.cells if arguments.only in cell.name}
+    cells = {cell.name: cell for cell in part.cells if arguments.only in cell.name}
     models = {(row := model_of(part, cell)).name: row for cell in cells.values()}
     start()
 

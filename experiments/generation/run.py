@@ -29,10 +29,10 @@ from graincode.core.codes import to_sequences
 from graincode.data import CodeDataset
 from graincode.engine.config import build, check, with_layout
 from graincode.export import load_generator
-from graincode.files import replacing, write_json
+from graincode.files import replacing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import Figures, figures_of, job, run_all, seconds_in_turn, start, table
+from sweep import Figures, figures_of, job, run_all, seconds_in_turn, start, write_table
 
 HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("runs/rate_distortion/train_tokenizer")
 DATA, NETWORK = "data=fashion_mnist", "lite0@112"
@@ -95,6 +95,13 @@ CLAIM = [
     Row("gpt-32", FIXED32, ["generator=gpt"]),
     Row("gpt-64", FIXED64, ["generator=gpt"]),
 ]
+TITLES = {
+    "dual": "DGiT-AR, 32 variable-length codes",
+    "raster-32": "raster order, 32 fixed-length codes",
+    "raster-64": "raster order, 64 fixed-length codes",
+    "gpt-32": "plain decoder, 32 fixed-length codes",
+    "gpt-64": "plain decoder, 64 fixed-length codes",
+}
 ABLATIONS = [
     Row("dual-entropy", "dual-entropy-32"),
     Row("dual-no-grain", DUAL, ["generator.model.embedding.grain=false"]),
@@ -265,27 +272,22 @@ def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
 
 def write(part: str, rows: list[Figures]) -> None:
     """Records, table and plot."""
-    write_json(HERE / f"{part}.json", rows)
-    groups: dict[tuple[str, float], list[Figures]] = {}
-    for row in rows:
-        groups.setdefault((row["row"], row["guidance"]), []).append(row)
-    lines = table({f"{name}, {scale:g}": group for (name, scale), group in groups.items()}, COLUMNS, "generator")
-    lines += [
-        "",
+    about = (
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['steps']} steps of 16 images; {rows[0]['samples']:,} "
         f"samples against the {PARTS[part].split} images, in the features of {NETWORK}; ± is the standard deviation "
         "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
         "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. *By "
         "place*: those of the contents, for a model that knows the place of each code alone. Images/s are of one "
         "thread, batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long as its "
-        "longest image, unless finished ones are dropped (`sampler.drop_finished=true`).",
-    ]
-    with replacing(HERE / f"{part}.md") as path:
-        path.write_text("\n".join(lines) + "\n")
-    plot(HERE / f"{part}.png", groups)
+        "longest image, unless finished ones are dropped (`sampler.drop_finished=true`)."
+    )
+    groups = write_table(
+        HERE / part, rows, lambda row: f"{row['row']}, {row['guidance']:g}", COLUMNS, "generator", about
+    )
+    plot(HERE / f"{part}.png", {(rows[0]["row"], rows[0]["guidance"]): rows for rows in groups.values()})
 
 
-def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
+def plot(path: Path, groups: Mapping[tuple[str, float], Sequence[Figures]]) -> None:
     """Fréchet distances, a bar for each scale of guidance and a dot for each seed."""
     names = list(dict.fromkeys(name for (name, _), rows in groups.items() if f"fd_{NETWORK}" in rows[0]))
     scales = sorted({scale for _, scale in groups})
@@ -301,7 +303,7 @@ def plot(path: Path, groups: dict[tuple[str, float], list[Figures]]) -> None:
             label = f"guidance {scale:g}" if place == 0 else None
             panel.barh(height, sum(values) / len(values), 0.34, color=colour, alpha=0.75, label=label)
             panel.plot(values, [height] * len(values), ".", color="#222222", markersize=4)
-    panel.set_yticks(range(len(names)), names)
+    panel.set_yticks(range(len(names)), [TITLES.get(name, name) for name in names])
     panel.invert_yaxis()
     panel.set_xlabel(f"Fréchet distance of samples ({NETWORK}), lower is better")
     panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)

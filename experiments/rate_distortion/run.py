@@ -27,13 +27,13 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import Figures, figures_of, job, numbers, run_all, start, table
+from sweep import Figures, figures_of, job, numbers, run_all, start, write_table
 
 from graincode.core.codes import CodeLayout
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import Draws
 from graincode.engine.config import build, check, with_layout
-from graincode.files import replacing, write_json
+from graincode.files import replacing
 
 HERE, RUNS = Path(__file__).parent, Path("runs/rate_distortion")
 DUAL, TRIPLE = "[[8,8],[4,4]]", "[[16,16],[8,8],[4,4]]"
@@ -226,22 +226,18 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
     for name, by in (("against_fixed", "codes_per_image"), ("against_fixed_bits", "bits_per_image")):
         for row, multiple in zip(rows, against_fixed(rows, by), strict=True):
             row[name] = multiple
-    write_json(HERE / f"{part}.json", rows)
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["row"], row["asked"]), []).append(row)
-    named = {f"{name}{f' at {asked}' if asked else ''}": members for (name, asked), members in groups.items()}
-    lines = table(named, COLUMNS, "tokenizer")
     chosen = PARTS[part]
-    lines += [
-        "",
+    about = (
         f"Seeds {sorted({row['seed'] for row in rows})}, {chosen.split} images, {rows[0]['steps']} steps of 16 images; "
         "± is the standard deviation over seeds. GFLOPs of a training step are for one image. *Of fixed length* is the "
         "error divided by that of the fixed-length models at the same length, on a line through their logarithms; *by "
-        "bits*, at the same number of bits, those of the grain map included.",
-    ]
-    with replacing(HERE / f"{part}.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
+        "bits*, at the same number of bits, those of the grain map included."
+    )
+
+    def name_of(row: Figures) -> str:
+        return f"{row['row']} at {row['asked']}" if row["asked"] else row["row"]
+
+    groups = write_table(HERE / part, rows, name_of, COLUMNS, "tokenizer", about)
     plot(HERE / f"{part}.png", list(groups.values()))
 
 

@@ -282,7 +282,9 @@ def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutati
 )
 def test_a_sample_depends_on_its_seed_index_and_label_alone(layout, order):
     model, labels = make(layout), labels_for(layout, 7)
-    settings = {"order": order, "steps": 4, "grain_steps": 3, "remask": order == "random"}
+    settings = {"order": order, "steps": 4, "remask": order == "random"}
+    if layout.num_grains > 1:
+        settings["grain_steps"] = 3
     everything = model.sample(labels, seed=5, batch_size=7, **settings)
     for batch_size in (1, 3):
         assert same(model.sample(labels, seed=5, batch_size=batch_size, **settings), everything)
@@ -363,7 +365,8 @@ def test_information_weight_moves_dense_codes_forward():
     model, share = make(layout), {}
     for order in ("confidence", "random"):
         for weight in (-20.0, 0.0, 20.0):
-            sampler = MaskedSampler(steps=4, order=order, information_weight=weight, choice_noise=4.5)
+            noise = {"choice_noise": 4.5} if order == "confidence" else {}
+            sampler = MaskedSampler(steps=4, order=order, information_weight=weight, **noise)
             _, recorder = drawn(model, sampler, 10, given)
             fine = layout.slots().grain[recorder.slots.clamp(max=layout.num_slots - 1)] == 1
             shown = recorder.seen[1] != layout.no_content
@@ -381,6 +384,26 @@ def test_halton_places_are_far_apart_and_the_same_for_all():
     assert shown[3] == [0, 2 * 8 + 5, 4 * 8 + 2]  # (1/4, 2/3)
     assert len(shown[16]) == 16
     assert len({(i // 32, i % 8 // 4) for i in shown[6]}) == 4
+
+
+def test_in_halton_order_a_code_comes_with_the_first_point_in_any_of_its_cells():
+    layout = CodeLayout((32, 32), ((8, 8), (4, 4)), 16, 3)
+    codes = random_codes(layout, torch.tensor([[0, 1], [1, 0]]).repeat(1, 2, 2))
+    given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
+    sampler = MaskedSampler(steps=40, mask_schedule="linear", order="halton")
+    _, recorder = drawn(make(layout), sampler, 1, given)
+
+    def mirrored(number, base):
+        return 0.0 if number == 0 else (number % base + mirrored(number // base, base)) / base
+
+    visits = [(int(8 * mirrored(n, 2)), int(8 * mirrored(n, 3))) for n in range(400)]
+    points = []
+    for slot in recorder.slots[0]:
+        cells = (layout.slots().at_cell == slot).nonzero()[:, 1].tolist()
+        points.append(min(visits.index(divmod(cell, 8)) for cell in cells))
+    by_point = sorted(range(40), key=lambda place: points[place])
+    for step, contents in enumerate(recorder.seen):
+        assert set((contents[0] != layout.no_content).nonzero()[:, 0].tolist()) == set(by_point[:step])
 
 
 def test_every_grain_map_can_be_drawn():
@@ -457,6 +480,11 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn(guidance, remask):
     assert torch.equal(CodeMask.of_pixels(codes, pixels).known_regions, touched.expand(6, 2, 2))
     with pytest.raises(GraincodeError, match=r"expected \(32, 32\)"):
         CodeMask.of_pixels(codes, pixels[1:])
+    with pytest.raises(GraincodeError, match=r"torch\.float32: expected \(32, 32\)"):
+        CodeMask.of_pixels(codes, 0.3 * torch.ones(32, 32))
+    for keep in (torch.ones(2).bool(), torch.ones(3, 2, 2).bool(), torch.ones(2, 2).long()):
+        with pytest.raises(GraincodeError, match=r"expected \(6, 2, 2\) or \(2, 2\), torch\.bool"):
+            CodeMask.of_regions(codes, keep)
 
 
 def test_beginnings_of_sequences_are_kept_as_dgit_ar_keeps_them():
@@ -572,17 +600,24 @@ def test_truncation_and_settings_out_of_range():
     assert same(greedy, model.sample(labels, seed=2, min_p=1 - 1e-9, grain_min_p=1 - 1e-9, **settings))
     for name, value, fitting in (
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
-        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=8"), ("choice_noise", -1, "choice_noise=1"),
+        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"), ("choice_noise", -1, "choice_noise=1"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
         ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
+        ("steps", True, "a whole number.*steps=8"),
         ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
         ("choice_noise", math.inf, "finite.*choice_noise=1"), ("final_temperature", math.inf, "=null"),
         ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
             MaskedSampler(**{name: value})
-    with pytest.raises(GraincodeError, match=r"type sampler\.information_weight=0"):
-        MaskedSampler(order="halton", information_weight=1.0)
+    for order, name, plain in (
+        ("halton", "information_weight", 0), ("dense_first", "information_decay", 1), ("random", "choice_noise", 1),
+        ("halton", "choice_noise_decay", 1),
+    ):  # fmt: skip
+        with pytest.raises(
+            GraincodeError, match=rf"^{name} 2\.0 with order '{order}', .* type sampler\.{name}={plain},"
+        ):
+            MaskedSampler(order=order, **{name: 2.0})
 
 
 @pytest.mark.parametrize("name", MASK_SCHEDULES)
@@ -639,6 +674,15 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
         InformationMasking(elastic=True)
     with pytest.raises(GraincodeError, match="one of cosine, linear, arccos"):
         InformationMasking(schedule="sine")
+
+
+def test_masks_of_codes_and_of_regions_are_independent():
+    every, draws = torch.ones(4000, 16, dtype=torch.long), Draws(3, torch.arange(4000))
+    codes = InformationMasking().codes(every.bool(), torch.zeros(every.shape, dtype=torch.float64), draws).double()
+    regions = InformationMasking().regions(every, draws).double()
+    counts = torch.stack([codes.sum(dim=1), regions.sum(dim=1)])
+    assert abs(float(torch.corrcoef(counts)[0, 1])) < 0.06
+    assert float((codes * regions).mean()) == pytest.approx(float(codes.mean() * regions.mean()), abs=0.01)
 
 
 @pytest.mark.parametrize("beta", [-1.5, 3.0])
@@ -763,6 +807,9 @@ def test_what_goes_by_density_is_refused_where_all_codes_have_one():
         ({"information_weight": -2.0}, r"information_weight=-2\.0.*type sampler\.information_weight=0"),
         ({"order": "dense_first"}, r"order=dense_first.*type sampler\.order=confidence"),
         ({"order": "coarse_first"}, r"order=coarse_first.*generator\.model\.density_bins=4"),
+        ({"grain_steps": 3}, r"grain_steps=3.*type sampler\.grain_steps=4"),
+        ({"grain_temperature": 0.5}, r"grain_temperature=0\.5.*type sampler\.grain_temperature=1"),
+        ({"grain_choice_noise": 0.0}, r"grain_choice_noise=0\.0.*type sampler\.grain_choice_noise=4\.5"),
     ):
         with pytest.raises(GraincodeError, match=fitting):
             model.check_sampler(MaskedSampler(**settings))
@@ -924,6 +971,8 @@ def test_parts_that_do_not_fit_together_are_refused():
         make(layout, parts={"position": "none"})
     with pytest.raises(GraincodeError, match=r"type generator\.block\.adaln=false"):
         make(layout, NoConditioning, block=MODERN)
+    with pytest.raises(GraincodeError, match=r"^grain_layers=0.*type for example generator\.size\.grain_layers=2"):
+        DGiTNAR(layout, WIDTH, embedding, conditioning, Transformer(WIDTH, 0, 4, causal=False), free)
     with pytest.raises(GraincodeError, match=r"type generator\.objective\.grains_weight=1"):
         MaskedObjective(-1.0)
 

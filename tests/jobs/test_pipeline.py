@@ -154,10 +154,12 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
     pixels[9:20, 2:8] = 200  # no whole region
     Image.fromarray(pixels).save("mask.png")
     Image.fromarray(pixels[:, 1:]).save("narrow.png")
+    Image.fromarray(np.dstack([np.full_like(pixels, 255)] * 3 + [pixels])).save("cut-out.png")  # white, or transparent
     for name, keys, kept in (
         ("redraw", ["given.redraw=[1,1,3,4]"], ~inside_box),
         ("keep", ["given.keep=[1,1,3,4]"], inside_box),
         ("mask", ["given.mask=mask.png"], inside_box),
+        ("cut-out", ["given.mask=cut-out.png"], inside_box),
         ("pixels", ["given.redraw=[9,15,24,25]", "given.unit=pixel", "given.map=true", "classes=[1,0]"], ~inside_box),
     ):
         command("sample", *paths, *given, *keys, "batch_size=4", f"run_name=edit-{name}")
@@ -182,6 +184,9 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
         ([*paths, *given, "given.mask=mask.png", "batch_size=4", "run_name=edit-mask"], "(inputs.mask: "),
         ([*paths, *given, "given.mask=narrow.png"], "has 32 x 31 pixels: expected 32 x 32"),
         ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
+        ([*paths, *given, "given.keep=[0,0,4,4]"], "given.keep=[0, 0, 4, 4] keeps all codes of all images"),
+        ([*paths, *given, "given.mask=mask.png", "given.unit=pixel"], "type given.unit=region"),
+        ([*paths, *given, "given.keep=[0,0,2,2]", "given.split=dev"], "or another split (there: "),
         ([*paths, *given, "given.keep=[0,0,2,2]", "given.unit=cell"], "type given.unit= one of region, pixel"),
         ([*given[1:], *autoregressive, "given.keep=[0,0,2,2]"], "type given.grains=, given.regions= or given.map=true"),
     ):

@@ -523,7 +523,14 @@ class CodeMask:
             codes: of B images.
             keep: (B, H0, W0) or (H0, W0) bool.
             keep_map: keep the grains of all other regions, too.
+        Raises:
+            GraincodeError: `keep` has another shape, or is not bool.
         """
+        shape = tuple(codes.grains.shape)
+        if keep.dtype != torch.bool or tuple(keep.shape) not in (shape, shape[1:]):
+            raise GraincodeError(
+                f"keep of shape {tuple(keep.shape)}, {keep.dtype}: expected {shape} or {shape[1:]}, torch.bool"
+            )
         keep = keep.to(codes.grains.device).expand_as(codes.grains)
         known = torch.ones_like(keep) if keep_map else keep
         return cls(codes, known, codes.layout.expand(keep, 0), torch.zeros_like(codes.grains[:, 0, 0]))
@@ -533,11 +540,13 @@ class CodeMask:
         """The grains and codes of the regions all of whose pixels are to be kept: (B, H, W) or (H, W) bool of pixels.
 
         Raises:
-            GraincodeError: the mask has not the size of the images.
+            GraincodeError: the mask has not the size of the images, or is not bool.
         """
         size, (high, wide) = codes.layout.image_size, codes.layout.grains[0]
-        if tuple(keep.shape[-2:]) != size:
-            raise GraincodeError(f"a mask of {tuple(keep.shape[-2:])} pixels: expected {size}, as of the images")
+        if keep.dtype != torch.bool or tuple(keep.shape[-2:]) != size:
+            raise GraincodeError(
+                f"a mask of {tuple(keep.shape[-2:])} pixels, {keep.dtype}: expected {size}, as of images, torch.bool"
+            )
         regions = keep.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high)).all(dim=-1).all(dim=-2)
         return cls.of_regions(codes, regions, keep_map)
 

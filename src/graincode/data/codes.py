@@ -69,7 +69,11 @@ class CodeDataset:
         files = {name: self.path / f"{split}.{name}.npy" for name in _ARRAYS}
         for file in files.values():
             if not file.is_file():
-                raise GraincodeError(f"{file} is missing: finish graincode-extract-codes, or type another codes_path")
+                there = sorted(found.name.split(".")[0] for found in self.path.glob("*.grains.npy"))
+                raise GraincodeError(
+                    f"{file} is missing: finish graincode-extract-codes with {split} in its splits, type another "
+                    f"codes_path, or another split (there: {', '.join(there) or 'none'})"
+                )
         if (density := self.path / f"{split}.{_DENSITY}.npy").is_file():
             files[_DENSITY] = density
         self._arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}

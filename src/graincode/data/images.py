@@ -234,14 +234,14 @@ def read_image(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def open_image(file: str | Path | bytes, name: str | None = None) -> Image.Image:
-    """Decode one image and turn it upright as its EXIF data say, in RGB; arguments and errors as in `read_image`."""
+def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
+    """Decode one image and turn it upright as its EXIF data say, in a mode of Pillow's; otherwise as `read_image`."""
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
                 raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
-            return image.convert("RGB")
+            return image.convert(mode)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
         reason = " ".join(str(error).split())
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))

@@ -149,7 +149,8 @@ class GivenConfig:
     Attributes:
         grains, regions, map: keep the codes of the coarsest grains, of the first regions, or the grain map.
         keep, redraw: keep the codes of the regions in a box [top, left, bottom, right], or of all others.
-        mask: keep the codes of the regions that are all white in an image file.
+        mask: keep the codes of the regions all of whose pixels in an image file are nearer to white than to black or
+            transparent.
         unit: of boxes, "region" or "pixel".
     """
 

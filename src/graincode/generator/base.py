@@ -129,13 +129,13 @@ class Generator(nn.Module, ABC):
         self.conditioning.check(labels)
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
             raise GraincodeError(
-                f"{len(given)} beginnings of codes for {len(labels)} samples: expected as many, of the layout "
+                f"codes of {len(given)} images are given for {len(labels)} samples: expected as many, of the layout "
                 "that this generator was trained on"
             )
         given = self.accept(given)
-        known = [field.name for field in dataclasses.fields(self.sampler)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(known)}")
+        names = [field.name for field in dataclasses.fields(self.sampler)]
+        if unknown := sorted(set(settings) - set(names)):
+            raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(names)}")
         sampler = self.sampler(**settings)
         self.check_sampler(sampler)
         if self.training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +135,11 @@ class DGiTNAR(Generator):
             raise GraincodeError(
                 f"beta={self.masking.beta}, but {_ONE_DENSITY}: type generator.masking.beta=0 and "
                 "generator.masking.elastic=false, or generator.model.density_bins=4"
+            )
+        if decides and not len(grain_transformer.blocks):
+            raise GraincodeError(
+                "grain_layers=0, but the grain transformer makes the grain map, and would see a region at a time: type "
+                "for example generator.size.grain_layers=2"
             )
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
@@ -279,14 +285,13 @@ class DGiTNAR(Generator):
         super().check_sampler(sampler)
         if self.num_values > 1:
             return
-        for name, ignored in (
-            ("information_weight", sampler.information_weight),
-            ("order", sampler.order in ("coarse_first", "dense_first")),
-        ):
-            if ignored:
+        of_map = (field.name for field in dataclasses.fields(sampler) if field.name.startswith(sampler.other))
+        for name in ("information_weight", *of_map, "order"):
+            value, plain = getattr(sampler, name), getattr(MaskedSampler, name)
+            if value != plain and (name != "order" or value in ("coarse_first", "dense_first")):
                 raise GraincodeError(
-                    f"{name}={getattr(sampler, name)}, but {_ONE_DENSITY}: type "
-                    f"sampler.{name}={getattr(MaskedSampler, name)}, or train with generator.model.density_bins=4"
+                    f"{name}={value}, but {_ONE_DENSITY}: type sampler.{name}={plain}, or train with "
+                    "generator.model.density_bins=4"
                 )
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:

@@ -97,6 +97,8 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     if len(asked.keys() - ({"map"} if area else set())) > 1:
         both = " and ".join(f"given.{key}={value}" for key, value in asked.items())
         raise GraincodeError(f"{both}: type one of them")
+    if cfg.given.unit == "pixel" and area not in ("keep", "redraw"):
+        raise GraincodeError("given.unit=pixel without a box: type given.unit=region, or given.redraw=[8,8,24,24]")
     cfg.given.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(cfg.given.codes_path, cfg.given.split)
     check_layouts(dataset.layout, generator.layout, f"codes of {cfg.given.codes_path}", "this generator")
@@ -124,6 +126,9 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     else:
         prefix = CodePrefix.of_map(codes)
     generator.accept(prefix)
+    if bool(prefix.known_cells.all()):
+        told = ", ".join(f"given.{key}={value}" for key, value in asked.items())
+        raise GraincodeError(f"{told} keeps all codes of all images: give less, so that something is left to draw")
     return prefix, codes[:count], labels, inputs
 
 
@@ -141,9 +146,10 @@ def _inside(cfg: DictConfig, key: str, size: tuple[int, int]) -> Tensor:
 
 
 def _white(cfg: DictConfig, size: tuple[int, int]) -> Tensor:
-    """(height, width) bool, where the image given.mask is nearer to white than to black."""
+    """(height, width) bool, where the image given.mask is nearer to white than to black, or to transparent."""
     cfg.given.mask = str(Path(cfg.given.mask).expanduser().resolve())
-    image = open_image(cfg.given.mask, f"given.mask={cfg.given.mask}").convert("L")
+    image = open_image(cfg.given.mask, f"given.mask={cfg.given.mask}", "RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
     if (image.height, image.width) != size:
         raise GraincodeError(
             f"given.mask={cfg.given.mask} has {image.height} x {image.width} pixels: expected {size[0]} x {size[1]}, "

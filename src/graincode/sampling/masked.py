@@ -24,6 +24,8 @@ Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
 Places = tuple[Tensor, ...]
 _MOST_LOGITS = 2**24  # in float64 at a time, of which a draw takes several copies
 _ORDERS = dict.fromkeys(typing.get_args(Order))
+_READ_BY = dict.fromkeys(("choice_noise", "choice_noise_decay"), ("confidence", "coarse_first", "dense_first"))
+_READ_BY |= dict.fromkeys(("information_weight", "information_decay"), ("confidence", "random"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,15 @@ class MaskedSampler(SamplerSettings):
             "halton" (in which the points of a sequence that keeps them far apart first fall into codes, the same for
             all samples; as coarse codes are larger, they come early: at 32 px, of F8 and F4, they are met by point 9
             on average, fine ones by point 35), or "coarse_first" and "dense_first" (all codes of one grain, and bin,
-            before those of the next, by confidence within it).
+            before those of the next, by confidence within it). Where no confidence keeps unlikely draws back, as with
+            random and halton, a temperature of about 0.6 does.
         information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
         information_decay: a, >= 0.
         choice_noise: tau_0, >= 0; not with orders random and halton. MaskGIT's 4.5 is worse on Fashion-MNIST.
         choice_noise_decay: b, >= 0; 1 is MaskGIT's.
         grain_choice_noise: tau_0 of the grain map, where b is 1.
-        remask: whether a code that was revealed may be masked again, when its score, with log p as it was when the code
-            was drawn, is no longer among the largest.
+        remask: whether a code or grain that was revealed may be masked again, when its score, with log p as it was when
+            it was drawn, is no longer among the largest; codes never are in order halton.
         final_temperature: of the contents in step T, to which the temperature goes in equal steps; None: it stays.
         grain_temperature, grain_top_k, grain_top_p, grain_min_p: of the grains.
     Raises:
@@ -65,7 +68,7 @@ class MaskedSampler(SamplerSettings):
     """
 
     steps: int = 8
-    grain_steps: int = 8
+    grain_steps: int = 4
     mask_schedule: Literal["cosine", "linear", "arccos"] = "cosine"
     order: Order = "confidence"
     information_weight: float = 0.0
@@ -88,7 +91,7 @@ class MaskedSampler(SamplerSettings):
         self.check_choice("order", _ORDERS)
         self.check_choice("mask_schedule", MASK_SCHEDULES)
         for name, least, example in (
-            ("steps", 1, 8), ("grain_steps", 1, 8),
+            ("steps", 1, 8), ("grain_steps", 1, 4),
             ("choice_noise", 0, 1), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
             ("choice_noise_decay", 0, 1),
         ):  # fmt: skip
@@ -101,11 +104,13 @@ class MaskedSampler(SamplerSettings):
                 f"final_temperature {self.final_temperature}: expected more than 0, or null; type for example "
                 "sampler.final_temperature=0.5"
             )
-        if self.information_weight and self.order not in ("confidence", "random"):
-            raise GraincodeError(
-                f"information_weight {self.information_weight} with order {self.order!r}, which does not weigh: type "
-                "sampler.information_weight=0, or sampler.order= one of confidence, random"
-            )
+        for name, orders in _READ_BY.items():
+            value, plain = getattr(self, name), getattr(MaskedSampler, name)
+            if self.order not in orders and value != plain:
+                raise GraincodeError(
+                    f"{name} {value} with order {self.order!r}, which does not read it: type sampler.{name}={plain:g}, "
+                    f"or sampler.order= one of {', '.join(orders)}"
+                )
 
     def numbers(self, layout: CodeLayout, density_bins: int = 1) -> tuple[int, ...]:
         """Shape of the random numbers of one sample: for each step and each place, one to draw and one to choose."""
