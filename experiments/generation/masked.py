@@ -41,7 +41,7 @@ from run import (
     trained,
 )
 from run import PARTS as TRAINED
-from sweep import Figures, run_all, start, write_table
+from sweep import Figures, run_all, start, table, write_table
 
 from graincode.files import replacing
 
@@ -267,9 +267,24 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
         f"of {BATCH}, the tokenizer not counted, all generators in turn; cells that differ only in order or beta are "
         "timed once."
     )
+    if name == "orders":
+        about = "\n".join(["Means and standard deviations over trainings:", "", *by_order(rows), "", about])
     write_table(HERE / name, rows, lambda row: row["row"], COLUMNS, "generator, order, steps", about)
     if (draw := {"noise": plot_noise, "orders": plot_orders}.get(name)) is not None:
         draw(HERE / f"{name}.png", rows)
+
+
+def by_order(rows: Sequence[Figures]) -> list[str]:
+    """A table of each order's figures by steps, means over trainings."""
+    kinds = {"FD": f"fd_{NETWORK}", "IS": f"is_{NETWORK}", "class": f"class_accuracy_ratio_{NETWORK}"}
+    groups: dict[str, list[Figures]] = {}
+    for order in ORDERS:
+        for model in TRAININGS:
+            mine = [row for row in rows if (row["model"], row["order"]) == (model, order)]
+            found = {f"{kind}, {row['steps']}": row[key] for kind, key in kinds.items() for row in mine}
+            groups.setdefault(order, []).append(found)
+    titles = [f"{kind}, {steps}" for kind in kinds for steps in STEPS]
+    return table(groups, dict(zip(titles, titles, strict=True)), "order; figure, steps")
 
 
 def plot_noise(path: Path, rows: Sequence[Figures]) -> None:
@@ -303,7 +318,7 @@ def plot_orders(path: Path, rows: Sequence[Figures]) -> None:
         for order in ORDERS:
             mine = [row for row in rows if (row["model"], row["order"]) == (model, order)]
             _line(panel, mine, "steps", order, COLOURS[order])
-        _finish(panel, f"DGiT-NAR, training: {model}", "steps", STEPS)
+        _finish(panel, f"DGiT-NAR, training: {model}", "steps", STEPS, legend=model == TRAININGS[0])
     for model in MODELS:
         mine = [row for row in rows if row["model"] == model and row["order"] in ("", "confidence")]
         mine = [row | {"seconds": 1 / row["images_per_second"]} for row in mine if "images_per_second" in row]
@@ -320,14 +335,14 @@ def _line(panel: Axes, rows: Sequence[Figures], x: str, label: str, colour: str,
         panel.plot(*zip(*points, strict=True), marker=marker, markersize=4, linewidth=1.3, label=label, color=colour)
 
 
-def _finish(panel: Axes, title: str, x: str, ticks: Sequence[float]) -> None:
+def _finish(panel: Axes, title: str, x: str, ticks: Sequence[float], legend: bool = True) -> None:
     """What all panels have."""
     panel.set(title=title, xlabel=x, xscale="log")
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
     panel.grid(color="#e4e4e4", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    if panel.get_legend_handles_labels()[0]:
+    if legend and panel.get_legend_handles_labels()[0]:
         panel.legend(frameon=False, fontsize=7.5)
 
 
