@@ -261,11 +261,11 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
     """Records, table and plot."""
     about = (
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['samples']:,} samples against the {part.split} "
-        f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. Noise {NOISE:g} and 4 steps "
-        "for the grain map, unless the row says otherwise. *Class* is the accuracy of samples divided by that of real "
-        "images. *Network calls* are those of the contents and of the grain map. Images/s are of one thread, batches "
-        f"of {BATCH}, the tokenizer not counted, all generators in turn; cells that differ only in order or beta are "
-        "timed once."
+        f"images, in the features of {NETWORK}; ± is the standard deviation over seeds. Noise {NOISE:g} (random and "
+        "Halton: none, and temperature 0.6) and 4 steps for the grain map, unless the row says otherwise. *Class* is "
+        "the accuracy of samples divided by that of real images. *Network calls* are those of the contents and of the "
+        f"grain map. Images/s are of one thread, batches of {BATCH}, the tokenizer not counted, all generators in "
+        "turn; cells that differ only in order or beta are timed once."
     )
     if name == "orders":
         about = "\n".join(["Means and standard deviations over trainings:", "", *by_order(rows), "", about])

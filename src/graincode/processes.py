@@ -87,7 +87,7 @@ def on_main(action: Callable[[], T]) -> T | None:
 
 
 def check_agreement(what: str, number: int) -> None:
-    """Refuse to go on when a number that must be the same on all processes is not.
+    """Refuse to go on when a number that must be the same on all processes is not; then each goes on alone.
 
     Args:
         what: the number stands for, in words.
@@ -97,11 +97,15 @@ def check_agreement(what: str, number: int) -> None:
     """
     found = gather_rows(torch.tensor([number]))
     if bool((found != found[0]).any()):
+        leave()
         raise GraincodeError(f"the {len(found)} processes differ in {what}: start them all with the same command")
 
 
 def leave() -> None:
-    """End what the processes share, once all have come here: one that goes earlier can abort another."""
+    """End what the processes share, once all have come here; each is a single process from then on.
+
+    Without it, one that ends earlier can abort another.
+    """
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -34,13 +34,38 @@ COMMON = [
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+DISAGREE = """
+import sys
+import torch.distributed as dist
+from graincode import processes
+from graincode.core.errors import GraincodeError
+
+dist.init_process_group("gloo")
+processes.check_agreement("their count", dist.get_world_size())
+assert processes.count() == 2
+try:
+    processes.check_agreement("their rank", dist.get_rank())
+except GraincodeError as error:
+    sys.exit("the 2 processes differ in their rank" not in str(error) or dist.is_initialized())
+sys.exit(2)
+"""
+
+
+def test_processes_that_disagree_leave_together(tmp_path):
+    """One that ended while another still shared something with it could abort that."""
+    (tmp_path / "disagree.py").write_text(DISAGREE)
+    done = subprocess.run([*TORCHRUN, str(tmp_path / "disagree.py")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """All cases, by one process and by two."""
     folder = tmp_path_factory.mktemp("cases")
     script = str(Path(__file__).parent / "cases.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    for command in ([sys.executable, script, str(folder), *COMMON], [*torchrun, str(folder), *COMMON, *SHARDED]):
+    common = [script, str(folder), *COMMON]
+    for command in ([sys.executable, *common], [*TORCHRUN, *common, *SHARDED]):
         done = subprocess.run(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
         )

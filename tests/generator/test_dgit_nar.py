@@ -478,9 +478,10 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn(guidance, remask):
     pixels[3, 20] = False  # a pixel that is to change changes its whole region
     touched = torch.tensor([[True, False], [True, True]])
     assert torch.equal(CodeMask.of_pixels(codes, pixels).known_regions, touched.expand(6, 2, 2))
-    with pytest.raises(GraincodeError, match=r"expected \(32, 32\)"):
-        CodeMask.of_pixels(codes, pixels[1:])
-    with pytest.raises(GraincodeError, match=r"torch\.float32: expected \(32, 32\)"):
+    for wrong in (pixels[1:], pixels.expand(3, 32, 32)):
+        with pytest.raises(GraincodeError, match=r"expected \(6, 32, 32\) or \(32, 32\)"):
+            CodeMask.of_pixels(codes, wrong)
+    with pytest.raises(GraincodeError, match=r"torch\.float32: expected \(6, 32, 32\)"):
         CodeMask.of_pixels(codes, 0.3 * torch.ones(32, 32))
     for keep in (torch.ones(2).bool(), torch.ones(3, 2, 2).bool(), torch.ones(2, 2).long()):
         with pytest.raises(GraincodeError, match=r"expected \(6, 2, 2\) or \(2, 2\), torch\.bool"):
@@ -603,7 +604,7 @@ def test_truncation_and_settings_out_of_range():
         ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"), ("choice_noise", -1, "choice_noise=1"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
         ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
-        ("steps", True, "a whole number.*steps=8"),
+        ("steps", True, "a whole number.*steps=8"), ("temperature", True, "finite number.*temperature=1"),
         ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
         ("choice_noise", math.inf, "finite.*choice_noise=1"), ("final_temperature", math.inf, "=null"),
         ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
@@ -807,7 +808,9 @@ def test_what_goes_by_density_is_refused_where_all_codes_have_one():
         ({"information_weight": -2.0}, r"information_weight=-2\.0.*type sampler\.information_weight=0"),
         ({"order": "dense_first"}, r"order=dense_first.*type sampler\.order=confidence"),
         ({"order": "coarse_first"}, r"order=coarse_first.*generator\.model\.density_bins=4"),
-        ({"grain_steps": 3}, r"grain_steps=3.*type sampler\.grain_steps=4"),
+        ({"information_decay": 3.0}, r"information_decay=3\.0.*type sampler\.information_decay=1"),
+        ({"order": "halton", "remask": True}, r"remask=True.*type sampler\.remask=false"),
+        ({"grain_steps": 3}, r"grain_steps=3.*no grain map to draw: type sampler\.grain_steps=4"),
         ({"grain_temperature": 0.5}, r"grain_temperature=0\.5.*type sampler\.grain_temperature=1"),
         ({"grain_choice_noise": 0.0}, r"grain_choice_noise=0\.0.*type sampler\.grain_choice_noise=4\.5"),
     ):

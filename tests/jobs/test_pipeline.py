@@ -186,6 +186,7 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
         ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
         ([*paths, *given, "given.keep=[0,0,4,4]"], "given.keep=[0, 0, 4, 4] keeps all codes of all images"),
         ([*paths, *given, "given.mask=mask.png", "given.unit=pixel"], "type given.unit=region"),
+        ([*paths, *given, "given.unit=pixel"], "type given.unit=region"),
         ([*paths, *given, "given.keep=[0,0,2,2]", "given.split=dev"], "or another split (there: "),
         ([*paths, *given, "given.keep=[0,0,2,2]", "given.unit=cell"], "type given.unit= one of region, pixel"),
         ([*given[1:], *autoregressive, "given.keep=[0,0,2,2]"], "type given.grains=, given.regions= or given.map=true"),

@@ -543,9 +543,10 @@ class CodeMask:
             GraincodeError: the mask has not the size of the images, or is not bool.
         """
         size, (high, wide) = codes.layout.image_size, codes.layout.grains[0]
-        if keep.dtype != torch.bool or tuple(keep.shape[-2:]) != size:
+        shape = (len(codes), *size)
+        if keep.dtype != torch.bool or tuple(keep.shape) not in (shape, size):
             raise GraincodeError(
-                f"a mask of {tuple(keep.shape[-2:])} pixels, {keep.dtype}: expected {size}, as of images, torch.bool"
+                f"a mask of shape {tuple(keep.shape)}, {keep.dtype}: expected {shape} or {size}, torch.bool"
             )
         regions = keep.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high)).all(dim=-1).all(dim=-2)
         return cls.of_regions(codes, regions, keep_map)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -40,13 +40,10 @@ class Run:
 
     def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
         self.path, self.config, self.identity = path, config, identity
+        self._lock: TextIO | None = None  # of process 0
 
     def __enter__(self) -> Run:
-        try:
-            processes.check_agreement("their configuration", int(short_hash(self.identity), 16))
-        except GraincodeError:
-            processes.leave()
-            raise
+        processes.check_agreement("their configuration", int(short_hash(self.identity), 16))
         processes.on_main(self._open)
         return self
 
@@ -74,7 +71,7 @@ class Run:
             raise
 
     def __exit__(self, *_: object) -> None:
-        if processes.is_main():
+        if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: processes that load data have it open too
             self._lock.close()
 

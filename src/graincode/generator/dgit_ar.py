@@ -97,7 +97,7 @@ class DGiTAR(Generator):
         grain_map: "modelled", or "given": it is then part of the condition, as the sum of a vector for each region and
             grain, no position is predicted or paid for, and samples need a map each.
     Raises:
-        GraincodeError: an option is unknown, or does not fit the layout.
+        GraincodeError: an option is unknown, or does not fit the layout or the other parts.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
     """
 

@@ -92,8 +92,8 @@ class DGiTNAR(Generator):
     Attributes:
         edges: (K, n - 1), between the bins of each grain, part of the weights; None with one bin.
     Raises:
-        GraincodeError: a part has an order, the places of codes are not told, there are no bins, or masking goes by
-            densities that are all the same.
+        GraincodeError: a part has an order, the places of codes are not told, there are no bins, masking goes by
+            densities that are all the same, `adaln` has no condition, or a grain transformer that is needed no layers.
     Source: our reading of DGiT-NAR, of which only an abstract is public; MaskGIT (Chang et al., 2022) is its ground.
     """
 
@@ -285,13 +285,17 @@ class DGiTNAR(Generator):
         super().check_sampler(sampler)
         if self.num_values > 1:
             return
-        of_map = (field.name for field in dataclasses.fields(sampler) if field.name.startswith(sampler.other))
-        for name in ("information_weight", *of_map, "order"):
+        of_map = [field.name for field in dataclasses.fields(sampler) if field.name.startswith(sampler.other)]
+        ignored = ["information_weight", "information_decay", *of_map]
+        ignored += ["order"] if sampler.order in ("coarse_first", "dense_first") else []
+        ignored += ["remask"] if sampler.order == "halton" else []
+        for name in ignored:
             value, plain = getattr(sampler, name), getattr(MaskedSampler, name)
-            if value != plain and (name != "order" or value in ("coarse_first", "dense_first")):
+            if value != plain:
+                effect = "there is no grain map to draw" if name in of_map else "it has no effect"
                 raise GraincodeError(
-                    f"{name}={value}, but {_ONE_DENSITY}: type sampler.{name}={plain}, or train with "
-                    "generator.model.density_bins=4"
+                    f"{name}={value}, but {_ONE_DENSITY}, so that {effect}: type "
+                    f"sampler.{name}={str(plain).lower()}, or train with generator.model.density_bins=4"
                 )
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:

@@ -87,7 +87,10 @@ def _asked(cfg: DictConfig) -> dict[str, Any]:
     if cfg.given is None:
         return {}
     keys = ("grains", "regions", "keep", "redraw", "mask", "map")
-    return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
+    asked = {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
+    if cfg.given.unit == "pixel" and not asked.keys() & {"keep", "redraw"}:
+        raise GraincodeError("given.unit=pixel without a box: type given.unit=region, or given.redraw=[8,8,24,24]")
+    return asked
 
 
 def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask, GrainCodes, Tensor, dict[str, str]]:
@@ -97,8 +100,6 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     if len(asked.keys() - ({"map"} if area else set())) > 1:
         both = " and ".join(f"given.{key}={value}" for key, value in asked.items())
         raise GraincodeError(f"{both}: type one of them")
-    if cfg.given.unit == "pixel" and area not in ("keep", "redraw"):
-        raise GraincodeError("given.unit=pixel without a box: type given.unit=region, or given.redraw=[8,8,24,24]")
     cfg.given.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(cfg.given.codes_path, cfg.given.split)
     check_layouts(dataset.layout, generator.layout, f"codes of {cfg.given.codes_path}", "this generator")
@@ -126,9 +127,10 @@ def _given(cfg: DictConfig, generator: Generator) -> tuple[CodePrefix | CodeMask
     else:
         prefix = CodePrefix.of_map(codes)
     generator.accept(prefix)
-    if bool(prefix.known_cells.all()):
-        told = ", ".join(f"given.{key}={value}" for key, value in asked.items())
-        raise GraincodeError(f"{told} keeps all codes of all images: give less, so that something is left to draw")
+    if area is not None and bool(prefix[:count].known_cells.all()):
+        raise GraincodeError(
+            f"given.{area}={cfg.given[area]} keeps all codes of all images: give less, so that some are drawn"
+        )
     return prefix, codes[:count], labels, inputs
 
 

@@ -46,16 +46,16 @@ class MaskedSampler(SamplerSettings):
         steps: T of the contents, >= 1. An image of fewer codes is complete before the last.
         grain_steps: T of the grain map, whose regions come in order of confidence.
         mask_schedule: gamma: "cosine", "linear" or "arccos".
-        order: "confidence" (the score above), "random" (its second and third parts, and noise that does not cool down),
+        order: "confidence" (the score above), "random" (its second part, and noise that does not cool down),
             "halton" (in which the points of a sequence that keeps them far apart first fall into codes, the same for
             all samples; as coarse codes are larger, they come early: at 32 px, of F8 and F4, they are met by point 9
             on average, fine ones by point 35), or "coarse_first" and "dense_first" (all codes of one grain, and bin,
             before those of the next, by confidence within it). Where no confidence keeps unlikely draws back, as with
             random and halton, a temperature of about 0.6 does.
         information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
-        information_decay: a, >= 0.
+        information_decay: a, >= 0; with the same orders.
         choice_noise: tau_0, >= 0; not with orders random and halton. MaskGIT's 4.5 is worse on Fashion-MNIST.
-        choice_noise_decay: b, >= 0; 1 is MaskGIT's.
+        choice_noise_decay: b, >= 0; 1 is MaskGIT's; with the same orders.
         grain_choice_noise: tau_0 of the grain map, where b is 1.
         remask: whether a code or grain that was revealed may be masked again, when its score, with log p as it was when
             it was drawn, is no longer among the largest; codes never are in order halton.

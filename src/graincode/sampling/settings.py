@@ -47,10 +47,9 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, default = getattr(self, field.name), "null" if field.default is None else field.default
-            whole, fraction = type(field.default) is int, isinstance(value, float)
-            if (whole and (isinstance(value, bool) or not isinstance(value, Integral))) or (
-                fraction and not math.isfinite(value)
-            ):
+            whole, number = type(field.default) is int, not isinstance(field.default, bool | str)
+            bad = (whole and not isinstance(value, Integral)) or (isinstance(value, float) and not math.isfinite(value))
+            if bad or (number and isinstance(value, bool)):
                 raise GraincodeError(
                     f"{field.name} {value}: expected a {'whole' if whole else 'finite'} number; type for example "
                     f"sampler.{field.name}={default}"
