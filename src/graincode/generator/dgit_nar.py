@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -285,7 +284,7 @@ class DGiTNAR(Generator):
         super().check_sampler(sampler)
         if self.num_values > 1:
             return
-        of_map = [field.name for field in dataclasses.fields(sampler) if field.name.startswith(sampler.other)]
+        of_map = [field.name for field in fields(sampler) if field.name.startswith(sampler.other)]
         ignored = ["information_weight", "information_decay", *of_map]
         ignored += ["order"] if sampler.order in ("coarse_first", "dense_first") else []
         ignored += ["remask"] if sampler.order == "halton" else []
