@@ -40,11 +40,13 @@ from run import (
     train,
     trained,
 )
-from run import PARTS as TRAINED
+from run import PARTS as OTHERS
 from sweep import Figures, run_all, start, table, write_table
 
 from graincode.files import replacing
 
+SOURCE = "deciding"  # the part of run.py whose tokenizers and generators are used
+TRAINED = OTHERS[SOURCE]
 HERE, BATCH, SECONDS = Path(__file__).parent, 100, (0.002, 0.005, 0.01, 0.02, 0.05)
 NAR, STEPS, NOISES = "generator=dgit_nar", (4, 8, 16, 32), (0.5, 1.0, 3.0, 9.0)
 # as many parameters as the two stacks of the others
@@ -157,14 +159,12 @@ class Part:
 
     Attributes:
         cells: of it.
-        source: the part of `run.py` whose tokenizers and generators are used.
         seeds: of each cell.
         samples: of each cell and seed.
         split: that they are measured against.
     """
 
     cells: Sequence[Cell]
-    source: str
     seeds: Sequence[int]
     samples: int
     split: str
@@ -181,7 +181,7 @@ PARTS = {
               for heat in TEMPERATURES[1:]),
             *(Cell("beta 0", order, 8, grain_steps=8) for order in NOISY),
         ],
-        "deciding", [1], 2000, "val",
+        [1], 2000, "val",
     ),
     "orders": Part(
         [
@@ -189,7 +189,7 @@ PARTS = {
             *(Cell(model, "confidence", steps) for model in MODELS if model.startswith("MaskGIT") for steps in STEPS),
             *(Cell(model) for model in MODELS if model.startswith("AR")),
         ],
-        "deciding", [1], 2000, "val",
+        [1], 2000, "val",
     ),
     "models": Part(
         [
@@ -199,28 +199,28 @@ PARTS = {
             *(Cell("MaskGIT, 32", "confidence", 8, scale) for scale in (1.0, 1.5)),
             *(Cell("AR", guidance=scale) for scale in (1.0, 1.5)),
         ],
-        "deciding", [1, 2, 3], 2000, "val",
+        [1, 2, 3], 2000, "val",
     ),
     "masked": Part(
         [
             *(Cell("beta 0", order, 8) for order in ("confidence", "density 2", "random")),
             Cell("beta 0", "confidence", 4), Cell("MaskGIT, 32", "confidence", 8), Cell("AR"),
         ],
-        "deciding", [1, 2, 3], 10_000, "test",
+        [1, 2, 3], 10_000, "test",
     ),
 }  # fmt: skip
 
 
-def model_of(part: Part, cell: Cell) -> Row:
-    """The row of a cell's model, with the settings that `run.py` trains it with in its part, if it does."""
+def model_of(cell: Cell) -> Row:
+    """The row of a cell's model, with the settings that `run.py` trains it with, if it does."""
     row = MODELS[cell.model]
-    return next((other for other in TRAINED[part.source].rows if other.name == row.name), row)
+    return next((other for other in TRAINED.rows if other.name == row.name), row)
 
 
 def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
     """Of the evaluation of one cell and seed."""
-    plain = f"{part.source}-{MODELS[cell.model].name}-{seed}"
-    if not cell.order and (samples, part.split) == (TRAINED[part.source].samples, TRAINED[part.source].split):
+    plain = f"{SOURCE}-{MODELS[cell.model].name}-{seed}"
+    if not cell.order and (samples, part.split) == (TRAINED.samples, TRAINED.split):
         return f"{plain}-at-{cell.guidance:g}"  # as `run.py` has it
     plain += f"-{samples}"
     settings = "-".join(f"{key.replace('_', '')}-{value}" for key, value in sorted(cell.settings.items()))
@@ -229,13 +229,13 @@ def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
 
 def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
     """The figures of one cell and seed."""
-    row = model_of(part, cell)
+    row = model_of(cell)
     sampler = [f"sampler.{k}={v:g}" if isinstance(v, float) else f"sampler.{k}={v}" for k, v in cell.settings.items()]
     figures = sampled(
-        part.source, row, seed, samples, part.split, run_name(part, cell, seed, samples),
+        SOURCE, row, seed, samples, part.split, run_name(part, cell, seed, samples),
         ["sampler=masked", *sampler] if cell.order else sampler,
     )  # fmt: skip
-    count = parameters(codes_of(part.source, row.tokenizer, seed), row)
+    count = parameters(codes_of(SOURCE, row.tokenizer, seed), row)
     calls = {} if cell.calls is None else {"calls": cell.calls}
     return [{"row": cell.name, "seed": seed, "samples": samples, "parameters": count, **vars(cell), **calls, **figures}]
 
@@ -249,7 +249,7 @@ def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -
         return f"{model} {cell.steps} {cell.grain_steps} {cell.guidance}"
 
     timed = {name: cell for name, cell in cells.items() if (cell.noise, cell.temperature) == (None, None)}
-    draws = {key(cell): (trained(part.source, MODELS[cell.model].name, part.seeds[0]), cell.settings)
+    draws = {key(cell): (trained(SOURCE, MODELS[cell.model].name, part.seeds[0]), cell.settings)
              for cell in timed.values()}  # fmt: skip
     seconds = seconds_per_image(draws, BATCH)
     for row in rows:
@@ -357,7 +357,7 @@ def main() -> None:
     part = PARTS[arguments.part]
     samples = arguments.samples or part.samples
     cells = {cell.name: cell for cell in part.cells if arguments.only in cell.name}
-    models = {(row := model_of(part, cell)).name: row for cell in cells.values()}
+    models = {(row := model_of(cell)).name: row for cell in cells.values()}
     start()
 
     def is_new(job: str, name: str) -> bool:
@@ -370,17 +370,17 @@ def main() -> None:
         write(arguments.part, part, rows)
 
     def fit(name: str, seed: int) -> list[Figures]:
-        train(part.source, models[name], seed, arguments.steps)
+        train(SOURCE, models[name], seed, arguments.steps)
         return []
 
     print(
         f"{len(models) * len(part.seeds)} trainings of {arguments.steps} steps, then {len(cells)} x {len(part.seeds)}"
     )
     sources = {(model.tokenizer, seed) for seed in part.seeds for model in models.values()}
-    extract_all(part.source, sources, arguments.jobs)
+    extract_all(SOURCE, sources, arguments.jobs)
     run_all(
         [(name, seed) for seed in part.seeds for name in models], fit,
-        lambda name, seed: is_new("train_generator", f"{part.source}-{name}-{seed}"), lambda _: None, arguments.jobs,
+        lambda name, seed: is_new("train_generator", f"{SOURCE}-{name}-{seed}"), lambda _: None, arguments.jobs,
     )  # fmt: skip
     run_all(
         [(name, seed) for seed in part.seeds for name in cells],
