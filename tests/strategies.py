@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
 
 LAYOUTS = (
     CodeLayout((32, 32), ((8, 8),), 16),

@@ -6,7 +6,7 @@ import pytest
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, write_images
 
 from graincode.core.errors import GraincodeError
-from graincode.demo import plan, run_demo
+from graincode.jobs.demo import plan, run_demo
 
 
 def test_overrides_go_to_the_jobs_that_know_them(tmp_path):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from graincode.core.codes import CodeLayout, GrainCodes
-from graincode.engine.logging import LogSettings, RunLog
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
 from graincode.pictures import code_maps, density_maps, error_maps, grain_usage, length_histogram
+from graincode.training.trackers import LogSettings, RunLog
 
 LAYOUTS = [
     CodeLayout((32, 32), ((8, 8), (4, 4)), 16),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from graincode.engine.config import check
+from graincode.config.validate import check
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -13,8 +13,8 @@ from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.errors import GraincodeError
 from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, write_split
-from graincode.demo import plan
 from graincode.files import write_json
+from graincode.jobs.demo import plan
 from graincode.report import _lengths, write_report
 
 HOSTILE = '<b>"busy"&amp'

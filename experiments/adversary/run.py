@@ -26,23 +26,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Estimate as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweep import job
 
+from graincode.config.job import build
+from graincode.config.validate import check
 from graincode.core.images import to_uint8
 from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
-from graincode.engine.checkpoint import Checkpoints, read_state
-from graincode.engine.config import build, check
-from graincode.engine.logging import read_log
+from graincode.evaluation.metrics import frechet_distance
+from graincode.evaluation.statistics import Statistics, measure
+from graincode.evaluation.streams import ReconstructionStream
 from graincode.export import load_tokenizer
 from graincode.files import write_json
-from graincode.metrics import Lite0Features, Statistics, frechet_distance, measure
-from graincode.passes import ReconstructionPass
+from graincode.networks.features import Lite0Features
+from graincode.runs.checkpoint import Checkpoints, read_state
 from graincode.tokenizer import DQVAE
+from graincode.training.trackers import read_log
 
 HERE, RUNS = Path(__file__).parent, Path("runs/adversary")
 DATA = ["data=wallpapers", "data.image_size=64"]
@@ -87,7 +90,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
     for step in sorted(checkpoints.steps()):
         state = read_state(checkpoints.path(step), torch.device("cpu"))
         module.load_state_dict(state["players"]["tokenizer"]["module"])
-        made = ReconstructionPass(module, images, 50, count)
+        made = ReconstructionStream(module, images, 50, count)
         distance = frechet_distance(statistics_of(iter(made), count), real).value
         rows.append({"step": step, "psnr": made.figures()["psnr_of_mean"].value, "fd": distance})
         print(run.name, rows[-1], flush=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from run import Result, paired
 
-from graincode.core.codes import CodeLayout, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
+from graincode.core.sequences import from_sequences, to_sequences
 
 
 def sequences() -> Result:

@@ -19,19 +19,20 @@ from PIL import Image
 from run import Result
 from timm.utils import ModelEmaV3
 
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build, with_layout
+from graincode.config.validate import check
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
 from graincode.data import Augmentation, ImageDataset, ImageFolder, TensorImages
 from graincode.data.loader import Schedule, training_loader
-from graincode.engine.config import build, check, with_layout
-from graincode.engine.hardware import Hardware
-from graincode.engine.logging import LogSettings
-from graincode.engine.loop import parameter_groups, train
-from graincode.engine.run import Run
-from graincode.stages import TokenizerStage
+from graincode.distributed.hardware import Hardware
+from graincode.runs.run import Run
 from graincode.tokenizer import DQVAE, ReconstructionObjective
+from graincode.training.loop import parameter_groups, train
+from graincode.training.tokenizer_stage import TokenizerStage
+from graincode.training.trackers import LogSettings
 
 STEPS, BATCH, ROUNDS = 60, 16, 6
 JPEGS = 192
@@ -42,7 +43,7 @@ def demo_tokenizer(layout: CodeLayout, images: torch.Tensor) -> DQVAE:
     torch.manual_seed(0)
     cfg = check("train_tokenizer", ["experiment=tok_fashion"])
     module: DQVAE = build(with_layout(cfg.tokenizer.model, layout))
-    module.initialize([images], Draws(0, torch.arange(len(images))))
+    module.initialize([images], SampleRng(0, torch.arange(len(images))))
     module.calibrate([images])
     return module
 
@@ -81,9 +82,9 @@ def _by_engine(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> floa
     clock, stage = _Clock(), _stage(module, dataset)
     prepare = stage.prepare
 
-    def timed(batch, draws):
+    def timed(batch, rng):
         clock.times.append(time.perf_counter())
-        return prepare(batch, draws)
+        return prepare(batch, rng)
 
     stage.prepare = timed
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
@@ -104,7 +105,7 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
         for group in adam.param_groups:
             group["lr"] = 4e-3 * warmup_cosine(step, STEPS, 100)
         places = schedule.places(step, 0)
-        made = module(batch.images, draws=Draws(0, torch.arange(places.start, places.stop)))
+        made = module(batch.images, rng=SampleRng(0, torch.arange(places.start, places.stop)))
         weighted_sum(objective(batch.images, made, module.router.nominal_length)).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adam.step()

@@ -11,7 +11,9 @@ from run import Result, paired
 from torch.utils.data import TensorDataset
 from torch_fidelity import calculate_metrics
 
-from graincode.metrics import Lite0Features, frechet_distance, inception_score, measure
+from graincode.evaluation.metrics import frechet_distance, inception_score
+from graincode.evaluation.statistics import measure
+from graincode.networks.features import Lite0Features
 
 COUNT = 512
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from run import Result, paired
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout
+from graincode.core.layout import CodeLayout
 from graincode.core.rng import uniforms
 from graincode.core.schedules import MASK_SCHEDULES
 from graincode.generator import ClassConditioning, DGiTNAR, HeterogeneousEmbedding, Transformer

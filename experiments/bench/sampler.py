@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from run import Result, paired
 
-from graincode.core.codes import CodeLayout, CodeSequences, GrainCodes
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import draw
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
+from graincode.core.sequences import CodeSequences
 from graincode.generator import (
     AutoregressiveObjective,
     CachedLogits,

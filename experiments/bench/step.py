@@ -12,11 +12,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from graincode.core.codes import CodeLayout
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
-from graincode.engine.loop import parameter_groups
+from graincode.core.rng import SampleRng
 from graincode.tokenizer import ReconstructionObjective
+from graincode.training.loop import parameter_groups
 
 STEPS = 30
 # what an operator belongs to: the first of these that its name, or that of what called it, contains
@@ -53,7 +53,7 @@ def _shares() -> Counter[str]:
 
     def step(number: int) -> None:
         batch, places = dataset[range(BATCH)], torch.arange(BATCH * number, BATCH * number + BATCH)
-        made = module(batch.images, draws=Draws(0, places))
+        made = module(batch.images, rng=SampleRng(0, places))
         weighted_sum(objective(batch.images, made, module.router.nominal_length)).backward()
         with record_function("part optimizer"):
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Estimate as Canvas
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -29,17 +29,16 @@ from sweep import compressed, noisy
 
 from graincode.core.images import to_uint8
 from graincode.data import FashionMNIST, Subset
-from graincode.files import write_json
-from graincode.metrics import (
-    Lite0Features,
-    Statistics,
+from graincode.evaluation.metrics import (
     density_coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
-    measure,
     precision_recall,
 )
+from graincode.evaluation.statistics import Statistics, measure
+from graincode.files import write_json
+from graincode.networks.features import Lite0Features
 
 HERE = Path(__file__).parent
 COUNT = 2000

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Estimate as Canvas
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from run import (
@@ -138,7 +138,7 @@ class Cell:
             return found
         own = dict(ORDERS[self.order])
         if self.order in NOISY:
-            noise = found["choice_noise"] = NOISE if self.noise is None else self.noise
+            noise = found["choice_temperature"] = NOISE if self.noise is None else self.noise
             if "information_weight" in own:
                 own["information_weight"] *= noise
         if self.temperature is not None:
@@ -249,9 +249,9 @@ def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -
         return f"{model} {cell.steps} {cell.grain_steps} {cell.guidance}"
 
     timed = {name: cell for name, cell in cells.items() if (cell.noise, cell.temperature) == (None, None)}
-    draws = {key(cell): (trained(SOURCE, MODELS[cell.model].name, part.seeds[0]), cell.settings)
+    rng = {key(cell): (trained(SOURCE, MODELS[cell.model].name, part.seeds[0]), cell.settings)
              for cell in timed.values()}  # fmt: skip
-    seconds = seconds_per_image(draws, BATCH)
+    seconds = seconds_per_image(rng, BATCH)
     for row in rows:
         if row["row"] in timed:
             row["images_per_second"] = 1 / seconds[key(timed[row["row"]])]

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Estimate as Canvas
 
-from graincode.core.codes import to_sequences
+from graincode.config.job import build, with_layout
+from graincode.config.validate import check
+from graincode.core.sequences import to_sequences
 from graincode.data import CodeDataset
-from graincode.engine.config import build, check, with_layout
 from graincode.export import load_generator
 from graincode.files import replacing
 
@@ -86,7 +87,7 @@ class Part:
 
 
 # what the wide table was made with, before it said what is better
-BEFORE = ["generator/block=gpt", "generator.objective.position_weight=1", "trainer.length_window=1"]
+BEFORE = ["generator/block=gpt", "generator.objective.position_weight=1", "trainer.bucketing_window=1"]
 DUAL, FIXED32, FIXED64 = "dual-coding-32", "fixed-32-4x8", "fixed-64-4x4"
 CLAIM = [
     Row("dual", DUAL),
@@ -110,7 +111,7 @@ ABLATIONS = [
     Row("dual-modelled", DUAL, ["generator.model.last_positions=modelled"]),
     Row("dual-given-map", DUAL, ["generator.model.grain_map=given"]),
     Row("dual-modern", DUAL, ["generator/block=modern"]),
-    Row("dual-batches-by-length", DUAL, ["trainer.length_window=32"]),
+    Row("dual-batches-by-length", DUAL, ["trainer.bucketing_window=32"]),
 ]
 # by their bits alone, which tell more of a model than samples do where codes are the same
 BLOCKS = [
@@ -171,18 +172,18 @@ def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, 
     return figures_of(RUNS, run)
 
 
-def seconds_per_image(draws: Mapping[str, tuple[Path, dict[str, Any]]], images: int) -> dict[str, float]:
+def seconds_per_image(rng: Mapping[str, tuple[Path, dict[str, Any]]], images: int) -> dict[str, float]:
     """Of one thread, the tokenizer not counted: medians of draws in turn.
 
     Args:
-        draws: name to the export of a generator and settings of its sampler.
+        rng: name to the export of a generator and settings of its sampler.
         images: of each draw, one batch.
     """
-    generators = {path: load_generator(path) for path, _ in draws.values()}
+    generators = {path: load_generator(path) for path, _ in rng.values()}
     labels = torch.arange(images) % 10
     calls = {
         name: partial(generators[path].sample, labels, batch_size=images, **settings)
-        for name, (path, settings) in draws.items()
+        for name, (path, settings) in rng.items()
     }
     spent = seconds_in_turn({name: lambda repeat, call=call: call(seed=repeat) for name, call in calls.items()})
     return {name: seconds / images for name, seconds in spent.items()}
@@ -190,14 +191,14 @@ def seconds_per_image(draws: Mapping[str, tuple[Path, dict[str, Any]]], images: 
 
 def add_speeds(part: str, rows: Sequence[Figures]) -> None:
     """Images per second of the claim's rows, by the generators of the part's first seed."""
-    draws = {}
+    rng = {}
     for row in rows:
         if row["row"] in NAMES_OF_CLAIM and row["seed"] == PARTS[part].seeds[0]:
             path = trained(part, row["row"], row["seed"])
             for drop in (False, True):
                 settings = {"guidance_scale": row["guidance"], "drop_finished": drop}
-                draws[f"{row['row']} {row['guidance']} {drop}"] = path, settings
-    seconds = seconds_per_image(draws, 250)
+                rng[f"{row['row']} {row['guidance']} {drop}"] = path, settings
+    seconds = seconds_per_image(rng, 250)
     for row in rows:
         for drop, key in ((False, "images_per_second"), (True, "images_per_second_dropping")):
             if (name := f"{row['row']} {row['guidance']} {drop}") in seconds:

@@ -24,9 +24,10 @@ from torch import Tensor
 from graincode.core.density import region_entropy, region_gradient
 from graincode.core.images import to_uint8
 from graincode.data import FashionMNIST
+from graincode.evaluation.pairs import structural_similarity
 from graincode.export import load_tokenizer
 from graincode.files import replacing
-from graincode.metrics import Lite0Distance, structural_similarity
+from graincode.networks.distances import Lite0Distance
 from graincode.tokenizer import DQVAE, Routing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

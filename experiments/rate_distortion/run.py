@@ -23,16 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Estimate
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweep import Figures, figures_of, job, numbers, run_all, start, write_table
 
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build, with_layout
+from graincode.config.validate import check
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
-from graincode.engine.config import build, check, with_layout
+from graincode.core.rng import SampleRng
 from graincode.files import replacing
 
 HERE, RUNS = Path(__file__).parent, Path("runs/rate_distortion")
@@ -173,13 +174,11 @@ def cost(settings: Sequence[str]) -> float:
     size = cfg.data.get("image_size", 32)
     layout = CodeLayout((size, size), cfg.tokenizer.grains, cfg.tokenizer.codebook_size, 0, cfg.tokenizer.codebook)
     module, images = build(with_layout(cfg.tokenizer.model, layout)), torch.rand(16, 3, size, size) * 2 - 1
-    draws = Draws(0, torch.arange(16))
-    module.initialize([images], draws)
+    rng = SampleRng(0, torch.arange(16))
+    module.initialize([images], rng)
     module.calibrate([images])
     with FlopCounterMode(display=False) as counter:
-        weighted_sum(
-            build(cfg.tokenizer.objective, perceptual=None)(images, module(images, draws=draws), 40)
-        ).backward()
+        weighted_sum(build(cfg.tokenizer.objective, perceptual=None)(images, module(images, rng=rng), 40)).backward()
     return counter.get_total_flops() / len(images)
 
 
@@ -246,7 +245,7 @@ def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     points = {group[0]["family"]: sum(g[0]["family"] == group[0]["family"] for g in groups) for group in groups}
     several = any(points[g[0]["family"]] > 1 and not g[0]["is_fixed"] for g in groups)
     groups = [g for g in groups if points[g[0]["family"]] > several and g[0]["codes_per_image"] > 12]
-    canvas = Figure(figsize=(11, 4.6), layout="constrained")
+    canvas = Estimate(figsize=(11, 4.6), layout="constrained")
     panels = canvas.subplots(1, 2, sharey=True)
     families = list(dict.fromkeys(group[0]["family"] for group in groups))
     colours = ["#333333", "#d1495b", "#1b6ca8", "#3a7d44", "#b07d12", "#6f4a8e", "#00a6a6", "#8c510a", "#5b6770"]

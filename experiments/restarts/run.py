@@ -27,8 +27,8 @@ from torch import Tensor
 from graincode import load_tokenizer
 from graincode.core.codes import gather_cells
 from graincode.data import FashionMNIST
+from graincode.evaluation.pairs import CodebookUsage
 from graincode.files import write_json
-from graincode.metrics import CodebookUsage
 from graincode.tokenizer import EMAQuantizer
 
 HERE, RUNS = Path(__file__).parent, Path("runs/restarts")

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Estimate as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweep import compressed, noisy
 
-from graincode.core.codes import CodeLayout
 from graincode.core.images import from_uint8, to_uint8
+from graincode.core.layout import CodeLayout
 from graincode.data import FashionMNIST, Subset, Wallpapers
 from graincode.export import load_export
 from graincode.files import replacing, write_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from graincode import generator, tokenizer
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+from graincode.distributed import collectives
 from graincode.files import new_directory, write_json
+
+log = logging.getLogger(__name__)
 
 # tokenizers of 3 did not see the last row and column of pixels; tokens of generators of 4 were not normalised
 FORMATS = {"tokenizer": 4, "generator": 5}
@@ -113,6 +117,13 @@ def save_export(path: Path, kind: str, config: dict[str, Any], module: nn.Module
         }
         write_json(partial / "config.json", about)
         return _identity(partial)
+
+
+def export_run(path: Path, kind: str, config: dict[str, Any], module: nn.Module, **provenance: Any) -> None:
+    """Write a run's trained model to `path/export`, unless an interrupted run has done so already."""
+    folder = path / "export"
+    collectives.on_main(lambda: folder.exists() or save_export(folder, kind, config, module, **provenance))
+    log.info("export: %s", folder)
 
 
 def load_export(path: str | os.PathLike[str], kind: str, device: torch.device | str = "cpu") -> Export:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import zipfile
 import zlib
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from graincode.core.errors import GraincodeError
+
+NETWORK_TIMEOUT_SECONDS = 20
 
 
 @contextmanager
@@ -109,3 +112,14 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def network_timeout(seconds: float = NETWORK_TIMEOUT_SECONDS) -> Iterator[None]:
+    """A time limit on every wait for the network inside the block."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

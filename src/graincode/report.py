@@ -21,23 +21,25 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix
+from graincode.config.job import build
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
+from graincode.core.layout import CodeLayout
+from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset, read_info
 from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
-from graincode.engine.config import build
-from graincode.engine.logging import read_log
+from graincode.evaluation.pairs import PairErrors
 from graincode.export import load_generator, load_tokenizer
 from graincode.files import replacing
 from graincode.generator import Generator
-from graincode.metrics import PairErrors
 from graincode.pictures import density_maps, grain_maps
 from graincode.tokenizer import DQVAE
+from graincode.training.trackers import read_log
 
 if TYPE_CHECKING:  # the demo imports this module
-    from graincode.demo import Step
+    from graincode.jobs.demo import Step
+
 
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96

@@ -4,16 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LAYOUTS, grain_codes, random_codes, random_grains
 
-from graincode.core.codes import (
-    CodeLayout,
-    CodeSequences,
-    GrainCodes,
-    from_sequences,
-    gather_cells,
-    scatter_cells,
-    to_sequences,
-)
+from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+from graincode.core.sequences import CodeSequences, from_sequences, to_sequences
 
 
 @given(grain_codes())

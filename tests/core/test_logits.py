@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LAYOUTS
 
-from graincode.core.codes import from_sequences
 from graincode.core.logits import draw, legal_regions, truncate
 from graincode.core.rng import permutation, uniforms
+from graincode.core.sequences import from_sequences
 from graincode.sampling import AutoregressiveSampler, MaskedSampler
 
 
@@ -69,7 +69,7 @@ def test_settings_of_truncation_hold_for_what_they_name(sampler, other, name, va
 def test_the_order_of_the_grain_map_has_a_noise_of_its_own():
     layout = LAYOUTS[2]
     for noise in (0.0, 100.0):
-        sampler = MaskedSampler(grain_choice_noise=noise, grain_top_k=1, choice_noise=50.0 - noise / 2)
+        sampler = MaskedSampler(grain_choice_temperature=noise, grain_top_k=1, choice_temperature=50.0 - noise / 2)
         logits = Inclined(layout)
         sampler(logits, layout, uniforms(0, range(20), *sampler.numbers(layout)))
         assert (len(logits.maps[3].unique(dim=0)) == 1) == (noise == 0)

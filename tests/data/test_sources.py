@@ -14,12 +14,13 @@ import pytest
 import torch
 from helpers_data import KINDS, WNIDS, gray, make, one_line, photo, table, write, write_files, write_tar
 
+from graincode.config.job import build
+from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import CIFAR10, FFHQ, HuggingFace, ImageNet, WebDataset, cifar10
 from graincode.data.images import ImageSource, read_image
 from graincode.data.published import validation_mask
-from graincode.engine.config import build, check
 
 SPLITS = ("train", "val", "test")
 

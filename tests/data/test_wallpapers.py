@@ -12,13 +12,14 @@ import torch
 from helpers_data import one_line
 from PIL import Image
 
+from graincode.config.job import build
+from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import CachedImages, Wallpapers, wallpapers
 from graincode.data.images import split_by_hash
 from graincode.data.published import unpack_debian_package
 from graincode.data.wallpapers import PACKAGES, Photograph, crop_boxes
-from graincode.engine.config import build, check
 
 SPLITS = ("train", "val", "test")
 EACH = 5  # photographs of a package

@@ -17,16 +17,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from graincode import processes
-from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import feature_distance
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
-from graincode.engine.hardware import Hardware
-from graincode.engine.interruption import Stopped
-from graincode.engine.logging import LogSettings
-from graincode.engine.loop import train
-from graincode.engine.run import Run
+from graincode.distributed import collectives
+from graincode.distributed.hardware import Hardware
+from graincode.distributed.signals import Stopped
 from graincode.generator import (
     AutoregressiveObjective,
     ClassConditioning,
@@ -37,7 +35,8 @@ from graincode.generator import (
     MaskedObjective,
     Transformer,
 )
-from graincode.stages import GeneratorStage, TokenizerStage
+from graincode.networks.perceptual import PerceptualLoss
+from graincode.runs.run import Run
 from graincode.tokenizer import (
     DQVAE,
     Adversary,
@@ -48,10 +47,13 @@ from graincode.tokenizer import (
     GrainDecoder,
     GrainEncoder,
     PatchDiscriminator,
-    PerceptualLoss,
     QuantileRouter,
     ReconstructionObjective,
 )
+from graincode.training.generator_stage import GeneratorStage
+from graincode.training.loop import train
+from graincode.training.tokenizer_stage import TokenizerStage
+from graincode.training.trackers import LogSettings
 
 STEPS, BATCH = 10, 8
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 32, 2)
@@ -93,7 +95,7 @@ class Edges(PerceptualLoss):
 def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
     """A published tokenizer with a discriminator, one that routes by its errors, or one that learns to route."""
     torch.manual_seed(0)
-    opponent, layout = kind == "gan", LAYOUT if kind == "gan" else replace(LAYOUT, codebook="per_grain")
+    adversary, layout = kind == "gan", LAYOUT if kind == "gan" else replace(LAYOUT, codebook="per_grain")
     router = {
         "gan": lambda: QuantileRouter(layout, EntropyDensity(), [0.75, 0.25]),
         "tokenizer": lambda: QuantileRouter(layout, CodingDensity(), [0.75, 0.25], elastic=True),
@@ -104,8 +106,8 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
         layout, GrainEncoder(layout, **parts), router, EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2),
         GrainDecoder(layout, **parts, expand=True, coarse_blocks=1),
     )  # fmt: skip
-    adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4, lecam=0.3) if opponent else None
-    objective = ReconstructionObjective(perceptual=Edges(0.2) if opponent else None)
+    adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4, lecam=0.3) if adversary else None
+    objective = ReconstructionObjective(perceptual=Edges(0.2) if adversary else None)
     if precise:
         module.double()
         if adversary is not None:
@@ -114,8 +116,8 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
 
     def start() -> None:
         batch = dataset[range(24)]
-        share = processes.share(24)
-        module.initialize([batch.images], Draws(0, torch.arange(24)))
+        share = collectives.share(24)
+        module.initialize([batch.images], SampleRng(0, torch.arange(24)))
         # turned, so that no region's density is just a threshold, which rounding would decide
         others = batch.images.flip(2) if module.router.is_learned else batch.images
         module.calibrate([others[share.start : share.stop]])
@@ -148,7 +150,7 @@ class Codes:
         return CodeBatch(self.codes[chosen], chosen % 2)
 
 
-def generator_stage(precise: bool, length_window: int, masked: bool = False) -> GeneratorStage:
+def generator_stage(precise: bool, bucketing_window: int, masked: bool = False) -> GeneratorStage:
     torch.manual_seed(0)
     make = partial(DGiTNAR, masking=InformationMasking(beta=2.0, elastic=True)) if masked else DGiTAR
     module = make(
@@ -158,7 +160,7 @@ def generator_stage(precise: bool, length_window: int, masked: bool = False) -> 
     if precise:
         module.double()
     objective = MaskedObjective() if masked else AutoregressiveObjective()
-    stage = GeneratorStage(module, objective, Codes(), Codes(), None, length_window)
+    stage = GeneratorStage(module, objective, Codes(), Codes(), None, bucketing_window)
     stage.evaluate = lambda module, limit: {"objective": 1.0}
     return stage
 
@@ -203,7 +205,7 @@ def main(folder: Path, names: list[str]) -> None:
                 def interrupt(trained: nn.Module, update=update, calls=[]) -> None:  # noqa: B006
                     update(trained)
                     calls.append(0)
-                    if len(calls) == STEPS // 2 and processes.rank() == world - 1:
+                    if len(calls) == STEPS // 2 and collectives.rank() == world - 1:
                         os.kill(os.getpid(), signal.SIGTERM)
 
                 player.update = interrupt
@@ -214,8 +216,8 @@ def main(folder: Path, names: list[str]) -> None:
             else:
                 module, _ = again(stage, start=start)
             weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-            save_file(weights, folder / f"{name}-{world}-{processes.rank()}.safetensors")
-            if processes.is_main():
+            save_file(weights, folder / f"{name}-{world}-{collectives.rank()}.safetensors")
+            if collectives.is_main():
                 lines = [line for line in (run.path / "log.jsonl").read_text().splitlines() if "train/loss" in line]
                 (folder / f"{name}-{world}.json").write_text(json.dumps([json.loads(line) for line in lines]))
 

@@ -11,18 +11,20 @@ import torch
 from cases import Codes, make_stage
 from torch import nn
 
+from graincode.config.errors import nearest
+from graincode.config.schema import SCHEMAS, config_directory
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.core.schedules import ramp, warmup_cosine
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.images import TensorImages
 from graincode.data.loader import Schedule, StepSampler, Windows, in_order
-from graincode.engine.checkpoint import Checkpoints, read_about, read_state
-from graincode.engine.config import SCHEMAS, config_directory, nearest
-from graincode.engine.logging import LogSettings, Meter, RunLog, read_log
-from graincode.engine.loop import parameter_groups
 from graincode.files import clear_leftovers, new_directory, replacing
+from graincode.runs.checkpoint import Checkpoints, read_about, read_state
+from graincode.training.loop import parameter_groups
+from graincode.training.meter import Meter
+from graincode.training.trackers import LogSettings, RunLog, read_log
 
 CPU = torch.device("cpu")
 
@@ -283,11 +285,11 @@ def test_a_ramp_rises_from_nothing_to_the_whole():
 
 
 def test_draws_depend_on_seed_place_and_purpose_alone():
-    together = Draws(3, torch.arange(100)).uniforms(0, 4, 5)
-    assert torch.equal(Draws(3, torch.arange(50, 60)).uniforms(0, 4, 5), together[50:60])
-    assert not torch.equal(Draws(3, torch.arange(100)).uniforms(1, 4, 5), together)
-    assert not torch.equal(Draws(4, torch.arange(100)).uniforms(0, 4, 5), together)
-    many = Draws(0, torch.arange(2000)).uniforms(2, 50).flatten()
+    together = SampleRng(3, torch.arange(100)).uniforms(0, 4, 5)
+    assert torch.equal(SampleRng(3, torch.arange(50, 60)).uniforms(0, 4, 5), together[50:60])
+    assert not torch.equal(SampleRng(3, torch.arange(100)).uniforms(1, 4, 5), together)
+    assert not torch.equal(SampleRng(4, torch.arange(100)).uniforms(0, 4, 5), together)
+    many = SampleRng(0, torch.arange(2000)).uniforms(2, 50).flatten()
     assert len(many.unique()) == len(many)
     assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
     assert 0 <= many.min() <= many.max() < 1
@@ -322,14 +324,14 @@ def test_views_are_the_image_its_mirror_image_and_shifts_of_both():
 
 def test_augmentation_is_a_function_of_the_place():
     images = torch.randn(64, 3, 6, 8)
-    draws = Draws(1, torch.arange(64))
-    assert Augmentation()(images, draws) is images
-    flipped = Augmentation(flip=True)(images, draws)
+    rng = SampleRng(1, torch.arange(64))
+    assert Augmentation()(images, rng) is images
+    flipped = Augmentation(flip=True)(images, rng)
     mirrored = (flipped != images).flatten(1).any(1)
     assert 16 < int(mirrored.sum()) < 48
     assert torch.equal(flipped[mirrored], images[mirrored].flip(-1))
-    shifted = Augmentation(shift=1)(images, draws)
-    part = Augmentation(shift=1)(images[10:20], Draws(1, torch.arange(10, 20)))
+    shifted = Augmentation(shift=1)(images, rng)
+    part = Augmentation(shift=1)(images[10:20], SampleRng(1, torch.arange(10, 20)))
     assert torch.equal(part, shifted[10:20])
     inner = [torch.stack([images[i, :, 1 + a : 5 + a, 1 + b : 7 + b] for a in (-1, 0, 1) for b in (-1, 0, 1)])
              for i in range(64)]  # fmt: skip

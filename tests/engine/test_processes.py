@@ -11,18 +11,19 @@ import torch
 from cases import BATCH, LAYOUT, STEPS, Codes, generator_stage, images, tokenizer_stage
 from safetensors.torch import load_file
 
-from graincode import processes
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build
+from graincode.config.validate import check
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.data.loader import Schedule
-from graincode.engine.config import build, check
-from graincode.engine.ema import AveragedWeights
-from graincode.engine.hardware import Hardware
-from graincode.engine.loop import _fingerprint
+from graincode.distributed import collectives
+from graincode.distributed.blocks import CheckpointedBlock
+from graincode.distributed.hardware import Hardware
 from graincode.generator import AutoregressiveObjective
-from graincode.recompute import Recomputable
-from graincode.stages import Step, evaluation_batch
+from graincode.training.ema import AveragedWeights
+from graincode.training.monitors import _fingerprint
+from graincode.training.stage import Step, evaluation_batch
 
 COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
@@ -42,10 +43,10 @@ from graincode import processes
 from graincode.core.errors import GraincodeError
 
 dist.init_process_group("gloo")
-processes.check_agreement("their count", dist.get_world_size())
-assert processes.count() == 2
+collectives.check_agreement("their count", dist.get_world_size())
+assert collectives.count() == 2
 try:
-    processes.check_agreement("their rank", dist.get_rank())
+    collectives.check_agreement("their rank", dist.get_rank())
 except GraincodeError as error:
     sys.exit("the 2 processes differ in their rank" not in str(error) or dist.is_initialized())
 sys.exit(2)
@@ -172,7 +173,7 @@ def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
 def test_counts_are_known_before_the_model_runs():
     stage, start = tokenizer_stage(False, "gan")
     start()
-    batch, step = stage.dataset[range(6)], Step(9, Draws(0, torch.arange(6)))
+    batch, step = stage.dataset[range(6)], Step(9, SampleRng(0, torch.arange(6)))
     for player in stage.players:
         terms = player.terms(player.module, batch, step)
         counts = player.counts(batch)
@@ -189,7 +190,7 @@ def test_counts_are_known_before_the_model_runs():
 def test_batches_by_length_weigh_every_code_alike():
     """The losses of all batches of a window add up to the loss of its images as one batch."""
     stage = generator_stage(True, 3)
-    player, step = stage.players[0], Step(1, Draws(0, torch.arange(8)))
+    player, step = stage.players[0], Step(1, SampleRng(0, torch.arange(8)))
     player.module.conditioning.dropout = 0.0
     schedule = Schedule(24, 8, 5, windows=stage.windows)
     batches = [stage.dataset[schedule.indices(schedule.places(s, 0))] for s in (1, 2, 3)]
@@ -198,7 +199,7 @@ def test_batches_by_length_weigh_every_code_alike():
     assert [player.counts(batch) == player.counts(batches[0]) for batch in batches] == [True] * 3
     plain = generator_stage(True, 1).players[0]
     plain.module = player.module
-    whole = weighted_sum(plain.terms(plain.module, stage.dataset[range(24)], Step(1, Draws(0, torch.arange(24)))))
+    whole = weighted_sum(plain.terms(plain.module, stage.dataset[range(24)], Step(1, SampleRng(0, torch.arange(24)))))
     assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
@@ -209,7 +210,7 @@ def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
     found = [stage.evaluate(module, 20)]
     torch.manual_seed(1)
     found.append(stage.evaluate(module, 20))
-    monkeypatch.setattr("graincode.stages.evaluation_batch", lambda layout: 7)
+    monkeypatch.setattr("graincode.training.stage.evaluation_batch", lambda layout: 7)
     found.append(stage.evaluate(module, 20))
     assert found[1] == found[0] == pytest.approx(found[2], rel=1e-10)
     assert found[0]["objective"] == pytest.approx(found[0]["content"] + found[0]["grains"])
@@ -225,12 +226,12 @@ def test_fewer_images_are_evaluated_together_where_they_are_large():
 
 def test_one_process_alone_needs_no_others():
     rows = torch.arange(3)
-    assert processes.gather_rows(rows) is rows
-    assert processes.sum_(rows) is rows
-    assert processes.on_main(lambda: 5) == 5
-    assert list(processes.share(7)) == list(range(7))
+    assert collectives.gather_rows(rows) is rows
+    assert collectives.sum_(rows) is rows
+    assert collectives.on_main(lambda: 5) == 5
+    assert list(collectives.share(7)) == list(range(7))
     with pytest.raises(ZeroDivisionError):
-        processes.on_main(lambda: 1 / 0)
+        collectives.on_main(lambda: 1 / 0)
 
 
 def test_a_wrapped_module_is_left_without_autocast():
@@ -270,7 +271,7 @@ def test_blocks_are_compiled_if_it_is_asked_for():
     for compiled in (False, True):
         stage, _ = tokenizer_stage(False, "gan")
         Hardware(compile=compiled).machine().prepare(stage.players[0].module, lambda m: torch.optim.SGD(m.parameters()))
-        blocks = [part for part in stage.players[0].module.modules() if isinstance(part, Recomputable)]
+        blocks = [part for part in stage.players[0].module.modules() if isinstance(part, CheckpointedBlock)]
         assert blocks
         assert all((part._compiled_call_impl is not None) == compiled for part in blocks)
 
@@ -282,7 +283,7 @@ def test_recomputing_activations_keeps_fewer_of_them():
     kept = []
     for recompute in (False, True):
         for part in module.modules():
-            if isinstance(part, Recomputable):
+            if isinstance(part, CheckpointedBlock):
                 part.recompute = recompute
         sizes = []
 

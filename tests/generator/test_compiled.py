@@ -12,8 +12,8 @@ from graincode.core.errors import GraincodeError
 from graincode.generator import (
     ClassConditioning,
     DGiTNAR,
-    FixedCache,
     HeterogeneousEmbedding,
+    StaticCache,
     Transformer,
     dgit_ar,
     transformer,
@@ -68,7 +68,7 @@ def test_compiled_blocks_fill_in_the_same_samples(compiler):
 
 def test_a_fixed_cache_changes_shape_at_the_ends_of_its_buckets_alone(monkeypatch):
     monkeypatch.setattr(transformer, "BUCKET", 4)
-    cache = FixedCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
+    cache = StaticCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
     for step in range(6):
         cache.reach()
         token = torch.full((3, 4, 1, 8), step + 1.0)

@@ -5,11 +5,14 @@ import pytest
 import torch
 from strategies import LAYOUTS, random_codes, random_grains
 
-from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import draw
 from graincode.core.losses import weighted_sum
+from graincode.core.prompts import CodePrefix
 from graincode.core.rng import uniforms
+from graincode.core.sequences import from_sequences, to_sequences
 from graincode.generator import (
     AutoregressiveObjective,
     CachedLogits,

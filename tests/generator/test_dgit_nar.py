@@ -6,12 +6,15 @@ import pytest
 import torch
 from strategies import LAYOUTS, random_codes, random_grains
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, from_sequences, to_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import draw, gumbel
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws, uniforms
+from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.core.rng import SampleRng, uniforms
 from graincode.core.schedules import MASK_SCHEDULES
+from graincode.core.sequences import from_sequences, to_sequences
 from graincode.generator import (
     ClassConditioning,
     ConditionedLogits,
@@ -155,7 +158,7 @@ def maskgit(model, labels, numbers, sampler, places=None, density=None):
             return without + (1 + (sampler.guidance_scale - 1) * there) * (with_class - without)
 
         decay, own = sampler.choice_noise_decay, own[..., : slots.shape[1]]
-        found.append(decoded(ask, layout.no_content, own, sampler, sampler.choice_noise, decay, last, weighed))
+        found.append(decoded(ask, layout.no_content, own, sampler, sampler.choice_temperature, decay, last, weighed))
     return found
 
 
@@ -164,7 +167,7 @@ def maskgit(model, labels, numbers, sampler, places=None, density=None):
 def test_with_one_grain_and_no_density_it_is_maskgit_step_for_step(steps, schedule):
     layout = CodeLayout((16, 16), ((4, 4),), 11, 3)
     model, labels = make(layout), labels_for(layout, 4)
-    sampler = MaskedSampler(steps=steps, mask_schedule=schedule, choice_noise=3.0)
+    sampler = MaskedSampler(steps=steps, mask_schedule=schedule, choice_temperature=3.0)
     sequences, recorder = drawn(model, sampler, 4)
     numbers = uniforms(0, range(4), steps, 2, layout.num_regions)
     expected = torch.stack(maskgit(model, labels, numbers, sampler), dim=1)
@@ -182,8 +185,8 @@ def test_the_grain_map_too_is_drawn_step_for_step(grains, schedule, remask):
     layout, steps, count = CodeLayout((32, 32), grains, 5, 3), 6, 4
     model, labels = make(layout), labels_for(layout, count)
     sampler = MaskedSampler(
-        steps=2, grain_steps=steps, mask_schedule=schedule, grain_choice_noise=1.0, grain_temperature=0.8,
-        final_temperature=0.1, choice_noise=0.0, remask=remask,
+        steps=2, grain_steps=steps, mask_schedule=schedule, grain_choice_temperature=1.0, grain_temperature=0.8,
+        final_temperature=0.1, choice_temperature=0.0, remask=remask,
     )  # fmt: skip
     sequences, recorder = drawn(model, sampler, count)
     numbers = uniforms(0, range(count), *sampler.numbers(layout))[:, : 2 * steps * layout.num_regions]
@@ -216,7 +219,7 @@ def test_settings_count_as_they_are_written(settings):
     model, labels = make(layout), labels_for(layout, 4)
     codes = random_codes(layout, random_grains(layout, 4))
     given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
-    sampler = MaskedSampler(steps=steps, choice_noise=1.5, **settings)
+    sampler = MaskedSampler(steps=steps, choice_temperature=1.5, **settings)
     sequences, recorder = drawn(model, sampler, 4, given)
     places = [slots[slots != layout.pad_slot] for slots in recorder.slots]
     numbers = uniforms(0, range(4), *sampler.numbers(layout))[:, 2 * sampler.grain_steps * layout.num_regions :]
@@ -353,7 +356,7 @@ def test_what_is_given_is_kept_where_scores_overflow(remask):
     layout = LAYOUTS[5]
     codes = random_codes(layout, random_grains(layout, 4))
     mask = CodeMask.of_regions(codes, torch.tensor([[True, False], [False, False]]), keep_map=True)
-    sampler = MaskedSampler(steps=64, choice_noise=1e308, remask=remask)
+    sampler = MaskedSampler(steps=64, choice_temperature=1e308, remask=remask)
     sequences, _ = drawn(make(layout), sampler, 4, mask)
     assert torch.equal(from_sequences(sequences).indices[mask.known_cells], codes.indices[mask.known_cells])
 
@@ -365,7 +368,7 @@ def test_information_weight_moves_dense_codes_forward():
     model, share = make(layout), {}
     for order in ("confidence", "random"):
         for weight in (-20.0, 0.0, 20.0):
-            noise = {"choice_noise": 4.5} if order == "confidence" else {}
+            noise = {"choice_temperature": 4.5} if order == "confidence" else {}
             sampler = MaskedSampler(steps=4, order=order, information_weight=weight, **noise)
             _, recorder = drawn(model, sampler, 10, given)
             fine = layout.slots().grain[recorder.slots.clamp(max=layout.num_slots - 1)] == 1
@@ -595,24 +598,24 @@ def test_guidance_grows_with_the_share_of_each_image_that_is_there(schedule, dty
 def test_truncation_and_settings_out_of_range():
     layout = LAYOUTS[2]
     model, labels = make(layout), labels_for(layout, 4)
-    settings = {"choice_noise": 0.0, "grain_choice_noise": 0.0, "batch_size": 4}
+    settings = {"choice_temperature": 0.0, "grain_choice_temperature": 0.0, "batch_size": 4}
     greedy = model.sample(labels, seed=1, top_k=1, grain_top_k=1, **settings)
     assert same(greedy, model.sample(labels, seed=2, top_k=1, grain_top_k=1, **settings))
     assert same(greedy, model.sample(labels, seed=2, min_p=1 - 1e-9, grain_min_p=1 - 1e-9, **settings))
     for name, value, fitting in (
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
-        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"), ("choice_noise", -1, "choice_noise=1"),
+        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"), ("choice_temperature", -1, "choice_temperature=1"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
         ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
         ("steps", True, "a whole number.*steps=8"), ("temperature", True, "finite number.*temperature=1"),
         ("information_weight", math.nan, "finite.*information_weight=0"), ("grain_top_k", 1.0, "whole.*grain_top_k=0"),
-        ("choice_noise", math.inf, "finite.*choice_noise=1"), ("final_temperature", math.inf, "=null"),
+        ("choice_temperature", math.inf, "finite.*choice_temperature=1"), ("final_temperature", math.inf, "=null"),
         ("guidance_scale", -math.inf, "finite.*guidance_scale=1"), ("grain_min_p", math.nan, "finite.*grain_min_p=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
             MaskedSampler(**{name: value})
     for order, name, plain in (
-        ("halton", "information_weight", 0), ("dense_first", "information_decay", 1), ("random", "choice_noise", 1),
+        ("halton", "information_weight", 0), ("dense_first", "information_decay", 1), ("random", "choice_temperature", 1),
         ("halton", "choice_noise_decay", 1),
     ):  # fmt: skip
         with pytest.raises(
@@ -647,16 +650,18 @@ def test_mask_schedules_go_from_all_to_nothing_and_know_how_many_they_mask_on_av
 def test_masks_follow_beta_and_the_image_s_own_numbers():
     layout = LAYOUTS[2]
     codes = random_codes(layout, random_grains(layout, 400))[2:]
-    tokens, draws = to_sequences(codes, ends=False), Draws(3, torch.arange(398))
+    tokens, rng = to_sequences(codes, ends=False), SampleRng(3, torch.arange(398))
     fine = (layout.slots().grain[tokens.slots.clamp(max=layout.num_slots - 1)] == 1) & tokens.is_code
     share, counts = {}, {}
     for beta in (-2.0, 0.0, 2.0):
-        masked = InformationMasking(beta=beta).codes(tokens.is_code, fine.double(), draws)
+        masked = InformationMasking(beta=beta).codes(tokens.is_code, fine.double(), rng)
         assert not (masked & ~tokens.is_code).any()
         seen = tokens.is_code & ~masked
         share[beta], counts[beta] = float((seen & fine).sum() / seen.sum()), masked.sum(dim=1)
         part = InformationMasking(beta=beta).codes(
-            tokens.is_code[5:6, : codes.lengths[5]], fine.double()[5:6, : codes.lengths[5]], Draws(3, torch.tensor([5]))
+            tokens.is_code[5:6, : codes.lengths[5]],
+            fine.double()[5:6, : codes.lengths[5]],
+            SampleRng(3, torch.tensor([5])),
         )
         assert torch.equal(part[0], masked[5, : codes.lengths[5]])
     overall = float(fine.sum() / tokens.is_code.sum())
@@ -665,7 +670,7 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
     assert torch.equal(counts[0.0], counts[2.0])
     expected = InformationMasking().expected(codes.lengths, layout.max_tokens)
     assert float(counts[0.0].double().mean()) == pytest.approx(float(expected.mean()), rel=0.04)
-    elastic = InformationMasking(beta=8.0, elastic=True).codes(tokens.is_code, fine.double(), draws)
+    elastic = InformationMasking(beta=8.0, elastic=True).codes(tokens.is_code, fine.double(), rng)
     seen = tokens.is_code & ~elastic
     each = (seen & fine).sum(dim=1) / seen.sum(dim=1).clamp(min=1) - fine.sum(dim=1) / codes.lengths
     some = (seen.sum(dim=1) > 8) & (seen.sum(dim=1) < 30)
@@ -678,9 +683,9 @@ def test_masks_follow_beta_and_the_image_s_own_numbers():
 
 
 def test_masks_of_codes_and_of_regions_are_independent():
-    every, draws = torch.ones(4000, 16, dtype=torch.long), Draws(3, torch.arange(4000))
-    codes = InformationMasking().codes(every.bool(), torch.zeros(every.shape, dtype=torch.float64), draws).double()
-    regions = InformationMasking().regions(every, draws).double()
+    every, rng = torch.ones(4000, 16, dtype=torch.long), SampleRng(3, torch.arange(4000))
+    codes = InformationMasking().codes(every.bool(), torch.zeros(every.shape, dtype=torch.float64), rng).double()
+    regions = InformationMasking().regions(every, rng).double()
     counts = torch.stack([codes.sum(dim=1), regions.sum(dim=1)])
     assert abs(float(torch.corrcoef(counts)[0, 1])) < 0.06
     assert float((codes * regions).mean()) == pytest.approx(float(codes.mean() * regions.mean()), abs=0.01)
@@ -695,7 +700,7 @@ def test_masks_of_training_are_those_that_a_matched_sampler_meets(order, beta):
     given = CodeMask.of_regions(codes, torch.zeros(4, 4).bool(), keep_map=True)
     settings = {
         "random": {"information_weight": beta, "information_decay": 0.0},
-        "confidence": {"information_weight": beta * noise, "choice_noise": noise},
+        "confidence": {"information_weight": beta * noise, "choice_temperature": noise},
     }[order]
     model = make(layout)
     for parameter in model.content_head.parameters():
@@ -707,8 +712,8 @@ def test_masks_of_training_are_those_that_a_matched_sampler_meets(order, beta):
         return float((shown & fine).sum() / shown.sum())
 
     every = fine.expand(40_000, -1)
-    draws = Draws(1, torch.arange(len(every)))
-    masks = InformationMasking("linear", beta).codes(torch.ones_like(every), every.double(), draws)
+    rng = SampleRng(1, torch.arange(len(every)))
+    masks = InformationMasking("linear", beta).codes(torch.ones_like(every), every.double(), rng)
     for contents, left in zip(recorder.seen[1:], (21, 14, 7), strict=True):
         shown = contents != layout.no_content
         assert int(shown[0].sum()) == 28 - left
@@ -722,11 +727,11 @@ def test_the_loss_of_a_batch_is_that_of_its_images_and_reaches_every_weight(grai
     model, codes = make(layout, block=MODERN), random_codes(layout, random_grains(layout, 6))
     model.requires_grad_(True)
     labels, objective = labels_for(layout, 6), MaskedObjective(0.5)
-    terms = objective(model(codes, labels, Draws(1, torch.arange(6))))
+    terms = objective(model(codes, labels, SampleRng(1, torch.arange(6))))
     counts = objective.counts(codes, model)
     assert counts.keys() == {name for name, term in terms.items() if term.weight}
     assert all(float(terms[name].count) == float(counts[name]) for name in counts)
-    parts = [objective(model(codes[[i]], labels[[i]], Draws(1, torch.tensor([i])))) for i in range(6)]
+    parts = [objective(model(codes[[i]], labels[[i]], SampleRng(1, torch.tensor([i])))) for i in range(6)]
     whole, total = weighted_sum(terms), terms["content"].total.item()
     torch.testing.assert_close(sum(weighted_sum(part, counts) for part in parts), whole)
     weighted_sum(terms).backward()
@@ -780,7 +785,7 @@ def test_one_bin_is_none():
         assert before.state_dict().keys() == model.state_dict().keys()
         codes, labels = random_codes(layout, random_grains(layout, 3)), labels_for(layout, 3)
         assert torch.equal(model.values(codes), codes.grains.flatten(1))
-        some = Draws(0, torch.arange(3)), torch.rand(codes.grains.shape)
+        some = SampleRng(0, torch.arange(3)), torch.rand(codes.grains.shape)
         found, expected = model(codes, labels, *some), before(codes, labels, some[0])
         assert torch.equal(found.contents.loss, expected.contents.loss)
         assert same(model.sample(labels, batch_size=3), before.sample(labels, batch_size=3))
@@ -812,7 +817,10 @@ def test_what_goes_by_density_is_refused_where_all_codes_have_one():
         ({"order": "halton", "remask": True}, r"remask=True.*type sampler\.remask=false"),
         ({"grain_steps": 3}, r"grain_steps=3.*no grain map to draw: type sampler\.grain_steps=4"),
         ({"grain_temperature": 0.5}, r"grain_temperature=0\.5.*type sampler\.grain_temperature=1"),
-        ({"grain_choice_noise": 0.0}, r"grain_choice_noise=0\.0.*type sampler\.grain_choice_noise=4\.5"),
+        (
+            {"grain_choice_temperature": 0.0},
+            r"grain_choice_temperature=0\.0.*type sampler\.grain_choice_temperature=4\.5",
+        ),
     ):
         with pytest.raises(GraincodeError, match=fitting):
             model.check_sampler(MaskedSampler(**settings))
@@ -830,14 +838,14 @@ def test_values_go_from_0_to_1_in_masks_and_losses_are_those_of_images(layout):
     seen, bins = [], 3
 
     class Recording(InformationMasking):
-        def codes(self, is_code, density, draws):
+        def codes(self, is_code, density, rng):
             seen.append(density)
-            return super().codes(is_code, density, draws)
+            return super().codes(is_code, density, rng)
 
     model = binned(layout, bins, masking=Recording(beta=2.0)).requires_grad_(True)
     codes, labels, objective = random_codes(layout, random_grains(layout, 5)), labels_for(layout, 5), MaskedObjective()
     density = codes.grains + torch.rand(codes.grains.shape)
-    terms = objective(model(codes, labels, Draws(1, torch.arange(5)), density))
+    terms = objective(model(codes, labels, SampleRng(1, torch.arange(5)), density))
     slots, table, many = to_sequences(codes, ends=False).slots, layout.slots(), layout.num_grains * bins
     for row in range(5):
         for place, slot in enumerate(slots[row].tolist()):
@@ -849,7 +857,7 @@ def test_values_go_from_0_to_1_in_masks_and_losses_are_those_of_images(layout):
                 assert float(seen[0][row, place]) == pytest.approx(expected, abs=1e-12)
     counts = objective.counts(codes, model)
     assert counts.keys() == {"content", "grains"}
-    parts = [objective(model(codes[[i]], labels[[i]], Draws(1, torch.tensor([i])), density[[i]])) for i in range(5)]
+    parts = [objective(model(codes[[i]], labels[[i]], SampleRng(1, torch.tensor([i])), density[[i]])) for i in range(5)]
     torch.testing.assert_close(sum(weighted_sum(part, counts) for part in parts), weighted_sum(terms))
     weighted_sum(terms).backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
@@ -862,7 +870,9 @@ def test_bins_count_in_the_order_of_sampling(layout, remask):
     model, labels = binned(layout, bins), labels_for(layout, count)
     many = layout.num_grains * bins
     Wanted.wanted = torch.randint(many, (count, layout.num_regions))
-    sampler = MaskedSampler(steps=steps, choice_noise=1.5, information_weight=5.0, information_decay=0.5, remask=remask)
+    sampler = MaskedSampler(
+        steps=steps, choice_temperature=1.5, information_weight=5.0, information_decay=0.5, remask=remask
+    )
     sequences, recorder = drawn(model, sampler, count, kind=Wanted)
     codes = from_sequences(sequences)
     assert torch.equal(codes.grains.flatten(1), Wanted.wanted // bins)
@@ -929,7 +939,7 @@ def untrained(layout):
 def test_an_untrained_model_pays_log_of_the_codebook():
     layout = LAYOUTS[2]
     codes = random_codes(layout, random_grains(layout, 600))
-    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 600), Draws(0, torch.arange(600))))
+    terms = MaskedObjective()(untrained(layout)(codes, labels_for(layout, 600), SampleRng(0, torch.arange(600))))
     masked = sum(terms[f"content_{g}"].count.item() for g in (0, 1))
     assert terms["content"].total.item() / masked == pytest.approx(math.log(256), abs=0.15)
     # and what is told is the mean over what was masked
@@ -947,8 +957,8 @@ def test_samples_of_a_trained_model_are_like_what_it_was_trained_on():
         grains = torch.cat([first, 1 - first], dim=2)
         fine = (value + 1 + labels[:, None, None]) % 4
         indices = torch.where(layout.expand(grains, 0) == 1, fine, value)
-        draws = Draws(0, torch.arange(32) + 32 * step)
-        loss = weighted_sum(MaskedObjective()(model(GrainCodes(grains, indices, layout), labels, draws)))
+        rng = SampleRng(0, torch.arange(32) + 32 * step)
+        loss = weighted_sum(MaskedObjective()(model(GrainCodes(grains, indices, layout), labels, rng)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,8 +18,7 @@ from torch_fidelity import calculate_metrics
 
 from graincode.data import CodeDataset
 from graincode.export import load_export
-from graincode.metrics import Lite0Features
-from graincode.metrics.features import TimmExtractor
+from graincode.networks.features import Lite0Features, TimmExtractor
 
 LITE0 = "features=lite0_112"
 TOKENIZER = "tokenizer_path=runs/train_tokenizer/tok/export"

@@ -15,15 +15,18 @@ from PIL import Image
 from test_errors import refusal
 
 import graincode
-from graincode.core.codes import CodeLayout, CodePrefix, GrainCodes
+from graincode.config.job import build, with_layout
+from graincode.config.validate import check
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.prompts import CodePrefix
+from graincode.core.rng import SampleRng
 from graincode.data import CodeDataset
-from graincode.engine.config import build, check, with_layout
-from graincode.engine.logging import read_log
 from graincode.generator import DGiTAR, Transformer
 from graincode.jobs import sample
 from graincode.tokenizer import DQVAE
+from graincode.training.trackers import read_log
 
 LITE0 = "features=lite0_112"
 
@@ -219,7 +222,7 @@ def test_mirror_images_are_stored_beside_the_images_and_trained_on(inside):
     assert codes.lengths.tolist() == expected.lengths.tolist()
     for window in (1, 3):
         run = f"mirrored-{window}"
-        settings = [f"codes_path={path}", f"trainer.length_window={window}", f"run_name={run}"]
+        settings = [f"codes_path={path}", f"trainer.bucketing_window={window}", f"run_name={run}"]
         command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, *settings)
         lines = [line for line in read_log(Path(f"runs/train_generator/{run}")) if "train/loss" in line]
         assert all(0 <= line["speed/padding_share"] < 0.8 for line in lines)
@@ -362,7 +365,7 @@ def overrides_of(job, inside):
 
 def signal_after(monkeypatch, step, number):
     """Let this process get a signal in a step's optimizer update."""
-    from graincode.engine import loop
+    from graincode.training import loop
 
     add = loop._Health.add
 
@@ -425,16 +428,16 @@ def test_the_smallest_batch(inside):
 
 
 def test_the_best_weights_can_be_exported(inside, monkeypatch):
-    from graincode import stages
+    from graincode.training.tokenizer_stage import TokenizerStage
 
-    judge = stages.TokenizerStage.evaluate
+    judge = TokenizerStage.evaluate
     calls = []
 
     def worse_after_the_third(self, module, limit):
         calls.append(1)
         return judge(self, module, limit) | {"objective": float(abs(len(calls) % 6 - 3))}
 
-    monkeypatch.setattr(stages.TokenizerStage, "evaluate", worse_after_the_third)
+    monkeypatch.setattr(TokenizerStage, "evaluate", worse_after_the_third)
     base = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "trainer.ema_decay=0", "trainer.eval_every=1"]
     figures = {}
     for choice in ("best", "last"):
@@ -445,7 +448,7 @@ def test_the_best_weights_can_be_exported(inside, monkeypatch):
     assert figures["best"] == min(evaluations) < figures["last"] == evaluations[-1]
     best = json.loads((Path("runs/train_tokenizer/export-best") / "state/best.json").read_text())["step"]
     assert best == 3
-    from graincode.engine.checkpoint import read_state
+    from graincode.runs.checkpoint import read_state
 
     state = read_state(Path(f"runs/train_tokenizer/export-best/state/step_{best:09d}"), torch.device("cpu"))
     module = graincode.load_tokenizer("runs/train_tokenizer/export-best/export")
@@ -582,27 +585,27 @@ def test_the_published_sizes_take_a_training_step(recipe):
     grains = [list(grain) for grain in cfg.tokenizer.grains]
     layout = CodeLayout((256, 256), grains, cfg.tokenizer.codebook_size, 1000, cfg.tokenizer.codebook)
     torch.manual_seed(0)
-    module, opponent = build(with_layout(cfg.tokenizer.model, layout)), build(cfg.tokenizer.adversary)
+    module, adversary = build(with_layout(cfg.tokenizer.model, layout)), build(cfg.tokenizer.adversary)
     assert layout.max_tokens - layout.num_ends == 1024
     assert module.quantizers[0].codebook.shape == (1024, 256)
-    images, draws = torch.rand(1, 3, 256, 256) * 2 - 1, Draws(0, torch.arange(1))
+    images, rng = torch.rand(1, 3, 256, 256) * 2 - 1, SampleRng(0, torch.arange(1))
     images[..., :128] = 0.5
     module.quantizers[0].initialize(torch.randn(4096, 256))
     module.calibrate([images])
     optimizer, before = build(cfg.optimizer)(module.parameters()), module.quantizers[0].codebook.clone()
-    made = module(images, draws=draws)
+    made = module(images, rng=rng)
     terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
     assert cfg.tokenizer.perceptual._target_.endswith("LPIPSLoss")  # whose weights are not at hand
-    opponent.adaptive.fill_(0.5)
-    terms["adversarial"] = opponent.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
+    adversary.adaptive.fill_(0.5)
+    terms["adversarial"] = adversary.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
     weighted_sum(terms).backward()
     optimizer.step()
     module.update([made.routing])
     assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
-    weighted_sum(opponent.discriminator_terms(opponent(torch.cat([images, made.images.detach()])))).backward()
-    opponent.update()
-    assert 0 < float(opponent.adaptive) <= 0.75
-    assert all(bool(parameter.grad.abs().sum() > 0) for parameter in opponent.parameters())
+    weighted_sum(adversary.discriminator_terms(adversary(torch.cat([images, made.images.detach()])))).backward()
+    adversary.update()
+    assert 0 < float(adversary.adaptive) <= 0.75
+    assert all(bool(parameter.grad.abs().sum() > 0) for parameter in adversary.parameters())
     assert not torch.equal(module.quantizers[0].codebook, before)
     assert len(set(made.routing.grains.flatten().tolist())) > 1
 

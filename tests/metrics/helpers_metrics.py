@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError
-from graincode.metrics import SUBSET, FeatureNetwork, Statistics, measure
+from graincode.evaluation.statistics import SUBSET, Statistics, measure
+from graincode.networks.features import FeatureNetwork
 
 
 class Rows(nn.Module):

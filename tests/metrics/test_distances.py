@@ -23,24 +23,18 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from graincode.core.errors import GraincodeError
-from graincode.metrics import (
-    CodebookUsage,
-    Figure,
-    Lite0Features,
-    PairErrors,
-    PairMean,
-    Statistics,
-    TimmFeatures,
+from graincode.evaluation.estimate import Estimate
+from graincode.evaluation.metrics import (
     class_consistency,
     density_coverage,
     frechet_distance,
     inception_score,
     kernel_distance,
-    measure,
     precision_recall,
-    structural_similarity,
 )
-from graincode.metrics.reconstruction import MSE_FLOOR
+from graincode.evaluation.pairs import MSE_FLOOR, CodebookUsage, PairErrors, PairMean, structural_similarity
+from graincode.evaluation.statistics import Statistics, measure
+from graincode.networks.features import Lite0Features, TimmFeatures
 
 
 def small_integers(count: int, dimension: int = 6, seed: int = 0, largest: int = 1000) -> Tensor:
@@ -203,7 +197,7 @@ def test_frechet_distance_of_one_image_is_refused():
 # Inception score
 
 
-def score_of(logits: Tensor, splits: int, seed: int = 0) -> Figure:
+def score_of(logits: Tensor, splits: int, seed: int = 0) -> Estimate:
     return inception_score(statistics_of(torch.zeros(len(logits), 1), logits, splits, seed))
 
 
@@ -291,7 +285,7 @@ def test_kernel_distance_refuses_more_images_than_there_are(arguments: dict[str,
 # Precision, recall, density, coverage
 
 
-def values_of(figures: dict[str, Figure]) -> dict[str, float]:
+def values_of(figures: dict[str, Estimate]) -> dict[str, float]:
     return {name: figure.value for name, figure in figures.items()}
 
 
@@ -303,7 +297,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity(
     made, real = small_integers(90, seed=0, largest=largest), small_integers(120, seed=1, largest=largest)
     real[:60] //= 2
     expected = prc_features_to_metric(made, real, prc_neighborhood=neighbours, verbose=False)
-    monkeypatch.setattr("graincode.metrics.distances._BLOCK", 37)
+    monkeypatch.setattr("graincode.evaluation.metrics._BLOCK", 37)
     found = precision_recall(statistics_of(made), statistics_of(real), neighbours)
     assert values_of(found) == {"precision": expected["precision"], "recall": expected["recall"]}
     assert 0 < found["recall"].value < 1
@@ -331,7 +325,7 @@ def density_and_coverage(made: Tensor, real: Tensor, neighbours: int) -> dict[st
 def test_density_and_coverage_are_their_definitions(monkeypatch: pytest.MonkeyPatch, neighbours: int, largest: int):
     made, real = small_integers(90, seed=0, largest=largest), small_integers(120, seed=1, largest=largest)
     real[:60] //= 2
-    monkeypatch.setattr("graincode.metrics.distances._BLOCK", 37)
+    monkeypatch.setattr("graincode.evaluation.metrics._BLOCK", 37)
     found = density_coverage(statistics_of(made), statistics_of(real), neighbours)
     assert values_of(found) == pytest.approx(density_and_coverage(made, real, neighbours), rel=1e-12)
     assert 0 < found["coverage"].value < 1
@@ -340,7 +334,7 @@ def test_density_and_coverage_are_their_definitions(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("figures", [precision_recall, density_coverage])
 def test_a_set_matches_itself_and_nothing_that_is_far_away(
-    figures: Callable[[Statistics, Statistics], dict[str, Figure]],
+    figures: Callable[[Statistics, Statistics], dict[str, Estimate]],
 ):
     near, far = statistics_of(small_integers(100)), statistics_of(small_integers(80, seed=1) + 2000)
     assert list(values_of(figures(near, near)).values()) == [1, 1]
@@ -426,7 +420,7 @@ def test_class_consistency_takes_the_labels_of_the_images_that_were_kept():
         labels[others] = 9
         arguments += [statistics, labels]
     found = class_consistency(*arguments)
-    assert found["class_accuracy"] == Figure(1, 0, "standard error over 80 images")
+    assert found["class_accuracy"] == Estimate(1, 0, "standard error over 80 images")
     assert found["class_accuracy_of_real_images"].value == 1
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.core.errors import GraincodeError
-from graincode.metrics import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures, measure
-from graincode.metrics.features import read_weights
+from graincode.evaluation.statistics import measure
+from graincode.networks.features import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures, read_weights
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "features"
 

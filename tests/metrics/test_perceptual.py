@@ -14,8 +14,10 @@ from torchvision.models import vgg16
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
-from graincode.metrics import Lite0Distance, Lite0Features, LPIPSDistance, PairMean
-from graincode.tokenizer import Lite0Loss, LPIPSLoss
+from graincode.evaluation.pairs import PairMean
+from graincode.networks.distances import Lite0Distance, LPIPSDistance
+from graincode.networks.features import Lite0Features
+from graincode.networks.perceptual import Lite0Loss, LPIPSLoss
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
+from graincode.evaluation.metrics import frechet_distance
+from graincode.evaluation.statistics import Accumulator, Statistics, cached_statistics, measure, read_npz, write_npz
 from graincode.files import cache_root
-from graincode.metrics import Statistics, cached_statistics, frechet_distance, measure, read_npz, write_npz
-from graincode.metrics.statistics import Accumulator
 
 CONTENT = "0123456789abcdef" * 4
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from graincode.core.codes import CodeLayout
-from graincode.core.rng import Draws
+from graincode.core.layout import CodeLayout
+from graincode.core.rng import SampleRng
 from graincode.tokenizer import (
     DQVAE,
     EMAQuantizer,
@@ -46,5 +46,5 @@ def photographs(count, size=(32, 32), seed=0):
 
 def start(tokenizer, images):
     """What training does before its first step."""
-    tokenizer.initialize([images], Draws(0, torch.arange(len(images))))
+    tokenizer.initialize([images], SampleRng(0, torch.arange(len(images))))
     tokenizer.calibrate([images])

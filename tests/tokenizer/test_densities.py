@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build, with_layout
+from graincode.config.schema import config_directory
+from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import Draws
-from graincode.engine.config import build, check, config_directory, with_layout
+from graincode.core.layout import CodeLayout
+from graincode.core.rng import SampleRng
 from graincode.export import load_tokenizer, save_export
 from graincode.tokenizer import EntropyDensity, GradientDensity, Probe, QuantileRouter, RandomDensity, VarianceDensity
 
@@ -38,7 +40,7 @@ def test_its_configuration_makes_a_tokenizer_that_an_export_brings_back(name, tm
     tokenizer, images = build(config).eval(), pictures()
     report = tokenizer.calibrate([images])
     assert report["achieved_1"] == pytest.approx(0.5, abs=0.01)
-    tokenizer.initialize([images], Draws(0, torch.arange(8)))
+    tokenizer.initialize([images], SampleRng(0, torch.arange(8)))
     save_export(tmp_path / "export", "tokenizer", config, tokenizer)
     found = load_tokenizer(tmp_path / "export").tokenize(images, [0.7, 0.3])
     assert torch.equal(found.grains, tokenizer.tokenize(images, [0.7, 0.3]).grains)

@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from graincode import processes
+from graincode.config.job import build
+from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
-from graincode.engine.config import build, check
+from graincode.distributed import collectives
 from graincode.export import load_tokenizer, save_export
 from graincode.tokenizer import CosineQuantizer, EMAQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
 
@@ -158,7 +159,7 @@ def test_the_average_choice_is_that_of_all_processes(monkeypatch):
     for made, part in zip(parts, vectors.split([20, 70]), strict=True):
         made(part)
     total = parts[0]._seen + parts[1]._seen
-    monkeypatch.setattr(processes, "sum_", lambda tensor: tensor.copy_(total))
+    monkeypatch.setattr(collectives, "sum_", lambda tensor: tensor.copy_(total))
     for made in parts:
         made.update()
         torch.testing.assert_close(made.average, whole.average, rtol=1e-12, atol=0)

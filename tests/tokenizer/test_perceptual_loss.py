@@ -9,13 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from graincode.config.job import build
+from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, feature_distance
-from graincode.engine.checkpoint import read_state
-from graincode.engine.config import build, check, open_run
-from graincode.engine.logging import read_log
 from graincode.export import load_tokenizer
-from graincode.tokenizer import Lite0Loss, LPIPSLoss, ReconstructionObjective, TimmLoss
+from graincode.networks.perceptual import Lite0Loss, LPIPSLoss, TimmLoss
+from graincode.runs.checkpoint import read_state
+from graincode.runs.identity import open_run
+from graincode.tokenizer import ReconstructionObjective
+from graincode.training.trackers import read_log
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from helpers_tokenizer import DUAL, TRIPLE, make, photographs, start
 
 from graincode.core import density
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.tokenizer import (
     CodingDensity,
     EntropyDensity,
@@ -183,15 +183,15 @@ def test_elastic_training_draws_every_image_its_own_length(layout):
     tokenizer = make(layout, elastic=True)
     images = photographs_with_detail(64, layout.image_size)
     start(tokenizer, images)
-    draws = Draws(3, torch.arange(64))
-    grains = tokenizer.router(tokenizer.probe(images, draws)).grains
+    rng = SampleRng(3, torch.arange(64))
+    grains = tokenizer.router(tokenizer.probe(images, rng)).grains
     lengths = layout.lengths(grains)
     assert len(set(lengths.tolist())) > 10
-    parts = [tokenizer.router(tokenizer.probe(images[i : i + 16], Draws(3, torch.arange(i, i + 16)))).grains
+    parts = [tokenizer.router(tokenizer.probe(images[i : i + 16], SampleRng(3, torch.arange(i, i + 16)))).grains
              for i in range(0, 64, 16)]  # fmt: skip
     assert torch.equal(torch.cat(parts), grains)  # whatever the batch
     tokenizer.eval()
-    assert not torch.equal(tokenizer.router(tokenizer.probe(images, draws)).grains, grains)
+    assert not torch.equal(tokenizer.router(tokenizer.probe(images, rng)).grains, grains)
 
 
 def test_the_family_of_mixtures_goes_from_all_coarse_to_all_fine():
@@ -291,7 +291,7 @@ def test_a_router_can_learn_from_the_loss_and_keeps_its_budget():
     optimizer, shares = torch.optim.Adam(tokenizer.router.parameters(), lr=0.02), []
     for step in range(50):
         optimizer.zero_grad()
-        made = tokenizer(images, draws=Draws(0, torch.arange(32) + 32 * step))
+        made = tokenizer(images, rng=SampleRng(0, torch.arange(32) + 32 * step))
         terms = ReconstructionObjective()(images, made, tokenizer.router.nominal_length)
         assert made.routing.gates.detach().unique().tolist() == [1]
         weighted_sum(terms).backward()
@@ -310,17 +310,17 @@ def test_a_router_can_learn_from_the_loss_and_keeps_its_budget():
 def test_the_budget_pulls_the_share_towards_its_ratio_and_its_gradient_is_that_of_the_square():
     tokenizer, images = make(DUAL, ratios=[0.7, 0.3], density="feature", budget=10.0), photographs_with_detail(8)
     start(tokenizer, images)
-    router, draws = tokenizer.router.train(), Draws(0, torch.arange(8))
+    router, rng = tokenizer.router.train(), SampleRng(0, torch.arange(8))
     for share in (0.1, 0.9):
         router.shares.copy_(torch.tensor([1 - share, share]))
-        term = router(tokenizer.probe(images, draws)).terms["budget"]
+        term = router(tokenizer.probe(images, rng)).terms["budget"]
         bias = router.choose[-1].bias
         (gradient,) = torch.autograd.grad(term.mean, bias)
         assert (float(gradient[1]) > 0) == (share > 0.3)
-        found = router(tokenizer.probe(images, draws))
+        found = router(tokenizer.probe(images, rng))
         soft = found.gates.detach() * 0 + (found.grains == 1)
         assert float(term.mean.detach()) == pytest.approx(2 * 10 * (share - 0.3) * float(soft.mean()), rel=1e-5)
-    halves = [router(tokenizer.probe(part, Draws(0, torch.arange(i, i + 4)))).terms["budget"]
+    halves = [router(tokenizer.probe(part, SampleRng(0, torch.arange(i, i + 4)))).terms["budget"]
               for i, part in ((0, images[:4]), (4, images[4:]))]  # fmt: skip
     assert float(sum(half.total for half in halves) / 8) == pytest.approx(float(term.mean), rel=1e-5)
 

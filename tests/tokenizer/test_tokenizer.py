@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from helpers_tokenizer import DUAL, make, photographs, start
 
 from graincode.core import density
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.tokenizer import EMAQuantizer, ReconstructionObjective
 from graincode.tokenizer.blocks import norm
 

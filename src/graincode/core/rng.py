@@ -41,40 +41,40 @@ def hashed_uniforms(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRng:
     """The random numbers of one batch in training, functions of the seed and of each item's place alone.
 
     Attributes:
         seed: of the run, >= 0.
-        places: (B,) long, each item's place in the endless stream of training items (step and place in the step's
+        sample_ids: (B,) long, each item's place in the endless stream of training items (step and place in the step's
             batch in one), whichever process and micro-batch it comes to.
     """
 
     seed: int
-    places: Tensor
+    sample_ids: Tensor
 
     def uniforms(self, purpose: int, *shape: int) -> Tensor:
         """(B, *shape) float64 in [0, 1), other numbers for every purpose."""
-        items = mix(mix(torch.full_like(self.places, self.seed * 64 + purpose)) + self.places)
-        each = torch.arange(math.prod(shape), device=self.places.device)
-        return hashed_uniforms(items[:, None] + mix(each)).view(len(self.places), *shape)
+        items = mix(mix(torch.full_like(self.sample_ids, self.seed * 64 + purpose)) + self.sample_ids)
+        each = torch.arange(math.prod(shape), device=self.sample_ids.device)
+        return hashed_uniforms(items[:, None] + mix(each)).view(len(self.sample_ids), *shape)
 
 
-def batch_uniforms(draws: Draws | None, purpose: int, places: Tensor, *shape: int) -> Tensor:
-    """(B, *shape) float64 in [0, 1) of a batch's `Draws`, or of torch's generator where there are none.
+def batch_uniforms(rng: SampleRng | None, purpose: int, places: Tensor, *shape: int) -> Tensor:
+    """(B, *shape) float64 in [0, 1) of a batch's `SampleRng`, or of torch's generator where there are none.
 
     Args:
-        draws: of B items.
-        purpose: see `Draws.uniforms`.
+        rng: of B items.
+        purpose: see `SampleRng.uniforms`.
         places: (B, ...), a tensor of the batch on its device.
         shape: of each item's numbers.
     """
-    if draws is not None:
-        return draws.uniforms(purpose, *shape)
+    if rng is not None:
+        return rng.uniforms(purpose, *shape)
     return torch.rand(len(places), *shape, dtype=torch.float64, device=places.device)
 
 
-# what the numbers of `Draws` are for
+# what the numbers of `SampleRng` are for
 (
     LABEL_DROPOUT, RESTARTS, AUGMENTATION, LABELS, LENGTHS, GATES,
     MASK_RATIOS, MASK_KEYS, MASK_STRENGTHS, MAP_MASK_RATIOS, MAP_MASK_KEYS,

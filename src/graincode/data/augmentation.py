@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import AUGMENTATION, Draws
+from graincode.core.rng import AUGMENTATION, SampleRng
 from graincode.data.images import ImageBatch, ImageDataset, index_tensor
 
 
@@ -34,14 +34,14 @@ class Augmentation:
                 f"augmentation.shift={self.shift}: expected 0 or more pixels; type augmentation.shift=0"
             )
 
-    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
         """(B, 3, H, W) images to the same."""
         if not self.flip and not self.shift:
             return images
-        chance = draws.uniforms(AUGMENTATION, 3)
+        chance = rng.uniforms(AUGMENTATION, 3)
         return self._changed(images, chance[:, 0] < 0.5, chance[:, 1:])
 
-    def view(self, images: Tensor, numbers: Tensor, draws: Draws) -> Tensor:
+    def view(self, images: Tensor, numbers: Tensor, rng: SampleRng) -> Tensor:
         """Given views of images, for a data set that holds several of each.
 
         View 0 is the image as it is. With flips, odd views are mirrored, and of every two the first two are not
@@ -50,11 +50,11 @@ class Augmentation:
         Args:
             images: (B, 3, H, W).
             numbers: (B,) long, the view of each, >= 0.
-            draws: for the shifts.
+            rng: for the shifts.
         Returns:
             (B, 3, H, W).
         """
-        chance = draws.uniforms(AUGMENTATION, 3)[:, 1:]
+        chance = rng.uniforms(AUGMENTATION, 3)[:, 1:]
         is_still = numbers < (2 if self.flip else 1)
         return self._changed(images, numbers % 2 == 1, torch.where(is_still[:, None], 0.5, chance))
 
@@ -117,5 +117,5 @@ class Views(ImageDataset):
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen, count = index_tensor(indices, len(self)), len(self._dataset)
         batch = self._dataset[(chosen % count).tolist()]
-        images = self._augmentation.view(batch.images, chosen // count, Draws(self._seed, chosen))
+        images = self._augmentation.view(batch.images, chosen // count, SampleRng(self._seed, chosen))
         return ImageBatch(images, batch.labels, chosen)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.data.images import TensorImages, check_split
-from graincode.data.published import corrupt, fetch, first_complete, network_timeout, validation_mask
-from graincode.files import cache_root
+from graincode.data.published import corrupt, fetch, first_complete, validation_mask
+from graincode.files import cache_root, network_timeout
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graincode import processes
-from graincode.core.codes import CodeLayout, GrainCodes
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+from graincode.distributed import collectives
 
 FORMAT = 1
 _ARRAYS = ("grains", "indices", "labels")
@@ -151,7 +152,7 @@ def write_split(
                 with names[name].open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
-    processes.on_main(make)
+    collectives.on_main(make)
     arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in names.items()}
     lengths, start = [torch.zeros(0, dtype=torch.long)], first
     for batch in batches:
@@ -164,12 +165,12 @@ def write_split(
         start = stop
     for array in arrays.values():
         array.flush()
-    all_lengths = processes.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
+    all_lengths = collectives.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
     if len(all_lengths) != size:
         raise GraincodeError(
             f"{len(all_lengths)} codes for {size} images of {split}: the data set has changed meanwhile"
         )
-    processes.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in names.items()])
+    collectives.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in names.items()])
     joined = all_lengths.double()
     return {
         "images": len(joined),

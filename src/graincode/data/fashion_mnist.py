@@ -14,15 +14,8 @@ from torch.nn import functional
 
 from graincode.core.errors import GraincodeError
 from graincode.data.images import TensorImages, check_split
-from graincode.data.published import (
-    corrupt,
-    fetch,
-    first_complete,
-    network_timeout,
-    unpack_debian_package,
-    validation_mask,
-)
-from graincode.files import cache_root
+from graincode.data.published import corrupt, fetch, first_complete, unpack_debian_package, validation_mask
+from graincode.files import cache_root, network_timeout
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from graincode import processes
 from graincode.core.rng import permutation
+from graincode.distributed import collectives
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def in_order(
         order: of all items; None for their own.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    mine = processes.items(count, batch_size) if shared else range(count)
+    mine = collectives.items(count, batch_size) if shared else range(count)
     chosen = mine if order is None else order[mine.start : mine.stop]
     parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     yield from _batches(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import permutation
-
-NETWORK_TIMEOUT_SECONDS = 20
+from graincode.files import NETWORK_TIMEOUT_SECONDS
 
 _SPLIT_KEY = 0xFA5410
 _COMMAND_TIMEOUT_SECONDS = 600
@@ -109,17 +106,6 @@ def unpack_debian_package(package: str, scratch: Path) -> Path:
     for file in scratch.glob("*.deb"):
         run("dpkg-deb", "-x", file.name, ".")
     return scratch
-
-
-@contextmanager
-def network_timeout(seconds: float = NETWORK_TIMEOUT_SECONDS) -> Iterator[None]:
-    """A time limit on every wait for the network inside the block."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def corrupt(path: Path, reason: str, kind: str) -> GraincodeError:

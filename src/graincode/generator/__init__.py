@@ -1,12 +1,13 @@
 """Stage 2: generators of variable-length codes."""
 
 from graincode.generator.base import Generator
+from graincode.generator.cache import KeyValueCache, StaticCache
 from graincode.generator.dgit_ar import CachedLogits, DGiTAR, SequenceLikelihood
 from graincode.generator.dgit_nar import ConditionedLogits, DGiTNAR, MaskedPredictions
 from graincode.generator.embedding import ClassConditioning, ContentHead, HeterogeneousEmbedding, NoConditioning
 from graincode.generator.masking import InformationMasking
 from graincode.generator.objective import AutoregressiveObjective, GeneratorObjective, MaskedObjective
-from graincode.generator.transformer import FixedCache, KeyValueCache, Transformer
+from graincode.generator.transformer import Transformer
 
 __all__ = [
     "AutoregressiveObjective",
@@ -16,7 +17,6 @@ __all__ = [
     "ContentHead",
     "DGiTAR",
     "DGiTNAR",
-    "FixedCache",
     "Generator",
     "GeneratorObjective",
     "HeterogeneousEmbedding",
@@ -26,5 +26,6 @@ __all__ = [
     "MaskedPredictions",
     "NoConditioning",
     "SequenceLikelihood",
+    "StaticCache",
     "Transformer",
 ]

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, from_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
+from graincode.core.sequences import from_sequences
+from graincode.distributed.blocks import compile_blocks
 from graincode.generator.embedding import ClassConditioning, ContentHead, NoConditioning
-from graincode.recompute import compile_blocks
 from graincode.sampling import AutoregressiveLogits, MaskedLogits, Sampler
 
 

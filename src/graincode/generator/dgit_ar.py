@@ -10,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, CodeSequences, GrainCodes, to_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import legal_regions
-from graincode.core.rng import Draws
+from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.core.rng import SampleRng
+from graincode.core.sequences import CodeSequences, to_sequences
+from graincode.distributed.blocks import allow_graphs
 from graincode.generator.base import Generator
+from graincode.generator.cache import BUCKET, KeyValueCache, StaticCache
 from graincode.generator.embedding import (
     ClassConditioning,
     ContentHead,
@@ -24,16 +29,7 @@ from graincode.generator.embedding import (
     initialize,
     normalized,
 )
-from graincode.generator.transformer import (
-    BUCKET,
-    FixedCache,
-    KeyValueCache,
-    Rotary,
-    Rotation,
-    Transformer,
-    refuse_modulation,
-)
-from graincode.recompute import allow_graphs
+from graincode.generator.transformer import Rotary, Rotation, Transformer, refuse_modulation
 from graincode.sampling import AutoregressiveSampler, Sampler
 
 
@@ -181,13 +177,13 @@ class DGiTAR(Generator):
         """The position and the content transformer."""
         return self.position_transformer, self.content_transformer
 
-    def forward(self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None) -> SequenceLikelihood:
+    def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, with gradients.
 
         Args:
             codes: of this layout.
             labels: (B,) long classes; unused without conditioning.
-            draws: random numbers of this batch, for the conditioning; taken from torch's generator if not given.
+            rng: random numbers of this batch, for the conditioning; taken from torch's generator if not given.
         """
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
@@ -196,7 +192,7 @@ class DGiTAR(Generator):
         is_token = targets.slots != layout.pad_slot
         decides = is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
         at = decides.nonzero(as_tuple=True)  # which a GPU is waited for: once, and before it has much to do
-        hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, draws))
+        hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
         content = F.cross_entropy(
             content_logits.flatten(0, 1), targets.contents.flatten(), ignore_index=layout.no_content, reduction="none"
         ).view_as(targets.contents)
@@ -216,9 +212,9 @@ class DGiTAR(Generator):
             content, position, targets.is_code, decides, grain, layout.num_grains, self.decided_grains
         )
 
-    def condition(self, labels: Tensor, grains: Tensor | None, draws: Draws | None = None) -> Tensor:
+    def condition(self, labels: Tensor, grains: Tensor | None, rng: SampleRng | None = None) -> Tensor:
         """(B, width) of (B,) labels, and of (B, H0, W0) grain maps where they are given."""
-        found = self.conditioning(labels, draws)
+        found = self.conditioning(labels, rng)
         if self.map is None:
             return found
         regions = torch.arange(self.layout.num_regions, device=labels.device) * self.layout.num_grains
@@ -346,22 +342,22 @@ class CompiledSteps:
             for step in (model.next_state, model.next_content)
         )
 
-    def caches(self, batch: int) -> list[FixedCache]:
+    def caches(self, batch: int) -> list[StaticCache]:
         """See `DGiTAR.caches`."""
         if batch != self._batch:
             self._batch = batch
-            self._caches = [FixedCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
+            self._caches = [StaticCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
         for cache in self._caches:
             cache.restart()
         return self._caches
 
-    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: FixedCache, *rest: Any) -> Tensor:
+    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
         """See `DGiTAR.next_state`."""
         torch.compiler.cudagraph_mark_step_begin()
         cache.reach()
         return self._next_state(slots, contents, condition, cache, *rest)
 
-    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: FixedCache, *rest: Any) -> Tensor:
+    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
         """See `DGiTAR.next_content`."""
         cache.reach()
         return self._next_content(hidden, last, slots, cache, *rest)

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, CodeMask, CodePrefix, GrainCodes, to_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.density import quantile_table, thresholds
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import Draws
+from graincode.core.layout import CodeLayout
+from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.core.rng import SampleRng
+from graincode.core.sequences import to_sequences
 from graincode.generator.base import Generator
 from graincode.generator.embedding import (
     ClassConditioning,
@@ -154,31 +157,31 @@ class DGiTNAR(Generator):
         self.register_buffer("edges", edges)
 
     def forward(
-        self, codes: GrainCodes, labels: Tensor, draws: Draws | None = None, density: Tensor | None = None
+        self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None, density: Tensor | None = None
     ) -> MaskedPredictions:
         """Mask some of a batch's codes and regions, and predict them, with gradients.
 
         Args:
             codes: of this layout.
             labels: (B,) long classes; unused without conditioning.
-            draws: random numbers of this batch, for masks and conditioning; torch's generator, if not given.
+            rng: random numbers of this batch, for masks and conditioning; torch's generator, if not given.
             density: (B, H0, W0) of the regions; unused with one bin.
         Raises:
             GraincodeError: there are bins, and no densities, or no edges yet.
         """
-        layout, condition = self.layout, self.conditioning(labels, draws)
+        layout, condition = self.layout, self.conditioning(labels, rng)
         values = self.values(codes, density)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
         table, owner = layout.slots(slots.device), slots.clamp(max=layout.num_slots - 1)
         grain, value = table.grain[owner], values.gather(1, table.region[owner])
-        masked = self.masking.codes(is_code, value.double() / max(self.num_values - 1, 1), draws)
+        masked = self.masking.codes(is_code, value.double() / max(self.num_values - 1, 1), rng)
         states = self.states(slots, tokens.contents.masked_fill(masked, layout.no_content), condition)
         logits = self.content_head(states[masked], slots[masked])
         contents = Predictions.of(logits, tokens.contents[masked], grain[masked], masked, lengths)
         grains = None
         if self.grain_head is not None:
-            masked = self.masking.regions(values, draws)
+            masked = self.masking.regions(values, rng)
             states = self.region_states(values.masked_fill(masked, self.num_values), condition)
             logits, targets = self.grain_head(states[masked]), values[masked]
             regions = lengths.new_full((len(codes),), layout.num_regions)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import LABEL_DROPOUT, Draws
+from graincode.core.layout import CodeLayout
+from graincode.core.rng import LABEL_DROPOUT, SampleRng
 from graincode.generator.transformer import Transformer
 
 
@@ -140,7 +140,7 @@ def initialize(*heads: nn.Linear | None) -> None:
 class ClassConditioning(nn.Module):
     """A learned vector for each class of the layout, and one for no class: (B,) long labels to (B, width).
 
-    In training, labels are dropped by the batch's `Draws`, or by torch's generator where none are given.
+    In training, labels are dropped by the batch's `SampleRng`, or by torch's generator where none are given.
 
     Args:
         layout: with at least one class; its `null_class` is the label for no class.
@@ -162,9 +162,9 @@ class ClassConditioning(nn.Module):
         self.table = nn.Embedding(layout.classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, labels: Tensor, draws: Draws | None = None) -> Tensor:
+    def forward(self, labels: Tensor, rng: SampleRng | None = None) -> Tensor:
         if self.training and self.dropout > 0:
-            chance = torch.rand_like(labels, dtype=torch.float) if draws is None else draws.uniforms(LABEL_DROPOUT)
+            chance = torch.rand_like(labels, dtype=torch.float) if rng is None else rng.uniforms(LABEL_DROPOUT)
             dropped = chance < self.dropout
             labels = torch.where(dropped, self.null_class, labels)
         return self.table(labels)
@@ -187,7 +187,7 @@ class NoConditioning(nn.Module):
         super().__init__()
         self.register_buffer("nothing", torch.zeros(width), persistent=False)  # of the module's type and device
 
-    def forward(self, labels: Tensor, draws: Draws | None = None) -> Tensor:
+    def forward(self, labels: Tensor, rng: SampleRng | None = None) -> Tensor:
         return self.nothing.expand(len(labels), -1)
 
     def check(self, labels: Tensor) -> None:

@@ -17,7 +17,7 @@ from graincode.core.rng import (
     MASK_KEYS,
     MASK_RATIOS,
     MASK_STRENGTHS,
-    Draws,
+    SampleRng,
     batch_uniforms,
 )
 from graincode.core.schedules import MASK_SCHEDULES
@@ -32,7 +32,7 @@ class InformationMasking:
     Attributes:
         schedule: gamma, "cosine", "linear" or "arccos".
         beta: how much the density counts; 0 is MaskGIT. Where as much is masked, masks are like those that sampling
-            meets without `remask` ("matched") if beta is the sampler's `information_weight` / `choice_noise`, with
+            meets without `remask` ("matched") if beta is the sampler's `information_weight` / `choice_temperature`, with
             order=confidence, `information_decay` equal to `choice_noise_decay` (both are 1 by default), and log p that
             varies little beside the noise; with order=random, if it is `information_weight`, and `information_decay` 0.
         elastic: draw it for each image, uniformly from -beta to beta.
@@ -60,26 +60,26 @@ class InformationMasking:
         """(B,) float64, how many of (B,) numbers of codes, up to `most`, are masked on average."""
         return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
-    def codes(self, is_code: Tensor, density: Tensor, draws: Draws | None) -> Tensor:
+    def codes(self, is_code: Tensor, density: Tensor, rng: SampleRng | None) -> Tensor:
         """(B, L) bool, where codes are masked.
 
         Args:
             is_code: (B, L) bool, at least one of each image.
             density: (B, L) in [0, 1], h.
-            draws: random numbers of this batch; torch's generator, if not given.
+            rng: random numbers of this batch; torch's generator, if not given.
         """
         beta = self.beta
         if self.elastic:
-            beta = beta * (2 * batch_uniforms(draws, MASK_STRENGTHS, is_code, 1) - 1)
-        return self._mask(is_code, beta * density, draws, MASK_RATIOS, MASK_KEYS)
+            beta = beta * (2 * batch_uniforms(rng, MASK_STRENGTHS, is_code, 1) - 1)
+        return self._mask(is_code, beta * density, rng, MASK_RATIOS, MASK_KEYS)
 
-    def regions(self, regions: Tensor, draws: Draws | None) -> Tensor:
+    def regions(self, regions: Tensor, rng: SampleRng | None) -> Tensor:
         """(B, R) bool, where the grains of (B, R) regions are masked, all of them with equal chances."""
-        return self._mask(torch.ones_like(regions, dtype=torch.bool), 0.0, draws, MAP_MASK_RATIOS, MAP_MASK_KEYS)
+        return self._mask(torch.ones_like(regions, dtype=torch.bool), 0.0, rng, MAP_MASK_RATIOS, MAP_MASK_KEYS)
 
-    def _mask(self, valid: Tensor, weighed: Tensor | float, draws: Draws | None, ratios: int, keys: int) -> Tensor:
-        u = batch_uniforms(draws, ratios, valid, 1)[:, 0]
-        noise = gumbel(batch_uniforms(draws, keys, valid, valid.shape[1]))
+    def _mask(self, valid: Tensor, weighed: Tensor | float, rng: SampleRng | None, ratios: int, keys: int) -> Tensor:
+        u = batch_uniforms(rng, ratios, valid, 1)[:, 0]
+        noise = gumbel(batch_uniforms(rng, keys, valid, valid.shape[1]))
         masked = MASK_SCHEDULES[self.schedule].masked(valid.sum(dim=1), u)
         order = ranks(torch.where(valid, weighed + noise, torch.inf))
         return order < masked[:, None]

@@ -14,48 +14,44 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode import processes
-from graincode.comparison import Comparison, RealImages, Reference
-from graincode.core.codes import CodePrefix, GrainCodes
+from graincode.config.job import build, job_main, resolve_path
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.prompts import CodePrefix
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
-from graincode.engine.config import build, job_main, open_run, resolve_path
-from graincode.engine.dry import dry_run
-from graincode.engine.hardware import Hardware
-from graincode.engine.tables import update_table
-from graincode.evaluation import (
-    Against,
-    Distances,
+from graincode.distributed import collectives
+from graincode.distributed.hardware import Hardware
+from graincode.evaluation.comparison import Comparison, RealImages, Reference
+from graincode.evaluation.keep import keep_images
+from graincode.evaluation.modes import Against, Distances, Likelihood, Mode, Reconstruction, Summary, What, check_modes
+from graincode.evaluation.samples import SampleStream, chosen_labels
+from graincode.evaluation.statistics import Statistics, measure, read_npz, write_npz
+from graincode.evaluation.streams import (
+    DatasetStream,
+    ImageStream,
+    LikelihoodStream,
+    PairStream,
+    ReconstructionStream,
+    check_image_size,
+)
+from graincode.evaluation.subjects import (
     Folder,
-    Likelihood,
-    Mode,
     Originals,
-    Reconstruction,
     Reconstructions,
     Samples,
     Split,
     StatisticsFile,
-    Summary,
-    What,
-    check_modes,
     check_pairs,
     is_lossy,
 )
 from graincode.export import Export, load_export, load_pair
 from graincode.files import write_json
-from graincode.metrics import FeatureNetwork, PerceptualDistance, Statistics, measure, read_npz, write_npz
-from graincode.passes import (
-    DatasetPass,
-    LikelihoodPass,
-    PairPass,
-    Pass,
-    ReconstructionPass,
-    SamplePass,
-    check_image_size,
-    chosen_labels,
-    keep_images,
-)
+from graincode.jobs.dry import dry_run
+from graincode.networks.distances import PerceptualDistance
+from graincode.networks.features import FeatureNetwork
+from graincode.runs.identity import open_run
+from graincode.runs.table import update_table
 from graincode.tokenizer import DQVAE
 
 
@@ -94,14 +90,14 @@ def run(cfg: DictConfig) -> float:
         gathered = time.perf_counter()
         stream = clock.waiting(keep_images(images, run.path, cfg.keep))
         splits = mode.splits(images.count) if isinstance(mode, Distances) else 0
-        mine = processes.items(images.count, images.batch_size)
-        progress = None if isinstance(images, SamplePass) else images.name  # which shows its own
+        mine = collectives.items(images.count, images.batch_size)
+        progress = None if isinstance(images, SampleStream) else images.name  # which shows its own
         made = measure(networks, stream, images.count, mine, splits, cfg.seed, subset, progress)
         measured = time.perf_counter()
         if comparison is not None:
             comparison.run(made)
         else:
-            processes.on_main(lambda: _write_statistics(run.path, networks, made, images.name, inputs))
+            collectives.on_main(lambda: _write_statistics(run.path, networks, made, images.name, inputs))
         figures = (comparison.figures if comparison is not None else {}) | images.figures()
         done = time.perf_counter()
         record = {
@@ -134,11 +130,11 @@ def run(cfg: DictConfig) -> float:
             },
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": str(device),
-            "processes": processes.count(),
+            "processes": collectives.count(),
             "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
         }
-        processes.on_main(lambda: write_json(run.path / "metrics.json", record))
-        if processes.is_main():
+        collectives.on_main(lambda: write_json(run.path / "metrics.json", record))
+        if collectives.is_main():
             print(table(record))
             print(f"metrics: {run.path / 'metrics.json'}")
         distances = {network.label(f"{prefix}fd") for network in networks.values() for prefix in ("", "r")}
@@ -146,7 +142,7 @@ def run(cfg: DictConfig) -> float:
         if objective is None:
             objective = next((f.value for f in figures.values()), float(images.count))
         finished = run.finish(objective, figures=record["figures"])
-        processes.on_main(lambda: update_table(run.path.parent))
+        collectives.on_main(lambda: update_table(run.path.parent))
         return finished
 
 
@@ -197,7 +193,7 @@ def _open_images(
     reference: Reference | None,
     hardware: Hardware,
     device: torch.device,
-) -> tuple[Pass, dict[str, str], dict[str, Any]]:
+) -> tuple[ImageStream, dict[str, str], dict[str, Any]]:
     """What is measured, the identities of what it depends on, and what the record says of it."""
     workers = hardware.workers
     likeness = mode.likeness(device) if isinstance(mode, Reconstruction) else {}
@@ -227,7 +223,7 @@ def _open_images(
             dataset = Split("train").open(source) if reference and reference.images is not None else None
             given, labels = _maps(made, decodes.module, dataset, count, cfg.batch_size)
             inputs["maps"], whose = dataset.content_hash(), "of the training images whose maps are given"
-        images = SamplePass(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
+        images = SampleStream(made.module, decodes.module, sampler, labels, cfg.seed, cfg.batch_size, given)
         return (
             images,
             inputs,
@@ -243,7 +239,7 @@ def _open_images(
         check_image_size(source, decodes.module)
         dataset = Split(what.split).open(source) if reference is None else reference.images
         others["originals"] = dataset.content_hash()
-        images = ReconstructionPass(
+        images = ReconstructionStream(
             decodes.module, dataset, cfg.batch_size, None, what.ratios, device, workers, likeness, what.psnr
         )
         inputs = {"tokenizer": decodes.identity} | others
@@ -253,7 +249,7 @@ def _open_images(
         made, decodes = _load_pair(cfg, device)
         check_image_size(source, decodes.module)
         how = {name: made.provenance.get(name) for name in ("ratios", "psnr")}
-        images = LikelihoodPass(made.module, decodes.module, dataset, cfg.batch_size, workers, **how, device=device)
+        images = LikelihoodStream(made.module, decodes.module, dataset, cfg.batch_size, workers, **how, device=device)
         inputs = {"generator": made.identity, "tokenizer": decodes.identity, "images": dataset.content_hash()}
         return images, inputs, {**inputs, **how}
     inputs = {"images": dataset.content_hash()} | others
@@ -262,8 +258,8 @@ def _open_images(
         about["warnings"] = ["the images were kept as JPEG, which changes them and every figure; keep them as PNG"]
     if isinstance(mode, Reconstruction):
         check_pairs(dataset, reference.images)
-        return PairPass(dataset, reference.images, likeness, cfg.batch_size, workers), inputs, about
-    return DatasetPass(dataset, cfg.batch_size, workers), inputs, about
+        return PairStream(dataset, reference.images, likeness, cfg.batch_size, workers), inputs, about
+    return DatasetStream(dataset, cfg.batch_size, workers), inputs, about
 
 
 def _maps(
@@ -313,7 +309,7 @@ def _drop_unused(cfg: DictConfig, mode: Mode, what: What, against: Against) -> N
         cfg.data = None
 
 
-def _settings(mode: Mode, images: Pass, reference: Reference | None) -> dict[str, Any]:
+def _settings(mode: Mode, images: ImageStream, reference: Reference | None) -> dict[str, Any]:
     """What the figures were computed with."""
     values = {one.name: getattr(mode, one.name) for one in fields(mode) if one.name != "features"}
     if isinstance(mode, Distances):

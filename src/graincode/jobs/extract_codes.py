@@ -11,18 +11,19 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from graincode import processes
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build, job_main, resolve_path
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, write_split
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
-from graincode.engine.config import build, job_main, open_run, resolve_path
-from graincode.engine.dry import dry_run
+from graincode.distributed import collectives
+from graincode.evaluation.streams import check_image_size
 from graincode.export import load_export
 from graincode.files import write_json
-from graincode.passes import check_image_size
+from graincode.jobs.dry import dry_run
+from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE
 
 
@@ -55,14 +56,14 @@ def run(cfg: DictConfig) -> float:
         for split in cfg.splits:
             report = folder / f"{split}.json"
             # a split that an interrupted run finished stays
-            if not bool(processes.broadcast_(torch.tensor([float(report.is_file())]))):
+            if not bool(collectives.broadcast_(torch.tensor([float(report.is_file())]))):
                 dataset = source.split(split)
                 if split == "train" and cfg.views > 1:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
                 batches = _encode(tokenizer, dataset, cfg, device, hardware.workers)
-                first = processes.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
+                first = collectives.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
                 figures = write_split(folder, split, layout, len(dataset), batches, first)
-                processes.on_main(partial(write_json, report, figures))
+                collectives.on_main(partial(write_json, report, figures))
             splits[split] = json.loads(report.read_text())
         info = {
             "format": FORMAT,
@@ -76,7 +77,7 @@ def run(cfg: DictConfig) -> float:
             "augmentation": {"flip": augmentation.flip, "shift": augmentation.shift},
             "splits": splits,
         }
-        processes.on_main(lambda: write_json(folder / "codes.json", info))
+        collectives.on_main(lambda: write_json(folder / "codes.json", info))
         chosen = splits.get("train", next(iter(splits.values())))
         return run.finish(chosen["mean_length"], figures=splits)
 
@@ -85,8 +86,10 @@ def _encode(
     tokenizer: DQVAE, dataset: ImageDataset, cfg: DictConfig, device: torch.device, workers: int
 ) -> Iterator[CodeBatch]:
     batches = in_order(dataset, cfg.batch_size, workers=workers, shared=True)
-    total = len(processes.share(-(-len(dataset) // cfg.batch_size)))
-    for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not processes.is_main()):
+    total = len(collectives.share(-(-len(dataset) // cfg.batch_size)))
+    for batch in tqdm(
+        batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not collectives.is_main()
+    ):
         codes, density = tokenizer.tokenize_with_density(batch.images.to(device), cfg.ratios, cfg.psnr)
         yield CodeBatch(codes, batch.labels, density)
 

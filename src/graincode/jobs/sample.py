@@ -13,19 +13,21 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from graincode import processes
-from graincode.core.codes import CodeMask, CodePrefix, GrainCodes
+from graincode.config.job import build, job_main, resolve_path
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
+from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
 from graincode.data.images import open_image
-from graincode.engine.config import build, job_main, open_run, resolve_path
-from graincode.engine.dry import dry_run
+from graincode.distributed import collectives
+from graincode.evaluation.samples import balanced_labels, draw, gathered
 from graincode.export import load_pair
 from graincode.files import replacing
 from graincode.generator import Generator
-from graincode.passes import balanced_labels, draw, gathered
+from graincode.jobs.dry import dry_run
 from graincode.pictures import grid
+from graincode.runs.identity import open_run
 from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE, check_layouts
 
@@ -68,8 +70,8 @@ def run(cfg: DictConfig) -> float:
             columns = len(original)
             known = given[:columns].known_cells
             shown = torch.cat([*_shown(decodes.module, original, known), images[: columns * max(400 // columns, 1)]])
-        processes.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
-        if processes.is_main():
+        collectives.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
+        if collectives.is_main():
             about = (
                 f"{cfg.num_samples} samples of {mean_length:.1f} codes, drawn and decoded at {1 / seconds:.3g} images/s"
             )

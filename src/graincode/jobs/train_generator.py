@@ -8,17 +8,18 @@ from functools import partial
 import torch
 from omegaconf import DictConfig
 
+from graincode.config.job import build, job_main, resolve_path, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
 from graincode.data.codes import CodeDataset
-from graincode.engine.config import build, job_main, open_run, resolve_path, with_layout
-from graincode.engine.dry import dry_run
-from graincode.engine.hardware import Hardware
-from graincode.engine.loop import train
-from graincode.export import load_export, load_weights
+from graincode.distributed.hardware import Hardware
+from graincode.export import export_run, load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
-from graincode.stages import GeneratorStage, calibrate, made_of
+from graincode.jobs.dry import dry_run
+from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE
+from graincode.training.generator_stage import GeneratorStage, calibrate, made_of
+from graincode.training.loop import train
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,14 @@ def run(cfg: DictConfig) -> float:
         validation = CodeDataset(cfg.codes_path, "val")
         if module.needs_density:
             validation.check_density()
-        window = cfg.trainer.length_window
+        window = cfg.trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         trained, figures = train(
             stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging),
             start=partial(calibrate, module, codes),
         )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
-        run.export("generator", config, trained, **made_with, class_names=list(codes.class_names))
+        export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(figures["objective"], figures=figures)
 
 

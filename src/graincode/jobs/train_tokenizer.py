@@ -10,19 +10,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout
+from graincode.config.job import build, job_main, with_layout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
-from graincode.core.rng import Draws
+from graincode.core.rng import SampleRng
 from graincode.data.images import ImageSource, Subset
 from graincode.data.loader import Schedule, in_order
-from graincode.engine.config import build, job_main, open_run, with_layout
-from graincode.engine.dry import dry_run
-from graincode.engine.hardware import Hardware
-from graincode.engine.loop import train
-from graincode.export import load_weights
-from graincode.stages import TokenizerStage, evaluation_batch
-from graincode.tokenizer import DQVAE, Adversary, PerceptualLoss, ReconstructionObjective
+from graincode.distributed.hardware import Hardware
+from graincode.export import export_run, load_weights
+from graincode.jobs.dry import dry_run
+from graincode.networks.perceptual import PerceptualLoss
+from graincode.runs.identity import open_run
+from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
+from graincode.training.loop import train
+from graincode.training.stage import evaluation_batch
+from graincode.training.tokenizer_stage import TokenizerStage
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +46,23 @@ def run(cfg: DictConfig) -> float:
     # a dry run is without it: it would have to load its weights, or download them
     perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
     objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
-    opponent: Adversary | None = build(cfg.tokenizer.adversary) or None
+    adversary: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:
         return _dry(module, objective)
     hides = hardware.strategy == "fsdp" or hardware.mixed_precision == "fp16"
-    if opponent is not None and hides:
+    if adversary is not None and hides:
         raise GraincodeError(
             "tokenizer/adversary=patch looks at the gradients of one layer, which sharding and loss scaling hide: type "
             "hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
-    if opponent is not None:
-        if opponent.start_step >= cfg.trainer.steps:
+    if adversary is not None:
+        if adversary.start_step >= cfg.trainer.steps:
             raise GraincodeError(
                 f"tokenizer.adversary.start_step={opponent.start_step}: the discriminator would never train in "
                 f"trainer.steps={cfg.trainer.steps}; type tokenizer.adversary.start_step={cfg.trainer.steps // 2}"
             )
         with torch.no_grad():  # so that images it cannot take are refused now, and not when it starts
-            opponent(torch.zeros(1, 3, *source.image_size))
+            adversary(torch.zeros(1, 3, *source.image_size))
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
     if perceptual is not None:
         perceptual.load(source.image_size)
@@ -84,7 +87,7 @@ def run(cfg: DictConfig) -> float:
                 order = first.indices(range(min(len(dataset), 4096)))
                 places = torch.arange(len(order), device=machine.device)
                 images = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, len(order), 32))
-                module.initialize(images, Draws(cfg.seed, places))
+                module.initialize(images, SampleRng(cfg.seed, places))
             report_shares(module.calibrate(calibration(limit)))
 
         def report_shares(report: dict[str, float]) -> None:
@@ -93,7 +96,7 @@ def run(cfg: DictConfig) -> float:
                 log.info("share of the training regions at each grain: %s", ", ".join(shares))
 
         stage = TokenizerStage(
-            module, objective, opponent, dataset, source.split("val"), build(cfg.augmentation), hardware.workers,
+            module, objective, adversary, dataset, source.split("val"), build(cfg.augmentation), hardware.workers,
             partial(calibration, limit),
         )  # fmt: skip
         trained, figures = train(
@@ -101,7 +104,7 @@ def run(cfg: DictConfig) -> float:
         )
         if trained.router.is_learned:
             report_shares(trained.calibrate(calibration(limit)))
-        run.export("tokenizer", config, trained, data=dataset.name)
+        export_run(run.path, "tokenizer", config, trained, data=dataset.name)
         return run.finish(figures["objective"], figures=figures)
 
 
@@ -109,11 +112,11 @@ def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
     images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
     count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
     module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
-    draws = Draws(0, torch.arange(1))
-    module.initialize([images], draws)
+    rng = SampleRng(0, torch.arange(1))
+    module.initialize([images], rng)
 
     def step() -> None:
-        weighted_sum(objective(images, module(images, draws=draws), module.router.nominal_length)).backward()
+        weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
 
     parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
     log.info("without perceptual loss and discriminator:")

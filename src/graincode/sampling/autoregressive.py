@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout, CodePrefix, CodeSequences
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import draw, legal_regions, truncate
+from graincode.core.prompts import CodePrefix
+from graincode.core.sequences import CodeSequences
 from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
 from graincode.sampling.settings import SamplerSettings

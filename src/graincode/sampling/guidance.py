@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout
+from graincode.core.layout import CodeLayout
 from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits, RowLogits
 
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graincode.core.codes import CodeLayout, CodeMask, CodeSequences, GrainCodes, to_sequences
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import draw, gumbel, ranks, truncate
+from graincode.core.prompts import CodeMask
 from graincode.core.schedules import MASK_SCHEDULES
+from graincode.core.sequences import CodeSequences, to_sequences
 from graincode.sampling.guidance import GuidedMaskedLogits
 from graincode.sampling.protocol import MaskedLogits, RowLogits
 from graincode.sampling.settings import SamplerSettings
@@ -24,7 +27,7 @@ Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
 Places = tuple[Tensor, ...]
 _MOST_LOGITS = 2**24  # in float64 at a time, of which a draw takes several copies
 _ORDERS = dict.fromkeys(typing.get_args(Order))
-_READ_BY = dict.fromkeys(("choice_noise", "choice_noise_decay"), ("confidence", "coarse_first", "dense_first"))
+_READ_BY = dict.fromkeys(("choice_temperature", "choice_noise_decay"), ("confidence", "coarse_first", "dense_first"))
 _READ_BY |= dict.fromkeys(("information_weight", "information_decay"), ("confidence", "random"))
 
 
@@ -54,9 +57,9 @@ class MaskedSampler(SamplerSettings):
             random and halton, a temperature of about 0.6 does.
         information_weight: lambda_0, with orders confidence and random; above 0 busy regions come earlier.
         information_decay: a, >= 0; with the same orders.
-        choice_noise: tau_0, >= 0; not with orders random and halton. MaskGIT's 4.5 is worse on Fashion-MNIST.
+        choice_temperature: tau_0, >= 0; not with orders random and halton. MaskGIT's 4.5 is worse on Fashion-MNIST.
         choice_noise_decay: b, >= 0; 1 is MaskGIT's; with the same orders.
-        grain_choice_noise: tau_0 of the grain map, where b is 1.
+        grain_choice_temperature: tau_0 of the grain map, where b is 1.
         remask: whether a code or grain that was revealed may be masked again, when its score, with log p as it was when
             it was drawn, is no longer among the largest; codes never are in order halton.
         final_temperature: of the contents in step T, to which the temperature goes in equal steps; None: it stays.
@@ -73,9 +76,9 @@ class MaskedSampler(SamplerSettings):
     order: Order = "confidence"
     information_weight: float = 0.0
     information_decay: float = 1.0
-    choice_noise: float = 1.0
+    choice_temperature: float = 1.0
     choice_noise_decay: float = 1.0
-    grain_choice_noise: float = 4.5
+    grain_choice_temperature: float = 4.5
     remask: bool = False
     final_temperature: float | None = None
     grain_temperature: float = 1.0
@@ -92,7 +95,7 @@ class MaskedSampler(SamplerSettings):
         self.check_choice("mask_schedule", MASK_SCHEDULES)
         for name, least, example in (
             ("steps", 1, 8), ("grain_steps", 1, 4),
-            ("choice_noise", 0, 1), ("grain_choice_noise", 0, 4.5), ("information_decay", 0, 1),
+            ("choice_temperature", 0, 1), ("grain_choice_temperature", 0, 4.5), ("information_decay", 0, 1),
             ("choice_noise_decay", 0, 1),
         ):  # fmt: skip
             if not (value := getattr(self, name)) >= least:
@@ -167,7 +170,7 @@ class MaskedSampler(SamplerSettings):
             return lambda rows: found[rows]
 
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: Places) -> Tensor:
-            return log_p + self.grain_choice_noise * cooling * noise
+            return log_p + self.grain_choice_temperature * cooling * noise
 
         return self._reveal(
             ask, score, values, count, values == count, uniforms.unflatten(1, (self.grain_steps, 2, -1)),
@@ -205,7 +208,7 @@ class MaskedSampler(SamplerSettings):
             weighed = self.information_weight * cooling**self.information_decay * density[at]
             if self.order == "random":
                 return weighed + noise
-            return log_p + weighed + self.choice_noise * cooling**self.choice_noise_decay * noise
+            return log_p + weighed + self.choice_temperature * cooling**self.choice_noise_decay * noise
 
         contents = self._reveal(
             lambda values, at: logits.contents(slots, values, at), score, contents, layout.no_content, unknown,

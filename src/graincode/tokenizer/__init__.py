@@ -1,26 +1,23 @@
 """Stage 1: images to variable-length codes and back."""
 
+from graincode.networks.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
 from graincode.tokenizer.adversary import Adversary, PatchDiscriminator
+from graincode.tokenizer.codebooks import CosineQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
 from graincode.tokenizer.decoder import GrainDecoder
-from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
-from graincode.tokenizer.encoder import GrainEncoder
-from graincode.tokenizer.library import CosineQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
-from graincode.tokenizer.objective import ReconstructionObjective
-from graincode.tokenizer.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
-from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
-from graincode.tokenizer.router import (
+from graincode.tokenizer.densities import (
     CodingDensity,
     EntropyDensity,
-    FeatureRouter,
     FixedDensity,
     GradientDensity,
     Probe,
-    QuantileRouter,
     RandomDensity,
-    Router,
-    Routing,
     VarianceDensity,
 )
+from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
+from graincode.tokenizer.encoder import GrainEncoder
+from graincode.tokenizer.objective import ReconstructionObjective
+from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
+from graincode.tokenizer.router import FeatureRouter, QuantileRouter, Router, Routing
 
 __all__ = [
     "DQVAE",

@@ -7,10 +7,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from graincode import processes
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, hinge_discriminator, hinge_generator, lecam
 from graincode.core.schedules import ramp
+from graincode.distributed import collectives
 from graincode.tokenizer.blocks import norm
 
 LECAM_DECAY = 0.99  # of the running averages, per step, as in its authors' code
@@ -163,7 +163,7 @@ class Adversary(nn.Module):
         """Set the adaptive weight from all gradients since the last update, here and on all other processes."""
         if self._gradients is None:
             return
-        found = processes.sum_(self._gradients)
+        found = collectives.sum_(self._gradients)
         reconstruction, adversarial = (found[:, :-1] / found[:, -1:]).norm(dim=1)
         self.adaptive.copy_((reconstruction / (adversarial + 1e-4)).clamp(max=self.max_weight))
         self._gradients = None
@@ -173,6 +173,6 @@ class Adversary(nn.Module):
         """Take the logits since the last update, here and on all other processes, into the running averages."""
         if self._logits is None:
             return
-        found = processes.sum_(self._logits)
+        found = collectives.sum_(self._logits)
         self.averages.lerp_(found / found[2], 1 - LECAM_DECAY)
         self._logits = None

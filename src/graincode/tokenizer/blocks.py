@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.recompute import Recomputable
+from graincode.distributed.blocks import CheckpointedBlock
 
 
 class GroupNorm(nn.GroupNorm):
@@ -29,7 +29,7 @@ def norm(channels: int) -> nn.GroupNorm:
     return GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
-class ResBlock(Recomputable):
+class ResBlock(CheckpointedBlock):
     """Two 3x3 convolutions, each behind norm and SiLU, around a skip: (B, C, h, w) to (B, C', h, w)."""
 
     def __init__(self, channels: int, out_channels: int | None = None) -> None:
@@ -44,7 +44,7 @@ class ResBlock(Recomputable):
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class SpatialAttention(Recomputable):
+class SpatialAttention(CheckpointedBlock):
     """Single-head self-attention over all cells of a feature map, with a skip: (B, C, h, w) to the same."""
 
     def __init__(self, channels: int) -> None:

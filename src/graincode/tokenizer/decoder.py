@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout
+from graincode.core.layout import CodeLayout
 from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
 from graincode.tokenizer.encoder import level_channels, trunk_path
 

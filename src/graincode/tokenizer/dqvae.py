@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout, GrainCodes, gather_cells, scatter_cells
+from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
 from graincode.core.density import ratios_at
 from graincode.core.errors import GraincodeError
-from graincode.core.rng import RESTARTS, Draws
+from graincode.core.layout import CodeLayout
+from graincode.core.rng import RESTARTS, SampleRng
 from graincode.tokenizer.decoder import GrainDecoder
+from graincode.tokenizer.densities import Probe
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.quantizer import Quantized
-from graincode.tokenizer.router import Probe, Router, Routing
+from graincode.tokenizer.router import Router, Routing
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,16 @@ class DQVAE(nn.Module):
         return self.decoder.last.weight.device
 
     def forward(
-        self, images: Tensor, ratios: Sequence[float] | None = None, draws: Draws | None = None
+        self, images: Tensor, ratios: Sequence[float] | None = None, rng: SampleRng | None = None
     ) -> Reconstruction:
         """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients.
 
         Args:
             images: of the layout's size.
             ratios: as in `tokenize`.
-            draws: random numbers of this batch; taken from torch's generator if not given.
+            rng: random numbers of this batch; taken from torch's generator if not given.
         """
-        probe = self.probe(images, draws)
+        probe = self.probe(images, rng)
         features = probe.features  # before the router, which may ask for them without gradients
         routing = self.router(probe, ratios)
         if routing.gates is not None:
@@ -79,15 +81,15 @@ class DQVAE(nn.Module):
         vectors = gather_cells(features, routing.grains, self.layout)
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         vectors = vectors + 0 * sum(feature.sum() for feature in features)
-        quantized = self._quantize(vectors, routing.grains, None if draws is None else self._keys(draws))
+        quantized = self._quantize(vectors, routing.grains, None if rng is None else self._keys(rng))
         maps = scatter_cells(quantized.vectors, routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
-    def probe(self, images: Tensor, draws: Draws | None = None) -> Probe:
+    def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
         """What the router may ask about (B, 3, H, W) images."""
         # without a reference to itself, which would keep its features for the garbage collector
         return Probe(
-            images, lambda: self.encoder(images), lambda features, grain: self._error_at(images, features, grain), draws
+            images, lambda: self.encoder(images), lambda features, grain: self._error_at(images, features, grain), rng
         )
 
     def route(self, images: Tensor, ratios: Sequence[float] | Tensor | None = None) -> Routing:
@@ -185,18 +187,18 @@ class DQVAE(nn.Module):
         return self.router.calibrate(self.probe(images) for images in batches)
 
     @torch.no_grad()
-    def initialize(self, batches: Iterable[Tensor], draws: Draws) -> None:
+    def initialize(self, batches: Iterable[Tensor], rng: SampleRng) -> None:
         """Set the codebooks to what the encoder makes of the first training images, at all grains.
 
         Args:
             batches: of training images; as many are taken as give four vectors for each entry, or all.
-            draws: random numbers for the images of all batches, in order.
+            rng: random numbers for the images of all batches, in order.
         """
         layout, start = self.layout, 0
         vectors: list[list[Tensor]] = [[] for _ in layout.grains]
         keys: list[list[Tensor]] = [[] for _ in layout.grains]
         for images in batches:
-            part = Draws(draws.seed, draws.places[start : start + len(images)].to(images.device))
+            part = SampleRng(rng.seed, rng.sample_ids[start : start + len(images)].to(images.device))
             for g, (feature, key) in enumerate(zip(self.encoder(images), self._keys(part), strict=True)):
                 vectors[g].append(feature.permute(0, 2, 3, 1).flatten(0, 2))
                 keys[g].append(key.flatten())
@@ -256,10 +258,10 @@ class DQVAE(nn.Module):
         rows, columns = self.layout.region_cells[grain]
         return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
-    def _keys(self, draws: Draws) -> list[Tensor]:
+    def _keys(self, rng: SampleRng) -> list[Tensor]:
         """K maps (B, h_g, w_g) of random numbers, functions of the image's place and the cell."""
         rows, columns = self.layout.grids[-1]
-        finest = draws.uniforms(RESTARTS, rows, columns)
+        finest = rng.uniforms(RESTARTS, rows, columns)
         return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
 
 

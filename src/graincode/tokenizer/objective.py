@@ -9,8 +9,8 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
+from graincode.networks.perceptual import PerceptualLoss
 from graincode.tokenizer.dqvae import Reconstruction
-from graincode.tokenizer.perceptual import PerceptualLoss
 
 
 class ReconstructionObjective:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode import processes
 from graincode.core.errors import GraincodeError
+from graincode.distributed import collectives
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def random_entries(vectors: Tensor, size: int, keys: Tensor | None) -> Tensor:
     if len(vectors) < size:  # repeated entries must differ, or all but the first stay unused
         jitter = torch.sin(torch.arange(chosen.numel(), device=chosen.device) * 12.9898)
         chosen = chosen + 0.01 * vectors.std() * jitter.view_as(chosen)
-    return processes.broadcast_(chosen.contiguous())
+    return collectives.broadcast_(chosen.contiguous())
 
 
 class EMAQuantizer(Quantizer):
@@ -196,9 +196,9 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def update(self) -> None:
         """Move the codebook by what was seen since the last update, here and by all other processes."""
-        both = processes.sum_(torch.cat([self._seen_counts[:, None], self._seen_sums], dim=1))
+        both = collectives.sum_(torch.cat([self._seen_counts[:, None], self._seen_sums], dim=1))
         seen_counts, seen_sums = both[:, 0], both[:, 1:]
-        keys, fresh = (processes.gather_rows(seen, equal=True) for seen in (self._keys, self._fresh))
+        keys, fresh = (collectives.gather_rows(seen, equal=True) for seen in (self._keys, self._fresh))
         first = keys.argsort(stable=True)[: self.max_restarts]
         keys, fresh = keys[first], fresh[first]
         self.counts.lerp_(seen_counts, 1 - self.decay)

@@ -4,57 +4,23 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode import processes
 from graincode.core import density as core
-from graincode.core.codes import CodeLayout
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
-from graincode.core.rng import GATES, LENGTHS, Draws
+from graincode.core.rng import GATES, LENGTHS
+from graincode.distributed import collectives
+from graincode.tokenizer.densities import Density, Probe
 
 log = logging.getLogger(__name__)
-
-
-class Probe:
-    """What a router may ask about a batch of images; nothing is computed before it is asked for.
-
-    Args:
-        images: (B, 3, H, W) in [-1, 1].
-        encode: gives K feature maps (B, D, h_g, w_g), coarsest first.
-        measure: features and a grain to what `error_at` gives.
-        draws: random numbers of this batch, in training.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        encode: Callable[[], list[Tensor]],
-        measure: Callable[[list[Tensor], int], Tensor],
-        draws: Draws | None = None,
-    ) -> None:
-        self.images, self.draws = images, draws
-        self._encode, self._measure = encode, measure
-        self._errors: dict[int, Tensor] = {}
-
-    @cached_property
-    def features(self) -> list[Tensor]:
-        """K feature maps (B, D, h_g, w_g), coarsest first."""
-        return self._encode()
-
-    def error_at(self, grain: int) -> Tensor:
-        """(B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions were coded at this
-        grain; without gradients. It is measured once."""
-        if grain not in self._errors:
-            self._errors[grain] = self._measure(self.features, grain)
-        return self._errors[grain]
 
 
 @dataclass(frozen=True)
@@ -75,109 +41,6 @@ class Routing:
     def shown(self) -> Tensor:
         """(B, H0, W0) one number for each region, to look at."""
         return self.density if self.density.ndim == 3 else self.density[..., 0]
-
-
-class Density(nn.Module):
-    """A measure of information: a `Probe` to the (B, H0, W0) density of each region, or (B, H0, W0, K - 1) gains."""
-
-    is_learned = False  # whether it changes with the weights, so that thresholds must follow
-    has_gains = False  # whether each refinement has its own
-
-    def definition(self) -> dict[str, float]:
-        """The numbers that the measure depends on; thresholds are valid for these alone."""
-        return {}
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        raise NotImplementedError
-
-
-class EntropyDensity(Density):
-    """`core.density.region_entropy` with its parameters."""
-
-    def __init__(self, bins: int = 32, sigma: float = 0.01) -> None:
-        super().__init__()
-        self.bins, self.sigma = bins, sigma
-
-    def definition(self) -> dict[str, float]:
-        return {"bins": self.bins, "sigma": self.sigma, "low": -1.0, "high": 1.0}
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
-
-
-class GradientDensity(Density):
-    """`core.density.region_gradient`."""
-
-    def definition(self) -> dict[str, float]:
-        return {"derivative": 1.0, "power": 2.0, "low": -1.0, "high": 1.0}
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_gradient(probe.images, layout.grains[0])
-
-
-class VarianceDensity(Density):
-    """`core.density.region_variance`."""
-
-    def definition(self) -> dict[str, float]:
-        return {"derivative": 0.0, "power": 2.0, "low": -1.0, "high": 1.0}
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_variance(probe.images, layout.grains[0])
-
-
-class RandomDensity(Density):
-    """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_hash(probe.images, layout.grains[0])
-
-
-class FixedDensity(Density):
-    """The other control: the middle of every image is dense, whatever it shows."""
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        order = core.region_order(*layout.grids[0]).to(probe.images.device)
-        return order.expand(len(probe.images), -1, -1)
-
-
-class CodingDensity(Density):
-    """What the tokenizer itself makes of a region, measured by coding the whole image at one grain after the other.
-
-    Two measures: "error", the squared error that the coarsest grain leaves (one decode more); and "gain", what each
-    refinement takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
-    ratios then set the length alone, and the shares of the grains follow.
-
-    Args:
-        of: what decides once the tokenizer is trained.
-        in_training: what decides while it is.
-    Raises:
-        GraincodeError: a measure is neither.
-    """
-
-    is_learned = True
-
-    def __init__(self, of: Literal["error", "gain"] = "gain", in_training: Literal["error", "gain"] = "error") -> None:
-        super().__init__()
-        for name, value in (("of", of), ("in_training", in_training)):
-            if value not in ("error", "gain"):
-                raise GraincodeError(f"coding {value!r}: type tokenizer.router.density.{name}= one of error, gain")
-        self.of, self.in_training = of, in_training
-
-    @property
-    def has_gains(self) -> bool:
-        return (self.in_training if self.training else self.of) == "gain"
-
-    def definition(self) -> dict[str, float]:
-        return {"of": float(("error", "gain").index(self.of))}
-
-    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        if layout.num_grains == 1:  # nothing to decide, so nothing is decoded; what is no pixel still makes no number
-            return F.avg_pool2d(0 * probe.images.float().mean(dim=1, keepdim=True), layout.grains[0])[:, 0]
-        if not self.has_gains:
-            return probe.error_at(0)
-        errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1)
-        gains = core.coding_gains(errors, layout.codes_per_region)
-        return gains if layout.num_grains > 2 else gains[..., 0]
 
 
 class Router(nn.Module):
@@ -277,7 +140,7 @@ class QuantileRouter(Router):
             return {"asked_0": 1.0, "achieved_0": 1.0}
         found = [self.density(probe, self.layout).cpu() for probe in probes]
         gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
-        densities = processes.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
+        densities = collectives.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
         if not bool(densities.isfinite().all()):
             raise GraincodeError("a density is not finite: look for damaged images in the training data")
         self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
@@ -315,7 +178,7 @@ class QuantileRouter(Router):
         if not self._calibrated:
             raise GraincodeError("the router has no thresholds yet: call calibrate(training images), or load weights")
         if ratios is None and self.elastic and self.training:
-            level = torch.rand(len(density)) if probe.draws is None else probe.draws.uniforms(LENGTHS)
+            level = torch.rand(len(density)) if probe.rng is None else probe.rng.uniforms(LENGTHS)
             ratios = core.ratios_at(level.to(density.device), self.layout.num_grains)
         return Routing(self._grains(density, self._ratios(self.ratios if ratios is None else ratios)), density)
 
@@ -324,7 +187,7 @@ class QuantileRouter(Router):
         """Move the quantiles of a density that changes with the weights towards those of the step."""
         if not self.is_learned:
             return
-        seen = processes.gather_rows(torch.cat([routing.density for routing in routings]))
+        seen = collectives.gather_rows(torch.cat([routing.density for routing in routings]))
         self.quantiles.lerp_(core.quantile_table(self._weighted(seen)).to(self.quantiles), 1 - self.decay)
 
     def _check(self, ratios: Tensor, images: int) -> None:
@@ -437,10 +300,10 @@ class FeatureRouter(Router):
         density = logits[..., 1:].logsumexp(dim=-1) - logits[..., 0]
         if not self.training:
             return Routing(logits.argmax(dim=-1), density.detach())
-        if probe.draws is None:
+        if probe.rng is None:
             chance = torch.rand_like(logits)
         else:
-            chance = probe.draws.uniforms(GATES, *logits.shape[1:]).to(logits)
+            chance = probe.rng.uniforms(GATES, *logits.shape[1:]).to(logits)
         gumbel = -torch.log(-torch.log(chance.clamp(1e-7, 1 - 1e-7)))
         soft = ((logits + gumbel) / self.temperature).softmax(dim=-1)
         grains = soft.argmax(dim=-1)
@@ -455,5 +318,5 @@ class FeatureRouter(Router):
     def update(self, routings: Sequence[Routing]) -> None:
         """Take note of the shares of this step, of all processes."""
         counts = sum(torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings)
-        counts = processes.sum_(counts.double())
+        counts = collectives.sum_(counts.double())
         self.shares.copy_(counts / counts.sum())

@@ -1,0 +1,277 @@
+"""The layout of variable-length codes: grains, grids, and the whole vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """What each slot of a layout stands for; all tensors are (S,) long.
+
+    Attributes:
+        grain: grain index in [0, K).
+        region: raster index on the coarsest grid in [0, R); R for the end of a grain.
+        cell: raster index within the region in [0, cells of the grain); 0 for an end.
+        position: raster index on the grain's own grid in [0, cells); number of cells for an end.
+        finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end.
+        is_end: bool, whether the slot is the end of its grain.
+        following: the slot of the region's next cell, or S where the region (or the grain) is complete.
+        first: (K, R + 1) slot of the first cell of each region at each grain; column R is the grain's end (S for
+            the last grain, which has none).
+        at_cell: (K, H * W) slot that covers each finest cell, at each grain.
+        first_cell: (K, H * W) raster index of the first finest cell that this slot covers.
+    """
+
+    grain: Tensor
+    region: Tensor
+    cell: Tensor
+    position: Tensor
+    finest: Tensor
+    is_end: Tensor
+    following: Tensor
+    first: Tensor
+    at_cell: Tensor
+    first_cell: Tensor
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """The geometry and the whole vocabulary of variable-length codes.
+
+    Args:
+        image_size: (height, width) in pixels.
+        grains: downsampling factors (Fh, Fw), coarsest first; each divides the one before and the image.
+        codebook_size: number of entries of a codebook.
+        classes: number of image classes; 0 for unlabelled data.
+        codebook: "shared" by the grains, as published, or one "per_grain": an index then means another entry at each.
+    Raises:
+        GraincodeError: a grain does not divide the image or the grain before it, or a size is not positive.
+    """
+
+    image_size: tuple[int, int]
+    grains: tuple[tuple[int, int], ...]
+    codebook_size: int
+    classes: int = 0
+    codebook: Literal["shared", "per_grain"] = "shared"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _pair(self.image_size, "image size"))
+        object.__setattr__(self, "grains", tuple(_pair(grain, "grain") for grain in self.grains))
+        if not self.grains:
+            raise GraincodeError("no grains are given: type for example tokenizer.grains=[[8,8],[4,4]]")
+        if self.codebook_size < 1:
+            raise GraincodeError(
+                f"a codebook of {self.codebook_size} entries: type for example tokenizer.codebook_size=256"
+            )
+        if self.classes < 0:
+            raise GraincodeError(f"{self.classes} classes: expected 0 (unlabelled) or more")
+        if self.codebook not in ("shared", "per_grain"):
+            raise GraincodeError(f"codebook {self.codebook!r}: type tokenizer.codebook= one of shared, per_grain")
+        height, width = self.image_size
+        for fh, fw in self.grains:
+            if height % fh or width % fw:
+                raise GraincodeError(
+                    f"an image of {height}x{width} pixels cannot be cut into cells of {fh}x{fw}: "
+                    f"type an image size that {fh}x{fw} divides, such as "
+                    f"data.image_size=[{_round_up(height, fh)},{_round_up(width, fw)}], or other tokenizer.grains"
+                )
+        for coarse, fine in zip(self.grains, self.grains[1:], strict=False):
+            if coarse[0] % fine[0] or coarse[1] % fine[1] or coarse == fine:
+                raise GraincodeError(
+                    f"grain {fine[0]}x{fine[1]} does not subdivide the one before it, {coarse[0]}x{coarse[1]}: "
+                    "list grains from coarse to fine, each dividing the one before, "
+                    "such as tokenizer.grains=[[16,16],[8,8]]"
+                )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> CodeLayout:
+        """The inverse of `to_config`."""
+        return cls(**config)
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain lists and numbers, as they stand in an export's config and beside codes on disk."""
+        return {
+            "image_size": list(self.image_size),
+            "grains": [list(grain) for grain in self.grains],
+            "codebook_size": self.codebook_size,
+            "classes": self.classes,
+            "codebook": self.codebook,
+        }
+
+    @property
+    def num_grains(self) -> int:
+        """K."""
+        return len(self.grains)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of each grain's grid, coarsest first."""
+        height, width = self.image_size
+        return tuple((height // fh, width // fw) for fh, fw in self.grains)
+
+    @property
+    def region_cells(self) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of cells that one region has at each grain; (1, 1) for the coarsest."""
+        rows, columns = self.grids[0]
+        return tuple((h // rows, w // columns) for h, w in self.grids)
+
+    @property
+    def codes_per_region(self) -> tuple[int, ...]:
+        """Codes that one region costs at each grain."""
+        return tuple(h * w for h, w in self.region_cells)
+
+    @property
+    def num_codebooks(self) -> int:
+        """1, or K with a codebook per grain."""
+        return self.num_grains if self.codebook == "per_grain" else 1
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of all codebooks together."""
+        return self.num_codebooks * self.codebook_size
+
+    def entries(self, indices: Tensor, grains: Tensor) -> Tensor:
+        """Which of the entries of all codebooks each index means, in [0, num_entries): long tensors of one shape."""
+        return indices + grains * self.codebook_size if self.num_codebooks > 1 else indices
+
+    @property
+    def num_regions(self) -> int:
+        """R, the cells of the coarsest grid."""
+        return self.grids[0][0] * self.grids[0][1]
+
+    @property
+    def num_ends(self) -> int:
+        """Ends in a sequence: one for each grain but the last, whose end is implied."""
+        return self.num_grains - 1
+
+    @property
+    def num_slots(self) -> int:
+        """S, the cells of all grains and the ends. Embedding tables have rows for S (padding) and S + 1 (start) too."""
+        return self.num_regions * sum(self.codes_per_region) + self.num_ends
+
+    @property
+    def pad_slot(self) -> int:
+        """The slot that stands behind the end of a sequence."""
+        return self.num_slots
+
+    @property
+    def start_slot(self) -> int:
+        """The slot that stands before a sequence."""
+        return self.num_slots + 1
+
+    @property
+    def no_content(self) -> int:
+        """The content of an end, the start and padding: the entry behind the last of the codebook."""
+        return self.codebook_size
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no class."""
+        return self.classes
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest sequence: every region at the last grain, and the ends."""
+        return self.num_regions * self.codes_per_region[-1] + self.num_ends
+
+    def coordinates(self) -> Tensor:
+        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in cells of the finest grid from 0.
+
+        Ends, padding and the start stand before the first cell, at -1.
+        """
+        table, finest = self.slots(), self.grids[-1]
+        sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
+        corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)
+        middle = corner + (sizes[table.grain] - 1) / 2
+        return torch.cat([torch.where(table.is_end[:, None], -1.0, middle), middle.new_full((2, 2), -1.0)])
+
+    def slots(self, device: torch.device | str = "cpu") -> SlotTable:
+        """The table of all slots, made once per layout and device."""
+        return _slot_table(self, torch.device(device))
+
+    def expand(self, grid: Tensor, grain: int) -> Tensor:
+        """A map on one grain's grid, repeated onto the finest one: (..., h, w) to (..., H, W)."""
+        (h, w), (finest_h, finest_w) = self.grids[grain], self.grids[-1]
+        return grid.repeat_interleave(finest_h // h, dim=-2).repeat_interleave(finest_w // w, dim=-1)
+
+    def cells_at(self, grains: Tensor, grain: int) -> Tensor:
+        """Which cells of one grain's grid hold a code: (B, H0, W0) grain map to (B, h, w) bool."""
+        rows, columns = self.region_cells[grain]
+        return (grains == grain).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+
+    def lengths(self, grains: Tensor) -> Tensor:
+        """Codes per image, (B,) long, of grain maps (B, H0, W0)."""
+        return torch.tensor(self.codes_per_region, device=grains.device)[grains].sum(dim=(-2, -1))
+
+
+@lru_cache(maxsize=32)
+def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
+    regions, size = layout.num_regions, layout.num_slots
+    columns = layout.grids[0][1]
+    region = torch.arange(regions)
+    finest_h, finest_w = layout.grids[-1]
+    row, column = torch.arange(finest_h)[:, None], torch.arange(finest_w)[None, :]
+    parts: dict[str, list[Tensor]] = {}
+    first = torch.full((layout.num_grains, regions + 1), size)
+    at_cell = torch.empty(layout.num_grains, finest_h * finest_w, dtype=torch.long)
+    following = torch.arange(1, size + 1)
+    start = 0
+
+    def add(**columns_: Tensor) -> None:
+        for name, value in columns_.items():
+            parts.setdefault(name, []).append(value)
+
+    for g, ((h, w), (rh, rw)) in enumerate(zip(layout.grids, layout.region_cells, strict=True)):
+        count, high, wide = rh * rw, finest_h // h, finest_w // w
+        cell = torch.arange(count).repeat(regions)
+        owner = region.repeat_interleave(count)
+        cell_row, cell_column = owner // columns * rh + cell // rw, owner % columns * rw + cell % rw
+        add(
+            grain=torch.full_like(cell, g),
+            region=owner,
+            cell=cell,
+            position=cell_row * w + cell_column,
+            finest=cell_row * high * finest_w + cell_column * wide,
+            is_end=torch.zeros_like(cell, dtype=torch.bool),
+        )
+        first[g, :regions] = start + region * count
+        following[start + count - 1 : start + regions * count : count] = size
+        own_row, own_column = row // high, column // wide
+        own_region = own_row // rh * columns + own_column // rw
+        at_cell[g] = (start + own_region * count + own_row % rh * rw + own_column % rw).reshape(-1)
+        start += regions * count
+        if g < layout.num_ends:
+            one = torch.ones(1, dtype=torch.long)
+            add(
+                grain=one * g,
+                region=one * regions,
+                cell=one * 0,
+                position=one * h * w,
+                finest=one * 0,
+                is_end=one > 0,
+            )
+            first[g, regions] = start
+            following[start] = size
+            start += 1
+    whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    table = SlotTable(**whole, following=following, first=first, at_cell=at_cell, first_cell=whole["finest"][at_cell])
+    return SlotTable(**{field.name: getattr(table, field.name).to(device) for field in fields(table)})
+
+
+def _pair(value: Any, what: str) -> tuple[int, int]:
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int) and v > 0 for v in values):
+        raise GraincodeError(f"{what} {value!r}: expected one positive number or a pair (height, width) of them")
+    return values
+
+
+def _round_up(value: int, factor: int) -> int:
+    return -(-value // factor) * factor

@@ -1,0 +1,88 @@
+"""Codes of images as sequences, coarse grains first, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graincode.core.codes import GrainCodes
+from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+
+
+@dataclass(frozen=True)
+class CodeSequences:
+    """Codes of a batch of images as sequences, coarse grains first, padded behind.
+
+    Attributes:
+        slots: (B, L) long; the layout's `pad_slot` behind the end.
+        contents: (B, L) long; the layout's `no_content` at ends and padding.
+        layout: the layout of the slots.
+    """
+
+    slots: Tensor
+    contents: Tensor
+    layout: CodeLayout
+
+    @property
+    def is_code(self) -> Tensor:
+        """(B, L) bool: a code, not an end or padding."""
+        return self.contents != self.layout.no_content
+
+
+def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
+    """The sequences of a batch of images, padded to the longest of them.
+
+    Raises nothing: codes are valid by construction. The inverse of `from_sequences`.
+
+    Args:
+        codes: of B images.
+        ends: whether the ends of grains are among the tokens; a generator that knows the grain map needs none.
+    """
+    layout, device = codes.layout, codes.grains.device
+    table, size = layout.slots(device), layout.num_slots
+    # `gather` is three times as fast as `index_select` on a CPU
+    regions = table.region.clamp(max=layout.num_regions - 1).expand(len(codes), -1)
+    owner = codes.grains.flatten(1).gather(1, regions)
+    active = torch.where(table.is_end, ends, owner == table.grain)
+    behind = active.cumsum(dim=1)
+    length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
+    place = torch.where(active, behind - 1, length)  # a column behind the longest sequence takes what is not there
+    contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
+    contents.masked_fill_(table.is_end, layout.no_content)
+    slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
+    sequences = torch.full_like(slots, layout.no_content).scatter_(1, place, contents)
+    slots.scatter_(1, place, torch.arange(size, device=device).expand(len(codes), -1))
+    return CodeSequences(slots[:, :-1], sequences[:, :-1], layout)
+
+
+def from_sequences(sequences: CodeSequences) -> GrainCodes:
+    """The codes that sequences stand for; the inverse of `to_sequences`.
+
+    Raises:
+        GraincodeError: the slots of an image do not tile it, each region once.
+    """
+    layout, slots, device = sequences.layout, sequences.slots, sequences.slots.device
+    batch = len(slots)
+    dense = torch.full((batch, layout.num_slots + 1), layout.no_content, device=device)
+    dense = dense.scatter_(1, slots, sequences.contents)
+    active, start = dense[:, :-1] != layout.no_content, 0
+    grains = torch.zeros(batch, layout.num_regions, dtype=torch.long, device=device)
+    whole, touched = torch.zeros_like(grains), torch.zeros_like(grains)
+    for g, count in enumerate(layout.codes_per_region):
+        here = active[:, start : start + layout.num_regions * count].unflatten(1, (-1, count))
+        complete = here.all(dim=2)
+        grains, whole, touched = grains + g * complete, whole + complete, touched + here.any(dim=2)
+        start += layout.num_regions * count + 1  # behind its end
+    once = sequences.is_code.sum(dim=1) == active.sum(dim=1)
+    tiled = ((whole == 1) & (touched == 1)).all(dim=1) & once
+    if not bool(tiled.all()):
+        raise GraincodeError(
+            f"the sequence of image {int((~tiled).nonzero()[0])} does not tile it: "
+            "expected every region once, at one grain, with all its codes"
+        )
+    grains = grains.view(batch, *layout.grids[0])
+    indices = dense.gather(1, layout.slots(device).at_cell.gather(0, layout.expand(grains, 0).flatten(1)))
+    return GrainCodes(grains, indices.view(batch, *layout.grids[-1]), layout)

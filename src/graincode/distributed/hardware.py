@@ -1,0 +1,265 @@
+"""The machines that a job runs on: processes, precision, and how a module is spread over devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from graincode.core.errors import GraincodeError
+from graincode.distributed import collectives
+from graincode.distributed.blocks import CheckpointedBlock, compile_blocks
+
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What `conf/hardware` gives. Nothing here changes results beyond rounding, but for precision.
+
+    Attributes:
+        device: "cpu" or "gpu".
+        num_processes: on each machine; None starts one for each GPU. A process that torchrun, `accelerate launch` or
+            another launcher started takes part in that launcher's world instead.
+        strategy: of several processes: "ddp" has whole models on each, "fsdp" shards them.
+        num_nodes: machines; the same command is given on each, with its own node_rank.
+        node_rank: of this machine, from 0.
+        main_address: host name of machine 0; None asks SLURM.
+        main_port: a free port there; None takes any, on one machine.
+        mixed_precision: of training; codes, samples and figures are made in float32.
+        gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
+        gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
+        compile: whether torch.compile is used: in training for the blocks of models, as what is around them has few
+            and irregular operations; when samples are drawn, for what `Generator.compile_sampling` says.
+        tf32: whether float32 matrix products and convolutions of training may use TF32.
+        workers: processes that load data, for each process; 0 loads in the process itself.
+        threads: CPU threads of one process; None divides the cores among the processes of a machine.
+        peak_tflops: of one device in the precision of training, for the model FLOP utilisation; None leaves it out.
+        timeout_minutes: after which a process that waits for the others gives up.
+    """
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    num_processes: int | None = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    num_nodes: int | None = 1
+    node_rank: int | None = 0
+    main_address: str | None = None
+    main_port: int | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    tf32: bool = True
+    workers: int = 0
+    threads: int | None = None
+    peak_tflops: float | None = None
+    timeout_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "node_rank"):
+            if getattr(self, name) is None:
+                raise GraincodeError(f"hardware.{name} is not set: type hardware.{name}=...")
+        for name in ("num_nodes", "gradient_accumulation"):
+            if getattr(self, name) < 1:
+                raise GraincodeError(
+                    f"hardware.{name}={getattr(self, name)}: expected 1 or more; type hardware.{name}=1"
+                )
+        if self.num_processes is not None and self.num_processes < 1:
+            raise GraincodeError(
+                f"hardware.num_processes={self.num_processes}: expected 1 or more, or null for all GPUs; "
+                "type hardware.num_processes=1"
+            )
+        if not 0 <= self.node_rank < self.num_nodes:
+            raise GraincodeError(
+                f"hardware.node_rank={self.node_rank}: expected 0 to {self.num_nodes - 1}; "
+                "type the number of this machine, or hardware.num_nodes=..."
+            )
+        if self.mixed_precision == "fp16" and (self.device == "cpu" or self.strategy == "fsdp"):
+            raise GraincodeError(
+                "hardware.mixed_precision=fp16 needs a GPU and strategy=ddp: type hardware.mixed_precision=bf16"
+            )
+
+    @property
+    def local_processes(self) -> int:
+        """Processes on this machine.
+
+        Raises:
+            GraincodeError: a GPU is asked for and there is none, or fewer than asked for.
+        """
+        available = torch.cuda.device_count() if self.device == "gpu" else None
+        if available == 0:
+            raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
+        count = self.num_processes or available or 1
+        if available is not None and count > available:
+            raise GraincodeError(
+                f"hardware.num_processes={count}, but there are {available} GPUs: type hardware.num_processes=null"
+            )
+        return count
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether this process should start others and only watch them."""
+        return "LOCAL_RANK" not in os.environ and self.num_nodes * self.local_processes > 1
+
+    def address(self) -> str:
+        """Host name of machine 0.
+
+        Raises:
+            GraincodeError: it is not configured, and SLURM does not tell.
+        """
+        if self.main_address is not None:
+            return self.main_address
+        if self.num_nodes == 1:
+            return "127.0.0.1"
+        nodes = os.environ.get("SLURM_JOB_NODELIST")
+        if nodes is None:
+            raise GraincodeError("hardware.main_address is not set: type hardware.main_address=HOST of machine 0")
+        names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        return names.stdout.split()[0]
+
+    def machine(self, training: bool = False) -> Machine:
+        """Set torch up, join the other processes if there are any, and give what the job runs on.
+
+        Args:
+            training: whether TF32 may be used.
+        Raises:
+            GraincodeError: a GPU is asked for and there is none.
+        """
+        on_cpu = self.device == "cpu"
+        if not on_cpu and not torch.cuda.is_available():
+            raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        divided = max(usable_cores() // together, 1)
+        torch.set_num_threads(self.threads or (divided if together > 1 else _DEFAULT_THREADS))
+        tf32 = training and self.tf32 and not on_cpu
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+            backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, timeout=timedelta(minutes=self.timeout_minutes))
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        AcceleratorState._reset_state(reset_partial_state=True)  # a sweep runs several jobs in one process
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=self.mixed_precision,
+            # buffers are kept equal by their owners, who know how to reduce them
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        return Machine(self, accelerator)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has, where a scheduler says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Machine:
+    """This process's device and its part in the world, for training.
+
+    Args:
+        hardware: the settings.
+        accelerator: of Accelerate.
+    """
+
+    def __init__(self, hardware: Hardware, accelerator: Accelerator) -> None:
+        self.hardware, self.accelerator, self.device = hardware, accelerator, accelerator.device
+        self.is_sharded = hardware.strategy == "fsdp" and collectives.count() > 1
+
+    def prepare(
+        self, module: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A module as training calls it, and the optimizer of its parameters.
+
+        With the strategy "ddp" (and in one process) it shares its tensors with `module`; with "fsdp" it is a sharded
+        copy, whose weights come back by `full_state`.
+        """
+        module.to(self.device)
+        if self.is_sharded:
+            module = deepcopy(module)
+        for part in module.modules():
+            if isinstance(part, CheckpointedBlock):
+                part.recompute = self.hardware.gradient_checkpointing
+        if self.hardware.compile:
+            compile_blocks(module)
+        if self.is_sharded:
+            self.shard(module)
+            return module, self.accelerator.prepare_optimizer(make_optimizer(module), device_placement=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # newer torch
+            wrapped, optimizer = self.accelerator.prepare(module, make_optimizer(module))
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # autocast is the loop's: evaluation has none
+        return wrapped, optimizer
+
+    def shard(self, module: nn.Module) -> None:
+        """Spread a module's parameters over the processes, block by block."""
+        mesh = init_device_mesh(self.device.type, (collectives.count(),))
+        for parameter in module.parameters():  # channels_last cannot be sharded
+            parameter.data = parameter.data.contiguous()
+        for part in module.modules():
+            if isinstance(part, CheckpointedBlock):
+                fully_shard(part, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+
+    def seed(self, number: int) -> None:
+        """Seed torch's generator for this device; `torch.manual_seed` sees to all devices, and takes milliseconds."""
+        (torch.cuda.manual_seed if self.device.type == "cuda" else torch.default_generator.manual_seed)(number)
+
+    def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around all micro-batches of a step: gradients are exchanged after the last one alone."""
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(wrapped)
+
+    def clip_gradients(self, wrapped: nn.Module, limit: float) -> Tensor:
+        """The norm of all gradients, (), before they are scaled down to `limit`."""
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(wrapped.parameters(), limit)  # Accelerate's looks at every weight first
+        return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights as whole tensors, on every process, whether or not it is sharded."""
+    return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in module.state_dict().items()}
+
+
+def training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and moments under names that do not depend on the strategy or the number of processes."""
+    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule), cpu_offload=True)
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    if not optimizer.state:  # torch would make a step to fill it, and so change what comes after
+        return {"module": get_model_state_dict(wrapped, options=whole), "optimizer": None}
+    module, moments = get_state_dict(wrapped, optimizer, options=whole)
+    return {"module": module, "optimizer": moments}
+
+
+def load_training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `training_state`."""
+    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule))
+    set_model_state_dict(wrapped, state["module"], options=whole)
+    if state["optimizer"] is not None:
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=whole)

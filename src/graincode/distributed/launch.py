@@ -1,0 +1,168 @@
+"""One command, many processes: the configuration is composed once, and every process gets it as it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig, OmegaConf
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
+
+from graincode.core.errors import GraincodeError
+from graincode.distributed.hardware import Hardware, usable_cores
+from graincode.distributed.signals import SIGNALS, STATUS, Stopped
+
+_POLL_SECONDS = 0.1
+_OTHER_NODES_SECONDS = 15
+
+
+class ProcessFailed(Exception):
+    """A process ended with an error that was not the user's; the message says which and how."""
+
+
+def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
+    """Start this machine's processes of a job, pass signals on to them, and give the job's objective.
+
+    When one of them ends with an error, the others are ended too (with SIGTERM, after 30 seconds with SIGKILL), on all
+    machines; the error that came first is raised here. A second SIGINT ends all of them at once.
+
+    Args:
+        job: its name.
+        cfg: its composed configuration; interpolations stay as they are.
+        hardware: from the same configuration.
+    Raises:
+        GraincodeError, Stopped: what a process raised.
+        ProcessFailed: a process crashed or was killed.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are ours to tell
+    local, nodes = hardware.local_processes, hardware.num_nodes
+    port = hardware.main_port if nodes > 1 else _free_port()
+    if port is None:
+        raise GraincodeError("hardware.main_port is not set: type hardware.main_port=29500, the same on all machines")
+    threads = hardware.threads or max(usable_cores() // local, 1)
+    with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
+        (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        environments = {
+            index: {
+                "RANK": str(hardware.node_rank * local + index),
+                "LOCAL_RANK": str(index),
+                "WORLD_SIZE": str(nodes * local),
+                "LOCAL_WORLD_SIZE": str(local),
+                "MASTER_ADDR": hardware.address(),
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+                "PYTHONUNBUFFERED": "1",
+            }
+            for index in range(local)
+        }
+        store = None
+        if nodes > 1:
+            store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
+        context = start_processes(
+            name=job,
+            entrypoint=sys.executable,
+            args={index: ("-m", "graincode.distributed.worker", job, folder, os.getpid()) for index in range(local)},
+            envs=environments,
+            logs_specs=DefaultLogsSpecs(),
+        )
+        assert context is not None
+        with _forwarding(context):
+            failures = _watch(context, store)
+        if failures:
+            raise _error(Path(folder), failures, nodes * local)
+        result = Path(folder) / "objective.json"
+        return json.loads(result.read_text()) if result.is_file() else float("nan")  # machine 0 alone has it
+
+
+def _watch(context: PContext, store: TCPStore | None) -> dict[int, int]:
+    """Wait for the end; exit statuses of the processes that did not end well, by their rank on this machine."""
+    while (result := context.wait(0)) is None:
+        time.sleep(_POLL_SECONDS)
+        if store is not None and _others_failed(store):
+            deadline = time.monotonic() + _OTHER_NODES_SECONDS
+            while (result := context.wait(0)) is None and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            if result is None:
+                context.close(signal.SIGKILL)
+                return {0: 1}
+            break
+    failures = {rank: failure.exitcode for rank, failure in result.failures.items()}
+    if failures and store is not None:
+        store.set("failed", "1")
+        time.sleep(1)  # machine 0 holds the store: let the others read it
+    return failures
+
+
+def _others_failed(store: TCPStore) -> bool:
+    try:
+        return store.check(["failed"])
+    except RuntimeError:  # machine 0 is gone, at its end or before
+        return True
+
+
+def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
+    """The error that came first, as the process that had it wrote it down.
+
+    Args:
+        folder: where the processes write.
+        failures: exit statuses in the order in which they were noticed.
+        total: number of processes on all machines.
+    """
+    index, status = next(iter(failures.items()))
+    reports = [json.loads(file.read_text()) for file in folder.glob("error_*.json")]
+    reports.sort(key=lambda report: (report.get("echo", False), report["time"]))
+    was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
+    if reports and not was_killed:
+        first = reports[0]
+        kinds = {2: GraincodeError, STATUS: Stopped}
+        return kinds.get(first["status"], ProcessFailed)(first["message"])
+    if status == 130:
+        return KeyboardInterrupt()
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return ProcessFailed(f"process {index} of {total} {how}: the same command goes on from the last checkpoint")
+
+
+@contextmanager
+def _forwarding(context: PContext) -> Iterator[None]:
+    """Pass signals on to the processes, which have sessions of their own: a terminal's Ctrl-C reaches only us."""
+    interrupts = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        for pid in context.pids().values():
+            with suppress(ProcessLookupError):
+                if interrupts > 1:
+                    os.killpg(pid, signal.SIGKILL)
+                else:  # not the workers that load its data: it still needs them
+                    os.kill(pid, number)
+        if interrupts > 1:
+            os._exit(130)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, forward) for number in (SIGNALS if in_main else ())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        context.close(signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,80 @@
+"""One of the processes that `engine.launch` starts: `python -m graincode.distributed.worker JOB FOLDER PARENT`.
+
+The folder holds the composed configuration; a problem goes into a file there, for the parent process to tell.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from graincode.core.errors import GraincodeError
+from graincode.distributed import collectives
+from graincode.distributed.collectives import OtherProcessFailed
+from graincode.distributed.signals import STATUS, Stopped
+from graincode.files import write_json
+
+
+def work(job: str, folder: Path, parent: int) -> int:
+    """Run a job as the process that the environment says; gives the exit status."""
+    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    rank = int(os.environ["RANK"])
+    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
+    problem: dict[str, Any] | None = None
+    try:
+        objective = importlib.import_module(f"graincode.jobs.{job}").run(OmegaConf.load(folder / "config.yaml"))
+        if rank == 0:
+            write_json(folder / "objective.json", objective)
+    except Stopped as stopped:
+        problem = {"status": STATUS, "message": str(stopped)}
+    except KeyboardInterrupt:
+        return 130
+    except OtherProcessFailed:  # which tells its own story, and is given the time for it
+        time.sleep(20)
+        return 2
+    except GraincodeError as error:
+        problem = {"status": 2, "message": error.line}
+    except Exception as error:
+        if (full := GraincodeError.of_no_room(error, job)) is not None:
+            problem = {"status": 2, "message": full.line}
+            return 2
+        problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}
+        if _is_echo(error):
+            problem["echo"] = True
+            return 1
+        raise
+    finally:
+        if problem is not None:
+            write_json(folder / f"error_{rank}.json", problem | {"time": time.time()})
+    if problem is None or problem["status"] == STATUS:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
+        collectives.leave()
+    return 0 if problem is None else problem["status"]
+
+
+def _is_echo(error: Exception) -> bool:
+    """Whether it only says that another process has gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _end_with(parent: int, folder: Path) -> None:
+    """End this process soon after its parent was killed, and clear what that can no longer clear."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,213 @@
+"""Figures of sets of images, computed from their statistics. Each is a figure *in the features of a network*."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from graincode.core.errors import GraincodeError
+from graincode.evaluation.estimate import Estimate, share_of
+from graincode.evaluation.statistics import Statistics
+
+CLASSIFIER_C = 0.01
+"""Inverse strength of the L2 penalty of `class_consistency`: one value for every data set, never tuned."""
+
+_BLOCK = 2000  # rows of a matrix of distances that are held at once
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of means and covariances of features, in float64.
+
+    It is the FID only in Inception's features; elsewhere it is named with its network. It shrinks as images are added,
+    so compare figures of equally many. Equal sets give 0 up to rounding, of either sign.
+
+    Args:
+        a, b: of at least 2 images each, in the features of one network; the order does not matter.
+    Raises:
+        GraincodeError: two networks, or fewer than 2 images.
+    Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
+    """
+    _check_comparable(a, b)
+    for one in (a, b):
+        if one.count is not None and one.count < 2:
+            raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
+    both = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (a, b)]
+    return Estimate(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+
+
+def inception_score(statistics: Statistics) -> Estimate:
+    """exp E KL(p(y|x) || p(y)), mean and standard deviation over random parts of the images; in [1, classes].
+
+    Images are divided at random: parts of samples that come sorted by class would score as if each were one class.
+
+    Raises:
+        GraincodeError: the statistics were gathered without splits.
+    Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), equal to torch-fidelity's with its shuffle.
+    """
+    sizes = statistics.split_sizes.double()
+    if not len(sizes):
+        raise GraincodeError("statistics without class probabilities: gather them with splits=10")
+    marginal = statistics.class_mass / sizes[:, None]
+    scores = (statistics.class_entropy / sizes + torch.special.entr(marginal).sum(1)).exp().numpy()
+    return Estimate(float(scores.mean()), float(scores.std()), f"standard deviation over {len(sizes)} splits")
+
+
+def kernel_distance(
+    made: Statistics, real: Statistics, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> Estimate:
+    """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
+
+    Args:
+        made, real: of at least `size` images each whose features were kept.
+        subsets: random draws, over which mean and standard deviation are taken.
+        size: images in each.
+        seed: of the draws.
+    Raises:
+        GraincodeError: two networks, or too few images.
+    Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
+    """
+    _check_comparable(made, real)
+    fewest = min(len(made.subset), len(real.subset))
+    if not 2 <= size <= fewest or subsets < 1:
+        raise GraincodeError(
+            f"kid_subset_size={size}, kid_subsets={subsets}: expected 2 to {fewest}, the number of images, and 1 or "
+            f"more; type evaluation.kid_subset_size={min(1000, fewest)}"
+        )
+    found = kid_features_to_metric(
+        made.subset, real.subset, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+    )
+    return Estimate(
+        found[KEY_METRIC_KID_MEAN],
+        found[KEY_METRIC_KID_STD],
+        f"standard deviation over {subsets} subsets of {size} images",
+    )
+
+
+def precision_recall(made: Statistics, real: Statistics, neighbours: int = 3) -> dict[str, Estimate]:
+    """`precision`: share of made images that lie within reach of real ones; `recall`: the other way round.
+
+    An image reaches as far as its k-th neighbour in its own set.
+
+    Args:
+        made, real: of more than `neighbours` images each whose features were kept.
+        neighbours: k.
+    Raises:
+        GraincodeError: two networks, or too few images.
+    Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
+        torch-fidelity's function.
+    """
+    _check_neighbours(made, real, neighbours)
+    found = prc_features_to_metric(
+        made.subset, real.subset, prc_neighborhood=neighbours, prc_batch_size=_BLOCK, save_cpu_ram=True, verbose=False
+    )
+    return {
+        "precision": share_of(found[KEY_METRIC_PRECISION], len(made.subset)),
+        "recall": share_of(found[KEY_METRIC_RECALL], len(real.subset)),
+    }
+
+
+def density_coverage(made: Statistics, real: Statistics, neighbours: int = 5) -> dict[str, Estimate]:
+    """`density`: how many real images reach a made one, over k; `coverage`: share of real images that reach one.
+
+    Unlike precision and recall they are not ruled by outliers, whose reach is long. Density may exceed 1.
+
+    Args:
+        made, real: of more than `neighbours` images each whose features were kept.
+        neighbours: k.
+    Raises:
+        GraincodeError: two networks, or too few images.
+    Source: "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), equations 3 and 4.
+    """
+    _check_neighbours(made, real, neighbours)
+    reaching, covered = 0, 0
+    for block in real.subset.split(_BLOCK):
+        reach = torch.cdist(block, real.subset).kthvalue(neighbours + 1).values  # the first is the image itself
+        within = torch.cdist(block, made.subset) < reach[:, None]
+        reaching += int(within.sum())
+        covered += int(within.any(1).sum())
+    density = reaching / (neighbours * len(made.subset))
+    return {"density": Estimate(density), "coverage": share_of(covered / len(real.subset), len(real.subset))}
+
+
+def class_consistency(
+    real: Statistics,
+    real_labels: Tensor,
+    test: Statistics,
+    test_labels: Tensor,
+    generated: Statistics,
+    generated_labels: Tensor,
+) -> dict[str, Estimate]:
+    """Accuracy on generated images of a linear classifier that is trained on real ones.
+
+    The classifier is multinomial logistic regression on features standardised by the real set, with the fixed penalty
+    `CLASSIFIER_C`. There are no random numbers in it. It sees the images whose features were kept.
+
+    Args:
+        real, real_labels: training images of at least two classes, and (N,) integers, of all images of the set.
+        test, test_labels: real images that are not among them; they judge the classifier and choose nothing.
+        generated, generated_labels: and the classes that they were generated for.
+    Returns:
+        `class_accuracy` on generated images and `class_accuracy_of_real_images` on the test images, the yardstick, both
+        in [0, 1]; `class_accuracy_ratio` of the two is above 1 where generated images are easier to tell apart.
+    Raises:
+        GraincodeError: several networks, labels that do not match the images, fewer than two classes, or a classifier
+            that gets no test image right.
+    """
+    sets = {"real": (real, real_labels), "test": (test, test_labels), "generated": (generated, generated_labels)}
+    known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, (statistics, labels) in sets.items():
+        _check_comparable(real, statistics)
+        if labels.shape != (statistics.count,):
+            raise GraincodeError(
+                f"{name} labels of shape {tuple(labels.shape)} for {statistics.count} images: expected one label "
+                "an image; give the labels of these images"
+            )
+        known[name] = statistics.subset.numpy(), labels.cpu()[statistics.indices].numpy()
+    classes = np.unique(known["real"][1])
+    if len(classes) < 2:
+        raise GraincodeError(f"real labels {classes.tolist()}: expected at least two classes; use labelled data")
+    # here, as it takes a second or two to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=CLASSIFIER_C, max_iter=1000))
+    classifier.fit(*known["real"])
+
+    def accuracy_of(name: str) -> Estimate:
+        features, labels = known[name]
+        return share_of(float(np.mean(classifier.predict(features) == labels)), len(labels))
+
+    test_accuracy, accuracy = accuracy_of("test"), accuracy_of("generated")
+    if test_accuracy.value == 0:
+        raise GraincodeError(
+            f"test accuracy 0 of a classifier of {len(classes)} classes: expected more; check that "
+            "test labels are those of the test images"
+        )
+    return {
+        "class_accuracy": accuracy,
+        "class_accuracy_of_real_images": test_accuracy,
+        "class_accuracy_ratio": Estimate(accuracy.value / test_accuracy.value),
+    }
+
+
+def _check_comparable(a: Statistics, b: Statistics) -> None:
+    if None not in (a.identity, b.identity) and a.identity != b.identity:
+        raise GraincodeError(
+            f"features of {a.identity} and of {b.identity}: expected one network; extract both with it"
+        )
+    if a.mean.shape != b.mean.shape:
+        raise GraincodeError(
+            f"features of {len(a.mean)} and of {len(b.mean)} dimensions: expected one network; extract both with it"
+        )
+
+
+def _check_neighbours(made: Statistics, real: Statistics, neighbours: int) -> None:
+    _check_comparable(made, real)
+    fewest = min(len(made.subset), len(real.subset))
+    if not 1 <= neighbours < fewest:
+        raise GraincodeError(f"{neighbours} neighbours among {fewest} images: expected fewer; give more images")

@@ -1,0 +1,156 @@
+"""Samples of a generator, batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from graincode.core.codes import GrainCodes
+from graincode.core.errors import GraincodeError
+from graincode.core.images import to_uint8
+from graincode.core.layout import CodeLayout
+from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.core.rng import LABELS, SampleRng
+from graincode.distributed import collectives
+from graincode.evaluation.estimate import Estimate, mean_of
+from graincode.generator import Generator
+from graincode.sampling import Sampler
+from graincode.tokenizer import DQVAE
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Attributes:
+    images: (B, 3, H, W) uint8.
+    codes: they were decoded from.
+    labels: (B,) long.
+    """
+
+    images: Tensor
+    codes: GrainCodes
+    labels: Tensor
+
+
+def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tensor:
+    """(count,) long labels that take the chosen classes (all by default) in turn; zeros if there are no classes.
+
+    Raises:
+        GraincodeError: a chosen class is not one of them, or none is chosen.
+    """
+    if chosen is not None and not classes:
+        raise GraincodeError(f"classes={list(chosen)}, but the generator has no classes: type classes=null")
+    if chosen is not None and (not chosen or min(chosen) < 0 or max(chosen) >= classes):
+        raise GraincodeError(f"classes={list(chosen)}: expected labels from 0 to {classes - 1}, such as classes=[0]")
+    labels = torch.tensor(list(chosen) if chosen is not None else range(max(classes, 1)))
+    return labels[torch.arange(count) % len(labels)]
+
+
+def chosen_labels(
+    how: Literal["balanced", "drawn", "reference"], count: int, classes: int, seed: int, reference: Tensor | None
+) -> Tensor:
+    """(count,) long labels for samples; label i does not depend on the count.
+
+    Args:
+        how: "balanced" takes all classes in turn; "drawn" draws each uniformly, from (seed, i); "reference" takes
+            those of the reference images in turn.
+        count: number of samples.
+        classes: of the generator; 0 for none.
+        seed: of the draws.
+        reference: (N,) long labels of the reference images; None if it has none.
+    Raises:
+        GraincodeError: the reference has no labels or others, or the generator no classes.
+    """
+    if how == "reference":
+        if not classes or reference is None or int(reference.max()) >= classes:
+            raise GraincodeError(
+                f"images.labels=reference, but the generator has {classes} classes and the reference no such labels: "
+                "type images.labels=balanced"
+            )
+        return reference[torch.arange(count) % len(reference)]
+    if how == "drawn" and classes:
+        places = torch.arange(count)
+        return (SampleRng(seed, places).uniforms(LABELS, 1)[:, 0] * classes).long()
+    return balanced_labels(count, classes, None)
+
+
+def draw(
+    generator: Generator,
+    tokenizer: DQVAE,
+    sampler: Sampler,
+    labels: Tensor,
+    seed: int,
+    batch_size: int,
+    given: CodePrefix | CodeMask | None = None,
+) -> Iterator[SampleBatch]:
+    """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i), its label and
+    what is given of it alone, and batches are the same for any number of processes.
+
+    No batch is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the last bit
+    from the first of many.
+    """
+    settings = dataclasses.asdict(sampler)
+    device = generator.content_head.weight.device
+    batch_size = min(batch_size, len(labels))
+    mine = collectives.items(len(labels), batch_size)
+    quiet = not collectives.is_main()
+    with tqdm(
+        total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, miniters=0, disable=quiet
+    ) as bar:
+
+        def on_step(step: int) -> None:
+            bar.set_postfix(step=step, refresh=False)
+            bar.update(0)  # which shows it once in a while
+
+        for start in mine[::batch_size]:
+            part = labels[start : start + batch_size]
+            begun = None if given is None else given[start : start + len(part)]
+            codes = generator.sample(part, seed, start, batch_size, on_step, begun, **settings)
+            images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
+            bar.update(len(part))
+            yield SampleBatch(images, codes, part)
+
+
+class SampleStream:
+    """Samples, whose codes are counted as they go; arguments are those of `draw`."""
+
+    name = "samples"
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: DQVAE,
+        sampler: Sampler,
+        labels: Tensor,
+        seed: int,
+        batch_size: int,
+        given: CodePrefix | CodeMask | None = None,
+    ) -> None:
+        self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size, given)
+        self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size
+        self.labels = labels if generator.classes > 1 else None
+        self._lengths = [torch.zeros(0, dtype=torch.long)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._draw():
+            self._lengths.append(batch.codes.lengths.cpu())
+            yield batch.images
+
+    def figures(self) -> dict[str, Estimate]:
+        return {"codes_per_image": mean_of(torch.cat(self._lengths))}
+
+
+def gathered(batches: Iterable[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:
+    """Images (N, 3, H, W) uint8 and codes of all samples of all processes, on the CPU."""
+    own = list(batches)
+    (h0, w0), (h, w) = layout.grids[0], layout.grids[-1]
+    images = torch.cat([torch.zeros(0, 3, *layout.image_size, dtype=torch.uint8), *(b.images for b in own)])
+    grains = torch.cat([torch.zeros(0, h0, w0, dtype=torch.long), *(b.codes.grains for b in own)])
+    indices = torch.cat([torch.zeros(0, h, w, dtype=torch.long), *(b.codes.indices for b in own)])
+    codes = GrainCodes(collectives.gather_rows(grains), collectives.gather_rows(indices), layout)
+    return collectives.gather_rows(images), codes

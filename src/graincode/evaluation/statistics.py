@@ -1,0 +1,384 @@
+"""What figures need to know of a set of images, gathered in one pass: it is small however many images there are."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from graincode.core.errors import GraincodeError
+from graincode.core.rng import permutation
+from graincode.distributed import collectives
+from graincode.files import cache_root, open_npz, replacing
+from graincode.networks.features import FeatureNetwork, check_images, hash_tensors
+
+SUBSET = 10_000
+"""Images whose single features are kept, for the figures that compare images one by one."""
+
+_ROWS = 512  # features that are added to a covariance at once
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A set of N images in the features of a network.
+
+    Attributes:
+        identity: of the network; statistics are comparable only where it is equal. None where a file does not say.
+        count: N; None where a file does not say.
+        mean: (D,) float64.
+        covariance: (D, D) float64, unbiased.
+        subset: (M, D) float32, features of some of the images, in their order; M is 0 if they are not known.
+        indices: (M,) long, which images those are.
+        class_mass: (S, C) float64, sum of class probabilities over the images of each split of the Inception score.
+        class_entropy: (S,) float64, sum of p log p likewise.
+        split_sizes: (S,) long. S is 0 where the Inception score is not asked for.
+    """
+
+    identity: str | None
+    count: int | None
+    mean: Tensor
+    covariance: Tensor
+    subset: Tensor
+    indices: Tensor
+    class_mass: Tensor
+    class_entropy: Tensor
+    split_sizes: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+class Accumulator:
+    """Gathers the statistics of a set of images; how they are grouped into batches does not matter.
+
+    With several processes each one adds a contiguous part of the set, in the order of the processes.
+
+    Args:
+        network: whose features.
+        count: N, of all processes.
+        first: index of this process's first image.
+        subset: how many images' features are kept, chosen by a fixed permutation of N; all where N is not larger.
+        splits: of the Inception score; 0 leaves it out.
+        seed: of the permutation that divides the images into splits.
+    Raises:
+        GraincodeError: there are no images, or more splits than images.
+    """
+
+    def __init__(
+        self, network: FeatureNetwork, count: int, first: int = 0, subset: int = SUBSET, splits: int = 0, seed: int = 0
+    ) -> None:
+        if count < 1:
+            raise GraincodeError("0 images to measure: expected at least 1; give more images")
+        if not 0 <= splits <= count:
+            raise GraincodeError(
+                f"inception_splits={splits}: expected 1 to {count}, the number of images; "
+                "type evaluation.inception_splits=1"
+            )
+        if splits and not network.classes:
+            raise GraincodeError(
+                f"{network.name} has no classifier, so it gives no Inception score: leave is out of evaluation.metrics"
+            )
+        self.network, self.count, self.next = network, count, first
+        self._kept = np.zeros(count, dtype=bool)
+        self._kept[permutation(0, 0, count)[:subset]] = True
+        order = np.random.RandomState(seed).permutation(count)  # as torch-fidelity shuffles
+        self._split_of = np.empty(count, dtype=np.int64)
+        self._split_of[order] = np.repeat(np.arange(max(splits, 1)), np.diff(_bounds(count, max(splits, 1))))
+        self._waiting: Tensor | None = None
+        self._size: torch.Size | None = None
+        self._rows: list[Tensor] = []
+        self._added, self._broken = 0, 0
+        self._mean = torch.zeros(network.dimension, dtype=torch.float64)
+        self._scatter = torch.zeros(network.dimension, network.dimension, dtype=torch.float64)
+        # in one piece: many small tensors that stay would keep the memory between them from being used again
+        self._subset = torch.empty(int(self._kept.sum()), network.dimension)
+        self._indices = torch.empty(len(self._subset), dtype=torch.long)
+        self._filled = 0
+        self._mass = torch.zeros(splits, network.classes, dtype=torch.float64)
+        self._entropy = torch.zeros(splits, dtype=torch.float64)
+
+    def update(self, images: Tensor) -> None:
+        """Add the next images of this process's part.
+
+        Args:
+            images: uint8 (B, 3, H, W), any B, one H and W.
+        Raises:
+            GraincodeError: they are not of that type and shape, or of another size than those before.
+        """
+        check_images(images)
+        if self._size is not None and self._size != images.shape[2:]:
+            raise GraincodeError(
+                f"images of {tuple(images.shape[2:])} after {tuple(self._size)} pixels: expected one size; resize them"
+            )
+        self._size = images.shape[2:]
+        if self._waiting is not None:
+            images = torch.cat([self._waiting, images])
+        whole = len(images) - len(images) % self.network.batch_size
+        for start in range(0, whole, self.network.batch_size):
+            self._add(images[start : start + self.network.batch_size])
+        # a copy: whoever gave the images may use their memory again
+        self._waiting = images[whole:].clone() if whole < len(images) else None
+
+    def result(self) -> Statistics:
+        """The statistics of the images of all processes; each of them must ask.
+
+        Raises:
+            GraincodeError: features or logits are not finite, or there were fewer or more images than announced.
+        """
+        if self._waiting is not None:
+            self._add(self._waiting)
+        self._waiting = None
+        self._merge()
+        counts = collectives.sum_(torch.tensor([self._added, self._broken]))
+        if int(counts[1]):
+            raise GraincodeError(
+                f"{int(counts[1])} of {self.count} images have NaN or infinite features in {self.network.identity}: "
+                "expected finite ones; check the weights of the network"
+            )
+        if int(counts[0]) != self.count:
+            raise GraincodeError(f"{int(counts[0])} images, but {self.count} were announced: give all of them")
+        mean = collectives.sum_(self._mean * self._added) / self.count
+        away = self._mean - mean
+        scatter = collectives.sum_(self._scatter + self._added * torch.outer(away, away))
+        return Statistics(
+            self.network.identity,
+            self.count,
+            mean,
+            scatter / max(self.count - 1, 1),
+            collectives.gather_rows(self._subset[: self._filled]),
+            collectives.gather_rows(self._indices[: self._filled]),
+            collectives.sum_(self._mass),
+            collectives.sum_(self._entropy),
+            torch.from_numpy(np.bincount(self._split_of, minlength=len(self._entropy)))[: len(self._entropy)],
+        )
+
+    def _add(self, images: Tensor) -> None:
+        features, logits = self.network(images)
+        places = np.arange(self.next, self.next + len(images))
+        self.next += len(images)
+        if self.next > self.count:
+            raise GraincodeError(f"more than the {self.count} images that were announced: give no others")
+        self._broken += int((~features.isfinite()).any(1).logical_or((~logits.isfinite()).any(1)).sum())
+        features = features.cpu()
+        kept = torch.from_numpy(self._kept[places])
+        filled = self._filled + int(kept.sum())
+        self._subset[self._filled : filled] = features[kept]
+        self._indices[self._filled : filled] = torch.from_numpy(places)[kept]
+        self._filled = filled
+        self._rows.append(features)
+        if sum(map(len, self._rows)) >= _ROWS:
+            self._merge()
+        if len(self._entropy):
+            log_p = logits.cpu().double().log_softmax(1)
+            p, split = log_p.exp(), torch.from_numpy(self._split_of[places])
+            self._mass.index_add_(0, split, p)
+            self._entropy.index_add_(0, split, (p * log_p).sum(1))
+
+    def _merge(self) -> None:
+        """Add the rows that wait to mean and scatter. Source: Chan, Golub and LeVeque (1979), as sums of squares of
+        numbers that are far from zero lose digits."""
+        if not self._rows:
+            return
+        rows = torch.cat(self._rows).double()
+        self._rows = []
+        own, total = rows.mean(0), self._added + len(rows)
+        centred, away = rows - own, own - self._mean
+        self._scatter.addmm_(centred.T, centred)
+        self._scatter.addr_(away, away, alpha=self._added * len(rows) / total)
+        self._mean += away * (len(rows) / total)
+        self._added = total
+
+
+def measure(
+    networks: Mapping[str, FeatureNetwork],
+    batches: Iterable[Tensor],
+    count: int,
+    mine: range | None = None,
+    splits: int = 0,
+    seed: int = 0,
+    subset: int = SUBSET,
+    progress: str | None = None,
+) -> dict[str, Statistics]:
+    """Statistics in the features of each network, in one pass over the images.
+
+    Args:
+        networks: by name.
+        batches: this process's images, as `Accumulator.update` takes them.
+        count: number of images, of all processes.
+        mine: which of them are this process's, contiguous; None for all.
+        splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
+        progress: label of a progress bar; none is shown without it.
+    """
+    mine = range(count) if mine is None else mine
+    gathering = {
+        name: Accumulator(net, count, mine.start, subset, splits if net.classes else 0, seed)
+        for name, net in networks.items()
+    }
+    hidden = progress is None or not collectives.is_main()
+    with tqdm(total=len(mine), desc=progress, disable=hidden, unit=" images", leave=False, mininterval=1.0) as bar:
+        for images in batches:
+            for one in gathering.values():
+                one.update(images)
+            bar.update(len(images))
+    return {name: one.result() for name, one in gathering.items()}
+
+
+def cached_statistics(
+    networks: Mapping[str, FeatureNetwork],
+    content_hash: str,
+    batches: Callable[[], Iterable[Tensor]],
+    count: int,
+    mine: range | None = None,
+    subset: int = SUBSET,
+    cache_dir: Path | str | None = None,
+    progress: str | None = None,
+) -> dict[str, Statistics]:
+    """Statistics of a set of real images, from `statistics/` of the cache, or gathered and stored there.
+
+    Args:
+        networks: whose features.
+        content_hash: names the images and their order; letters and digits.
+        batches: returns this process's share of the images; called only when something is not stored.
+        count, mine: as of `measure`.
+        subset: as of `Accumulator`; what is stored with more is used, too.
+        cache_dir: None for `cache_root()`.
+        progress: label of the progress bar.
+    Raises:
+        GraincodeError: the content hash is malformed, the folder cannot be written, or a network fails.
+    """
+    if not content_hash.isalnum():
+        raise GraincodeError(f"content hash {content_hash!r}: expected letters and digits, as a SHA-256 in hex has")
+    folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
+    origins = {name: {"weights": network.weights_hash, "content": content_hash} for name, network in networks.items()}
+    paths = {name: folder / _file_name(network, content_hash) for name, network in networks.items()}
+    found: dict[str, Statistics] = {}
+    for name, path in paths.items():
+        if path.is_file():
+            try:
+                stored = _read(path, networks[name].identity, origins[name])
+                if len(stored.subset) >= min(subset, stored.count):
+                    found[name] = _narrowed(stored, subset)
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                _logger.warning("%s is damaged (%s): computing it again", path, error)
+    # gathering is work for all processes: they must agree on what is needed
+    having = collectives.sum_(torch.tensor([int(name in found) for name in networks]))
+    missing = {name: net for (name, net), of in zip(networks.items(), having, strict=True) if of < collectives.count()}
+    if missing:
+        _make_writable(folder)
+        made = measure(missing, batches(), count, mine, subset=subset, progress=progress)
+        for name, statistics in made.items():
+            collectives.on_main(lambda name=name, statistics=statistics: _write(paths[name], statistics, origins[name]))
+        found |= made
+    return {name: found[name] for name in networks}
+
+
+def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
+    """Statistics from a file of `mu` and `sigma`, as the field shares them for ImageNet, or as `write_npz` makes it.
+
+    Args:
+        path: of the file.
+        network: that its features are taken to be of; a file by `write_npz` says which, others do not.
+    Raises:
+        GraincodeError: there is no such file, it holds something else, or features of another network.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise GraincodeError(f"{path}: no such file; type reference.path=/path/to/statistics.npz")
+    try:
+        with open_npz(path) as arrays:
+            known = {name: arrays[name] for name in arrays.files if name in ("mu", "sigma", "count", "features")}
+    except ValueError as error:
+        raise GraincodeError(f"{path}: {error}; give one with arrays mu and sigma") from None
+    if not {"mu", "sigma"} <= known.keys():
+        raise GraincodeError(
+            f"{path} has no arrays mu and sigma: make it with evaluation=statistics, or if it holds images, "
+            "type reference=folder"
+        )
+    if any(known[name].dtype.kind not in "fiu" for name in ("mu", "sigma")):
+        raise GraincodeError(f"{path} has mu and sigma that are not real numbers: make it with evaluation=statistics")
+    mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean) == network.dimension:
+        raise GraincodeError(
+            f"{path} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: expected "
+            f"({network.dimension},) and ({network.dimension}, {network.dimension}), as {network.name} has that many "
+            "features; type features= the network that it was made with"
+        )
+    symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
+    if not (symmetric and mean.isfinite().all() and covariance.isfinite().all()):
+        raise GraincodeError(f"{path} holds NaN or infinite values, or a sigma that is not symmetric: make it anew")
+    identity = str(known["features"]) if "features" in known else None
+    if identity is not None and identity != network.identity:
+        raise GraincodeError(
+            f"{path} holds features of {identity}, but {network.identity} is asked for: use one of them"
+        )
+    nothing = torch.zeros(0)
+    count = known.get("count", np.array(0))
+    count = int(count) if count.shape == () and count.dtype.kind in "iu" and count > 0 else None
+    return Statistics(
+        identity, count, mean, covariance, torch.zeros(0, len(mean)), nothing.long(), nothing, nothing, nothing.long()
+    )
+
+
+def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
+    """Write `mu` and `sigma` as others' tools read them; also `count`, the network as `features`, and more texts."""
+    texts = {"features": statistics.identity, "count": statistics.count, **about}
+    known = {name: np.array(value) for name, value in texts.items() if value is not None}
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **known)
+
+
+def _bounds(count: int, parts: int) -> Sequence[int]:
+    return [part * count // parts for part in range(parts + 1)]
+
+
+def _narrowed(statistics: Statistics, subset: int) -> Statistics:
+    """With the features of fewer images kept; subsets of one set are parts of each other."""
+    chosen = np.isin(statistics.indices.numpy(), permutation(0, 0, statistics.count)[:subset])
+    mask = torch.from_numpy(chosen)
+    return replace(statistics, subset=statistics.subset[mask], indices=statistics.indices[mask])
+
+
+def _file_name(network: FeatureNetwork, content_hash: str) -> str:
+    return f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
+
+
+def _read(path: Path, identity: str, origin: Mapping[str, str]) -> Statistics:
+    """What `cached_statistics` stored; an error where it is not that."""
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    for key, value in {**origin, "tensors": hash_tensors(tensors)}.items():
+        if header.get(key) != value:
+            raise ValueError(f"{key} is {header.get(key)}, expected {value}")
+    return Statistics(identity, int(header["count"]), **tensors)
+
+
+def _write(path: Path, statistics: Statistics, origin: Mapping[str, str]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
+    header = {**origin, "count": str(statistics.count), "tensors": hash_tensors(tensors)}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=header)
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and find out before the work whether it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise GraincodeError(
+            f"cache folder {folder} cannot be written ({error.strerror}): set GRAINCODE_CACHE=/path/to/folder"
+        ) from None

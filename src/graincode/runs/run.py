@@ -1,0 +1,120 @@
+"""Runs: a directory for each configuration, and one process at a time in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from graincode.core.errors import GraincodeError
+from graincode.distributed import collectives
+from graincode.files import clear_leftovers, short_hash, write_json
+from graincode.runs.table import note_member
+
+log = logging.getLogger(__name__)
+
+_LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a killed run, and hold its lock
+
+
+class Run:
+    """One run's directory, held by one process at a time.
+
+    A run is identified by its configuration, not by the time: the same command finds its directory again.
+
+    Args:
+        path: `runs_dir/job/run_name`.
+        config: the resolved configuration, plain containers.
+        identity: what of it matters to the result, flattened to dotted keys.
+    Raises:
+        GraincodeError: another process holds the directory, or it belongs to a run with another identity.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
+        self.path, self.config, self.identity = path, config, identity
+        self._lock: TextIO | None = None  # of process 0
+
+    def __enter__(self) -> Run:
+        collectives.check_agreement("their configuration", int(short_hash(self.identity), 16))
+        collectives.on_main(self._open)
+        return self
+
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "run.lock").open("a")
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._lock.close()
+                    raise GraincodeError(
+                        f"another process works in {self.path}: wait for it, or type another run_name"
+                    ) from None
+                time.sleep(0.2)
+        try:
+            self._claim()
+            for folder in (self.path, self.path / "state", self.path / "pictures"):
+                clear_leftovers(folder)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: processes that load data have it open too
+            self._lock.close()
+
+    def _claim(self) -> None:
+        file = self.path / "config.json"
+        if file.is_file():
+            if changes := self.differing(json.loads(file.read_text())["identity"]):
+                raise GraincodeError(
+                    f"{self.path} holds a run with other settings ({changes}): type another run_name, or the settings "
+                    "of that run"
+                )
+        else:
+            write_json(file, {"config": self.config, "identity": self.identity})
+
+    def differing(self, before: dict[str, Any], but: Sequence[str] = ()) -> str:
+        """Which settings of another run's identity differ from this one's, in words; empty if none does."""
+        keys = sorted(key for key in (before.keys() | self.identity.keys()) - set(but))
+        changed = [key for key in keys if before.get(key) != self.identity.get(key)]
+        named = ", ".join(f"{key}: {before.get(key)} -> {self.identity.get(key)}" for key in changed[:4])
+        return named + (", ..." if len(changed) > 4 else "")
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run recorded, or None."""
+        file = self.path / "result.json"
+        found = collectives.broadcast_(torch.tensor([float(file.is_file())]))
+        return json.loads(file.read_text()) if bool(found) else None
+
+    def finish(self, objective: float, **more: Any) -> float:
+        """Record the result, which marks the run as finished, and point `latest` of its job at it."""
+        collectives.on_main(lambda: self._finish({"objective": objective, **more}))
+        return objective
+
+    def _finish(self, result: dict[str, Any]) -> None:
+        link = self.path.parent / f".latest-{self.path.name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.path.name)
+        os.replace(link, self.path.parent / "latest")
+        write_json(self.path / "result.json", result)  # behind it, nothing is done again
+        note_member(self.path)
+
+    def report_finished(self, result: dict[str, Any]) -> float:
+        """Say that there is nothing left to do, and give the recorded objective."""
+        collectives.on_main(lambda: note_member(self.path))
+        log.info(
+            "%s is finished (objective %.6g): type another run_name to run it again", self.path, result["objective"]
+        )
+        return result["objective"]

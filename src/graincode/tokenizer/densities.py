@@ -1,0 +1,153 @@
+"""Information density of image regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graincode.core import density as core
+from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
+from graincode.core.rng import SampleRng
+
+
+class Probe:
+    """What a router may ask about a batch of images; nothing is computed before it is asked for.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        encode: gives K feature maps (B, D, h_g, w_g), coarsest first.
+        measure: features and a grain to what `error_at` gives.
+        rng: random numbers of this batch, in training.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        encode: Callable[[], list[Tensor]],
+        measure: Callable[[list[Tensor], int], Tensor],
+        rng: SampleRng | None = None,
+    ) -> None:
+        self.images, self.rng = images, rng
+        self._encode, self._measure = encode, measure
+        self._errors: dict[int, Tensor] = {}
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """K feature maps (B, D, h_g, w_g), coarsest first."""
+        return self._encode()
+
+    def error_at(self, grain: int) -> Tensor:
+        """(B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions were coded at this
+        grain; without gradients. It is measured once."""
+        if grain not in self._errors:
+            self._errors[grain] = self._measure(self.features, grain)
+        return self._errors[grain]
+
+
+class Density(nn.Module):
+    """A measure of information: a `Probe` to the (B, H0, W0) density of each region, or (B, H0, W0, K - 1) gains."""
+
+    is_learned = False  # whether it changes with the weights, so that thresholds must follow
+    has_gains = False  # whether each refinement has its own
+
+    def definition(self) -> dict[str, float]:
+        """The numbers that the measure depends on; thresholds are valid for these alone."""
+        return {}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        raise NotImplementedError
+
+
+class EntropyDensity(Density):
+    """`core.density.region_entropy` with its parameters."""
+
+    def __init__(self, bins: int = 32, sigma: float = 0.01) -> None:
+        super().__init__()
+        self.bins, self.sigma = bins, sigma
+
+    def definition(self) -> dict[str, float]:
+        return {"bins": self.bins, "sigma": self.sigma, "low": -1.0, "high": 1.0}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
+
+
+class GradientDensity(Density):
+    """`core.density.region_gradient`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 1.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_gradient(probe.images, layout.grains[0])
+
+
+class VarianceDensity(Density):
+    """`core.density.region_variance`."""
+
+    def definition(self) -> dict[str, float]:
+        return {"derivative": 0.0, "power": 2.0, "low": -1.0, "high": 1.0}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_variance(probe.images, layout.grains[0])
+
+
+class RandomDensity(Density):
+    """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        return core.region_hash(probe.images, layout.grains[0])
+
+
+class FixedDensity(Density):
+    """The other control: the middle of every image is dense, whatever it shows."""
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        order = core.region_order(*layout.grids[0]).to(probe.images.device)
+        return order.expand(len(probe.images), -1, -1)
+
+
+class CodingDensity(Density):
+    """What the tokenizer itself makes of a region, measured by coding the whole image at one grain after the other.
+
+    Two measures: "error", the squared error that the coarsest grain leaves (one decode more); and "gain", what each
+    refinement takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
+    ratios then set the length alone, and the shares of the grains follow.
+
+    Args:
+        of: what decides once the tokenizer is trained.
+        in_training: what decides while it is.
+    Raises:
+        GraincodeError: a measure is neither.
+    """
+
+    is_learned = True
+
+    def __init__(self, of: Literal["error", "gain"] = "gain", in_training: Literal["error", "gain"] = "error") -> None:
+        super().__init__()
+        for name, value in (("of", of), ("in_training", in_training)):
+            if value not in ("error", "gain"):
+                raise GraincodeError(f"coding {value!r}: type tokenizer.router.density.{name}= one of error, gain")
+        self.of, self.in_training = of, in_training
+
+    @property
+    def has_gains(self) -> bool:
+        return (self.in_training if self.training else self.of) == "gain"
+
+    def definition(self) -> dict[str, float]:
+        return {"of": float(("error", "gain").index(self.of))}
+
+    def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
+        if layout.num_grains == 1:  # nothing to decide, so nothing is decoded; what is no pixel still makes no number
+            return F.avg_pool2d(0 * probe.images.float().mean(dim=1, keepdim=True), layout.grains[0])[:, 0]
+        if not self.has_gains:
+            return probe.error_at(0)
+        errors = torch.stack([probe.error_at(g) for g in range(layout.num_grains)], dim=-1)
+        gains = core.coding_gains(errors, layout.codes_per_region)
+        return gains if layout.num_grains > 2 else gains[..., 0]

@@ -1,0 +1,154 @@
+"""Stage 2 as the training loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graincode.core.codes import GrainCodes
+from graincode.core.images import to_uint8
+from graincode.core.losses import Term
+from graincode.core.prompts import CodePrefix
+from graincode.core.rng import SampleRng, permutation
+from graincode.data.codes import CodeBatch, CodeDataset
+from graincode.data.loader import Windows, in_order
+from graincode.distributed import collectives
+from graincode.generator import Generator, GeneratorObjective
+from graincode.pictures import code_maps, grid
+from graincode.tokenizer import DQVAE
+from graincode.training.meter import Meter
+from graincode.training.stage import Player, Step, evaluation_batch
+
+DENSITY_IMAGES = 65_536  # that tell which densities there are
+TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
+
+
+def made_of(batch: CodeBatch, module: Generator, rng: SampleRng | None = None, wrapped: nn.Module | None = None) -> Any:
+    """What a generator makes of a batch.
+
+    Args:
+        batch: of its layout.
+        module: the generator.
+        rng: random numbers of the batch; torch's generator, if not given.
+        wrapped: the generator as it is called in training.
+    """
+    more = {"density": batch.density} if module.needs_density else {}
+    return (module if wrapped is None else wrapped)(batch.codes, batch.labels, rng, **more)
+
+
+def calibrate(module: Generator, dataset: CodeDataset) -> None:
+    """What a generator learns of training codes before step 1, from at most `DENSITY_IMAGES` of them."""
+    if module.needs_density:
+        order = permutation(0, 0, len(dataset)).tolist()
+        batches = in_order(dataset, evaluation_batch(module.layout), DENSITY_IMAGES, order=order)
+        grains, density = zip(*((batch.codes.grains, batch.density) for batch in batches), strict=True)
+        module.calibrate(torch.cat(grains), torch.cat(density))
+
+
+class GeneratorPlayer:
+    """A generator against its objective.
+
+    Args:
+        module: the generator.
+        objective: of its kind.
+        typical: counts of the objective's terms for a typical image, by which losses are then divided instead of the
+            batch's own. Where batches are sorted by length, means over each of them would make a code of a short image
+            count more than one of a long image.
+    """
+
+    name = "generator"
+
+    def __init__(
+        self, module: Generator, objective: GeneratorObjective, typical: Mapping[str, float] | None = None
+    ) -> None:
+        self.module, self.objective, self.typical = module, objective, typical
+
+    def plays(self, step: int) -> bool:
+        return True
+
+    def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
+        if self.typical is None:
+            return self.objective.counts(batch.codes, self.module)
+        return {name: len(batch.codes) * count for name, count in self.typical.items()}
+
+    def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
+        terms = self.objective(made_of(batch, self.module, step.rng, wrapped))
+        if self.typical is not None:
+            terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
+        lengths = batch.codes.lengths + self.module.extra_tokens
+        tokens, positions = lengths.sum(), lengths.max() * len(lengths)
+        return terms | {
+            "tokens_per_image": Term(tokens, len(lengths), 0.0),
+            "padding_share": Term(positions - tokens, positions, 0.0),
+        }
+
+    def histograms(self) -> dict[str, Tensor]:
+        return {}
+
+    def update(self, trained: nn.Module) -> None:
+        pass
+
+
+class GeneratorStage:
+    """Codes and a generator.
+
+    Args:
+        module: the generator.
+        objective: of its kind.
+        dataset: codes to train on.
+        validation: codes to judge on.
+        tokenizer: that made the codes, for pictures alone; None shows codes only.
+        bucketing_window: steps whose images are dealt out among them by length; 1: each keeps its own.
+    """
+
+    def __init__(
+        self,
+        module: Generator,
+        objective: GeneratorObjective,
+        dataset: CodeDataset,
+        validation: CodeDataset,
+        tokenizer: DQVAE | None,
+        bucketing_window: int = 1,
+    ) -> None:
+        self.windows, typical = Windows(dataset.lengths, bucketing_window), None
+        if bucketing_window > 1:
+            some = dataset[permutation(0, 0, len(dataset))[:TYPICAL_IMAGES].tolist()].codes
+            typical = {name: float(count) / len(some) for name, count in objective.counts(some, module).items()}
+        self.players: list[Player] = [GeneratorPlayer(module, objective, typical)]
+        self.objective, self.tokenizer = objective, tokenizer
+        self.dataset, self.validation = dataset, validation
+        self._order = permutation(0, 0, len(validation)).tolist()  # of which the first are looked at, of all classes
+
+    def prepare(self, batch: CodeBatch, rng: SampleRng) -> CodeBatch:
+        return batch
+
+    def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
+        """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
+        meter, device = Meter(), module.content_head.weight.device
+        size = evaluation_batch(module.layout)
+        batches = list(in_order(self.validation, size, limit, shared=True, order=self._order))
+        place = collectives.items(min(len(self.validation), limit), size).start
+        # a process without a share must still name the terms that all add up
+        for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
+            batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)
+            meter.add(self.objective(made_of(batch, module, SampleRng(0, places))), weight)
+            place += len(batch.labels)
+        figures = meter.flush()
+        return {"objective": self.objective.judge(figures), **figures}
+
+    def pictures(self, module: Generator) -> dict[str, Tensor]:
+        """Samples and their codes, a colour for each, above those of validation images."""
+        real = self.validation[self._order[:16]]
+        count = len(real.labels)
+        given = CodePrefix.of_map(real.codes) if module.needs_map else None
+        samples = module.sample(real.labels, batch_size=count, given=given)
+        both = GrainCodes.cat([samples, real.codes])
+        shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
+        if self.tokenizer is not None:
+            images = to_uint8(self.tokenizer.detokenize(both))
+            shown["samples, reconstructions"] = grid(images, count, 2)
+        return shown
