@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Estimate as Canvas
+from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Estimate as Canvas
+from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Estimate as Canvas
+from matplotlib.figure import Figure as Canvas
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from run import (

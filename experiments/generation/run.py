@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Estimate as Canvas
+from matplotlib.figure import Figure as Canvas
 
 from graincode.config.job import build, with_layout
 from graincode.config.validate import check

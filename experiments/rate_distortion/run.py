@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Estimate
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -245,7 +245,7 @@ def plot(path: Path, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     points = {group[0]["family"]: sum(g[0]["family"] == group[0]["family"] for g in groups) for group in groups}
     several = any(points[g[0]["family"]] > 1 and not g[0]["is_fixed"] for g in groups)
     groups = [g for g in groups if points[g[0]["family"]] > several and g[0]["codes_per_image"] > 12]
-    canvas = Estimate(figsize=(11, 4.6), layout="constrained")
+    canvas = Figure(figsize=(11, 4.6), layout="constrained")
     panels = canvas.subplots(1, 2, sharey=True)
     families = list(dict.fromkeys(group[0]["family"] for group in groups))
     colours = ["#333333", "#d1495b", "#1b6ca8", "#3a7d44", "#b07d12", "#6f4a8e", "#00a6a6", "#8c510a", "#5b6770"]

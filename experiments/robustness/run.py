@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Estimate as Canvas
+from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -32,7 +32,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ALLOWED: dict[str, type] = {
     f"graincode.{package}.{made.__name__}": made
     for package, classes in {
-        "core.codes": (CodeLayout,),
+        "core.layout": (CodeLayout,),
         "tokenizer": (
             tokenizer.CodingDensity,
             tokenizer.CosineQuantizer,
@@ -63,6 +63,7 @@ _ALLOWED: dict[str, type] = {
     }.items()
     for made in classes
 }
+_ALLOWED["graincode.core.codes.CodeLayout"] = CodeLayout  # where it was when formats 4 and 5 began
 
 
 @dataclass(frozen=True)

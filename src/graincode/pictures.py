@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Estimate
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes
@@ -76,7 +76,7 @@ def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Ten
     step = math.gcd(*(cost - costs[0] for cost in costs)) or 1  # between two lengths that an image can have
     width = step * math.ceil(((most - least) // step + 1) / bars)
     counts = np.bincount(((lengths.cpu() - least) // width).numpy())
-    canvas = Estimate(figsize=(4.8, 3.0), dpi=100, layout="constrained")
+    canvas = Figure(figsize=(4.8, 3.0), dpi=100, layout="constrained")
     axes = canvas.subplots()
     axes.bar(least + width * np.arange(len(counts)) + (width - step) / 2, counts, 0.9 * width, color="C0")
     mean = float(lengths.double().mean())
@@ -107,7 +107,7 @@ def grain_usage(codes: GrainCodes) -> Tensor:
         of_regions.append(float((codes.grains == g).double().mean()))
         of_codes.append(len(mine) / len(used))
         of_codebook.append(len(mine.unique()) / layout.codebook_size)
-    canvas = Estimate(figsize=(4.8, 3.0), dpi=100, layout="constrained")
+    canvas = Figure(figsize=(4.8, 3.0), dpi=100, layout="constrained")
     axes = canvas.subplots()
     shares = {"of the regions": of_regions, "of the codes": of_codes, "of the codebook in use": of_codebook}
     for index, (name, values) in enumerate(shares.items()):
@@ -150,7 +150,7 @@ def _coloured(levels: Tensor, name: str) -> Tensor:
     return (colours * 255).round().to(torch.uint8)
 
 
-def _drawn(canvas: Estimate) -> Tensor:
+def _drawn(canvas: Figure) -> Tensor:
     """A figure as (3, H, W) uint8; no display and no global state."""
     agg = FigureCanvasAgg(canvas)
     agg.draw()

@@ -15,8 +15,8 @@ from graincode.generator import (
     HeterogeneousEmbedding,
     StaticCache,
     Transformer,
+    cache,
     dgit_ar,
-    transformer,
 )
 
 BUCKET = 32
@@ -28,7 +28,7 @@ def compiler(monkeypatch):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    for module in (dgit_ar, transformer):
+    for module in (dgit_ar, cache):
         monkeypatch.setattr(module, "BUCKET", BUCKET)
     yield backend
     torch._dynamo.reset()
@@ -67,14 +67,14 @@ def test_compiled_blocks_fill_in_the_same_samples(compiler):
 
 
 def test_a_fixed_cache_changes_shape_at_the_ends_of_its_buckets_alone(monkeypatch):
-    monkeypatch.setattr(transformer, "BUCKET", 4)
-    cache = StaticCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
+    monkeypatch.setattr(cache, "BUCKET", 4)
+    store = StaticCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
     for step in range(6):
-        cache.reach()
+        store.reach()
         token = torch.full((3, 4, 1, 8), step + 1.0)
-        keys, values = cache.extend(0, token, -token)
+        keys, values = store.extend(0, token, -token)
         assert keys.shape == values.shape == (3, 4, 4 if step < 4 else 8, 8)
-        assert cache.mask.tolist() == [[place <= step for place in range(keys.shape[2])]]
+        assert store.mask.tolist() == [[place <= step for place in range(keys.shape[2])]]
         assert keys[0, 0, :, 0].tolist()[: step + 1] == [place + 1.0 for place in range(step + 1)]
         assert torch.equal(values, -keys)
-        cache.advance()
+        store.advance()

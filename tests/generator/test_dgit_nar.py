@@ -604,7 +604,8 @@ def test_truncation_and_settings_out_of_range():
     assert same(greedy, model.sample(labels, seed=2, min_p=1 - 1e-9, grain_min_p=1 - 1e-9, **settings))
     for name, value, fitting in (
         ("temperature", 0, "top_k=1"), ("grain_top_k", -1, "grain_top_k=100"), ("grain_top_p", 1.5, "grain_top_p=0.95"),
-        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"), ("choice_temperature", -1, "choice_temperature=1"),
+        ("steps", 0, "steps=8"), ("grain_steps", 0, "grain_steps=4"),
+        ("choice_temperature", -1, "choice_temperature=1"),
         ("order", "late", "one of confidence, random, halton"), ("mask_schedule", "sine", "one of cosine, linear"),
         ("guidance_schedule", "late", "one of constant, linear, cosine"), ("steps", 2.5, "a whole number.*steps=8"),
         ("steps", True, "a whole number.*steps=8"), ("temperature", True, "finite number.*temperature=1"),
@@ -615,7 +616,8 @@ def test_truncation_and_settings_out_of_range():
         with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
             MaskedSampler(**{name: value})
     for order, name, plain in (
-        ("halton", "information_weight", 0), ("dense_first", "information_decay", 1), ("random", "choice_temperature", 1),
+        ("halton", "information_weight", 0), ("dense_first", "information_decay", 1),
+        ("random", "choice_temperature", 1),
         ("halton", "choice_noise_decay", 1),
     ):  # fmt: skip
         with pytest.raises(

@@ -52,7 +52,8 @@ def validate(job: str, cfg: DictConfig) -> None:
             raise GraincodeError(f"{key} is not set: type {key}=...")
     _check_types(cfg, raw, "")
     positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
-                "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.bucketing_window", "calibration_images",
+                "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.bucketing_window",
+                "calibration_images",
                 "views", "batch_size", "num_samples", "given.images", "images.num_samples",
                 "evaluation.inception_splits",
                 "evaluation.kid_subsets", "evaluation.kid_subset_size", "evaluation.precision_neighbours",

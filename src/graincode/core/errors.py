@@ -1,14 +1,18 @@
-"""The one exception type whose message is meant for the user's eyes."""
+"""The one exception type whose message is meant for the user's eyes, and the checks that raise it."""
 
 from __future__ import annotations
 
 import errno
+from typing import Any, get_args
 
 import torch
 
 
 class GraincodeError(ValueError):
-    """Bad input. The message is one line: the value, what was expected, and what to type instead."""
+    """Bad input: one line that says what was found and what was expected.
+
+    A message about an argument begins `name=value: `, so that the command line can name the key that it came from.
+    """
 
     @classmethod
     def of_no_room(cls, error: Exception, job: str) -> GraincodeError | None:
@@ -30,3 +34,23 @@ class GraincodeError(ValueError):
     def line(self) -> str:
         """The message alone: a worker process of a loader puts its traceback before it."""
         return str(self).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
+
+
+def check(name: str, value: Any, expected: str, holds: bool) -> None:
+    """Refuse an argument: `check("sigma", sigma, "a number above 0", sigma > 0)`.
+
+    Raises:
+        GraincodeError: "sigma=-1: expected a number above 0".
+    """
+    if not holds:
+        raise GraincodeError(f"{name}={value}: expected {expected}")
+
+
+def check_choice(name: str, value: Any, options: Any) -> None:
+    """Refuse a value that is not among options: a `Literal`, or a collection of values.
+
+    Raises:
+        GraincodeError: "order=late: expected one of confidence, random".
+    """
+    known = list(get_args(options) or options)
+    check(name, value, f"one of {', '.join(map(str, known))}", value in known)

@@ -32,9 +32,10 @@ class InformationMasking:
     Attributes:
         schedule: gamma, "cosine", "linear" or "arccos".
         beta: how much the density counts; 0 is MaskGIT. Where as much is masked, masks are like those that sampling
-            meets without `remask` ("matched") if beta is the sampler's `information_weight` / `choice_temperature`, with
+            meets without `remask` ("matched") if beta is the sampler's `information_weight / choice_temperature`, with
             order=confidence, `information_decay` equal to `choice_noise_decay` (both are 1 by default), and log p that
-            varies little beside the noise; with order=random, if it is `information_weight`, and `information_decay` 0.
+            varies little beside the noise; with order=random, if it is `information_weight`, and `information_decay`
+            0.
         elastic: draw it for each image, uniformly from -beta to beta.
     Raises:
         GraincodeError: the schedule is unknown, or beta is not finite, or elastic and not positive.

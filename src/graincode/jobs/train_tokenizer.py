@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> float:
     if adversary is not None:
         if adversary.start_step >= cfg.trainer.steps:
             raise GraincodeError(
-                f"tokenizer.adversary.start_step={opponent.start_step}: the discriminator would never train in "
+                f"tokenizer.adversary.start_step={adversary.start_step}: the discriminator would never train in "
                 f"trainer.steps={cfg.trainer.steps}; type tokenizer.adversary.start_step={cfg.trainer.steps // 2}"
             )
         with torch.no_grad():  # so that images it cannot take are refused now, and not when it starts

@@ -106,7 +106,7 @@ def _plot(
     spreads: Sequence[Mapping[str, float]],
 ) -> None:
     """A panel for each figure, over the setting that takes most numbers; a line for each choice of the others."""
-    from matplotlib.figure import Estimate as Canvas  # every process of every job imports this module
+    from matplotlib.figure import Figure as Canvas  # every process of every job imports this module
 
     columns = list(zip(*settings, strict=True))
     numeric = [all(_is_number(_parsed(value)) for value in column) for column in columns]
@@ -163,7 +163,7 @@ def _rate_distortion(
     path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], figures: Sequence[Mapping[str, float]]
 ) -> None:
     """Error of reconstructions over codes and over bits; a line for each choice of all but the length asked for."""
-    from matplotlib.figure import Estimate as Canvas
+    from matplotlib.figure import Figure as Canvas
 
     lines: dict[str, list[Mapping[str, float]]] = {}
     for setting, found in zip(settings, figures, strict=True):
