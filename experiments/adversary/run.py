@@ -32,6 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sweep import job
 
+from graincode.api import load_tokenizer
 from graincode.config.job import build
 from graincode.config.validate import check
 from graincode.core.images import to_uint8
@@ -40,7 +41,6 @@ from graincode.data.loader import in_order
 from graincode.evaluation.metrics import frechet_distance
 from graincode.evaluation.statistics import Statistics, measure
 from graincode.evaluation.streams import ReconstructionStream
-from graincode.export import load_tokenizer
 from graincode.files import write_json
 from graincode.networks.features import Lite0Features
 from graincode.runs.checkpoint import Checkpoints, read_state

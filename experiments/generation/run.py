@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure as Canvas
 
+from graincode.api import load_generator
 from graincode.config.job import build, with_layout
 from graincode.config.validate import check
 from graincode.core.sequences import to_sequences
 from graincode.data import CodeDataset
-from graincode.export import load_generator
 from graincode.files import replacing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

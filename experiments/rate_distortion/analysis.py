@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graincode.api import load_tokenizer
 from graincode.core.density import region_entropy, region_gradient
 from graincode.core.images import to_uint8
 from graincode.data import FashionMNIST
 from graincode.evaluation.pairs import structural_similarity
-from graincode.export import load_tokenizer
 from graincode.files import replacing
 from graincode.networks.distances import Lite0Distance
 from graincode.tokenizer import DQVAE, Routing

@@ -188,24 +188,6 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], kind: str) -> 
     return export.identity
 
 
-def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tokenizer.DQVAE:
-    """A tokenizer from its export, in evaluation mode, with `.tokenize(images, ratios=None)` and `.detokenize(codes)`.
-
-    Raises:
-        GraincodeError: as `load_export`.
-    """
-    return load_export(path, "tokenizer", device).module
-
-
-def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> generator.Generator:
-    """A generator from its export, in evaluation mode, with `.sample(labels, seed=..., **sampler settings)`.
-
-    Raises:
-        GraincodeError: as `load_export`.
-    """
-    return load_export(path, "generator", device).module
-
-
 def load_pair(
     generator_path: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str],

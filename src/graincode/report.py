@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from graincode.api import load_generator, load_tokenizer
 from graincode.config.job import build
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
@@ -30,16 +31,11 @@ from graincode.data.codes import CodeDataset, read_info
 from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
 from graincode.evaluation.pairs import PairErrors
-from graincode.export import load_generator, load_tokenizer
 from graincode.files import replacing
 from graincode.generator import Generator
 from graincode.pictures import density_maps, grain_maps
 from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
-
-if TYPE_CHECKING:  # the demo imports this module
-    from graincode.jobs.demo import Step
-
 
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
@@ -140,7 +136,7 @@ class Axes:
         return f'<svg viewBox="0 0 480 250" role="img" aria-label="{title}">{"".join(parts)}{marks}</svg>'
 
 
-def write_report(folder: Path, steps: Sequence[Step]) -> Path:
+def write_report(folder: Path, steps: Sequence[Any]) -> Path:
     """Write `index.html` into the folder of a demo.
 
     Args:

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from graincode.api import load_tokenizer
 from graincode.config.job import build, with_layout
 from graincode.config.schema import config_directory
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
-from graincode.export import load_tokenizer, save_export
+from graincode.export import save_export
 from graincode.tokenizer import EntropyDensity, GradientDensity, Probe, QuantileRouter, RandomDensity, VarianceDensity
 
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)

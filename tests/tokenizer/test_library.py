@@ -8,11 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from graincode.api import load_tokenizer
 from graincode.config.job import build
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.distributed import collectives
-from graincode.export import load_tokenizer, save_export
+from graincode.export import save_export
 from graincode.tokenizer import CosineQuantizer, EMAQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
 
 SIZE, DIM = 64, 6

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from graincode.api import load_tokenizer
 from graincode.config.job import build
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, feature_distance
-from graincode.export import load_tokenizer
 from graincode.networks.perceptual import Lite0Loss, LPIPSLoss, TimmLoss
 from graincode.runs.checkpoint import read_state
 from graincode.runs.identity import open_run
