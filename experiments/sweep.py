@@ -54,7 +54,7 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
 
 def figures_of(runs: Path, run: str) -> Figures:
     """What an evaluation found."""
-    return json.loads((runs / "evaluate" / run / "metrics.json").read_text())["figures"]
+    return json.loads((runs / "evaluate" / run / "metrics.json").read_text())["metrics"]
 
 
 def run_all(

@@ -86,7 +86,7 @@ def folder(inside, tmp_path):
         run = folder / "evaluate" / f"evaluate_{name}"
         run.mkdir(parents=True)
         write_json(run / "config.json", {"config": config})
-        write_json(run / "metrics.json", {**RECORD, **more, "figures": figures})
+        write_json(run / "metrics.json", {**RECORD, **more, "metrics": figures})
         write_json(run / "result.json", {})
     write_json(folder / "seconds.json", {"train_tokenizer": 90})
     return folder
@@ -152,7 +152,7 @@ def test_unlabelled_data_has_neither_classes_nor_their_accuracy(folder):
         run = folder / "evaluate" / f"evaluate_{name}"
         config, record = (json.loads((run / f"{file}.json").read_text()) for file in ("config", "metrics"))
         config["config"]["data"]["classes"] = "none"
-        record["figures"] = {key: value for key, value in record["figures"].items() if key not in CLASSES}
+        record["metrics"] = {key: value for key, value in record["metrics"].items() if key not in CLASSES}
         write_json(run / "config.json", config)
         write_json(run / "metrics.json", record)
     text = write_report(folder, plan(Path("demo"))).read_text()

@@ -92,7 +92,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
         module.load_state_dict(state["players"]["tokenizer"]["module"])
         made = ReconstructionStream(module, images, 50, count)
         distance = frechet_distance(statistics_of(iter(made), count), real).value
-        rows.append({"step": step, "psnr": made.figures()["psnr_of_mean"].value, "fd": distance})
+        rows.append({"step": step, "psnr": made.metrics()["psnr_of_mean"].value, "fd": distance})
         print(run.name, rows[-1], flush=True)
     write_json(record, rows)
     return rows
@@ -179,7 +179,7 @@ def main() -> None:
         results[row] = {
             "settings": settings(row, steps),
             "curve": curve(run, validation, count, real),
-            "test": record["figures"],
+            "test": record["metrics"],
             "log": [{key: round(line[key], 5) for key in kept if key in line} for line in log],
         }
     write_json(HERE / "results.json", results)

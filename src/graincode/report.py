@@ -193,7 +193,7 @@ def write_report(folder: Path, steps: Sequence[Any]) -> Path:
 
 def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> str:
     """The few figures that matter most, each with what it is to be compared with."""
-    made, drawn = reconstructions["figures"], _by_base(samples)
+    made, drawn = reconstructions["metrics"], _by_base(samples)
     longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["count"]
     tiles = [
         ("Codes per image", _number(made["codes_per_image"]), f"on average; {longest} with all regions fine"),
@@ -238,7 +238,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     for place, index in enumerate(chosen):
         errors = PairErrors()
         errors.update(made[place : place + 1], originals[place : place + 1])
-        psnr = errors.figures()["psnr_mean"].value
+        psnr = errors.metrics()["psnr_mean"].value
         name = names[int(labels[index])] if names else f"image {index}"
         pictures = "".join(
             f"<li>{_img(maps[place], f'{column}: {name}', 'smooth' if column == 'grain map' else '')}{column}</li>"
@@ -392,7 +392,7 @@ def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:
 def _figures(title: str, record: dict[str, Any]) -> str:
     """A table of measured figures over one of what they depend on."""
     rows = ""
-    for key, value in record["figures"].items():
+    for key, value in record["metrics"].items():
         base, network = _parted(key, record)
         name, better = FIGURES.get(base, (base, ""))
         spread = record["uncertainty"].get(key)
@@ -434,7 +434,7 @@ def _parted(figure: str, record: dict[str, Any]) -> tuple[str, str]:
 def _by_base(record: dict[str, Any]) -> dict[str, float]:
     """Figures by their names without networks' names; of several networks the first counts."""
     found: dict[str, float] = {}
-    for figure, value in record["figures"].items():
+    for figure, value in record["metrics"].items():
         found.setdefault(_parted(figure, record)[0], value)
     return found
 

@@ -73,7 +73,7 @@ def test_figures_are_those_of_torch_fidelity(features, folders, inception, tmp_p
             "batch_size=9", *more)  # fmt: skip
     record = record_of("tf")
     end = "" if weights else "_lite0@112"
-    found, spread = record["figures"], record["uncertainty"]
+    found, spread = record["metrics"], record["uncertainty"]
     for name, value in (
         ("fid" if weights else "fd_lite0@112", expected["frechet_inception_distance"]),
         (f"is{end}", expected["inception_score_mean"]),
@@ -99,7 +99,7 @@ def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from
     command("evaluate", *images, "reference=folder", f"reference.path={b}", "run_name=folder")
     command("evaluate", *images, "reference=statistics", f"reference.path={statistics}", "run_name=own")
     command("evaluate", *images, "reference=statistics", f"reference.path={shared}", "run_name=shared")
-    distances = [record_of(name)["figures"]["fd_lite0@112"] for name in ("folder", "own", "shared")]
+    distances = [record_of(name)["metrics"]["fd_lite0@112"] for name in ("folder", "own", "shared")]
     assert distances[0] == distances[1] == distances[2] > 0
     left_out = [line.split()[0] for line in record_of("shared")["warnings"] if "file of means and covariances" in line]
     assert left_out == ["kid", "precision_recall", "density_coverage"]
@@ -111,24 +111,24 @@ def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
     record = record_of("rec")
     assert record["features"].keys() == {"lite0@112"}
     assert record["count"] == record["reference_count"] == 8
-    assert record["figures"]["psnr_mean"] > 3
-    assert -1 <= record["figures"]["ssim"] <= 1
-    assert result(Path("runs/evaluate/rec"))["objective"] == record["figures"]["rfd_lite0@112"]
+    assert record["metrics"]["psnr_mean"] > 3
+    assert -1 <= record["metrics"]["ssim"] <= 1
+    assert result(Path("runs/evaluate/rec"))["objective"] == record["metrics"]["rfd_lite0@112"]
     settings = ["images.num_samples=12", "sampler.guidance_scale=1.5", "batch_size=5"]
     command("evaluate", *inside, LITE0, TOKENIZER, GENERATOR, *settings, "run_name=gen")
     record = record_of("gen")
     assert record["sampler"]["guidance_scale"] == 1.5
     assert record["seed"] == 0
     assert all(len(record[name]) >= 16 for name in ("reference_hash", "generator", "tokenizer"))
-    assert record["figures"]["fd_lite0@112"] > 0
-    assert record["figures"]["fd_floor_lite0@112"] > 0
-    assert 0 <= record["figures"]["class_accuracy_lite0@112"] <= 1
+    assert record["metrics"]["fd_lite0@112"] > 0
+    assert record["metrics"]["fd_floor_lite0@112"] > 0
+    assert 0 <= record["metrics"]["class_accuracy_lite0@112"] <= 1
     assert any("1280 features, and there are only 8 images" in line for line in record["warnings"])
     assert "fd_lite0@112" in capsys.readouterr().out
     assert list(Path(os.environ["GRAINCODE_CACHE"]).glob("statistics/lite0@112-*.safetensors"))
     with Path("runs/evaluate/table.csv").open() as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
-    assert float(lines["gen"]["fd_lite0@112"]) == record["figures"]["fd_lite0@112"]
+    assert float(lines["gen"]["fd_lite0@112"]) == record["metrics"]["fd_lite0@112"]
     assert lines["gen"]["sampler.guidance_scale"] == "1.5"
     assert lines["rec"]["fd_lite0@112"] == ""
 
@@ -155,7 +155,7 @@ def test_reference_statistics_are_used_again_unless_the_images_change(tmp_path, 
     assert [seen("first"), seen("again")] == [24, 12]
     Image.new("RGB", (32, 32)).save(b / "000.png")
     assert seen("changed") == 24
-    distances = [record_of(name)["figures"]["fd_lite0@112"] for name in ("first", "again", "changed")]
+    distances = [record_of(name)["metrics"]["fd_lite0@112"] for name in ("first", "again", "changed")]
     assert distances[0] == distances[1] != distances[2]
 
 
@@ -167,7 +167,7 @@ def test_kept_samples_are_measured_alike(form, inside):
     kept = f"runs/evaluate/keep-{form}/images" + (".npz" if form == "npz" else "")
     command("evaluate", *inside, LITE0, "images=folder", f"images.path={kept}", "evaluation.metrics=[fd,is]",
             "evaluation.floor=false", f"run_name=kept-{form}")  # fmt: skip
-    drawn, read = (record_of(f"{name}-{form}")["figures"] for name in ("keep", "kept"))
+    drawn, read = (record_of(f"{name}-{form}")["metrics"] for name in ("keep", "kept"))
     assert drawn["fd_lite0@112"] == read["fd_lite0@112"]
     assert drawn["is_lite0@112"] == read["is_lite0@112"]
     if form == "npz":
@@ -185,7 +185,7 @@ def test_samples_do_not_depend_on_the_batch_but_for_rounding(inside):
                 "evaluation.metrics=[fd,is]", "keep=npz", f"run_name=batch-{size}")  # fmt: skip
         with np.load(f"runs/evaluate/batch-{size}/images.npz") as arrays:
             images.append(arrays["arr_0"].astype(int))
-    first, second = (record_of(f"batch-{size}")["figures"] for size in (7, 64))
+    first, second = (record_of(f"batch-{size}")["metrics"] for size in (7, 64))
     assert first == pytest.approx(second, rel=1e-4)
     assert np.abs(images[0] - images[1]).max() <= 1
 
@@ -214,7 +214,7 @@ def test_pairs_of_folders_are_measured_as_reconstructions(folders, tmp_path, ins
         Image.fromarray(pixels.astype(np.uint8)).save(shifted / path.name)
     pair = [LITE0, "evaluation=reconstruction", "images=folder", f"images.path={shifted}", "reference=folder"]
     command("evaluate", *pair, f"reference.path={a}", "evaluation.metrics=[ssim]", "run_name=pairs")
-    figures = record_of("pairs")["figures"]
+    figures = record_of("pairs")["metrics"]
     assert 27.9 < figures["psnr_mean"] < 28.6  # 255 / 10 is 28.1 dB; clipped pixels move less
     assert 0.9 < figures["ssim"] < 1
     assert "rfd_lite0@112" not in figures
@@ -236,7 +236,7 @@ def test_a_sweep_leaves_a_table_and_a_plot(inside, capsys):
     swept = {(row["sampler.guidance_scale"], row["sampler.top_k"]) for row in rows}
     assert swept == {(scale, k) for scale in ("1", "2") for k in ("0", "4")}
     for row in rows:
-        assert float(row["fd_lite0@112"]) == record_of(row["run"])["figures"]["fd_lite0@112"]
+        assert float(row["fd_lite0@112"]) == record_of(row["run"])["metrics"]["fd_lite0@112"]
         assert record_of(row["run"])["sampler"]["guidance_scale"] == float(row["sampler.guidance_scale"])
     assert Image.open(folder / "plot.png").size[0] > 400
 
@@ -310,16 +310,16 @@ def test_networks_can_be_several_at_once(folders, inside):
     a, b = folders
     command("evaluate", "features=[lite0_112,lite0_224]", "images=folder", f"images.path={a}", "reference=folder",
             f"reference.path={b}", "evaluation.metrics=[fd]", "run_name=both")  # fmt: skip
-    assert record_of("both")["figures"].keys() == {"fd_lite0@112", "fd_lite0@224"}
+    assert record_of("both")["metrics"].keys() == {"fd_lite0@112", "fd_lite0@224"}
     command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
             "evaluation.metrics=[fd]", "run_name=single")  # fmt: skip
-    single = record_of("single")["figures"]["fd_lite0@112"]
-    assert record_of("both")["figures"]["fd_lite0@112"] == single
+    single = record_of("single")["metrics"]["fd_lite0@112"]
+    assert record_of("both")["metrics"]["fd_lite0@112"] == single
 
 
 def test_real_images_against_themselves_and_others(inside):
     command("evaluate", *inside, LITE0, "images=split", "images.split=test", "run_name=self")
-    figures = record_of("self")["figures"]
+    figures = record_of("self")["metrics"]
     assert abs(figures["fd_lite0@112"]) < 1e-3
     assert figures["precision_lite0@112"] == figures["recall_lite0@112"] == 1
     assert figures["class_accuracy_ratio_lite0@112"] == 1
@@ -328,7 +328,7 @@ def test_real_images_against_themselves_and_others(inside):
 def test_likelihood_of_a_split_is_that_of_training(inside, capsys):
     settings = [*inside, TOKENIZER, GENERATOR, "evaluation=likelihood", "images.split=val", "batch_size=5"]
     command("evaluate", *settings, "run_name=likelihood")
-    figures, codes = record_of("likelihood")["figures"], CodeDataset("runs/extract_codes/codes/codes", "val")
+    figures, codes = record_of("likelihood")["metrics"], CodeDataset("runs/extract_codes/codes/codes", "val")
     model, batch = load_export("runs/train_generator/ar/export", "generator").module, codes[range(len(codes))]
     with torch.no_grad():
         expected = model(batch.codes, batch.labels).bits()
@@ -348,8 +348,8 @@ def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
     settings = [*inside, TOKENIZER, "evaluation=reconstruction", "evaluation.metrics=[lpips,lite0]"]
     command("evaluate", *settings, f"evaluation.lpips_weights={weights}", "run_name=lpips")
     record = record_of("lpips")
-    assert record["figures"]["lpips"] > 0
-    assert record["figures"]["lite0_distance"] > 0
+    assert record["metrics"]["lpips"] > 0
+    assert record["metrics"]["lite0_distance"] > 0
     assert record["lite0_distance"].startswith("lite0:")
     assert record["lpips"].startswith("lpips-vgg:")
     assert record["features"] == {}
@@ -365,7 +365,7 @@ def test_training_images_that_change_are_measured_anew(tmp_path, inside, monkeyp
     for _ in range(2):
         command("evaluate", *settings)
         record = json.loads(Path("runs/evaluate/latest/metrics.json").read_text())
-        floors.append((record["floor_hash"], record["figures"]["fd_floor_lite0@112"]))
+        floors.append((record["floor_hash"], record["metrics"]["fd_floor_lite0@112"]))
         for path in (root / "train").rglob("*.png"):
             Image.eval(Image.open(path), lambda value: 255 - value).save(path)
     assert floors[0][0] != floors[1][0]
@@ -403,7 +403,7 @@ def test_a_network_without_a_classifier_has_no_inception_score_and_all_else(fold
         patch.setattr(TimmExtractor, "_open", without_head)
         command("evaluate", *pair, "features=[lite0_112,timm]", *blind, "evaluation.metrics=[fd,is]", "run_name=blind")
         record = record_of("blind")
-        assert record["figures"].keys() == {"fd_lite0@112", "is_lite0@112", "fd_test_vit@64"}
+        assert record["metrics"].keys() == {"fd_lite0@112", "is_lite0@112", "fd_test_vit@64"}
         assert any("is left out: test_vit@64 has no classifier" in line for line in record["warnings"])
         capsys.readouterr()
         line = refusal(capsys, "evaluate", *pair, "features=timm", *blind, "evaluation.metrics=[is]")
@@ -414,7 +414,7 @@ def test_the_inception_score_alone_needs_no_reference(folders, inside, capsys):
     a, b = folders
     command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
             "evaluation.metrics=[is]", "run_name=alone", "cache_dir=nothing")  # fmt: skip
-    assert record_of("alone")["figures"].keys() == {"is_lite0@112"}
+    assert record_of("alone")["metrics"].keys() == {"is_lite0@112"}
     assert not Path("nothing").exists()
 
 
@@ -422,7 +422,7 @@ def test_a_record_that_cannot_be_read_does_not_spoil_the_table(folders, inside, 
     a, b = folders
     old = Path("runs/evaluate/old")
     old.mkdir()
-    (old / "metrics.json").write_text('{"figures": {"frechet_distance": 1.0}}')
+    (old / "metrics.json").write_text('{"metrics": {"frechet_distance": 1.0}}')
     command("evaluate", LITE0, "images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}",
             "evaluation.metrics=[is]", "run_name=beside")  # fmt: skip
     assert "old/metrics.json is left out of the table" in capsys.readouterr().out

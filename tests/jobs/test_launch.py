@@ -93,7 +93,7 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
             json.loads(Path(f"runs/evaluate/{kind}-{r}/metrics.json").read_text()) for r in ("three", "four")
         )
         assert three["count"] == four["count"]
-        assert three["figures"] == pytest.approx(four["figures"], rel=1e-4)
+        assert three["metrics"] == pytest.approx(four["metrics"], rel=1e-4)
     kept = [Path(f"runs/evaluate/gen-{r}/images.npz").read_bytes() for r in ("three", "four")]
     assert kept[0] == kept[1]
 

@@ -33,7 +33,7 @@ LITE0 = "features=lite0_112"
 
 def test_training_leaves_export_log_and_events(inside):
     for run, key in ((Path("runs/train_tokenizer/tok"), "mse"), (Path("runs/train_generator/ar"), "bits_per_image")):
-        assert result(run)["objective"] == result(run)["figures"][key]
+        assert result(run)["objective"] == result(run)["metrics"][key]
         lines, names = read_log(run), sorted(path.name for path in (run / "pictures").iterdir())
         assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
         assert [line["step"] for line in lines if f"val/{key}" in line] == [3, 6]
@@ -75,7 +75,7 @@ def test_a_generator_of_contents_draws_them_for_the_maps_of_real_images(inside, 
     command("evaluate", *settings, "images.num_samples=6")
     record = json.loads(Path("runs/evaluate/maps/metrics.json").read_text())
     mean = CodeDataset(codes, "train")[range(6)].codes.lengths.double().mean().item()
-    assert record["figures"]["codes_per_image"] == pytest.approx(mean)
+    assert record["metrics"]["codes_per_image"] == pytest.approx(mean)
     assert "training images" in json.dumps(record)
     with pytest.raises(SystemExit):
         command("evaluate", *settings, "images.num_samples=6", "images.labels=drawn", "run_name=drawn-maps")
@@ -116,7 +116,7 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
 @pytest.mark.parametrize("conditioning", ["class", "none"])
 def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside, capsys):
     name, run = f"masked-{conditioning}", train_masked(conditioning)
-    figures = result(run)["figures"]
+    figures = result(run)["metrics"]
     assert result(run)["objective"] == pytest.approx(figures["content"] + figures["grains"])
     line = next(line for line in read_log(run) if "train/loss" in line)
     for group in ("0", "1", "at_25", "at_50", "at_75", "at_100"):
@@ -133,7 +133,7 @@ def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside
     command("evaluate", *settings, "images.num_samples=6", "sampler.order=dense_first", f"run_name={name}")
     record = json.loads(Path(f"runs/evaluate/{name}/metrics.json").read_text())
     assert record["sampler"]["order"] == "dense_first"
-    assert 16 <= record["figures"]["codes_per_image"] <= 64
+    assert 16 <= record["metrics"]["codes_per_image"] <= 64
     for job, more, expected in (
         ("sample", ["sampler=autoregressive"], "type sampler=masked"),
         ("evaluate", [*inside, "evaluation=likelihood"], "type evaluation=generation"),
@@ -250,7 +250,7 @@ def test_a_predicted_density_orders_codes(inside, tmp_path, capsys):
     command("train_generator", *settings, "debug=dry")
     command("train_generator", *settings, "run_name=binned")
     export = "runs/train_generator/binned/export"
-    figures = result(Path("runs/train_generator/binned"))["figures"]
+    figures = result(Path("runs/train_generator/binned"))["metrics"]
     assert 0 < figures["grains"] < 2 * np.log(8)
     generator, train = graincode.load_generator(export), CodeDataset(codes, "train")
     batch = train[range(len(train))]

@@ -459,14 +459,14 @@ def test_pair_errors_do_not_depend_on_batches_or_sides(sizes: list[int], seed: i
     whole.update(a, b)
     for x, y in zip(a.split([*sizes, 1]), b.split([*sizes, 1]), strict=True):
         parts.update(y, x)
-    assert whole.figures() == parts.figures()
+    assert whole.metrics() == parts.metrics()
 
 
 def test_pair_errors_are_their_definitions():
     a, b = pairs(6)
     errors = PairErrors()
     errors.update(a, b)
-    found = errors.figures()
+    found = errors.metrics()
     mse = ((a.double() - b.double()) / 255).square().mean((1, 2, 3))
     assert mse[0] == 0
     assert found["mse"].value == pytest.approx(mse.mean().item(), rel=1e-12)
@@ -484,7 +484,7 @@ def test_the_spread_of_psnr_of_mean_is_that_of_the_error_in_decibels():
     a, b = pairs(200)
     errors = PairErrors()
     errors.update(a, b)
-    found = errors.figures()
+    found = errors.metrics()
     low, high = (-10 * math.log10(found["mse"].value + sign * found["mse"].std) for sign in (1, -1))
     assert found["psnr_of_mean"].std == pytest.approx((high - low) / 2, rel=1e-2)
 
@@ -492,14 +492,14 @@ def test_the_spread_of_psnr_of_mean_is_that_of_the_error_in_decibels():
 def test_one_pair_has_no_spread():
     errors = PairErrors()
     errors.update(*(part[1:] for part in pairs(2)))
-    assert {(figure.std, figure.over) for figure in errors.figures().values()} == {(None, "")}
+    assert {(figure.std, figure.over) for figure in errors.metrics().values()} == {(None, "")}
 
 
 def test_pair_errors_of_copies_are_finite():
     a, _ = pairs(3)
     errors = PairErrors()
     errors.update(a, a)
-    found = values_of(errors.figures())
+    found = values_of(errors.metrics())
     assert found["mse"] == 0
     assert found["psnr_of_mean"] == pytest.approx(found["psnr_mean"]) == pytest.approx(-10 * math.log10(MSE_FLOOR))
 
@@ -508,7 +508,7 @@ def test_pair_errors_of_black_against_white():
     errors = PairErrors()
     black = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
     errors.update(black, black + 255)
-    assert values_of(errors.figures()) == {"mse": 1, "psnr_of_mean": 0, "psnr_mean": 0}
+    assert values_of(errors.metrics()) == {"mse": 1, "psnr_of_mean": 0, "psnr_mean": 0}
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_what_is_not_pairs_is_refused(pair: tuple[Tensor, Tensor]):
         with pytest.raises(GraincodeError, match="expected"):
             accumulator.update(*pair)
     with pytest.raises(GraincodeError, match="0 images"):
-        errors.figures()
+        errors.metrics()
 
 
 def absolute_difference(images: Tensor, reference: Tensor) -> Tensor:

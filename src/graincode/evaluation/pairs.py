@@ -40,7 +40,7 @@ class PairErrors:
         squares = (images.int() - reference.int()).square().flatten(1)
         self._mse.append(squares.sum(1).double().cpu() / (squares.shape[1] * 255**2))
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         """Of all pairs so far, of all processes; each of them must ask.
 
         `mse`: mean squared error over all images, of pixels in [0, 1]; `psnr_of_mean`: PSNR in dB of `mse`, which hard

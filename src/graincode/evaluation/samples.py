@@ -141,7 +141,7 @@ class SampleStream:
             self._lengths.append(batch.codes.lengths.cpu())
             yield batch.images
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         return {"codes_per_image": mean_of(torch.cat(self._lengths))}
 
 

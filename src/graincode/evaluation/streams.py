@@ -41,7 +41,7 @@ class ImageStream(Protocol):
     def __iter__(self) -> Iterator[Tensor]:
         """This process's images in order, uint8 (B, 3, H, W)."""
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         """What was counted on the way, over all processes; each of them must ask."""
 
 
@@ -64,7 +64,7 @@ class DatasetStream:
         for batch in in_order(self.dataset, self.batch_size, workers=self.workers, shared=True):
             yield to_uint8(batch.images)
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         return {}
 
 
@@ -96,8 +96,8 @@ class PairStream(DatasetStream):
                 one.update(made, to_uint8(batch.images))
             yield made
 
-    def figures(self) -> dict[str, Estimate]:
-        return self._errors.figures() | {name: one.figure() for name, one in self.likeness.items()}
+    def metrics(self) -> dict[str, Estimate]:
+        return self._errors.metrics() | {name: one.figure() for name, one in self.likeness.items()}
 
 
 class ReconstructionStream:
@@ -162,7 +162,7 @@ class ReconstructionStream:
         self._lengths.append(codes.lengths.cpu())
         self._grains += torch.stack([(codes.grains == g).sum(dim=0) for g in range(layout.num_grains)]).cpu()
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         """MSE in [0, 1], both PSNRs in dB, further likeness, use of the codebooks, codes and bits per image, so far.
 
         `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of
@@ -174,7 +174,7 @@ class ReconstructionStream:
         counts = collectives.sum_(self._grains.clone()).double()
         map_bits = torch.special.entr(counts / counts.sum(dim=0)).sum().item() / math.log(2)
         figures = {
-            **self._errors.figures(),
+            **self._errors.metrics(),
             **{name: one.figure() for name, one in self.likeness.items()},
             "codebook_usage": Estimate(use.usage),
             "codebook_perplexity": Estimate(use.perplexity),
@@ -242,7 +242,7 @@ class LikelihoodStream(DatasetStream):
             self._lengths.append(codes.lengths.cpu())
             yield to_uint8(batch.images)
 
-    def figures(self) -> dict[str, Estimate]:
+    def metrics(self) -> dict[str, Estimate]:
         """Bits per image and their parts, `bits_content_g` and `bits_position_g` of grain g; and codes per image."""
         layout, empty = self._generator.layout, torch.zeros(0)
         names = ["bits_per_image", *(f"bits_content_{g}" for g in range(layout.num_grains))]

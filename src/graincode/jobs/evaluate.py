@@ -98,7 +98,7 @@ def run(cfg: DictConfig) -> float:
             comparison.run(made)
         else:
             collectives.on_main(lambda: _write_statistics(run.path, networks, made, images.name, inputs))
-        figures = (comparison.figures if comparison is not None else {}) | images.figures()
+        figures = (comparison.figures if comparison is not None else {}) | images.metrics()
         done = time.perf_counter()
         record = {
             "mode": mode.mode,
@@ -114,7 +114,7 @@ def run(cfg: DictConfig) -> float:
             **{f"{name}_hash": digest for name, digest in (comparison.inputs if comparison else {}).items()},
             "features": {network.name: network.identity for network in networks.values()},
             "settings": _settings(mode, images, reference),
-            "figures": {name: figure.value for name, figure in figures.items()},
+            "metrics": {name: figure.value for name, figure in figures.items()},
             "uncertainty": {
                 name: {"std": figure.std, "is": figure.over}
                 for name, figure in figures.items()
@@ -125,7 +125,7 @@ def run(cfg: DictConfig) -> float:
                 "real_images": gathered - began,
                 "images": clock.seconds,
                 "features": measured - gathered - clock.seconds,
-                "figures": done - measured,
+                "metrics": done - measured,
                 "all": done - began,
             },
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -141,7 +141,7 @@ def run(cfg: DictConfig) -> float:
         objective = next((f.value for name, f in figures.items() if name in distances), None)
         if objective is None:
             objective = next((f.value for f in figures.values()), float(images.count))
-        finished = run.finish(objective, figures=record["figures"])
+        finished = run.finish(objective, metrics=record["metrics"])
         collectives.on_main(lambda: update_table(run.path.parent))
         return finished
 
@@ -150,7 +150,7 @@ def table(record: dict[str, Any]) -> str:
     """The figures as lines of text, with what they depend on and what is to be said of them."""
     against = f" against {record['reference']}" if record["reference"] else ""
     lines = [f"{record['mode']}: {record['count']:,} images ({record['images']}){against}"]
-    for name, value in record["figures"].items():
+    for name, value in record["metrics"].items():
         spread = record["uncertainty"].get(name)
         lines.append(f"  {name:<44}{value:>12.5g}" + (f" ± {spread['std']:.2g}" if spread else ""))
     return "\n".join(lines + [f"  note: {warning}" for warning in record["warnings"]])

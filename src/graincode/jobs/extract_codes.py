@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> float:
         }
         collectives.on_main(lambda: write_json(folder / "codes.json", info))
         chosen = splits.get("train", next(iter(splits.values())))
-        return run.finish(chosen["mean_length"], figures=splits)
+        return run.finish(chosen["mean_length"], metrics=splits)
 
 
 def _encode(

@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> float:
         )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
-        return run.finish(figures["objective"], figures=figures)
+        return run.finish(figures["objective"], metrics=figures)
 
 
 def _decoder_of(codes: CodeDataset) -> DQVAE | None:

@@ -105,7 +105,7 @@ def run(cfg: DictConfig) -> float:
         if trained.router.is_learned:
             report_shares(trained.calibrate(calibration(limit)))
         export_run(run.path, "tokenizer", config, trained, data=dataset.name)
-        return run.finish(figures["objective"], figures=figures)
+        return run.finish(figures["objective"], metrics=figures)
 
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:

@@ -42,7 +42,7 @@ def update_table(folder: Path) -> Path:
             try:
                 record = json.loads(file.read_text())
                 spreads = {f"{name}_std": spread["std"] for name, spread in record.pop("uncertainty").items()}
-                figures = record.pop("figures")
+                figures = record.pop("metrics")
                 rows.append({"run": file.parent.name, **_flat(record), **figures, **spreads})
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
@@ -73,7 +73,7 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     for member, setting in zip(members, settings, strict=True):
         run = Path(member["run"])
         result = json.loads((run / "result.json").read_text())
-        found = {name: value for name, value in _flat(result.get("figures") or result).items() if _is_number(value)}
+        found = {name: value for name, value in _flat(result.get("metrics") or result).items() if _is_number(value)}
         metrics = run / "metrics.json"
         known = json.loads(metrics.read_text())["uncertainty"] if metrics.is_file() else {}
         figures.append(found)

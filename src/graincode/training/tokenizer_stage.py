@@ -148,7 +148,7 @@ class TokenizerStage:
             )
             for _ in reconstructions:
                 pass
-            figures = {name: figure.value for name, figure in reconstructions.figures().items()}
+            figures = {name: figure.value for name, figure in reconstructions.metrics().items()}
             self._calibrated = {name: buffer.clone() for name, buffer in module.router.named_buffers()}
         return {"objective": figures["mse"], **figures}
 
