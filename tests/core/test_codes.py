@@ -120,17 +120,17 @@ def test_impossible_layouts_are_refused(arguments, message):
         CodeLayout(*arguments)
 
 
-def test_codes_are_checked_on_construction():
+def test_codes_from_elsewhere_are_checked():
     layout = LAYOUTS[2]
     codes = random_codes(layout, random_grains(layout, 2))
     torn = codes.indices.clone()
     torn[0, 0, 0] = (torn[0, 0, 0] + 1) % layout.codebook_size
     with pytest.raises(GraincodeError, match="coarse cell"):
-        GrainCodes(codes.grains, torn, layout)
+        GrainCodes.checked(codes.grains, torn, layout)
     with pytest.raises(GraincodeError, match="expected 0 to 1"):
-        GrainCodes(codes.grains + 1, codes.indices, layout)
+        GrainCodes.checked(codes.grains + 1, codes.indices, layout)
     with pytest.raises(GraincodeError, match="shape"):
-        GrainCodes(codes.grains, codes.indices[:, :4], layout)
+        GrainCodes.checked(codes.grains, codes.indices[:, :4], layout)
 
 
 def test_layouts_survive_their_config():

@@ -181,7 +181,7 @@ def test_likelihood_sums_to_one_over_all_codes(size, grains, variant, codebook):
     codes = GrainCodes.cat(list(every_code(layout)))
     model = make(layout, dtype=torch.float64, **VARIANTS[variant])
     chances = (-model(codes, torch.zeros(len(codes), dtype=torch.long)).total).exp()
-    if model.needs_map:  # over the codes of each map
+    if model.needs_prompt:  # over the codes of each map
         maps = codes.grains.flatten(1).unique(dim=0, return_inverse=True)[1]
         chances = torch.zeros(int(maps.max()) + 1, dtype=torch.float64).index_add(0, maps, chances)
         assert len(chances) == layout.num_grains**layout.num_regions
@@ -286,7 +286,7 @@ def test_samples_follow_the_likelihood(layout):
 @pytest.mark.parametrize(("layout", "variant"), CASES)
 def test_what_is_drawn_has_the_likelihood_that_it_was_drawn_with(layout, variant, monkeypatch):
     model, labels = make(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 6)
-    given = CodePrefix.of_map(random_codes(layout, random_grains(layout, 6))) if model.needs_map else None
+    given = model.prompt_of(random_codes(layout, random_grains(layout, 6)))
     choices, steps = [], []
 
     def recorded(logits, uniform):
@@ -305,7 +305,7 @@ def test_what_is_drawn_has_the_likelihood_that_it_was_drawn_with(layout, variant
     decided = likelihood.is_decision & (likelihood.grain < layout.num_ends)
     torch.testing.assert_close(likelihood.content, contents * likelihood.is_code)
     torch.testing.assert_close(likelihood.position * decided, torch.where(decided, regions, 0.0))
-    assert decided.any() == (layout.num_grains > 1 and not model.needs_map)
+    assert decided.any() == (layout.num_grains > 1 and not model.needs_prompt)
 
 
 def test_every_cell_of_every_grid_can_be_drawn():
@@ -609,7 +609,7 @@ def test_samples_are_drawn_in_half_precision_too(variant):
         found.append(torch.stack(logits, dim=1)[sequences.is_code])
     assert found[1].dtype == torch.float32  # in which they are truncated and guided
     assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.03
-    settings = {"given": CodePrefix.of_map(codes)} if model.needs_map else {"region_top_k": 1}
+    settings = {"given": CodePrefix.of_map(codes)} if model.needs_prompt else {"region_top_k": 1}
     for scale in (1.0, 2.0) if model.classes else (1.0,):
         greedy, again = (
             model.sample(labels, seed, batch_size=4, guidance_scale=scale, top_k=1, **settings) for seed in (1, 2)

@@ -1017,17 +1017,3 @@ def test_noise_and_draws_are_finite_for_any_number():
     assert bool(gumbel(numbers).isfinite().all())
     assert bool((gumbel(numbers).diff() > 0).all())
     assert draw(torch.zeros(4, 3), numbers).tolist() == [0, 0, 1, 2]
-
-
-def test_masks_of_codes_are_checked():
-    layout = LAYOUTS[2]
-    codes = random_codes(layout, random_grains(layout, 2))
-    keep = torch.ones(2, 4, 4, dtype=torch.bool)
-    cells, least = layout.expand(keep, 0), torch.zeros(2, dtype=torch.long)
-    cells[0, 0, 0] = False  # half of a coarse code
-    for regions, known in ((keep, cells), (~keep, layout.expand(keep, 0))):
-        with pytest.raises(GraincodeError, match="no whole codes of known regions"):
-            CodeMask(codes, regions, known, least)
-    with pytest.raises(GraincodeError, match="least_grain of shape"):
-        CodeMask(codes, keep, layout.expand(keep, 0), least[:1])
-    assert isinstance(CodeMask.of_regions(codes, keep)[:1].filled(3).codes, GrainCodes)

@@ -27,35 +27,36 @@ class GrainCodes:
         indices: (B, H, W) long on the finest grid, entries of the grain's codebook in [0, codebook size); the code of a
             coarse cell fills all the finest cells that it covers.
         layout: the layout of all of them.
-    Raises:
-        GraincodeError: a shape or a value does not fit the layout, or a coarse code does not fill its cells.
+
+    Nothing is checked here: take `GrainCodes.checked` for codes of your own.
     """
 
     grains: Tensor
     indices: Tensor
     layout: CodeLayout
 
-    def __post_init__(self) -> None:
-        layout, batch = self.layout, self.grains.shape[0]
+    @classmethod
+    def checked(cls, grains: Tensor, indices: Tensor, layout: CodeLayout) -> GrainCodes:
+        """Codes from disk or from a user, on the CPU.
+
+        Raises:
+            GraincodeError: a shape, a type or a value does not fit the layout, or a coarse code does not fill its
+                cells.
+        """
         for name, value, grid, size in (
-            ("grains", self.grains, layout.grids[0], layout.num_grains),
-            ("indices", self.indices, layout.grids[-1], layout.codebook_size),
+            ("grains", grains, layout.grids[0], layout.num_grains),
+            ("indices", indices, layout.grids[-1], layout.codebook_size),
         ):
-            if tuple(value.shape) != (batch, *grid) or value.dtype != torch.long:
-                raise GraincodeError(
-                    f"{name} of shape {tuple(value.shape)} and type {value.dtype}: expected {(batch, *grid)} "
-                    "and torch.int64 (type codes.long(), or take the layout that these codes were made with)"
-                )
+            shape, expected = tuple(value.shape), (len(grains), *grid)
+            if shape != expected or value.dtype != torch.long:
+                raise GraincodeError(f"{name} of shape {shape}, {value.dtype}: expected {expected}, torch.int64")
             low, high = value.aminmax() if value.numel() else (0, 0)
             if low < 0 or high >= size:
-                raise GraincodeError(
-                    f"{name} from {int(low)} to {int(high)}: expected 0 to {size - 1}, as in the layout"
-                )
-        flat = self.indices.flatten(1)
-        if not torch.equal(flat.gather(1, _first_cells(self.grains, layout)), flat):
-            raise GraincodeError(
-                "indices differ within a coarse cell: expected one code to fill all finest cells that it covers"
-            )
+                raise GraincodeError(f"{name} from {int(low)} to {int(high)}: expected 0 to {size - 1}")
+        flat = indices.flatten(1)
+        if not torch.equal(flat.gather(1, layout.first_cells(grains)), flat):
+            raise GraincodeError("indices differ within a coarse cell: expected one code in all cells that it covers")
+        return cls(grains, indices, layout)
 
     def __len__(self) -> int:
         return self.grains.shape[0]
@@ -71,7 +72,7 @@ class GrainCodes:
     @property
     def first_cells(self) -> Tensor:
         """(B, H, W) bool on the finest grid: the first cell of each code, so that each code is counted once."""
-        first = _first_cells(self.grains, self.layout)
+        first = self.layout.first_cells(self.grains)
         return (first == torch.arange(first.shape[1], device=first.device)).view_as(self.indices)
 
     def to(self, device: torch.device | str) -> GrainCodes:
@@ -113,8 +114,3 @@ def scatter_cells(vectors: Tensor, grains: Tensor, layout: CodeLayout) -> list[T
         maps.append(grid.permute(0, 3, 1, 2))
         start += len(image)
     return maps
-
-
-def _first_cells(grains: Tensor, layout: CodeLayout) -> Tensor:
-    """(B, H * W) finest cell at which the code begins that fills each finest cell, given grain maps."""
-    return layout.slots(grains.device).first_cell.gather(0, layout.expand(grains, 0).flatten(1))

@@ -207,6 +207,10 @@ class CodeLayout:
         rows, columns = self.region_cells[grain]
         return (grains == grain).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
+    def first_cells(self, grains: Tensor) -> Tensor:
+        """(B, H * W) long of grain maps: the finest cell at which the code begins that fills each finest cell."""
+        return self.slots(grains.device).first_cell.gather(0, self.expand(grains, 0).flatten(1))
+
     def lengths(self, grains: Tensor) -> Tensor:
         """Codes per image, (B,) long, of grain maps (B, H0, W0)."""
         return torch.tensor(self.codes_per_region, device=grains.device)[grains].sum(dim=(-2, -1))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graincode.core.codes import GrainCodes, _first_cells
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.core.sequences import CodeSequences, from_sequences, to_sequences
@@ -138,28 +138,12 @@ class CodeMask:
         known_regions: (B, H0, W0) bool, the regions whose grain is given.
         known_cells: (B, H, W) bool, the cells of the finest grid whose codes are given: whole codes, in known regions.
         least_grain: (B,) long, the coarsest grain that the other regions may have.
-    Raises:
-        GraincodeError: a shape does not fit, or known cells are no whole codes of known regions.
     """
 
     codes: GrainCodes
     known_regions: Tensor
     known_cells: Tensor
     least_grain: Tensor
-
-    def __post_init__(self) -> None:
-        codes, layout = self.codes, self.codes.layout
-        for name, value, shape in (
-            ("known_regions", self.known_regions, codes.grains.shape),
-            ("known_cells", self.known_cells, codes.indices.shape),
-            ("least_grain", self.least_grain, codes.grains.shape[:1]),
-        ):
-            if value.shape != shape:
-                raise GraincodeError(f"{name} of shape {tuple(value.shape)}: expected {tuple(shape)}, as of the codes")
-        flat = self.known_cells.flatten(1)
-        whole = torch.equal(flat.gather(1, _first_cells(codes.grains, layout)), flat)
-        if not whole or bool((self.known_cells & ~layout.expand(self.known_regions, 0)).any()):
-            raise GraincodeError("known cells that are no whole codes of known regions: expected all cells of a code")
 
     @classmethod
     def of_regions(cls, codes: GrainCodes, keep: Tensor, keep_map: bool = False) -> CodeMask:

@@ -95,7 +95,7 @@ class CodeDataset:
         density = None
         if _DENSITY in self._arrays:
             density = torch.from_numpy(self._arrays[_DENSITY][chosen].astype(np.float32))
-        return CodeBatch(GrainCodes(grains, codes, self.layout), labels, density)
+        return CodeBatch(GrainCodes.checked(grains, codes, self.layout), labels, density)
 
     def check_density(self) -> None:
         """Refuse codes that were kept without the density of their regions."""

@@ -95,7 +95,7 @@ def draw(
     from the first of many.
     """
     settings = dataclasses.asdict(sampler)
-    device = generator.content_head.weight.device
+    device = generator.device
     batch_size = min(batch_size, len(labels))
     mine = collectives.items(len(labels), batch_size)
     quiet = not collectives.is_main()

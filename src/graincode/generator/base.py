@@ -28,14 +28,14 @@ class Generator(nn.Module, ABC):
     Attributes:
         sampler: the sampler that asks it.
         has_likelihood: whether it gives real codes a likelihood.
-        needs_map: whether samples must be given their grain maps.
+        needs_prompt: whether samples must be given what `prompt_of` says.
         needs_density: whether training takes the densities of regions beside the codes.
         layout, conditioning, content_head: a subclass makes them.
     """
 
     sampler: ClassVar[type[Sampler]]
     has_likelihood: ClassVar[bool] = False
-    needs_map = False
+    needs_prompt = False
     needs_density = False
     layout: CodeLayout
     conditioning: ClassConditioning | NoConditioning
@@ -47,6 +47,11 @@ class Generator(nn.Module, ABC):
         return self.conditioning.classes
 
     @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.content_head.weight.device
+
+    @property
     def extra_tokens(self) -> int:
         """Tokens of an image besides its codes."""
         return 0
@@ -54,6 +59,10 @@ class Generator(nn.Module, ABC):
     def calibrate(self, grains: Tensor, density: Tensor) -> None:
         """Before training, if it `needs_density`: learn what densities there are, from training images' (N, H0, W0)
         grains and densities."""
+
+    def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
+        """What a sample must be given to become an image like that of these codes; None: nothing."""
+        return None
 
     def numbers(self, sampler: Sampler) -> tuple[int, ...]:
         """Shape of the random numbers that one sample takes."""
@@ -143,8 +152,7 @@ class Generator(nn.Module, ABC):
         self.check_sampler(sampler)
         if self.training:
             raise GraincodeError("a generator in training mode drops labels and activations: type generator.eval()")
-        device = self.content_head.weight.device
-        parts = []
+        device, parts = self.device, []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
             padded = F.pad(part, (0, batch_size - len(part))).to(device)

@@ -149,15 +149,15 @@ class DGiTAR(Generator):
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.needs_map = grain_map == "given"
-        if self.needs_map and last_positions == "modelled":
+        self.needs_prompt = grain_map == "given"
+        if self.needs_prompt and last_positions == "modelled":
             raise GraincodeError(
                 "grain_map=given with last_positions=modelled: the map tells all positions; type "
                 "generator.model.last_positions=implied"
             )
-        decides = layout.num_grains > 1 and not self.needs_map
+        decides = layout.num_grains > 1 and not self.needs_prompt
         self.decided_grains = layout.num_ends + (last_positions == "modelled") if decides else 0
-        self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if self.needs_map else None
+        self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if self.needs_prompt else None
         if self.map is not None:
             nn.init.normal_(self.map.weight, std=0.02)
         outputs = self.decided_grains * (layout.num_regions + 1)
@@ -171,6 +171,9 @@ class DGiTAR(Generator):
     @property
     def extra_tokens(self) -> int:
         return self.layout.num_ends
+
+    def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
+        return CodePrefix.of_map(codes) if self.needs_prompt else None
 
     @property
     def stacks(self) -> tuple[Transformer, Transformer]:
@@ -294,7 +297,7 @@ class DGiTAR(Generator):
                 "this generator draws codes in a fixed order, so that it can keep their beginnings alone: type "
                 "given.grains=, given.regions= or given.map=true, or a generator_path of generator=dgit_nar"
             )
-        if self.needs_map and (given is None or bool((given.positions < given.tokens).any())):
+        if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
         return given
 
@@ -312,14 +315,14 @@ class DGiTAR(Generator):
         plain = AutoregressiveSampler().truncation("region_")
         for name, value in sampler.truncation("region_").items():
             if not self.decided_grains and value != plain[name]:
-                why = "it is given grain maps" if self.needs_map else "all codes are of one grain"
+                why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
                 raise GraincodeError(
                     f"region_{name}={value}, but this generator draws no regions, as {why}: type "
                     f"sampler.region_{name}={plain[name]}"
                 )
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
-        grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_map else None
+        grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None
         return CachedLogits(self, self.condition(labels, grains))
 
 

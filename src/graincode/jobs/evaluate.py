@@ -214,7 +214,7 @@ def _open_images(
         made.module.check_sampler(sampler)
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
         inputs, given, whose = {"generator": made.identity, "tokenizer": decodes.identity}, None, what.labels
-        if made.module.needs_map:
+        if made.module.needs_prompt:
             if what.labels != "balanced":
                 raise GraincodeError(
                     f"images.labels={what.labels}, but the generator draws contents for grain maps of training images, "
@@ -279,7 +279,7 @@ def _maps(
         parts.append(tokenizer.tokenize(batch.images.to(tokenizer.device), *how).to("cpu"))
         labels.append(batch.labels)
     codes = GrainCodes.cat(parts)
-    return CodePrefix.of_map(GrainCodes(codes.grains, codes.indices, made.module.layout)), torch.cat(labels)
+    return made.module.prompt_of(GrainCodes(codes.grains, codes.indices, made.module.layout)), torch.cat(labels)
 
 
 def _load_pair(cfg: DictConfig, device: torch.device) -> tuple[Export, Export]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from graincode.core.codes import GrainCodes
 from graincode.core.images import to_uint8
 from graincode.core.losses import Term
-from graincode.core.prompts import CodePrefix
 from graincode.core.rng import SampleRng, permutation
 from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.loader import Windows, in_order
@@ -128,7 +127,7 @@ class GeneratorStage:
 
     def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
         """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
-        meter, device = Meter(), module.content_head.weight.device
+        meter, device = Meter(), module.device
         size = evaluation_batch(module.layout)
         batches = list(in_order(self.validation, size, limit, shared=True, order=self._order))
         place = collectives.items(min(len(self.validation), limit), size).start
@@ -144,8 +143,7 @@ class GeneratorStage:
         """Samples and their codes, a colour for each, above those of validation images."""
         real = self.validation[self._order[:16]]
         count = len(real.labels)
-        given = CodePrefix.of_map(real.codes) if module.needs_map else None
-        samples = module.sample(real.labels, batch_size=count, given=given)
+        samples = module.sample(real.labels, batch_size=count, given=module.prompt_of(real.codes))
         both = GrainCodes.cat([samples, real.codes])
         shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
         if self.tokenizer is not None:
