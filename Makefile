@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+.PHONY: help setup demo test lint size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
 
 help: ## Show this list
 	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
@@ -33,6 +33,9 @@ test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 lint: $(READY) ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+size: $(READY) ## Count lines and time --help (ARGS="--rev 864b20f ." compares; --tests times the tests)
+	@$(BIN)/python tools/size.py $(ARGS)
 
 bench: $(READY) ## Time what matters against what it is compared with (ARGS="-k NAME" for some); writes runs/bench.json
 	@$(BIN)/python experiments/bench/run.py $(ARGS)
