@@ -173,7 +173,7 @@ def test_an_unfinished_step_is_named_and_the_page_stays(folder, step):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_the_bars_of_the_histogram_add_up(tmp_path, layout):
     grains = random_grains(layout, 30)
-    batch = CodeBatch(random_codes(layout, grains), torch.zeros(30, dtype=torch.long), torch.zeros(grains.shape))
+    batch = CodeBatch(random_codes(layout, grains), torch.zeros(30, dtype=torch.long))
     report = write_split(tmp_path, "train", layout, 30, [batch])
     info = {"format": FORMAT, "layout": layout.to_config(), "class_names": [], "splits": {"train": report}}
     write_json(tmp_path / "codes.json", info)

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result, train_masked
@@ -71,9 +70,6 @@ def test_all_jobs_run_on_two_processes_from_one_command(inside):
         for name in ("grains", "indices", "labels"):
             one, two = (Path(f"runs/extract_codes/{r}/codes/{split}.{name}.npy").read_bytes() for r in ("one", "two"))
             assert one == two
-        one, two = (np.load(f"runs/extract_codes/{r}/codes/{split}.density.npy") for r in ("one", "two"))
-        assert one.dtype == np.float16
-        np.testing.assert_allclose(one, two, rtol=1e-2, atol=1e-5)  # the last bit of a decode is rounded
     codes = "codes_path=runs/extract_codes/codes/codes"
     command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, codes, TWO, "run_name=two")
     assert close(Path("runs/train_generator/two"), Path("runs/train_generator/ar"))

@@ -22,37 +22,30 @@ from graincode.distributed import collectives
 
 FORMAT = 1
 _ARRAYS = ("grains", "indices", "labels")
-_DENSITY = "density"  # which codes of earlier versions lack
 _CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class CodeBatch:
-    """Attributes:
-    codes: of B images.
-    labels: (B,) long.
-    density: (B, H0, W0) float32, what the tokenizer measured of each region; None if it was not kept.
-    """
+    """The codes of B images and their (B,) long labels."""
 
     codes: GrainCodes
     labels: Tensor
-    density: Tensor | None = None
 
     def to(self, device: torch.device | str) -> CodeBatch:
         """The same batch on another device."""
-        density = None if self.density is None else self.density.to(device)
-        return CodeBatch(self.codes.to(device), self.labels.to(device), density)
+        return CodeBatch(self.codes.to(device), self.labels.to(device))
 
     def pin_memory(self) -> CodeBatch:
         """The same batch in memory that a GPU copies from directly."""
         grains, indices = self.codes.grains.pin_memory(), self.codes.indices.pin_memory()
-        density = None if self.density is None else self.density.pin_memory()
-        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory(), density)
+        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory())
 
 
 class CodeDataset:
-    """One split of codes on disk; an index list gives a batch. With several views of each training image, all images
-    come in one view, then all in the next.
+    """One split of codes on disk; an index list gives a batch, whose codes are checked against the layout.
+
+    With several views of each training image, all images come in one view, then all in the next.
 
     Args:
         path: a directory that `extract_codes` wrote.
@@ -71,12 +64,7 @@ class CodeDataset:
         for file in files.values():
             if not file.is_file():
                 there = sorted(found.name.split(".")[0] for found in self.path.glob("*.grains.npy"))
-                raise GraincodeError(
-                    f"{file} is missing: finish graincode-extract-codes with {split} in its splits, type another "
-                    f"codes_path, or another split (there: {', '.join(there) or 'none'})"
-                )
-        if (density := self.path / f"{split}.{_DENSITY}.npy").is_file():
-            files[_DENSITY] = density
+                raise GraincodeError(f"{file} is missing: extract codes of {split} (there: {', '.join(there) or None})")
         self._arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
 
     def __len__(self) -> int:
@@ -92,18 +80,7 @@ class CodeDataset:
     def __getitem__(self, indices: Sequence[int] | int) -> CodeBatch:
         chosen = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         grains, codes, labels = (torch.from_numpy(self._arrays[name][chosen].astype(np.int64)) for name in _ARRAYS)
-        density = None
-        if _DENSITY in self._arrays:
-            density = torch.from_numpy(self._arrays[_DENSITY][chosen].astype(np.float32))
-        return CodeBatch(GrainCodes.checked(grains, codes, self.layout), labels, density)
-
-    def check_density(self) -> None:
-        """Refuse codes that were kept without the density of their regions."""
-        if _DENSITY not in self._arrays:
-            raise GraincodeError(
-                f"{self.path} has no {self.split}.{_DENSITY}.npy, as an earlier version wrote it: extract codes anew "
-                "(graincode-extract-codes run_name=ANOTHER), or type generator.model.density_bins=1"
-            )
+        return CodeBatch(GrainCodes.checked(grains, codes, self.layout), labels)
 
 
 def read_info(path: Path) -> dict[str, Any]:
@@ -114,7 +91,7 @@ def read_info(path: Path) -> dict[str, Any]:
     """
     file = path / "codes.json"
     if not file.is_file():
-        raise GraincodeError(f"{path} holds no codes (no codes.json): type codes_path=/a/directory/of/extract-codes")
+        raise GraincodeError(f"{path} holds no codes (no codes.json): give a directory that extract_codes wrote")
     info = json.loads(file.read_text())
     if info.get("format") != FORMAT:
         raise GraincodeError(f"{path} has codes of format {info.get('format')}, expected {FORMAT}: extract them anew")
@@ -131,7 +108,7 @@ def write_split(
         split: name of the split.
         layout: of the codes.
         size: number of images.
-        batches: of this process, in order, with densities.
+        batches: of this process, in order.
         first: index of this process's first image.
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.
@@ -140,41 +117,35 @@ def write_split(
         "grains": (np.min_scalar_type(layout.num_grains - 1), (size, *layout.grids[0])),
         "indices": (np.min_scalar_type(layout.codebook_size - 1), (size, *layout.grids[-1])),
         "labels": (np.min_scalar_type(max(layout.classes - 1, 0)), (size,)),
-        _DENSITY: (np.dtype(np.float16), (size, *layout.grids[0])),
     }
-    names = {name: path / f".{split}.{name}.npy.partial" for name in shapes}
+    partial = {name: path / f".{split}.{name}.npy.partial" for name in shapes}
 
-    def make() -> None:
+    def allocate() -> None:
         path.mkdir(exist_ok=True)
         for name, (kind, shape) in shapes.items():
-            np.lib.format.open_memmap(names[name], mode="w+", dtype=kind, shape=shape)
+            np.lib.format.open_memmap(partial[name], mode="w+", dtype=kind, shape=shape)
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in a memory map it kills the process
-                with names[name].open("r+b") as file:
+                with partial[name].open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
-    collectives.on_main(make)
-    arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in names.items()}
+    collectives.on_main(allocate)
+    arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in partial.items()}
     lengths, start = [torch.zeros(0, dtype=torch.long)], first
     for batch in batches:
         stop = start + len(batch.codes)
-        arrays["grains"][start:stop] = batch.codes.grains.cpu().numpy()
-        arrays["indices"][start:stop] = batch.codes.indices.cpu().numpy()
-        arrays["labels"][start:stop] = batch.labels.cpu().numpy()
-        arrays[_DENSITY][start:stop] = batch.density.half().cpu().numpy()
+        for name, values in zip(_ARRAYS, (batch.codes.grains, batch.codes.indices, batch.labels), strict=True):
+            arrays[name][start:stop] = values.cpu().numpy()
         lengths.append(batch.codes.lengths.cpu())
         start = stop
     for array in arrays.values():
         array.flush()
-    all_lengths = collectives.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
-    if len(all_lengths) != size:
-        raise GraincodeError(
-            f"{len(all_lengths)} codes for {size} images of {split}: the data set has changed meanwhile"
-        )
-    collectives.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in names.items()])
-    joined = all_lengths.double()
+    joined = collectives.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
+    if len(joined) != size:
+        raise GraincodeError(f"{len(joined)} codes for {size} images of {split}: the data set has changed meanwhile")
+    collectives.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in partial.items()])
     return {
         "images": len(joined),
-        "mean_length": float(joined.mean()),
+        "mean_length": float(joined.double().mean()),
         "min_length": int(joined.min()),
         "max_length": int(joined.max()),
     }

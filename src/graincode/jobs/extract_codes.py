@@ -90,8 +90,7 @@ def _encode(
     for batch in tqdm(
         batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not collectives.is_main()
     ):
-        codes, density = tokenizer.tokenize_with_density(batch.images.to(device), cfg.ratios, cfg.psnr)
-        yield CodeBatch(codes, batch.labels, density)
+        yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
 
 
 def main() -> None:

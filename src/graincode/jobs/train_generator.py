@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +17,7 @@ from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
 from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE
-from graincode.training.generator_stage import GeneratorStage, calibrate, made_of
+from graincode.training.generator_stage import GeneratorStage, made_of
 from graincode.training.loop import train
 
 log = logging.getLogger(__name__)
@@ -33,8 +32,6 @@ def run(cfg: DictConfig) -> float:
     torch.manual_seed(cfg.seed)
     module: Generator = build(config)
     objective: GeneratorObjective = build(cfg.generator.objective)
-    if module.needs_density:
-        codes.check_density()
     if cfg.debug.dry:
         return _dry(module, objective, codes)
     inputs = {"codes": codes.identity}
@@ -45,13 +42,10 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation = CodeDataset(cfg.codes_path, "val")
-        if module.needs_density:
-            validation.check_density()
         window = cfg.trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         trained, figures = train(
             stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging),
-            start=partial(calibrate, module, codes),
         )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
@@ -72,7 +66,6 @@ def _decoder_of(codes: CodeDataset) -> DQVAE | None:
 
 
 def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -> float:
-    calibrate(module, codes)
     batch = codes[0]
 
     def step() -> None:

@@ -22,7 +22,6 @@ from graincode.tokenizer import DQVAE
 from graincode.training.meter import Meter
 from graincode.training.stage import Player, Step, evaluation_batch
 
-DENSITY_IMAGES = 65_536  # that tell which densities there are
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
 
 
@@ -35,17 +34,7 @@ def made_of(batch: CodeBatch, module: Generator, rng: SampleRng | None = None, w
         rng: random numbers of the batch; torch's generator, if not given.
         wrapped: the generator as it is called in training.
     """
-    more = {"density": batch.density} if module.needs_density else {}
-    return (module if wrapped is None else wrapped)(batch.codes, batch.labels, rng, **more)
-
-
-def calibrate(module: Generator, dataset: CodeDataset) -> None:
-    """What a generator learns of training codes before step 1, from at most `DENSITY_IMAGES` of them."""
-    if module.needs_density:
-        order = permutation(0, 0, len(dataset)).tolist()
-        batches = in_order(dataset, evaluation_batch(module.layout), DENSITY_IMAGES, order=order)
-        grains, density = zip(*((batch.codes.grains, batch.density) for batch in batches), strict=True)
-        module.calibrate(torch.cat(grains), torch.cat(density))
+    return (module if wrapped is None else wrapped)(batch.codes, batch.labels, rng)
 
 
 class GeneratorPlayer:
