@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from graincode.export import load_export
-from graincode.generator import Generator
-from graincode.tokenizer import DQVAE
+
+if TYPE_CHECKING:
+    from graincode.generator import Generator
+    from graincode.tokenizer import DQVAE
 
 
 def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> DQVAE:

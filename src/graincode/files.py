@@ -97,6 +97,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser()
 
 
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def short_hash(value: Any) -> str:
     """8 hex digits over the JSON form of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -270,6 +270,18 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
     return SlotTable(**{field.name: getattr(table, field.name).to(device) for field in fields(table)})
 
 
+def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:
+    """Refuse codes of another layout; the number of classes does not matter.
+
+    Raises:
+        GraincodeError: naming the fields that differ.
+    """
+    a, b = found.to_config(), wanted.to_config()
+    differing = [f"{key} {a[key]} instead of {b[key]}" for key in a if key != "classes" and a[key] != b[key]]
+    if differing:
+        raise GraincodeError(f"{what} do not fit {whose}: {', '.join(differing)}; take the tokenizer that made them")
+
+
 def _pair(value: Any, what: str) -> tuple[int, int]:
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) != 2 or not all(isinstance(v, int) and v > 0 for v in values):

@@ -17,6 +17,7 @@ from graincode.config.job import build, job_main, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
+from graincode.core.layout import check_layouts
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
 from graincode.data.images import open_image
@@ -29,7 +30,7 @@ from graincode.jobs.dry import dry_run
 from graincode.pictures import grid
 from graincode.runs.identity import open_run
 from graincode.sampling import Sampler
-from graincode.tokenizer import DQVAE, check_layouts
+from graincode.tokenizer import DQVAE
 
 
 def run(cfg: DictConfig) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from graincode.core.errors import GraincodeError
-from graincode.files import new_directory, write_json
+from graincode.files import new_directory, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Checkpoints:
             try:
                 with new_directory(self.path(step)) as partial:
                     torch.save({"step": step, **state}, partial / "state.pt")
-                    digest = _sha256(partial / "state.pt")
+                    digest = sha256(partial / "state.pt")
                     write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 raise GraincodeError(
@@ -146,13 +145,8 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """
     about = read_about(path)
     try:
-        if _sha256(path / "state.pt") != about["sha256"]:
+        if sha256(path / "state.pt") != about["sha256"]:
             raise ValueError("its content has changed since it was written")
         return torch.load(path / "state.pt", map_location=device, weights_only=True)
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
         raise Damaged(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

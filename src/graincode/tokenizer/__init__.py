@@ -13,7 +13,7 @@ from graincode.tokenizer.densities import (
     RandomDensity,
     VarianceDensity,
 )
-from graincode.tokenizer.dqvae import DQVAE, Reconstruction, check_layouts
+from graincode.tokenizer.dqvae import DQVAE, Reconstruction
 from graincode.tokenizer.encoder import GrainEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
@@ -49,5 +49,4 @@ __all__ = [
     "SimVQuantizer",
     "TimmLoss",
     "VarianceDensity",
-    "check_layouts",
 ]

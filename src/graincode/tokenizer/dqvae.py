@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
 from graincode.core.density import ratios_at
 from graincode.core.errors import GraincodeError
-from graincode.core.layout import CodeLayout
+from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.rng import RESTARTS, SampleRng
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.densities import Probe
@@ -263,17 +263,3 @@ class DQVAE(nn.Module):
         rows, columns = self.layout.grids[-1]
         finest = rng.uniforms(RESTARTS, rows, columns)
         return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]
-
-
-def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:
-    """Refuse codes of another layout; the number of classes does not matter to a tokenizer.
-
-    Raises:
-        GraincodeError: naming the fields that differ.
-    """
-    a, b = found.to_config(), wanted.to_config()
-    differing = [f"{key} {a[key]} instead of {b[key]}" for key in a if key != "classes" and a[key] != b[key]]
-    if differing:
-        raise GraincodeError(
-            f"{what} do not fit {whose}: {', '.join(differing)}; type the tokenizer_path that made the codes"
-        )
