@@ -209,8 +209,8 @@ def test_a_state_of_another_version_is_refused_and_kept(tmp_path):
     for step in (1, 2):
         checkpoints.save(step, {})
     about = checkpoints.path(2) / "state.json"
-    about.write_text(about.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(GraincodeError, match="has state format 2, this version reads 1"):
+    about.write_text(about.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(GraincodeError, match="has state format 3, this version reads 2"):
         checkpoints.load(CPU)
     assert checkpoints.steps() == [2, 1]
 

@@ -10,13 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from graincode.api import load_tokenizer
-from graincode.config.job import build
+from graincode.config.job import build, open_run
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, feature_distance
 from graincode.networks.perceptual import Lite0Loss, LPIPSLoss, TimmLoss
 from graincode.runs.checkpoint import read_state
-from graincode.runs.identity import open_run
 from graincode.tokenizer import ReconstructionObjective
 from graincode.training.trackers import read_log
 

@@ -27,6 +27,10 @@ from graincode.core.layout import CodeLayout
 from graincode.distributed.hardware import Hardware
 from graincode.distributed.launch import ProcessFailed, launch
 from graincode.distributed.signals import STATUS, Stopped
+from graincode.files import short_hash
+from graincode.runs.checkpoint import read_about
+from graincode.runs.identity import identity_of
+from graincode.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -120,3 +124,26 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
     if not path.exists():
         raise GraincodeError(f"{key}={value}: there is nothing at {path}; type {key}=latest or {key}=/path")
     return path
+
+
+def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
+    """The directory of this run: `runs_dir/job/run_name`.
+
+    The default name is the experiment's with 8 hex digits over the keys that matter (all but those of
+    conf/identity.yaml), so that different runs, or the members of a sweep, never share a directory. What a run reads
+    (`inputs`: names and content hashes of exports and codes) counts by its content, not by its path.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    known = OmegaConf.load(config_directory() / "identity.yaml")
+    left_out, more = [*known.left_out], {}
+    if trainer := config.get("trainer"):
+        if trainer["export"] != "best":
+            left_out += known.left_out_unless_best
+        if trainer["resume"] not in ("auto", "never"):
+            inputs["resume"] = read_about(Path(trainer["resume"]))["sha256"]
+        hardware = config["hardware"]
+        tf32 = hardware["tf32"] and hardware["device"] == "gpu"
+        more = {"hardware.mixed_precision": hardware["mixed_precision"], "hardware.tf32": tf32}
+    identity = identity_of(config, left_out) | more | {f"inputs.{name}": value for name, value in inputs.items()}
+    name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
+    return Run(Path(cfg.runs_dir) / job / name, config, identity)

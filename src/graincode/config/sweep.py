@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from graincode.files import write_json
-from graincode.runs.table import MEMBER, _collect
+from graincode.runs.table import MEMBER, collect_sweep
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def sweep_member() -> Iterator[None]:
     try:
         yield
     except BaseException:  # ends the sweep: what has finished is still worth a table
-        _collect(file.parents[1])
+        collect_sweep(file.parents[1])
         raise
     finally:
         del os.environ[MEMBER]
@@ -43,4 +43,4 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Collect the figures of all members of the sweep."""
-        _collect(Path(config.hydra.sweep.dir))
+        collect_sweep(Path(config.hydra.sweep.dir))

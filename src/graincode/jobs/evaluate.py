@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode.config.job import build, job_main, resolve_path
+from graincode.config.job import build, job_main, open_run, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.prompts import CodePrefix
@@ -50,7 +50,6 @@ from graincode.files import write_json
 from graincode.jobs.dry import dry_run
 from graincode.networks.distances import PerceptualDistance
 from graincode.networks.features import FeatureNetwork
-from graincode.runs.identity import open_run
 from graincode.runs.table import update_table
 from graincode.tokenizer import DQVAE
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from graincode.config.job import build, job_main, resolve_path
+from graincode.config.job import build, job_main, open_run, resolve_path
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.data.augmentation import Augmentation, Views
@@ -23,7 +23,6 @@ from graincode.evaluation.streams import check_image_size
 from graincode.export import load_export
 from graincode.files import write_json
 from graincode.jobs.dry import dry_run
-from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE
 
 

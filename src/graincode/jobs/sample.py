@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from graincode.config.job import build, job_main, resolve_path
+from graincode.config.job import build, job_main, open_run, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
@@ -28,7 +28,6 @@ from graincode.files import replacing
 from graincode.generator import Generator
 from graincode.jobs.dry import dry_run
 from graincode.pictures import grid
-from graincode.runs.identity import open_run
 from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE
 

@@ -7,7 +7,7 @@ import logging
 import torch
 from omegaconf import DictConfig
 
-from graincode.config.job import build, job_main, resolve_path, with_layout
+from graincode.config.job import build, job_main, open_run, resolve_path, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
 from graincode.data.codes import CodeDataset
@@ -15,7 +15,6 @@ from graincode.distributed.hardware import Hardware
 from graincode.export import export_run, load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
-from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE
 from graincode.training.generator_stage import GeneratorStage, made_of
 from graincode.training.loop import train
@@ -44,12 +43,12 @@ def run(cfg: DictConfig) -> float:
         validation = CodeDataset(cfg.codes_path, "val")
         window = cfg.trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
-        trained, figures = train(
+        trained, metrics = train(
             stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging),
         )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
-        return run.finish(figures["objective"], metrics=figures)
+        return run.finish(metrics["objective"], metrics=metrics)
 
 
 def _decoder_of(codes: CodeDataset) -> DQVAE | None:

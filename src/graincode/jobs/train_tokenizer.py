@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode.config.job import build, job_main, with_layout
+from graincode.config.job import build, job_main, open_run, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
@@ -21,7 +21,6 @@ from graincode.distributed.hardware import Hardware
 from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_run
 from graincode.networks.perceptual import PerceptualLoss
-from graincode.runs.identity import open_run
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
 from graincode.training.stage import evaluation_batch
@@ -99,13 +98,13 @@ def run(cfg: DictConfig) -> float:
             module, objective, adversary, dataset, source.split("val"), build(cfg.augmentation), hardware.workers,
             partial(calibration, limit),
         )  # fmt: skip
-        trained, figures = train(
+        trained, metrics = train(
             stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging), start
         )
         if trained.router.is_learned:
             report_shares(trained.calibrate(calibration(limit)))
         export_run(run.path, "tokenizer", config, trained, data=dataset.name)
-        return run.finish(figures["objective"], metrics=figures)
+        return run.finish(metrics["objective"], metrics=metrics)
 
 
 def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:

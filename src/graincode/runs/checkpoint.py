@@ -18,20 +18,23 @@ from graincode.files import new_directory, sha256, write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Damaged(GraincodeError):
     """A state is not what was written."""
 
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"{path} is damaged ({_shortened(reason)})")
+
 
 class Checkpoints:
     """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`.
 
-    The best state, by the objective of an evaluation, stays besides the newest ones.
+    The state with the best objective of an evaluation stays besides the newest ones.
 
     Args:
-        folder: where they lie; this process is the only one that writes there.
+        folder: where they lie; no other process may write there.
         keep: how many of the newest stay.
     """
 
@@ -48,7 +51,7 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}"
 
     def save(self, step: int, state: dict[str, Any], **about: Any) -> None:
-        """Write the state after `step` steps, as a whole, and let older ones go; one that is there already stays.
+        """Write the state after `step` steps as a whole, unless it is there, and remove the oldest.
 
         Args:
             step: steps done.
@@ -65,33 +68,27 @@ class Checkpoints:
                     write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 raise GraincodeError(
-                    f"the state after step {step} cannot be written to {self.folder} "
-                    f"({' '.join(str(error).split())[:120]}): make room; the same command then goes on from "
-                    f"step {next(iter(self.steps()), 0)}"
+                    f"{self.path(step)} cannot be written ({_shortened(error)}): make room; the same command then goes "
+                    f"on from step {next(iter(self.steps()), 0)}"
                 ) from error
         self._prune()
 
-    def mark_best(self, step: int, figures: dict[str, float]) -> None:
-        """Keep a saved state as the best, with the figures of its evaluation, and let the one before go."""
-        write_json(self.folder / "best.json", {"step": step, "figures": figures})
+    def mark_best(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep a saved state as the best, with the metrics of its evaluation, instead of the one before."""
+        write_json(self.folder / "best.json", {"step": step, "metrics": metrics})
         self._prune()
 
     @property
     def best(self) -> dict[str, Any]:
-        """What `mark_best` was given last; empty if it never was."""
+        """The step and metrics that `mark_best` was given last; empty if it never was."""
         file = self.folder / "best.json"
         return json.loads(file.read_text()) if file.is_file() else {}
-
-    @property
-    def best_step(self) -> int | None:
-        """Step of the best state, if one was marked."""
-        return self.best.get("step")
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The newest state that can be read, or None; a damaged one is named, and the one before is taken.
 
         Raises:
-            GraincodeError: there are states, and all of them are damaged, or one is of another version.
+            GraincodeError: there are states, and all of them are damaged, or one is of another format.
         """
         for step in self.steps():
             try:
@@ -112,7 +109,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for older in self.steps()[self.keep :]:
-            if older != self.best_step:
+            if older != self.best.get("step"):
                 shutil.rmtree(self.path(older))
 
 
@@ -127,11 +124,11 @@ def read_about(path: Path) -> dict[str, Any]:
         about = json.loads((path / "state.json").read_text())
         found = about["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+        raise Damaged(path, error) from error
     if found != FORMAT:
         raise GraincodeError(
-            f"{path} has state format {found}, this version reads {FORMAT}: "
-            "type the version of graincode that wrote it, or another run_name"
+            f"{path} has state format {found}, this version reads {FORMAT}: go on with the version of graincode that "
+            "wrote it, or choose another run_name"
         )
     return about
 
@@ -149,4 +146,8 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
             raise ValueError("its content has changed since it was written")
         return torch.load(path / "state.pt", map_location=device, weights_only=True)
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
-        raise Damaged(f"{path} is damaged ({' '.join(str(error).split())[:100]})") from error
+        raise Damaged(path, error) from error
+
+
+def _shortened(error: object) -> str:
+    return " ".join(str(error).split())[:120]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from graincode.core.errors import GraincodeError
 from graincode.distributed import collectives
@@ -38,55 +37,45 @@ class Run:
 
     def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
         self.path, self.config, self.identity = path, config, identity
-        self._lock: TextIO | None = None  # of process 0
+        self._lock = FileLock(path / "run.lock", timeout=_LOCK_SECONDS)  # process 0 alone acquires it
 
     def __enter__(self) -> Run:
         collectives.check_agreement("their configuration", int(short_hash(self.identity), 16))
         collectives.on_main(self._open)
         return self
 
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
     def _open(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "run.lock").open("a")
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._lock.close()
-                    raise GraincodeError(
-                        f"another process works in {self.path}: wait for it, or type another run_name"
-                    ) from None
-                time.sleep(0.2)
+        try:
+            self._lock.acquire(poll_interval=0.2)
+        except Timeout:
+            raise GraincodeError(
+                f"another process works in {self.path}: wait for it, or choose another run_name"
+            ) from None
         try:
             self._claim()
             for folder in (self.path, self.path / "state", self.path / "pictures"):
                 clear_leftovers(folder)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough: processes that load data have it open too
-            self._lock.close()
 
     def _claim(self) -> None:
         file = self.path / "config.json"
-        if file.is_file():
-            if changes := self.differing(json.loads(file.read_text())["identity"]):
-                raise GraincodeError(
-                    f"{self.path} holds a run with other settings ({changes}): type another run_name, or the settings "
-                    "of that run"
-                )
-        else:
+        if not file.is_file():
             write_json(file, {"config": self.config, "identity": self.identity})
+        elif changes := self.differing(json.loads(file.read_text())["identity"]):
+            raise GraincodeError(
+                f"{self.path} holds a run with other settings ({changes}): choose another run_name, or the settings "
+                "of that run"
+            )
 
     def differing(self, before: dict[str, Any], but: Sequence[str] = ()) -> str:
         """Which settings of another run's identity differ from this one's, in words; empty if none does."""
-        keys = sorted(key for key in (before.keys() | self.identity.keys()) - set(but))
+        keys = sorted((before.keys() | self.identity.keys()) - set(but))
         changed = [key for key in keys if before.get(key) != self.identity.get(key)]
         named = ", ".join(f"{key}: {before.get(key)} -> {self.identity.get(key)}" for key in changed[:4])
         return named + (", ..." if len(changed) > 4 else "")
@@ -108,13 +97,12 @@ class Run:
         link.unlink(missing_ok=True)
         link.symlink_to(self.path.name)
         os.replace(link, self.path.parent / "latest")
-        write_json(self.path / "result.json", result)  # behind it, nothing is done again
+        write_json(self.path / "result.json", result)  # last: with it, nothing is done again
         note_member(self.path)
 
     def report_finished(self, result: dict[str, Any]) -> float:
-        """Say that there is nothing left to do, and give the recorded objective."""
+        """Say that there is nothing left to do; gives the recorded objective."""
         collectives.on_main(lambda: note_member(self.path))
-        log.info(
-            "%s is finished (objective %.6g): type another run_name to run it again", self.path, result["objective"]
-        )
+        log.info("%s is finished (objective %.6g): choose another run_name to run it again", self.path,
+                 result["objective"])  # fmt: skip
         return result["objective"]

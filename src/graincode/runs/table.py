@@ -1,17 +1,19 @@
-"""Tables of finished runs: one for all evaluations, which grows, and one with a plot for each sweep."""
+"""Tables of finished runs: one of all evaluations, and one with plots for each sweep."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from graincode.files import replacing, write_json
+from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +22,17 @@ MEMBER = "GRAINCODE_SWEEP_MEMBER"
 
 _LENGTH, _RATES = "codes_per_image", ("images.ratios", "images.psnr")
 _FIRST = ("run", "mode", "images", "count", "reference")
-_YARDSTICKS = ("_floor", "_of_real_images")
+_OF_REAL_IMAGES = ("_floor", "_of_real_images")
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
+
+Lines = dict[str, list[tuple[float, float, float]]]
+"""What one panel of a plot shows: points (x, y, spread of y) by the label of their line."""
 
 
 def update_table(folder: Path) -> Path:
-    """Write `table.csv`, with a line for every evaluation in a folder of runs.
-
-    Args:
-        folder: with a directory for each run; those with a metrics.json count.
-    Returns:
-        the table.
-    """
+    """Write `table.csv` in a folder of runs, with a line for every metrics.json, and give its path."""
     path = folder / "table.csv"
-    with (folder / ".table.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / ".table.lock"):
         rows = []
         for file in sorted(folder.glob("*/metrics.json")):
             if file.parent.is_symlink():  # latest
@@ -42,8 +40,8 @@ def update_table(folder: Path) -> Path:
             try:
                 record = json.loads(file.read_text())
                 spreads = {f"{name}_std": spread["std"] for name, spread in record.pop("uncertainty").items()}
-                figures = record.pop("metrics")
-                rows.append({"run": file.parent.name, **_flat(record), **figures, **spreads})
+                metrics = record.pop("metrics")
+                rows.append({"run": file.parent.name, **_row(record), **metrics, **spreads})
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
         rows.sort(key=lambda row: str(row.get("finished")))
@@ -57,8 +55,16 @@ def note_member(run: Path) -> None:
         write_json(Path(file), {"run": str(run.absolute())})
 
 
+def collect_sweep(folder: Path) -> None:
+    """Write and print the table of the members of a sweep that have finished."""
+    files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
+    members = [member for member in (json.loads(file.read_text()) for file in files) if "overrides" in member]
+    if members:
+        print(f"sweep: {write_sweep(folder, members)}")
+
+
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the table of a sweep, and a plot of its figures over the settings that vary.
+    """Write the table of a sweep, and plots of its metrics over the settings that vary.
 
     Args:
         folder: of the sweep.
@@ -69,147 +75,119 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
     names = list(dict.fromkeys(name for setting in settings for name in setting))
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
-    rows, figures, spreads = [], [], []
+    rows, metrics, spreads = [], [], []
     for member, setting in zip(members, settings, strict=True):
         run = Path(member["run"])
         result = json.loads((run / "result.json").read_text())
-        found = {name: value for name, value in _flat(result.get("metrics") or result).items() if _is_number(value)}
-        metrics = run / "metrics.json"
-        known = json.loads(metrics.read_text())["uncertainty"] if metrics.is_file() else {}
-        figures.append(found)
+        metrics.append({k: v for k, v in _row(result.get("metrics") or result).items() if _is_number(v)})
+        record = run / "metrics.json"
+        known = json.loads(record.read_text())["uncertainty"] if record.is_file() else {}
         spreads.append({name: spread["std"] for name, spread in known.items()})
         chosen = {name: setting.get(name) for name in varying}
-        rows.append(chosen | found | {f"{name}_std": std for name, std in spreads[-1].items()} | {"run": run.name})
+        stds = {f"{name}_std": std for name, std in spreads[-1].items()}
+        rows.append(chosen | metrics[-1] | stds | {"run": run.name})
     _write_csv(folder / "table.csv", rows, varying)
     if varying and len(rows) > 1:
-        _plot(folder / "plot.png", [[setting.get(name) for name in varying] for setting in settings], varying, figures,
-              spreads)  # fmt: skip
-        if len({found[_LENGTH] for found in figures if _LENGTH in found and "mse" in found}) > 1:
-            _rate_distortion(folder / "rate_distortion.png", settings, varying, figures)
+        _plot_metrics(folder / "plot.png", settings, varying, metrics, spreads)
+        if len({found[_LENGTH] for found in metrics if _LENGTH in found and "mse" in found}) > 1:
+            _plot_rate_distortion(folder / "rate_distortion.png", settings, varying, metrics)
     return folder / "table.csv"
 
 
-def _collect(folder: Path) -> None:
-    """Write what the members of a sweep that have finished amount to."""
-    files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
-    members = [json.loads(file.read_text()) for file in files]
-    members = [member for member in members if "overrides" in member]
-    if members:
-        print(f"sweep: {write_sweep(folder, members)}")
+def _plot_metrics(
+    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str],
+    metrics: Sequence[Mapping[str, float]], spreads: Sequence[Mapping[str, float]],
+) -> None:  # fmt: skip
+    """A panel for each metric, over the setting that takes most numbers; a line for each choice of the others."""
+    values = {name: [setting.get(name) for setting in settings] for name in names}
+    numeric = {name: all(_is_number(_parsed(value)) for value in values[name]) for name in names}
+    across = max(names, key=lambda name: (numeric[name], len(set(values[name]))))
+    ticks = None if numeric[across] else list(dict.fromkeys(values[across]))
+    x = [float(value) if ticks is None else float(ticks.index(value)) for value in values[across]]
+    labels = [_label(setting, [name for name in names if name != across]) for setting in settings]
+    every = list(dict.fromkeys(name for found in metrics for name in found))
+    panels: dict[str, Lines] = {}
+    for name in every:
+        if any(part in name for part in _OF_REAL_IMAGES):
+            continue
+        lines: Lines = {label: [] for label in labels}
+        for i, found in enumerate(metrics):
+            if name in found:
+                lines[labels[i]].append((x[i], found[name], spreads[i].get(name) or 0))
+        for part in _OF_REAL_IMAGES:
+            real = next((other for other in every if part in other and other.replace(part, "") == name), None)
+            if real is not None:
+                lines["real images"] = [(x[i], found[real], 0) for i, found in enumerate(metrics) if real in found]
+        panels[name] = lines
+    _draw(path, panels, columns=min(3, len(panels)), across=across, ticks=ticks)
 
 
-def _plot(
-    path: Path,
-    settings: Sequence[Sequence[str | None]],
-    names: Sequence[str],
-    figures: Sequence[Mapping[str, float]],
-    spreads: Sequence[Mapping[str, float]],
+def _plot_rate_distortion(
+    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], metrics: Sequence[Mapping[str, float]]
 ) -> None:
-    """A panel for each figure, over the setting that takes most numbers; a line for each choice of the others."""
-    from matplotlib.figure import Figure as Canvas  # every process of every job imports this module
+    """Error of reconstructions over codes and over bits; a line for each choice of all but the length asked for."""
+    panels: dict[str, Lines] = {}
+    for rate, title in {_LENGTH: "codes per image", "bits_per_image": "bits per image, grain map included"}.items():
+        lines = panels[title] = {}
+        for setting, found in zip(settings, metrics, strict=True):
+            if rate in found and "mse" in found:
+                label = _label(setting, [name for name in names if name not in _RATES])
+                lines.setdefault(label, []).append((found[rate], found["mse"], 0))
+    _draw(path, panels, columns=2, across="", log_of="mean squared error")
 
-    columns = list(zip(*settings, strict=True))
-    numeric = [all(_is_number(_parsed(value)) for value in column) for column in columns]
-    across = max(range(len(names)), key=lambda i: (numeric[i], len(set(columns[i]))))
-    if numeric[across]:
-        places = [float(value) for value in columns[across]]
-    else:
-        ticks = list(dict.fromkeys(columns[across]))
-        places = [float(ticks.index(value)) for value in columns[across]]
-    lines: dict[str, list[int]] = {}
-    for index, setting in enumerate(settings):
-        others = [
-            f"{_short(name)}={value}" for i, (name, value) in enumerate(zip(names, setting, strict=True)) if i != across
-        ]
-        lines.setdefault(", ".join(others), []).append(index)
-    every = list(dict.fromkeys(name for found in figures for name in found))
-    panels = [name for name in every if not any(part in name for part in _YARDSTICKS)]
-    wide = min(3, len(panels))
-    high = -(-len(panels) // wide)
-    canvas = Canvas(figsize=(4.2 * wide, 2.9 * high), layout="constrained")
-    axes = canvas.subplots(high, wide, squeeze=False).flatten()
-    for panel, name in zip(axes, panels, strict=False):
-        for colour, (label, members) in zip(_COLOURS * len(lines), lines.items(), strict=False):
-            known = sorted((i for i in members if name in figures[i]), key=lambda i: places[i])
-            panel.errorbar(
-                [places[i] for i in known], [figures[i][name] for i in known],
-                [spreads[i].get(name) or 0 for i in known], label=label, color=colour, marker="o", markersize=4,
-                linewidth=1.5, elinewidth=1, capsize=2,
-            )  # fmt: skip
-        for part in _YARDSTICKS:
-            yardstick = next((f for f in every if part in f and f.replace(part, "") == name), None)
-            if yardstick is not None:
-                known = sorted({(places[i], found[yardstick]) for i, found in enumerate(figures) if yardstick in found})
-                panel.plot(*zip(*known, strict=True), color="#777777", linestyle="--", linewidth=1, label="real images")
-        panel.set_title(name, fontsize=10)
-        if not numeric[across]:
+
+def _draw(
+    path: Path, panels: Mapping[str, Lines], columns: int, across: str,
+    ticks: Sequence[str | None] | None = None, log_of: str | None = None,
+) -> None:  # fmt: skip
+    """Panels side by side with one legend; with `log_of`, a name of y, both axes are logarithmic and y is shared."""
+    from matplotlib.figure import Figure  # every process of every job imports this module
+
+    high = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * high), layout="constrained")
+    axes = figure.subplots(high, columns, squeeze=False, sharey=log_of is not None).flatten()
+    shown: dict[str, Any] = {}
+    for panel, (title, lines) in zip(axes, panels.items(), strict=False):
+        panel.set_title(title, fontsize=10)
+        for index, (label, points) in enumerate(lines.items()):
+            style = {"color": _COLOURS[index % len(_COLOURS)], "marker": "o", "markersize": 4, "capsize": 2}
+            if label == "real images":
+                style = {"color": "#777777", "linestyle": "--"}
+            if points:
+                shown[label] = panel.errorbar(*zip(*sorted(points), strict=True), label=label, **style)
+        if log_of is not None:
+            panel.set(xscale="log", yscale="log")
+            panel.xaxis.set_major_formatter("{x:.0f}")
+            panel.xaxis.set_minor_formatter("{x:.0f}")
+        if ticks is not None:
             panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
         panel.grid(color="#e4e4e4", linewidth=0.6)
-        panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    canvas.supxlabel(names[across], fontsize=10)
-    shown = {}
-    for panel in axes:
-        shown |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    axes[0].set_ylabel(log_of or "")
+    figure.supxlabel(across, fontsize=10)
     if any(shown):
-        canvas.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
+        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
     with replacing(path) as partial:
-        canvas.savefig(partial, dpi=150)
+        figure.savefig(partial, dpi=150)
 
 
-def _rate_distortion(
-    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], figures: Sequence[Mapping[str, float]]
-) -> None:
-    """Error of reconstructions over codes and over bits; a line for each choice of all but the length asked for."""
-    from matplotlib.figure import Figure as Canvas
-
-    lines: dict[str, list[Mapping[str, float]]] = {}
-    for setting, found in zip(settings, figures, strict=True):
-        if _LENGTH in found and "mse" in found:
-            others = [f"{_short(name)}={setting.get(name)}" for name in names if name not in _RATES]
-            lines.setdefault(", ".join(others), []).append(found)
-    canvas = Canvas(figsize=(9, 3.8), layout="constrained")
-    axes = canvas.subplots(1, 2, sharey=True)
-    titles = {_LENGTH: "codes per image", "bits_per_image": "bits per image, grain map included"}
-    for panel, (name, title) in zip(axes, titles.items(), strict=True):
-        for colour, (label, found) in zip(_COLOURS * len(lines), lines.items(), strict=False):
-            points = sorted((one[name], one["mse"]) for one in found if name in one)
-            panel.plot(*zip(*points, strict=True), label=label, color=colour, marker="o", markersize=4, linewidth=1.5)
-        panel.set(xscale="log", yscale="log", xlabel=title)
-        panel.xaxis.set_major_formatter("{x:.0f}")
-        panel.xaxis.set_minor_formatter("{x:.0f}")
-        panel.grid(color="#e4e4e4", linewidth=0.6, which="both")
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mean squared error")
-    if any(lines):
-        handles, labels = axes[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
-    with replacing(path) as partial:
-        canvas.savefig(partial, dpi=150)
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one line of a table; a list is one field."""
+    return {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flatten(values).items() if v != {}}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one line of a table."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            flat[f"{prefix}{key}"] = " ".join(map(str, value))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> None:
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Iterable[str]) -> None:
     names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _label(setting: Mapping[str, str], names: Iterable[str]) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]}={setting.get(name)}" for name in names)
 
 
 def _parsed(value: str | None) -> Any:
@@ -221,7 +199,3 @@ def _parsed(value: str | None) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _short(name: str) -> str:
-    return name.rpartition(".")[2]

@@ -173,7 +173,7 @@ def train(
                     name = interruption.signal.name if interruption.signal else "a signal to another process"
                     raise Stopped(f"stopped by {name} after step {step}, state saved: the same command goes on")
         with average.in_use(seats[0].trained) as module:
-            if trainer.export == "best" and checkpoints.best_step not in (None, step):
+            if trainer.export == "best" and checkpoints.best.get("step", step) != step:
                 figures = _load_best(checkpoints, stage.players[0].name, module)
                 _show(stage, module, run_log)  # files show what is exported
         return module.eval(), figures
@@ -186,11 +186,11 @@ def train(
 
 def _load_best(checkpoints: Checkpoints, name: str, module: nn.Module) -> dict[str, float]:
     """Load the weights of the best evaluation, and give its figures."""
-    step = checkpoints.best_step
+    step = checkpoints.best["step"]
     state = read_state(checkpoints.path(step), torch.device("cpu"))
     module.load_state_dict(state["players"][name]["module"] if state["average"] is None else state["average"])
     log.info("the weights of step %d are exported, whose evaluation was the best", step)
-    return checkpoints.best["figures"]
+    return checkpoints.best["metrics"]
 
 
 def _show(stage: Stage, module: nn.Module, run_log: RunLog | None, step: int | None = None) -> None:
