@@ -1,89 +1,191 @@
-"""One line for each error: the key, what was expected, what to type."""
+"""The border: errors of Hydra, of constructors and of a running job as one line with the key that was typed."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.schema import config_directory
+from graincode.config.schema import config_directory, flatten
 from graincode.core.errors import GraincodeError
-from graincode.runs.identity import flatten
+
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+"""A value that stands for that of another key."""
+
+_ARGUMENTS = re.compile(r"([A-Za-z_][\w.]*)=(.*?)(?=(?: and | )[A-Za-z_][\w.]*=|$)")
 
 
-def explain(error: Exception, job: str, overrides: list[str]) -> str:
-    """One line that says what was wrong and what to type."""
+class Keys:
+    """The keys of a composed configuration, each once: where a user types it.
+
+    Args:
+        cfg: of a job, whole.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self._raw: Any = OmegaConf.to_container(cfg, resolve=False)
+        flat = flatten(self._raw, nodes=True)
+        self.values = {key: value for key, value in flat.items() if not REFERENCE.fullmatch(str(value))}
+
+    def typed(self, key: str) -> str:
+        """The key that a key gets its value from: itself, or what `${...}` on the way to it names."""
+        node, path = self._raw, ""
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+            path = f"{path}.{part}" if path else part
+            if reference := REFERENCE.fullmatch(str(node)):
+                path = self.typed(reference.group(1))
+                node = self.values.get(path)
+        return path
+
+    def find(self, name: str, value: str, node: str = "") -> str | None:
+        """The key of an argument: of the node that was built, or else of the same name and value, or name alone."""
+        if name in self.values:
+            return name
+        if node and (key := self.typed(f"{node}.{name}")) in self.values:
+            return key
+        named = [key for key in self.values if key.rpartition(".")[2] == name]
+        equal = [key for key in named if _spelled(self.values[key]) == _spelled(value)]
+        within = [key for key in equal if node and key.startswith(f"{self.typed(node.split('.')[0])}.")]
+        for found in (within, equal):
+            if found:
+                return min(found, key=lambda key: key.count("."))
+        return named[0] if len(named) == 1 else None
+
+    def explain(self, message: str, node: str = "") -> str:
+        """A message about arguments, or about a path, with the keys that they came from."""
+        head, colon, rest = message.partition(": ")
+        if not colon:
+            return message
+        if found := _ARGUMENTS.findall(head):
+            if "".join(f"{name}={value}" for name, value in found) != head.replace(" and ", "").replace(" ", ""):
+                return message
+            keys = [(self.find(name, value, node) or name, value) for name, value in found]
+            return f"{' '.join(f'{key}={value}' for key, value in keys)}: {rest}"
+        for key, value in self.values.items():
+            if isinstance(value, str) and value and Path(value).expanduser().resolve() == Path(head).resolve():
+                return f"{key}={head}: {rest}"
+        return message
+
+
+def _spelled(value: Any) -> str:
+    text = re.sub(r"[\s'\"]", "", str(value)).replace("(", "[").replace(")", "]").replace(",]", "]")
+    try:
+        return repr(float(text))
+    except ValueError:
+        return text
+
+
+@contextmanager
+def border(cfg: DictConfig) -> Iterator[None]:
+    """What is raised in the block as a user's error, where it is one.
+
+    Raises:
+        GraincodeError: of the block, with whole keys; or a device's memory, or a disk, is full.
+    """
+    try:
+        yield
+    except GraincodeError as error:
+        error.args = (Keys(cfg).explain(error.line),)
+        raise
+    except (OSError, RuntimeError) as error:
+        if (message := _of_no_room(error, cfg)) is None:
+            raise
+        raise GraincodeError(message) from error
+
+
+def _of_no_room(error: Exception, cfg: DictConfig) -> str | None:
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        less = "batch_size= less"
+        if "trainer" in cfg:
+            less = (
+                "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
+            )
+        if "precision" in cfg:
+            less += ", or for samples precision=bfloat16"
+        return f"{'. '.join(str(error).split('. ')[:2])}: type {less}"
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    where = f" for {error.filename}" if error.filename else ""
+    return f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
+
+
+# where Hydra says in words alone which key is unknown
+_UNKNOWN = re.compile(r"Could not (?:override|delete from config\.|append to config\.|delete) '\+*~?([^'=]+)")
+_IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
+
+
+def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
+    """One line that says what was wrong with a command, and what to type."""
     chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = " ".join(" ".join(str(cause) for cause in chain).split())
     for cause in chain:
         if isinstance(cause, GraincodeError):
             return cause.line
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"there is no {group} {name!r}: type {group}= one of {', '.join(error.options)}"
-    text = " ".join(" ".join(str(cause) for cause in chain).split())
-    if unknown := re.search(r"Could not (?:override|find|delete) '([^']+)'", text):
-        key = unknown.group(1).lstrip("+~")
-        known = set(_known_keys(job, key, overrides))
-        if owners := _owners(key):
-            return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
-        return f"unknown key {key!r}: {nearest(key, known)}"
-    if wrong := re.search(r"Value '(.*?)'.*could not be converted to (\w+).*full_key: (\S+)", text):
-        value, kind, key = wrong.groups()
-        kind = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}.get(kind, kind)
-        return f"{key}={value}: expected {kind}; type for example {key}={_EXAMPLES.get(wrong.group(2), '...')}"
-    if single := re.search(r"merging override (\S+?)=(\S+) Invalid value assigned: \w+ is not a ListConfig", text):
-        key, value = single.groups()
-        return f"{key}={value}: expected a list; type for example {key}=[{value}]"
-    if missing := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{missing.group(1)} is not set: type {missing.group(1)}=..."
+        return f"{group}={name}: expected one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
+    if recipe := _IN_RECIPE.search(str(error)):
+        group, name, other = recipe.groups()
+        return f"{group}={name} is not for {job}, which has no {other}: type {group}= another"
+    if unknown := _UNKNOWN.search(text):
+        return _of_unknown(unknown.group(1), job, overrides)
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return text
 
 
-def _owners(key: str) -> list[str]:
-    """The options of configuration groups that have a key, such as sampler=masked for sampler.steps."""
-    parts, found = key.split("."), []
-    for split in range(1, len(parts)):
-        group = "/".join(parts[:split])
-        for file in sorted((config_directory() / group).glob("*.yaml")):
+def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
+    fitting = [o for o in overrides if "=" in o and not o.startswith("-") and o.split("=")[0].lstrip("+~") != key]
+    try:
+        cfg = compose(job, fitting, with_hydra=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        cfg = compose(job, with_hydra=True)
+    groups = {group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/")}
+    if owners := _owners(key, groups):
+        return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
+    return f"unknown key {key!r}: {nearest(key, groups | {k for k in Keys(cfg).values if k.split('.')[0] != 'hydra'})}"
+
+
+def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
+    """A job's configuration, as its command composes it."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def _owners(key: str, groups: Iterable[str]) -> list[str]:
+    """The options of a job's groups that have a key, such as sampler=masked for sampler.steps."""
+    found = []
+    for group in sorted(groups):
+        inner = key.removeprefix(f"{group.replace('/', '.')}.")
+        for file in sorted((config_directory() / group).glob("*.yaml")) if inner != key else ():
             node: Any = OmegaConf.to_container(OmegaConf.load(file))
-            for part in parts[split:]:
-                node = node.get(part, ...) if isinstance(node, dict) else ...
-            if node is not ...:
+            if inner in flatten(node if isinstance(node, dict) else {}, nodes=True):
                 found.append(f"{group}={file.stem}")
     return found
 
 
-def nearest(word: str, known: set[str]) -> str:
-    """What to type instead of an unknown word."""
-    shown = sorted(name for name in known - {word} if "._" not in name)
-    near = difflib.get_close_matches(word, shown, n=1, cutoff=0.5)
+def nearest(key: str, known: set[str]) -> str:
+    """What to type instead of an unknown key: one that ends the same, or one that is spelled nearly the same."""
+    shown = sorted(name for name in known - {key} if "._" not in name)
+    same = [name for name in shown if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = difflib.get_close_matches(key, same, 1, 0) or difflib.get_close_matches(key, shown, 1, 0.5)
     if near:
         return f"type {near[0]}"
-    heads = sorted({name.split(".")[0] for name in known})
-    return f"type a key that begins with one of {', '.join(heads)}"
-
-
-_EXAMPLES = {"Integer": "100", "Float": "0.5", "Boolean": "true"}
-
-
-def _known_keys(job: str, key: str, overrides: list[str]) -> Iterator[str]:
-    """Dotted keys and groups of a job's configuration, composed without the override that failed."""
-    fitting = [o for o in overrides if "=" in o and not o.startswith("-") and o.split("=")[0].lstrip("+~") != key]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-        try:
-            cfg = hydra.compose(job, overrides=fitting)
-        except (HydraException, OmegaConfBaseException):
-            cfg = hydra.compose(job)
-    yield from flatten(OmegaConf.to_container(cfg, resolve=False), leaves_only=False)
-    for folder in config_directory().rglob("*/"):
-        yield folder.relative_to(config_directory()).as_posix()
+    return f"type a key that begins with one of {', '.join(sorted({name.split('.')[0] for name in known}))}"

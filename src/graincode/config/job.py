@@ -1,47 +1,40 @@
-"""Hydra's side of every job: where the configuration lies, what its keys are, and errors that say what to type."""
+"""Hydra's side of every job: from the command line to its `run`, and from a node to an object."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import explain
-from graincode.config.schema import config_directory, register_schemas
-from graincode.config.sweep import sweep_member
-from graincode.config.validate import validate
+from graincode.config.errors import Keys, border, explain
+from graincode.config.schema import config_directory
 from graincode.core.errors import GraincodeError
-from graincode.core.layout import CodeLayout
-from graincode.distributed.hardware import Hardware
-from graincode.distributed.launch import ProcessFailed, launch
-from graincode.distributed.signals import STATUS, Stopped
-from graincode.files import short_hash
-from graincode.runs.checkpoint import read_about
-from graincode.runs.identity import identity_of
-from graincode.runs.run import Run
+from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
+
+if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
+    from graincode.core.layout import CodeLayout
+    from graincode.runs.run import Run
 
 log = logging.getLogger(__name__)
 
 
-def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
+def job_main(job: str) -> None:
     """Run one job from the command line: compose its configuration, check it, and hand it over.
 
     Exit statuses: 0; 1 for a crash; 2 and one line on standard error for bad input (GRAINCODE_DEBUG=1 shows the
     traceback); 75 for a training that a signal stopped and that saved its state; 130 for Ctrl-C otherwise.
     """
-    register_schemas()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
 
     @contextmanager
@@ -56,11 +49,6 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
             who = "" if rank == "0" else f"process {rank}: "
             print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
             sys.exit(2)
-        except (OSError, torch.OutOfMemoryError) as error:
-            if os.environ.get("GRAINCODE_DEBUG") or (full := GraincodeError.of_no_room(error, job)) is None:
-                raise
-            print(f"error: {full}", file=sys.stderr)
-            sys.exit(2)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(STATUS)
@@ -68,37 +56,58 @@ def job_main(job: str, run: Callable[[DictConfig], float]) -> None:
             print(f"error: {failed}", file=sys.stderr)
             sys.exit(1)
 
-    @functools.wraps(run)
-    def checked(cfg: DictConfig) -> float:
+    def compose_and_run(cfg: DictConfig) -> float:
         with one_line_errors():  # here already: Hydra would add lines of its own on the way out
+            from graincode.config.sweep import sweep_member
+            from graincode.config.validate import validate
+            from graincode.distributed.launch import launch
+
             validate(job, cfg)
             cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
-            hardware: Hardware = build(cfg.hardware)
-            with sweep_member():
+            hardware = build(cfg.hardware)
+            with border(cfg), sweep_member():
                 if hardware.is_spread and not cfg.debug.dry:
-                    return launch(job, cfg, hardware)
-                return run(cfg)
+                    return launch(f"{__name__}.run_job", job, cfg, hardware)
+                return run_job(job, cfg)
 
+    compose_and_run.__module__ = f"graincode.jobs.{job}"  # Hydra names the job after it
     try:
         with one_line_errors():
-            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(checked)()
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
+def run_job(job: str, cfg: DictConfig) -> float:
+    """Run a job on a checked configuration, as one of its processes; gives its objective.
+
+    Raises:
+        GraincodeError: bad input, with whole keys.
+    """
+    with border(cfg):
+        return import_module(f"graincode.jobs.{job}").run(cfg)
+
+
 def build(node: Any, **arguments: Any) -> Any:
-    """Instantiate a checked node; errors of the constructors come through as they are."""
+    """Instantiate a checked node.
+
+    Raises:
+        GraincodeError: of a constructor, with whole keys.
+    """
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, GraincodeError):
-            raise error.__cause__ from None
-        raise
+        if not isinstance(cause := error.__cause__, GraincodeError):
+            raise
+        if isinstance(node, DictConfig):
+            _, _, failed = str(error).partition("full_key: ")  # the node within that failed
+            cause.args = (Keys(node._get_root()).explain(cause.line, failed),)
+        raise cause from None
 
 
 def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
-    """A model's node, resolved, with the layout filled in: what an export keeps, and what `build` takes."""
+    """Fill the layout into a model's node, and give the node resolved, as an export keeps it."""
     OmegaConf.update(model, "layout", {**model.layout, **layout.to_config()}, merge=False)
     return OmegaConf.to_container(model, resolve=True)
 
@@ -133,6 +142,11 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     conf/identity.yaml), so that different runs, or the members of a sweep, never share a directory. What a run reads
     (`inputs`: names and content hashes of exports and codes) counts by its content, not by its path.
     """
+    from graincode.files import short_hash
+    from graincode.runs.checkpoint import read_about
+    from graincode.runs.identity import identity_of
+    from graincode.runs.run import Run
+
     config = OmegaConf.to_container(cfg, resolve=True)
     known = OmegaConf.load(config_directory() / "identity.yaml")
     left_out, more = [*known.left_out], {}

@@ -1,140 +1,147 @@
-"""The keys of every job."""
+"""The keys of every job, and where their configuration lies.
+
+A `Node` is checked against the constructor that its `_target_` names.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from typing import Annotated, Any, Literal, TypedDict
 
 import graincode
 from graincode.core.errors import GraincodeError
-from graincode.training.settings import GeneratorTrainerConfig, TrainerConfig
 
 
-@dataclass
-class JobConfig:
-    """Keys that all jobs have. Groups are `Any`: their keys are checked against what they instantiate."""
+@dataclass(frozen=True)
+class Range:
+    """What a value of the right type must fulfil, in words and as a function."""
 
-    seed: int = 0
-    experiment: str | None = None
-    runs_dir: str = "runs"
-    run_name: str | None = None
-    hardware: Any = MISSING
-    debug: Any = MISSING
+    expected: str
+    holds: Callable[[Any], bool]
 
 
-@dataclass
-class TrainTokenizerConfig(JobConfig):
+Node = dict[str, Any]
+"""Of a group, or with a `_target_`."""
+Count = Annotated[int, Range("1 or more", lambda value: value >= 1)]
+Seed = Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)]
+RunName = Annotated[
+    str,
+    Range(
+        "letters, digits, '_', '-' and '.', and not latest",
+        lambda value: re.fullmatch(r"[\w.-]+", value) is not None and value != "latest",
+    ),
+]
+
+
+class Job(TypedDict):
+    """Keys that all jobs have."""
+
+    seed: Seed
+    experiment: str | None
+    runs_dir: str
+    run_name: RunName | None
+    hardware: Node
+    debug: Node
+
+
+class TrainTokenizer(Job):
     """Stage 1."""
 
-    data: Any = MISSING
-    tokenizer: Any = MISSING
-    augmentation: Any = MISSING
-    calibration_images: int | None = None
-    init_from: str | None = None
-    optimizer: Any = MISSING
-    logging: Any = MISSING
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    data: Node
+    tokenizer: Node
+    augmentation: Node
+    calibration_images: Count | None
+    init_from: str | None
+    optimizer: Node
+    logging: Node
+    trainer: Node
 
 
-@dataclass
-class ExtractCodesConfig(JobConfig):
+class ExtractCodes(Job):
     """Images to codes on disk."""
 
-    data: Any = MISSING
-    tokenizer_path: str = MISSING
-    splits: list[str] = MISSING
-    ratios: list[float] | None = None
-    psnr: float | None = None
-    views: int = MISSING
-    augmentation: Any = MISSING
-    batch_size: int = MISSING
+    data: Node
+    tokenizer_path: str
+    splits: list[str]
+    ratios: list[float] | None
+    psnr: float | None
+    views: Count
+    augmentation: Node
+    batch_size: Count
 
 
-@dataclass
-class TrainGeneratorConfig(JobConfig):
+class TrainGenerator(Job):
     """Stage 2."""
 
-    codes_path: str = MISSING
-    generator: Any = MISSING
-    init_from: str | None = None
-    optimizer: Any = MISSING
-    logging: Any = MISSING
-    trainer: GeneratorTrainerConfig = field(default_factory=GeneratorTrainerConfig)
+    codes_path: str
+    generator: Node
+    init_from: str | None
+    optimizer: Node
+    logging: Node
+    trainer: Node
 
 
-@dataclass
-class GivenConfig:
+class Given(TypedDict):
     """Real codes of which samples keep something; nothing by default.
 
     Attributes:
         grains, regions, map: keep the codes of the coarsest grains, of the first regions, or the grain map.
-        keep, redraw: keep the codes of the regions in a box [top, left, bottom, right], or of all others.
         mask: keep the codes of the regions all of whose pixels in an image file are nearer to white than to black or
             transparent.
-        unit: of boxes, "region" or "pixel".
     """
 
-    codes_path: str = MISSING
-    split: str = MISSING
-    images: int = MISSING
-    grains: int | None = None
-    regions: int | None = None
-    map: bool = False
-    keep: list[int] | None = None
-    redraw: list[int] | None = None
-    mask: str | None = None
-    unit: str = "region"
+    codes_path: str
+    split: str
+    images: Count
+    grains: int | None
+    regions: int | None
+    map: bool
+    keep: list[int] | None
+    redraw: list[int] | None
+    mask: str | None
+    unit: Literal["region", "pixel"]
 
 
-@dataclass
-class SampleConfig(JobConfig):
+class Sample(Job):
     """Codes and images from a generator."""
 
-    generator_path: str = MISSING
-    tokenizer_path: str = MISSING
-    sampler: Any = MISSING
-    num_samples: int = MISSING
-    classes: list[int] | None = None
-    given: GivenConfig | None = field(default_factory=GivenConfig)
-    precision: str = MISSING
-    batch_size: int = MISSING
+    generator_path: str
+    tokenizer_path: str
+    sampler: Node
+    num_samples: Count
+    classes: list[int] | None
+    given: Given | None
+    precision: Literal["float32", "bfloat16"]
+    batch_size: Count
 
 
-@dataclass
-class EvaluateConfig(JobConfig):
-    """Figures of images against a reference."""
+class Evaluate(Job):
+    """Metrics of images against a reference."""
 
-    data: Any = MISSING
-    evaluation: Any = MISSING
-    features: Any = MISSING
-    images: Any = MISSING
-    reference: Any = MISSING
-    tokenizer_path: str = MISSING
-    generator_path: str = MISSING
-    sampler: Any = MISSING
-    precision: str = MISSING
-    keep: str | None = None
-    cache_dir: str | None = None
-    batch_size: int = MISSING
+    data: Node
+    evaluation: Node
+    features: Node
+    images: Node
+    reference: Node
+    tokenizer_path: str
+    generator_path: str
+    sampler: Node
+    precision: Literal["float32", "bfloat16"]
+    keep: Literal["png", "npz"] | None
+    cache_dir: str | None
+    batch_size: Count
 
 
-SCHEMAS = {
-    "train_tokenizer": TrainTokenizerConfig,
-    "extract_codes": ExtractCodesConfig,
-    "train_generator": TrainGeneratorConfig,
-    "sample": SampleConfig,
-    "evaluate": EvaluateConfig,
+SCHEMAS: dict[str, type] = {
+    "train_tokenizer": TrainTokenizer,
+    "extract_codes": ExtractCodes,
+    "train_generator": TrainGenerator,
+    "sample": Sample,
+    "evaluate": Evaluate,
 }
-
-
-def register_schemas() -> None:
-    """Make the schemas known to Hydra; the root files name them."""
-    for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
 def config_directory() -> Path:
@@ -148,3 +155,15 @@ def config_directory() -> Path:
         if (folder / "train_tokenizer.yaml").is_file():
             return folder
     raise GraincodeError(f"no configuration beside {package}: install graincode anew (pip install -e . in a checkout)")
+
+
+def flatten(node: dict[str, Any], prefix: str = "", nodes: bool = False) -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; with `nodes`, inner mappings stand in it too."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= ({name: value} if nodes else {}) | flatten(value, f"{name}.", nodes)
+        else:
+            flat[name] = value
+    return flat

@@ -42,5 +42,5 @@ class SweepTable(Callback):
     """Hydra's callback that writes table.csv and plot.png when a sweep has ended."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Collect the figures of all members of the sweep."""
+        """Collect the metrics of all members of the sweep."""
         collect_sweep(Path(config.hydra.sweep.dir))

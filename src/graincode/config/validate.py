@@ -10,17 +10,16 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-import hydra
 import typeguard
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import explain, nearest
-from graincode.config.schema import SCHEMAS, config_directory, register_schemas
+from graincode.config.errors import REFERENCE, compose, explain, nearest
+from graincode.config.schema import SCHEMAS, Range, flatten
 from graincode.core.errors import GraincodeError
-from graincode.runs.identity import flatten
+
+Hints = dict[str, Any]
 
 
 def check(job: str, overrides: list[str]) -> DictConfig:
@@ -29,109 +28,83 @@ def check(job: str, overrides: list[str]) -> DictConfig:
     Raises:
         GraincodeError: what the job itself would say.
     """
-    register_schemas()
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            cfg = hydra.compose(job, overrides=overrides)
-            validate(job, cfg)
-    except (HydraException, OmegaConfBaseException) as error:
+        cfg = compose(job, overrides)
+        validate(job, cfg)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise GraincodeError(explain(error, job, overrides)) from error
     return cfg
 
 
 def validate(job: str, cfg: DictConfig) -> None:
-    """Check a composed configuration: types of everything that will be instantiated, and numbers across keys.
+    """Check a composed configuration: that all is set, types of all that will be instantiated, ranges of a job's keys.
 
     Raises:
         GraincodeError: naming the key and what to type.
     """
-    raw = OmegaConf.to_container(cfg, resolve=False)
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
     for key, value in flatten(raw).items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
-    _check_types(cfg, raw, "")
-    positive = ["trainer.steps", "trainer.batch_size", "trainer.log_every", "trainer.eval_every", "trainer.eval_images",
-                "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.bucketing_window",
-                "calibration_images",
-                "views", "batch_size", "num_samples", "given.images", "images.num_samples",
-                "evaluation.inception_splits",
-                "evaluation.kid_subsets", "evaluation.kid_subset_size", "evaluation.precision_neighbours",
-                "evaluation.density_neighbours", "evaluation.subset"]  # fmt: skip
-    for key in positive:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value < 1:
-            raise GraincodeError(f"{key}={value}: expected 1 or more; type for example {key}=100")
-    if not 0 <= (decay := OmegaConf.select(cfg, "trainer.ema_decay", default=0)) < 1:
-        raise GraincodeError(f"trainer.ema_decay={decay}: expected 0 (off) to below 1; type trainer.ema_decay=0.999")
-    if (export := OmegaConf.select(cfg, "trainer.export", default="last")) not in ("last", "best"):
-        raise GraincodeError(f"trainer.export={export}: type trainer.export= one of last, best")
-    if (keep := OmegaConf.select(cfg, "keep")) not in (None, "png", "npz"):
-        raise GraincodeError(f"keep={keep}: type keep= one of png, npz, null")
-    if (unit := OmegaConf.select(cfg, "given.unit", default="region")) not in ("region", "pixel"):
-        raise GraincodeError(f"given.unit={unit}: type given.unit= one of region, pixel")
-    if cfg.run_name is not None and (not re.fullmatch(r"[\w.-]+", cfg.run_name) or cfg.run_name == "latest"):
-        raise GraincodeError(f"run_name={cfg.run_name}: expected letters, digits, '_', '-' and '.', and not latest")
-    known = {f.name for f in dataclasses.fields(SCHEMAS[job])}
-    for key in raw:
-        if key not in known:
-            raise GraincodeError(f"unknown key {key!r}: {nearest(key, known)}")
-    if not 0 <= cfg.seed < 2**32:
-        raise GraincodeError(f"seed={cfg.seed}: expected 0 or more, below 2^32; type seed=0")
+    _check_node(cfg, raw, "", _fields(SCHEMAS[job]))
 
 
-def _check_types(cfg: DictConfig, raw: Any, path: str) -> None:
-    if not isinstance(raw, dict):
-        return
-    target = raw.get("_target_")
-    hints = _hints(target) if isinstance(target, str) else None
-    for key, value in raw.items():
+def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None) -> None:
+    if isinstance(target := node.get("_target_"), str):
+        hints = _arguments(target)
+    for key, value in node.items():
         name = f"{path}.{key}" if path else str(key)
-        if isinstance(value, str) and re.fullmatch(r"\$\{[\w.]+\}", value):
-            source = value[2:-1]
-        else:
-            source = name
-            _check_types(cfg, value, name)
-        if hints is None or str(key).startswith("_") or (isinstance(value, dict) and "_target_" in value):
+        if str(key).startswith("_"):
             continue
-        if key not in hints:
-            raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}.{hint}' for hint in hints})}")
-        found = OmegaConf.select(cfg, name)
-        if isinstance(found, DictConfig):
-            continue
-        _check_value(found, hints[key], source)
+        if hints is not None and key not in hints:
+            raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}.{k}'.lstrip('.') for k in hints})}")
+        hint = Any if hints is None else hints[key]
+        if isinstance(value, dict):
+            _check_node(cfg, value, name, _fields(hint))
+        elif not isinstance(found := OmegaConf.select(cfg, name), DictConfig):
+            reference = REFERENCE.fullmatch(str(value))
+            _check_value(cfg, reference.group(1) if reference else name, found, hint)
 
 
-def _check_value(value: Any, hint: Any, key: str) -> None:
+def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    if plain is None and key.endswith(("image_size", "grains", "codebook_size", "classes")):
-        return  # a layout that the job fills in
-    for candidate in (plain, _tuples(plain)):
-        try:
-            typeguard.check_type(candidate, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
-        except typeguard.TypeCheckError:
-            continue
-        return
-    if choices := list(dict.fromkeys(_choices(hint))):
-        kind = "one of" if isinstance(plain, str) and typing.get_origin(hint) is typing.Literal else "a list of some of"
-        raise GraincodeError(f"{key}={plain}: type {key}= {kind} {', '.join(map(str, choices))}")
+    if plain is None and ".layout." in key:
+        return  # what the job fills in
+    if not any(_fits(candidate, hint) for candidate in (plain, _tuples(plain))):
+        if type(plain) in (int, float) and _fits(str(plain), hint):
+            OmegaConf.update(cfg, key, str(plain))
+            return
+        raise GraincodeError(f"{key}={plain}: expected {_in_words(hint, plain)}")
+    for part in _parts(hint):
+        for rule in getattr(part, "__metadata__", ()):
+            if isinstance(rule, Range) and plain is not None and not rule.holds(plain):
+                raise GraincodeError(f"{key}={plain}: expected {rule.expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
+    except typeguard.TypeCheckError:
+        return False
+    return True
+
+
+def _in_words(hint: Any, value: Any) -> str:
+    """What an annotation allows, and an example."""
+    literals = [part for part in _parts(hint) if typing.get_origin(part) is typing.Literal]
+    if choices := list(dict.fromkeys(str(choice) for part in literals for choice in typing.get_args(part))):
+        choices += ["null"] if type(None) in typing.get_args(hint) else []
+        several = re.search(r"(Sequence|list|tuple)\[", str(hint))
+        return f"{'a list of some' if several else 'one'} of {', '.join(choices)}"
     for pattern, kind, example in _KINDS:
         if re.search(pattern, str(hint)):
-            raise GraincodeError(f"{key}={plain}: expected {kind}; type for example {key}={example}")
-    raise GraincodeError(f"{key}={plain}: expected {hint}")
-
-
-def _choices(hint: Any) -> Iterator[Any]:
-    """All values of the `Literal`s in an annotation."""
-    if typing.get_origin(hint) is typing.Literal:
-        yield from typing.get_args(hint)
-        return
-    for inner in typing.get_args(hint):
-        yield from _choices(inner)
+            return f"{kind}, for example {f'[{value}]' if isinstance(value, int) and example[0] == '[' else example}"
+    return str(hint)
 
 
 # the first pattern that fits an annotation; what it is in words; an example
 _KINDS = (
+    (r"^dict", "keys of its own", "key.name=value"),
     (r"tuple\[tuple", "a list of pairs", "[[8,8],[4,4]]"),
     (r"(Sequence|list)\[float", "a list of numbers", "[0.5,0.5]"),
     (r"(Sequence|list|tuple)\[", "a list", "[16,32]"),
@@ -142,11 +115,26 @@ _KINDS = (
 )
 
 
+def _parts(hint: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield hint
+    for inner in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else ():
+        yield from _parts(inner)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _hints(target: str) -> dict[str, Any] | None:
+def _fields(hint: Any) -> Hints | None:
+    """Annotations of the keys of a `TypedDict`, alone or beside None; None for all else."""
+    for part in (hint, *typing.get_args(hint)):
+        if typing.is_typeddict(part):
+            return typing.get_type_hints(part, include_extras=True)
+    return None
+
+
+def _arguments(target: str) -> Hints | None:
     """Annotations of what a `_target_` of this package or an optimizer takes; None for other packages' classes."""
     if not target.startswith(("graincode.", "torch.optim.")):
         return None
@@ -154,9 +142,8 @@ def _hints(target: str) -> dict[str, Any] | None:
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise GraincodeError(f"_target_ {target!r} is not to be found: look for a slip of the pen") from None
+        raise GraincodeError(f"_target_={target}: cannot be imported; check the spelling") from None
     # fields of a dataclass are annotated in the modules of the classes that they come from
     function = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made
-    hints = typing.get_type_hints(function)
-    hints.pop("return", None)
+    hints = typing.get_type_hints(function, include_extras=True)
     return {name: hints.get(name, Any) for name in inspect.signature(made).parameters}

@@ -23,23 +23,20 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 
 from graincode.core.errors import GraincodeError
 from graincode.distributed.hardware import Hardware, usable_cores
-from graincode.distributed.signals import SIGNALS, STATUS, Stopped
+from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped
 
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
 
 
-class ProcessFailed(Exception):
-    """A process ended with an error that was not the user's; the message says which and how."""
-
-
-def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
+def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     """Start this machine's processes of a job, pass signals on to them, and give the job's objective.
 
     When one of them ends with an error, the others are ended too (with SIGTERM, after 30 seconds with SIGKILL), on all
     machines; the error that came first is raised here. A second SIGINT ends all of them at once.
 
     Args:
+        entry: dotted name of the function that each process calls with the job's name and its configuration.
         job: its name.
         cfg: its composed configuration; interpolations stay as they are.
         hardware: from the same configuration.
@@ -47,7 +44,7 @@ def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
         GraincodeError, Stopped: what a process raised.
         ProcessFailed: a process crashed or was killed.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its news are ours to tell
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     local, nodes = hardware.local_processes, hardware.num_nodes
     port = hardware.main_port if nodes > 1 else _free_port()
     if port is None:
@@ -74,7 +71,10 @@ def launch(job: str, cfg: DictConfig, hardware: Hardware) -> float:
         context = start_processes(
             name=job,
             entrypoint=sys.executable,
-            args={index: ("-m", "graincode.distributed.worker", job, folder, os.getpid()) for index in range(local)},
+            args={
+                index: ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())
+                for index in range(local)
+            },
             envs=environments,
             logs_specs=DefaultLogsSpecs(),
         )

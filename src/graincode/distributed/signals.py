@@ -17,6 +17,10 @@ class Stopped(Exception):
     """A signal stopped the run; the message says which, and that the state is saved."""
 
 
+class ProcessFailed(Exception):
+    """A process ended with an error that was not the user's; the message says which and how."""
+
+
 class Interruption:
     """While it is entered, SIGTERM, SIGINT and SIGUSR1 only ask to stop; a second SIGINT ends the process at once.
 

@@ -1,6 +1,6 @@
-"""One of the processes that `engine.launch` starts: `python -m graincode.distributed.worker JOB FOLDER PARENT`.
+"""One of the processes that `launch` starts: `python -P -m graincode.distributed.worker ENTRY JOB FOLDER PARENT`.
 
-The folder holds the composed configuration; a problem goes into a file there, for the parent process to tell.
+The folder holds the composed configuration; an error goes into a file there, and the parent process reports it.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ from graincode.distributed.signals import STATUS, Stopped
 from graincode.files import write_json
 
 
-def work(job: str, folder: Path, parent: int) -> int:
+def work(entry: str, job: str, folder: Path, parent: int) -> int:
     """Run a job as the process that the environment says; gives the exit status."""
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     rank = int(os.environ["RANK"])
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
     problem: dict[str, Any] | None = None
     try:
-        objective = importlib.import_module(f"graincode.jobs.{job}").run(OmegaConf.load(folder / "config.yaml"))
+        module, _, name = entry.rpartition(".")
+        objective = getattr(importlib.import_module(module), name)(job, OmegaConf.load(folder / "config.yaml"))
         if rank == 0:
             write_json(folder / "objective.json", objective)
     except Stopped as stopped:
         problem = {"status": STATUS, "message": str(stopped)}
     except KeyboardInterrupt:
         return 130
-    except OtherProcessFailed:  # which tells its own story, and is given the time for it
+    except OtherProcessFailed:  # that process reports its own error: wait for it
         time.sleep(20)
         return 2
     except GraincodeError as error:
         problem = {"status": 2, "message": error.line}
     except Exception as error:
-        if (full := GraincodeError.of_no_room(error, job)) is not None:
-            problem = {"status": 2, "message": full.line}
-            return 2
         problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}
         if _is_echo(error):
             problem["echo"] = True
@@ -77,4 +75,4 @@ def _end_with(parent: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(work(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])))

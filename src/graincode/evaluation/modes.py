@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.metrics import (
     density_coverage,
@@ -57,6 +57,12 @@ class Distances:
     subset: int = SUBSET
 
     prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name in ("inception_splits", "kid_subsets", "kid_subset_size", "precision_neighbours",
+                     "density_neighbours", "subset"):  # fmt: skip
+            value = getattr(self, name)
+            check(name, value, "1 or more", value is None or value >= 1)
 
     def wants(self, metric: str) -> bool:
         """Whether a figure is asked for."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.data.encoded import EncodedImages
 from graincode.data.folders import Files, image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, check_split
@@ -34,6 +34,9 @@ class Samples:
 
     num_samples: int | None = None
     labels: Literal["balanced", "drawn", "reference"] = "balanced"
+
+    def __post_init__(self) -> None:
+        check("num_samples", self.num_samples, "1 or more", self.num_samples is None or self.num_samples >= 1)
 
 
 @dataclass(frozen=True)

@@ -339,7 +339,7 @@ def _dry(networks: Mapping[str, FeatureNetwork], size: tuple[int, int]) -> float
 
 def main() -> None:
     """Console entry."""
-    job_main("evaluate", run)
+    job_main("evaluate")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _encode(
 
 def main() -> None:
     """Console entry."""
-    job_main("extract_codes", run)
+    job_main("extract_codes")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def _write(folder: Path, images: Tensor, codes: GrainCodes, labels: Tensor, pict
 
 def main() -> None:
     """Console entry."""
-    job_main("sample", run)
+    job_main("sample")
 
 
 if __name__ == "__main__":

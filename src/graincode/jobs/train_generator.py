@@ -18,6 +18,7 @@ from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
 from graincode.training.generator_stage import GeneratorStage, made_of
 from graincode.training.loop import train
+from graincode.training.settings import GeneratorTrainerConfig
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,12 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> float:
     """Train and export; gives what the generator is judged by on validation codes: bits per image, or its loss."""
     hardware: Hardware = build(cfg.hardware)
+    trainer: GeneratorTrainerConfig = build(cfg.trainer)
     cfg.codes_path = str(resolve_path(cfg, "codes_path", "extract_codes", "codes"))
     codes = CodeDataset(cfg.codes_path, "train")
     config = with_layout(cfg.generator.model, codes.layout)
     torch.manual_seed(cfg.seed)
-    module: Generator = build(config)
+    module: Generator = build(cfg.generator.model)
     objective: GeneratorObjective = build(cfg.generator.objective)
     if cfg.debug.dry:
         return _dry(module, objective, codes)
@@ -41,10 +43,10 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation = CodeDataset(cfg.codes_path, "val")
-        window = cfg.trainer.bucketing_window
+        window = trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         trained, metrics = train(
-            stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging),
+            stage, machine, build(cfg.optimizer), trainer, cfg.seed, run, build(cfg.logging),
         )  # fmt: skip
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
@@ -76,7 +78,7 @@ def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -
 
 def main() -> None:
     """Console entry."""
-    job_main("train_generator", run)
+    job_main("train_generator")
 
 
 if __name__ == "__main__":

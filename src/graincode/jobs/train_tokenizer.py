@@ -23,6 +23,7 @@ from graincode.jobs.dry import dry_run
 from graincode.networks.perceptual import PerceptualLoss
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
+from graincode.training.settings import TrainerConfig
 from graincode.training.stage import evaluation_batch
 from graincode.training.tokenizer_stage import TokenizerStage
 
@@ -34,6 +35,7 @@ CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the 
 def run(cfg: DictConfig) -> float:
     """Train and export; gives the mean squared error on validation images, in [0, 1]."""
     hardware: Hardware = build(cfg.hardware)
+    trainer: TrainerConfig = build(cfg.trainer)
     source: ImageSource = build(cfg.data)
     chosen = cfg.tokenizer
     layout = CodeLayout(
@@ -41,7 +43,7 @@ def run(cfg: DictConfig) -> float:
     )
     config = with_layout(cfg.tokenizer.model, layout)
     torch.manual_seed(cfg.seed)
-    module: DQVAE = build(config)
+    module: DQVAE = build(cfg.tokenizer.model)
     # a dry run is without it: it would have to load its weights, or download them
     perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
     objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
@@ -55,10 +57,10 @@ def run(cfg: DictConfig) -> float:
             "hardware.strategy=ddp hardware.mixed_precision=bf16"
         )
     if adversary is not None:
-        if adversary.start_step >= cfg.trainer.steps:
+        if adversary.start_step >= trainer.steps:
             raise GraincodeError(
                 f"tokenizer.adversary.start_step={adversary.start_step}: the discriminator would never train in "
-                f"trainer.steps={cfg.trainer.steps}; type tokenizer.adversary.start_step={cfg.trainer.steps // 2}"
+                f"trainer.steps={trainer.steps}; type tokenizer.adversary.start_step={trainer.steps // 2}"
             )
         with torch.no_grad():  # so that images it cannot take are refused now, and not when it starts
             adversary(torch.zeros(1, 3, *source.image_size))
@@ -99,7 +101,7 @@ def run(cfg: DictConfig) -> float:
             partial(calibration, limit),
         )  # fmt: skip
         trained, metrics = train(
-            stage, machine, build(cfg.optimizer), cfg.trainer, cfg.seed, run, build(cfg.logging), start
+            stage, machine, build(cfg.optimizer), trainer, cfg.seed, run, build(cfg.logging), start
         )
         if trained.router.is_learned:
             report_shares(trained.calibrate(calibration(limit)))
@@ -124,7 +126,7 @@ def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
 
 def main() -> None:
     """Console entry."""
-    job_main("train_tokenizer", run)
+    job_main("train_tokenizer")
 
 
 if __name__ == "__main__":

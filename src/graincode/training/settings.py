@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from omegaconf import MISSING
+from graincode.core.errors import check
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainerConfig:
     """How long to train, and how often to look, evaluate and save; all in steps.
 
@@ -22,27 +23,33 @@ class TrainerConfig:
         export: the "last" weights, or those of the "best" evaluation.
     """
 
-    steps: int = MISSING
-    batch_size: int = MISSING
-    warmup_steps: int = MISSING
-    clip_grad_norm: float = MISSING
-    ema_decay: float = MISSING
-    log_every: int = MISSING
-    eval_every: int = MISSING
-    eval_images: int = MISSING
-    checkpoint_every: int = MISSING
+    steps: int
+    batch_size: int
+    warmup_steps: int
+    clip_grad_norm: float
+    ema_decay: float
+    log_every: int
+    eval_every: int
+    eval_images: int
+    checkpoint_every: int
     keep_checkpoints: int = 2
     resume: str = "auto"
-    export: str = "last"
+    export: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.endswith(("_every", "_images", "_window")) or name in ("steps", "batch_size", "keep_checkpoints"):
+                check(name, value, "1 or more", value >= 1)
+        check("ema_decay", self.ema_decay, "0 (off) to below 1", 0 <= self.ema_decay < 1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class GeneratorTrainerConfig(TrainerConfig):
     """The same for codes, whose number differs from image to image.
 
     Attributes:
-        bucketing_window: steps whose images are dealt out among them by length, so that little is padded; 1: each step
+        bucketing_window: steps among whose batches images are sorted by length, so that little is padded; 1: each step
             keeps its own, sorted, so that micro-batches pad less.
     """
 
-    bucketing_window: int = MISSING
+    bucketing_window: int = 1
