@@ -13,6 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import nn
 
+from graincode.config.job import run_job
+from graincode.config.validate import check
+from graincode.core.errors import GraincodeError
+
 TINY_TOKENIZER = ["tokenizer.size.channels=8", "tokenizer.code_dim=8", "tokenizer.codebook_size=32"]
 TINY_GENERATOR = ["generator.size.width=32", "generator.size.position_layers=1", "generator.size.content_layers=1"]
 TINY_TRAINER = [
@@ -70,3 +74,23 @@ def train_masked(conditioning: str) -> Path:
             *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2",
             "codes_path=runs/extract_codes/codes/codes", f"run_name=masked-{conditioning}")  # fmt: skip
     return Path(f"runs/train_generator/masked-{conditioning}")
+
+
+def refusal(capsys, job, *overrides):
+    """The one line of the error."""
+    with pytest.raises(SystemExit) as stop:
+        command(job, *overrides)
+    err = capsys.readouterr().err
+    bars = ("step/s", "s/step", "images/s")
+    lines = [line for line in err.splitlines() if line.strip() and not any(bar in line for bar in bars)]
+    assert stop.value.code == 2
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def refused(job: str, *overrides: str) -> str:
+    """The error of a job that is run on overrides in this process, without a command line around it."""
+    with pytest.raises(GraincodeError) as error:
+        run_job(job, check(job, list(overrides)))
+    return error.value.line

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result, train_masked
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, refusal, result, train_masked
 from PIL import Image
-from test_errors import refusal
 
 import graincode
 from graincode.config.job import build, with_layout

@@ -68,7 +68,7 @@ class Keys:
         if not colon:
             return message
         if found := _ARGUMENTS.findall(head):
-            if "".join(f"{name}={value}" for name, value in found) != head.replace(" and ", "").replace(" ", ""):
+            if _bare("".join(f"{name}={value}" for name, value in found)) != _bare(head.replace(" and ", "")):
                 return message
             keys = [(self.find(name, value, node) or name, value) for name, value in found]
             return f"{' '.join(f'{key}={value}' for key, value in keys)}: {rest}"
@@ -78,8 +78,12 @@ class Keys:
         return message
 
 
+def _bare(text: str) -> str:
+    return re.sub(r"[\s'\"]", "", text)
+
+
 def _spelled(value: Any) -> str:
-    text = re.sub(r"[\s'\"]", "", str(value)).replace("(", "[").replace(")", "]").replace(",]", "]")
+    text = _bare(str(value)).replace("(", "[").replace(")", "]").replace(",]", "]")
     try:
         return repr(float(text))
     except ValueError:
