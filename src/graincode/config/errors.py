@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,16 @@ class Keys:
     def explain(self, message: str, node: str = "") -> str:
         """A message about arguments, or about a path, with the keys that they came from."""
         head, colon, rest = message.partition(": ")
-        if not colon:
-            return message
-        if found := _ARGUMENTS.findall(head):
+        if colon and (found := _ARGUMENTS.findall(head)):
             if _bare("".join(f"{name}={value}" for name, value in found)) != _bare(head.replace(" and ", "")):
                 return message
             keys = [(self.find(name, value, node) or name, value) for name, value in found]
             return f"{' '.join(f'{key}={value}' for key, value in keys)}: {rest}"
         for key, value in self.values.items():
-            if isinstance(value, str) and value and Path(value).expanduser().resolve() == Path(head).resolve():
-                return f"{key}={head}: {rest}"
+            paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
+            for path in paths:
+                if "/" in path and re.match(re.escape(path) + r"(?=[: ])", message):
+                    return f"{key}={message}"
         return message
 
 
@@ -140,7 +140,7 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
             return cause.line
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: expected one of {', '.join(error.options)}"
+        return f"{group}={name}: expected one of {', '.join(options(group, _groups(compose(job, with_hydra=True))))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
     if recipe := _IN_RECIPE.search(str(error)):
@@ -160,7 +160,7 @@ def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
         cfg = compose(job, fitting, with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         cfg = compose(job, with_hydra=True)
-    groups = {group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/")}
+    groups = _groups(cfg)
     if owners := _owners(key, groups):
         return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
     return f"unknown key {key!r}: {nearest(key, groups | {k for k in Keys(cfg).values if k.split('.')[0] != 'hydra'})}"
@@ -173,7 +173,28 @@ def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -
         return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
-def _owners(key: str, groups: Iterable[str]) -> list[str]:
+def _groups(cfg: DictConfig) -> set[str]:
+    return {group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/")}
+
+
+def options(group: str, groups: Collection[str]) -> list[str]:
+    """The options of a group; of recipes those that override no group that a job lacks."""
+    found = []
+    for file in sorted((config_directory() / group).glob("*.yaml")):
+        needed = re.findall(r"override /([\w/]+):", file.read_text())
+        if group != "experiment" or all(other in groups for other in needed):
+            found.append(file.stem)
+    return found
+
+
+def list_groups(choices: DictConfig) -> str:
+    """A line for each group that a job has, with its options: for --help."""
+    groups = sorted(group for group in choices if not group.startswith("hydra/"))
+    found = {group: ", ".join(options(group, groups)) for group in groups}
+    return "\n".join(f"{group}: {names}" for group, names in found.items() if names)
+
+
+def _owners(key: str, groups: Collection[str]) -> list[str]:
     """The options of a job's groups that have a key, such as sampler=masked for sampler.steps."""
     found = []
     for group in sorted(groups):

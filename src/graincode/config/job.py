@@ -17,7 +17,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import Keys, border, explain
+from graincode.config.errors import Keys, border, explain, list_groups
 from graincode.config.schema import config_directory
 from graincode.core.errors import GraincodeError
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
@@ -36,6 +36,8 @@ def job_main(job: str) -> None:
     traceback); 75 for a training that a signal stopped and that saved its state; 130 for Ctrl-C otherwise.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
+    OmegaConf.register_new_resolver("graincode_groups", list_groups, replace=True)
+    OmegaConf.register_new_resolver("graincode_dashes", lambda name: name.replace("_", "-"), replace=True)
 
     @contextmanager
     def one_line_errors() -> Iterator[None]:

@@ -1,0 +1,42 @@
+"""The command line answers before anything heavy is imported, and shows what a job itself has."""
+
+import subprocess
+import sys
+
+import pytest
+
+SHOW = """
+import sys
+from graincode.jobs import cli
+
+job, flags = sys.argv[1], sys.argv[2:]
+sys.argv = [job, *flags]
+getattr(cli, job)()
+heavy = {"torch", "matplotlib", "timm", "accelerate"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def shown(job, *flags, cwd=None):
+    done = subprocess.run([sys.executable, "-c", SHOW, job, *flags], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("job", "has", "lacks"), [
+    ("train_tokenizer", "tokenizer/router: ", "generator"), ("extract_codes", "data: ", "optimizer"),
+    ("train_generator", "generator/size: ", "tokenizer/"), ("sample", "sampler: ", "optimizer"),
+    ("evaluate", "reference: ", "optimizer"),
+])  # fmt: skip
+def test_help_shows_a_job_s_own_groups_without_importing_torch(job, has, lacks, tmp_path):
+    said = shown(job, "--help", cwd=tmp_path)
+    groups = said.partition("== Keys ==")[0]
+    assert said.startswith(f"graincode-{job.replace('_', '-')} ")
+    assert has in groups
+    assert lacks not in groups
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_is_shown_from_any_directory_without_importing_torch(tmp_path):
+    assert "codebook_size: 64" in shown("train_tokenizer", "tokenizer.codebook_size=64", "--cfg", "job", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
