@@ -33,7 +33,7 @@ class HalfFine:
     """A model's logits with every other region coarse, so that every sample has 640 codes."""
 
     def __init__(self, logits) -> None:
-        self.logits, self.contents, self.density_bins = logits, logits.contents, logits.density_bins
+        self.logits, self.contents = logits, logits.contents
 
     def grains(self, grains: Tensor) -> Tensor:
         wanted = torch.arange(grains.shape[1]) % 2

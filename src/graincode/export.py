@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError, check_choice
+from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.layout import check_layouts
 from graincode.distributed import collectives
 from graincode.files import new_directory, sha256, write_json
@@ -231,6 +231,10 @@ def _move_layout(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -
             inner["_target_"] = "graincode.core.layout.CodeLayout"
 
 
+def _drop_density_bins(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    check("density_bins", bins := node.pop("density_bins", 1), "1, as densities are no longer predicted", bins == 1)
+
+
 # what turns an export of tokenizer format 4 or generator format 5 into today's, in this order: each changes the
 # configuration node and the weights in place
-UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [_move_layout]
+UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [_move_layout, _drop_density_bins]

@@ -1,7 +1,8 @@
 """Stage 2: generators of variable-length codes."""
 
 from graincode.generator.base import Generator
-from graincode.generator.cache import KeyValueCache, StaticCache
+from graincode.generator.cache import KeyValueCache
+from graincode.generator.compiled import StaticCache
 from graincode.generator.dgit_ar import CachedLogits, DGiTAR, SequenceLikelihood
 from graincode.generator.dgit_nar import ConditionedLogits, DGiTNAR, MaskedPredictions
 from graincode.generator.embedding import ClassConditioning, ContentHead, HeterogeneousEmbedding, NoConditioning

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import torch
@@ -12,31 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
 from graincode.core.sequences import from_sequences
 from graincode.distributed.blocks import compile_blocks
 from graincode.generator.embedding import ClassConditioning, ContentHead, NoConditioning
-from graincode.sampling import AutoregressiveLogits, MaskedLogits, Sampler
+from graincode.sampling import AutoregressiveLogits, AutoSampler, MaskedLogits, Sampler
 
 
 class Generator(nn.Module, ABC):
-    """A model of variable-length codes.
+    """A model of variable-length codes, called as `generator(codes, labels, rng)` in training.
 
     Attributes:
-        sampler: the sampler that asks it.
+        sampler: the sampler that it is for.
         has_likelihood: whether it gives real codes a likelihood.
         needs_prompt: whether samples must be given what `prompt_of` says.
-        needs_density: whether training takes the densities of regions beside the codes.
         layout, conditioning, content_head: a subclass makes them.
     """
 
     sampler: ClassVar[type[Sampler]]
     has_likelihood: ClassVar[bool] = False
     needs_prompt = False
-    needs_density = False
     layout: CodeLayout
     conditioning: ClassConditioning | NoConditioning
     content_head: ContentHead
@@ -56,17 +54,9 @@ class Generator(nn.Module, ABC):
         """Tokens of an image besides its codes."""
         return 0
 
-    def calibrate(self, grains: Tensor, density: Tensor) -> None:
-        """Before training, if it `needs_density`: learn what densities there are, from training images' (N, H0, W0)
-        grains and densities."""
-
     def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
         """What a sample must be given to become an image like that of these codes; None: nothing."""
         return None
-
-    def numbers(self, sampler: Sampler) -> tuple[int, ...]:
-        """Shape of the random numbers that one sample takes."""
-        return sampler.numbers(self.layout)
 
     @abstractmethod
     def accept(self, given: CodePrefix | CodeMask | None) -> Any:
@@ -78,26 +68,31 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler asks for (B,) labels, and what is given of each sample; under guidance of twice as many
-        labels, the second half without a class."""
+        """What the sampler draws from, for (B,) labels and what is given of each sample; under guidance for twice as
+        many labels, the second half without a class."""
 
-    def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that asks what this generator does not answer, or is set to what has no effect on it."""
-        if not isinstance(sampler, self.sampler):
-            raise GraincodeError(
-                f"sampler={sampler.name}, but the generator is a {type(self).__name__}: "
-                f"type sampler={self.sampler.name}"
-            )
-        if sampler.guidance_scale != 1 and not self.classes:
-            raise GraincodeError(
-                f"guidance_scale={sampler.guidance_scale}, but the generator has no classes: "
-                "type sampler.guidance_scale=1"
-            )
-        if sampler.guidance_scale != 1 and not self.conditioning.dropout:
-            raise GraincodeError(
-                f"guidance_scale={sampler.guidance_scale}, but the generator has never been without a class: train "
-                "with generator.conditioning.dropout=0.1, or type sampler.guidance_scale=1"
-            )
+    def resolve(self, sampler: AutoSampler) -> Sampler:
+        """The sampler for this generator: itself, or with the settings of an `AutoSampler` the generator's own.
+
+        Raises:
+            GraincodeError: it is for other generators, or a setting has no effect on this one.
+        """
+        if type(sampler) is AutoSampler:
+            sampler = self.sampler(**asdict(sampler))
+        fits, kind = isinstance(sampler, self.sampler), type(self).__name__
+        check("sampler", sampler.name, f"auto or {self.sampler.name}, as the generator is a {kind}", fits)
+        scale, plain = sampler.guidance_scale, sampler.guidance_scale == 1
+        check("guidance_scale", scale, "1, as the generator has no classes", plain or self.classes > 0)
+        never = "1, as the generator was trained with dropout=0 of its classes, so never without one"
+        check("guidance_scale", scale, never, plain or self.conditioning.dropout > 0)
+        for name, why in self.without_effect(sampler).items():
+            value, default = getattr(sampler, name), getattr(self.sampler, name)
+            check(name, value, f"{default}, as {why}", value == default)
+        return sampler
+
+    def without_effect(self, sampler: Sampler) -> dict[str, str]:
+        """Settings of the sampler that would do nothing here, and why."""
+        return {}
 
     def compile_sampling(self) -> None:
         """Draw samples with what torch.compile makes of the blocks, from now on; results change by rounding alone."""
@@ -118,11 +113,11 @@ class Generator(nn.Module, ABC):
 
         Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
         filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
-        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or asks only for
+        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or computes only
         what is masked.
 
         Args:
-            labels: (N,) long classes; without conditioning only their number matters.
+            labels: (N,) long classes, N >= 1; without conditioning only their number matters.
             seed: of all samples, >= 0.
             first_index: index of the first sample, to go on where another call stopped.
             batch_size: samples drawn together; another size may change float32 results in the last bit.
@@ -136,28 +131,24 @@ class Generator(nn.Module, ABC):
                 is given is of another layout or number, or not what the generator can keep, or a setting is unknown,
                 out of range, or without effect on this generator.
         """
-        if not len(labels):
-            raise GraincodeError("no labels: expected one for each sample, such as torch.zeros(1).long()")
+        check("labels", list(labels.shape), "at least one, such as torch.zeros(1).long()", len(labels) > 0)
         self.conditioning.check(labels)
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
-            raise GraincodeError(
-                f"codes of {len(given)} images are given for {len(labels)} samples: expected as many, of the layout "
-                "that this generator was trained on"
-            )
+            raise GraincodeError(f"codes of {len(given)} images are given for {len(labels)} samples: expected as many, "
+                                 "of this generator's layout")  # fmt: skip
         given = self.accept(given)
-        names = [field.name for field in dataclasses.fields(self.sampler)]
-        if unknown := sorted(set(settings) - set(names)):
-            raise GraincodeError(f"unknown setting {unknown[0]!r}: {self.sampler.name} sampling has {', '.join(names)}")
-        sampler = self.sampler(**settings)
-        self.check_sampler(sampler)
+        names = [field.name for field in fields(self.sampler)]
+        for name, value in settings.items():
+            check(name, value, f"a setting of {self.sampler.name} sampling ({', '.join(names)})", name in names)
+        sampler = self.resolve(self.sampler(**settings))
         if self.training:
-            raise GraincodeError("a generator in training mode drops labels and activations: type generator.eval()")
+            raise GraincodeError("a generator in training mode drops labels and activations: call generator.eval()")
         device, parts = self.device, []
         for start in range(0, len(labels), batch_size):
             part = labels[start : start + batch_size]
             padded = F.pad(part, (0, batch_size - len(part))).to(device)
             indices = range(first_index + start, first_index + start + batch_size)
-            numbers = uniforms(seed, indices, *self.numbers(sampler)).to(device)
+            numbers = uniforms(seed, indices, *sampler.numbers(self.layout)).to(device)
             if sampler.guidance_scale != 1:
                 padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
             known = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.logits import legal_regions
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import CodeSequences, to_sequences
-from graincode.distributed.blocks import allow_graphs
 from graincode.generator.base import Generator
-from graincode.generator.cache import BUCKET, KeyValueCache, StaticCache
+from graincode.generator.cache import KeyValueCache
+from graincode.generator.compiled import CompiledSteps
 from graincode.generator.embedding import (
     ClassConditioning,
     ContentHead,
@@ -30,12 +30,15 @@ from graincode.generator.embedding import (
     normalized,
 )
 from graincode.generator.transformer import Rotary, Rotation, Transformer, refuse_modulation
-from graincode.sampling import AutoregressiveSampler, Sampler
+from graincode.sampling import AutoregressiveSampler, AutoSampler, Sampler
+
+LastPositions = Literal["implied", "modelled"]
+GrainMap = Literal["modelled", "given"]
 
 
 @dataclass(frozen=True)
 class SequenceLikelihood:
-    """Negative log-likelihood of every choice in a batch of sequences, in nats.
+    """Negative log-likelihood of a batch of sequences, in nats.
 
     Attributes:
         content: (B, L), 0 where there is no code.
@@ -75,10 +78,10 @@ class SequenceLikelihood:
 class DGiTAR(Generator):
     """Position and content transformers, stacked: p(next position | past) p(content | next position, past).
 
-    The region that comes next is what a position says; the other cells of a region, and all positions of the last
-    grain, are implied. Likelihood and sampling use one distribution, renormalised over the legal regions. What an image
-    is conditioned on is added to every token, and modulates the blocks of transformers with `adaln`. Both tokens and
-    next positions are normalised, so that these are heard beside the states that they are added to.
+    A position is the region that comes next; the other cells of a region, and all positions of the last grain, are
+    implied. Likelihood and sampling use one distribution, renormalised over the legal regions. The condition is added
+    to every token, and modulates the blocks of transformers with `adaln`. Tokens and next positions are normalised
+    before states are added to them, which would drown them otherwise.
 
     With one grain this is a decoder in raster order that is told where the next code is; without `next_position` and
     with no position layers, a plain one.
@@ -93,7 +96,7 @@ class DGiTAR(Generator):
         grain_map: "modelled", or "given": it is then part of the condition, as the sum of a vector for each region and
             grain, no position is predicted or paid for, and samples need a map each.
     Raises:
-        GraincodeError: an option is unknown, or does not fit the layout or the other parts.
+        GraincodeError: the parts or options do not fit each other or the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
     """
 
@@ -109,61 +112,40 @@ class DGiTAR(Generator):
         conditioning: ClassConditioning | NoConditioning,
         position_transformer: Transformer,
         content_transformer: Transformer,
-        last_positions: Literal["implied", "modelled"] = "implied",
+        last_positions: LastPositions = "implied",
         next_position: bool = True,
-        grain_map: Literal["modelled", "given"] = "modelled",
+        grain_map: GrainMap = "modelled",
     ) -> None:
         super().__init__()
-        if grain_map not in ("modelled", "given"):
-            raise GraincodeError(f"grain_map {grain_map!r}: type generator.model.grain_map= one of modelled, given")
-        if last_positions not in ("implied", "modelled"):
-            raise GraincodeError(
-                f"last_positions {last_positions!r}: type generator.model.last_positions= one of implied, modelled"
-            )
-        for name, transformer in (("position", position_transformer), ("content", content_transformer)):
-            if not transformer.causal:
-                raise GraincodeError(
-                    f"a {name}_transformer that is not causal sees what it predicts: type "
-                    f"generator.model.{name}_transformer.causal=true"
-                )
-            if layout.num_grains > 1:
-                embedding.check_places(transformer)
-        if not next_position and layout.num_grains > 1:
-            raise GraincodeError(
-                f"{layout.num_grains} grains without next_position: the contents could not know their places; "
-                "type generator.model.next_position=true, or train on codes of one grain"
-            )
-        for name, value, plain in (
-            ("last_positions", last_positions, "implied"),
-            ("grain_map", grain_map, "modelled"),
-        ):
-            if value != plain and layout.num_grains == 1:
-                raise GraincodeError(
-                    f"{name}={value}, but all positions of codes of one grain are implied: type "
-                    f"generator.model.{name}={plain}"
-                )
-        if not conditioning.classes and grain_map == "modelled":
+        many, given = layout.num_grains > 1, grain_map == "given"
+        check_choice("grain_map", grain_map, GrainMap)
+        check_choice("last_positions", last_positions, LastPositions)
+        for transformer in (position_transformer, content_transformer):
+            check("causal", transformer.causal, "true, or codes would see what they predict", transformer.causal)
+            if many:
+                embedding.check_positions(transformer)
+        check("next_position", next_position, "true with several grains", next_position or not many)
+        check("grain_map", grain_map, "modelled with one grain", many or not given)
+        implied = last_positions == "implied"
+        check(
+            "last_positions", last_positions, "implied with one grain, or a given map", implied or (many and not given)
+        )
+        if not conditioning.classes and not given:
             refuse_modulation(position_transformer, content_transformer)
         self.layout, self.next_position = layout, next_position
         self.embedding, self.conditioning = embedding, conditioning
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.needs_prompt = grain_map == "given"
-        if self.needs_prompt and last_positions == "modelled":
-            raise GraincodeError(
-                "grain_map=given with last_positions=modelled: the map tells all positions; type "
-                "generator.model.last_positions=implied"
-            )
-        decides = layout.num_grains > 1 and not self.needs_prompt
-        self.decided_grains = layout.num_ends + (last_positions == "modelled") if decides else 0
-        self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if self.needs_prompt else None
+        self.needs_prompt = given
+        self.decided_grains = layout.num_ends + (not implied) if many and not given else 0
+        self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if given else None
         if self.map is not None:
             nn.init.normal_(self.map.weight, std=0.02)
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = Head(width, outputs) if outputs else None
         self.content_head = ContentHead(layout, width)
-        table = layout.slots()  # the grain of the token behind each slot, where that decides its region
+        table = layout.slots()  # the grain of the token after each slot, where its region is predicted
         following = F.pad(table.grain + table.is_end, (0, 2)).clamp(max=max(self.decided_grains - 1, 0))
         self.register_buffer("next_grain", following, persistent=False)
         initialize(self.region_head, self.content_head)
@@ -194,7 +176,7 @@ class DGiTAR(Generator):
         grain, is_end = table.grain[known], table.is_end[known]
         is_token = targets.slots != layout.pad_slot
         decides = is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
-        at = decides.nonzero(as_tuple=True)  # which a GPU is waited for: once, and before it has much to do
+        at = decides.nonzero(as_tuple=True)  # the CPU waits for a GPU here: once, and before it has much to do
         hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
         content = F.cross_entropy(
             content_logits.flatten(0, 1), targets.contents.flatten(), ignore_index=layout.no_content, reduction="none"
@@ -224,7 +206,7 @@ class DGiTAR(Generator):
         return found + self.map(regions + grains.flatten(1)).sum(dim=1)
 
     def hidden_and_contents(self, targets: CodeSequences, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, L, width) that decide each token's region, and the (B, L, V) logits of its content.
+        """States (B, L, width) that predict each token's region, and the (B, L, V) logits of its content.
 
         Args:
             targets: of B images.
@@ -245,11 +227,11 @@ class DGiTAR(Generator):
         return hidden, self.content_head(states, targets.slots)
 
     def angles(self, transformer: Transformer, slots: Tensor) -> Rotation | None:
-        """What turns a transformer's queries and keys at (B, L) slots."""
+        """Angles of a transformer's queries and keys at (B, L) slots, if it is rotary."""
         return self.rotary(slots) if transformer.rotary else None
 
     def content_input(self, hidden: Tensor, slots: Tensor) -> Tensor:
-        """(B, L, width) states, and what is known of the next tokens, whose (B, L) slots they are."""
+        """(B, L, width) states, with the positions of the next tokens, whose (B, L) slots are given, added."""
         return hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
 
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
@@ -266,7 +248,7 @@ class DGiTAR(Generator):
     def next_state(
         self, slots: Tensor, contents: Tensor, condition: Tensor, cache: KeyValueCache, modulations: list[Tensor] | None
     ) -> Tensor:
-        """(B, 1, width) state behind one more token.
+        """(B, 1, width) state after one more token.
 
         Args:
             slots, contents: (B, 1), of the token.
@@ -293,81 +275,33 @@ class DGiTAR(Generator):
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
         if isinstance(given, CodeMask):
-            raise GraincodeError(
-                "this generator draws codes in a fixed order, so that it can keep their beginnings alone: type "
-                "given.grains=, given.regions= or given.map=true, or a generator_path of generator=dgit_nar"
-            )
+            raise GraincodeError("this generator draws codes in a fixed order: expected first grains, first regions or "
+                                 "a grain map to be given")  # fmt: skip
         if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
-            raise GraincodeError("this generator draws the contents of given grain maps: type given.map=true")
+            raise GraincodeError("this generator draws contents alone: expected a grain map to be given")
         return given
 
     def compile_sampling(self) -> None:
         """Draw samples with what torch.compile makes of whole steps, see `CompiledSteps`, from now on."""
         self.steps = CompiledSteps(self)
 
-    def check_sampler(self, sampler: Sampler) -> None:
-        super().check_sampler(sampler)
-        if self.steps is not None and sampler.drop_finished:
-            raise GraincodeError(
-                "drop_finished=true with hardware.compile=true would compile anew for each number of samples left: "
-                "type sampler.drop_finished=false, or hardware.compile=false"
-            )
-        plain = AutoregressiveSampler().truncation("region_")
-        for name, value in sampler.truncation("region_").items():
-            if not self.decided_grains and value != plain[name]:
-                why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
-                raise GraincodeError(
-                    f"region_{name}={value}, but this generator draws no regions, as {why}: type "
-                    f"sampler.region_{name}={plain[name]}"
-                )
+    def resolve(self, sampler: AutoSampler) -> Sampler:
+        found = super().resolve(sampler)
+        check("drop_finished", True, "false with compiled steps, whose batches have one size",
+              self.steps is None or not found.drop_finished)  # fmt: skip
+        return found
+
+    def without_effect(self, sampler: AutoregressiveSampler) -> dict[str, str]:
+        why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
+        return {} if self.decided_grains else {f"region_{name}": why for name in sampler.truncation("region_")}
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None
         return CachedLogits(self, self.condition(labels, grains))
 
 
-class CompiledSteps:
-    """The two steps of a `DGiTAR`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
-
-    A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
-    one batch is drawn at a time.
-
-    Args:
-        model: on its device, in its precision.
-    """
-
-    def __init__(self, model: DGiTAR) -> None:
-        self._model, self._batch, self._caches = model, 0, []
-        on_gpu = model.content_head.weight.is_cuda
-        allow_graphs(4 * -(-model.layout.max_tokens // BUCKET))  # for some more batch sizes, guided or not
-        self._next_state, self._next_content = (
-            torch.compile(step, dynamic=False, mode="reduce-overhead" if on_gpu else None)
-            for step in (model.next_state, model.next_content)
-        )
-
-    def caches(self, batch: int) -> list[StaticCache]:
-        """See `DGiTAR.caches`."""
-        if batch != self._batch:
-            self._batch = batch
-            self._caches = [StaticCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
-        for cache in self._caches:
-            cache.restart()
-        return self._caches
-
-    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
-        """See `DGiTAR.next_state`."""
-        torch.compiler.cudagraph_mark_step_begin()
-        cache.reach()
-        return self._next_state(slots, contents, condition, cache, *rest)
-
-    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
-        """See `DGiTAR.next_content`."""
-        cache.reach()
-        return self._next_content(hidden, last, slots, cache, *rest)
-
-
 class CachedLogits:
-    """A `DGiTAR` and a condition as the questions that a sampler asks, answered with a key/value cache.
+    """`AutoregressiveLogits` of a `DGiTAR` and a condition, with key/value caches.
 
     Args:
         model: in evaluation mode.
@@ -382,22 +316,18 @@ class CachedLogits:
         self.slots = self.hidden = torch.empty(0)
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
-        """See `AutoregressiveLogits`."""
         self.slots = slots[:, None]
         self.hidden = self.steps.next_state(
             self.slots, contents[:, None], self.condition, self.caches[0], self.modulations[0]
         )
 
     def regions(self) -> Tensor:
-        """See `AutoregressiveLogits`."""
         return self.model.regions_of(self.hidden[:, 0], self.model.next_grain[self.slots[:, 0]])
 
     def contents(self, slots: Tensor) -> Tensor:
-        """See `AutoregressiveLogits`."""
         return self.steps.next_content(self.hidden, self.slots, slots[:, None], self.caches[1], self.modulations[1])
 
     def keep(self, rows: Tensor) -> None:
-        """See `AutoregressiveLogits`."""
         self.condition = self.condition[rows]
         self.modulations = [None if found is None else [part[:, rows] for part in found] for found in self.modulations]
         for cache in self.caches:

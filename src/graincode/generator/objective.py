@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.core.losses import Term
 from graincode.generator.base import Generator
 from graincode.generator.dgit_ar import DGiTAR, SequenceLikelihood
@@ -20,13 +20,13 @@ class GeneratorObjective(Protocol):
     """What a kind of generator minimises."""
 
     def __call__(self, output: Any) -> dict[str, Term]:
-        """The terms for what a generator made of a batch."""
+        """The terms for a generator's output for a batch."""
 
     def counts(self, codes: GrainCodes, module: Generator) -> dict[str, Tensor | float]:
         """The counts of the terms that the loss has, known before the model has run."""
 
-    def judge(self, figures: Mapping[str, float]) -> float:
-        """What a generator is judged by, less is better, from the means of the terms on validation codes."""
+    def judge(self, metrics: Mapping[str, float]) -> float:
+        """The number that compares generators, less is better, from the means of the terms on validation codes."""
 
 
 class AutoregressiveObjective:
@@ -36,14 +36,11 @@ class AutoregressiveObjective:
         position_weight: None for the likelihood; otherwise >= 0, of the mean over the grains of the mean position loss
             per decision, which is added to the mean content loss per code. As there are fewer decisions than codes, 1
             (as published) makes positions count two or three times as much as the likelihood does.
-    Raises:
-        GraincodeError: it is less.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
     def __init__(self, position_weight: float | None = None) -> None:
-        if position_weight is not None:
-            _check_weight("position_weight", position_weight)
+        check("position_weight", position_weight, "0 or more, or null", position_weight is None or position_weight >= 0)
         self.position_weight = position_weight
 
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
@@ -51,53 +48,46 @@ class AutoregressiveObjective:
 
         Only reported, in bits per image: `bits_per_image`, and its parts `bits_content_g` and `bits_position_g`.
         """
-        terms = {"content": Term(likelihood.content.sum(), likelihood.is_code.sum())}
-        decided = likelihood.decided_grains
+        codes, decided = likelihood.is_code.sum(), likelihood.decided_grains
+        terms = {"content": Term(likelihood.content.sum(), codes)}
         for g in range(decided):
             here = likelihood.is_decision & (likelihood.grain == g)
             total = (likelihood.position * here).sum()
             if self.position_weight is None:
-                terms[f"position_{g}"] = Term(total, likelihood.is_code.sum())
+                terms[f"position_{g}"] = Term(total, codes)
             else:
                 terms[f"position_{g}"] = Term(total, here.sum(), self.position_weight / decided)
-        bits, count = likelihood.bits(), len(likelihood.content)
-        for name, values in bits.items():
-            terms[f"bits_{name}"] = Term(values.sum(), count, 0.0)
+        for name, values in likelihood.bits().items():
+            terms[f"bits_{name}"] = Term(values.sum(), len(likelihood.content), 0.0)
         return terms
 
     def counts(self, codes: GrainCodes, module: DGiTAR) -> dict[str, Tensor | float]:
-        """See `GeneratorObjective`.
-
-        A grain's decisions are where its regions come next, and its end; the last grain, where it decides anything, has
-        no end.
-        """
-        codes_in_all = codes.lengths.sum()
-        counts: dict[str, Tensor | float] = {"content": codes_in_all}
+        """See `GeneratorObjective`. A grain's decisions are its regions, and its end, which the last grain has not."""
+        total = codes.lengths.sum()
+        counts: dict[str, Tensor | float] = {"content": total}
         for g in range(module.decided_grains):
             ends = len(codes) if g < codes.layout.num_ends else 0
             decisions = (codes.grains == g).sum() + ends
-            counts[f"position_{g}"] = codes_in_all if self.position_weight is None else decisions
+            counts[f"position_{g}"] = total if self.position_weight is None else decisions
         return counts
 
-    def judge(self, figures: Mapping[str, float]) -> float:
+    def judge(self, metrics: Mapping[str, float]) -> float:
         """Bits per image."""
-        return figures["bits_per_image"]
+        return metrics["bits_per_image"]
 
 
 class MaskedObjective:
-    """Mean loss per masked code + mean loss per masked region, of which there is none with one grain and one bin.
+    """Mean loss per masked code + mean loss per masked region; with one grain, of codes alone.
 
     Sums are divided by how many are masked on average, so that each masked code counts alike whatever share of its
     image is masked, and the count is known before the model has run.
 
     Args:
         grains_weight: of the loss of the grain map, >= 0.
-    Raises:
-        GraincodeError: it is less.
     """
 
     def __init__(self, grains_weight: float = 1.0) -> None:
-        _check_weight("grains_weight", grains_weight)
+        check("grains_weight", grains_weight, "0 or more", grains_weight >= 0)
         self.grains_weight = grains_weight
 
     def __call__(self, predictions: MaskedPredictions) -> dict[str, Term]:
@@ -105,9 +95,8 @@ class MaskedObjective:
 
         Only reported, over what was masked: loss and accuracy of the contents at each grain, `content_g` and
         `accuracy_g`, and where up to 25, 50, 75 or 100 per cent of the image was masked, `content_at_25` and
-        `accuracy_at_25` and so on; `accuracy_grains` of the grain map, with its bins. A low accuracy, such as 7 per
-        cent, is normal: many entries of a large codebook look nearly alike, and most of a masked image is not
-        determined.
+        `accuracy_at_25` and so on; `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
+        many entries of a large codebook look nearly alike, and most of a masked image is not determined.
         """
         found, grains = predictions.contents, predictions.grains
         terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}
@@ -127,11 +116,6 @@ class MaskedObjective:
         """See `GeneratorObjective`."""
         return module.expected(codes)
 
-    def judge(self, figures: Mapping[str, float]) -> float:
+    def judge(self, metrics: Mapping[str, float]) -> float:
         """The loss, in nats."""
-        return figures["content"] + self.grains_weight * figures.get("grains", 0.0)
-
-
-def _check_weight(name: str, weight: float) -> None:
-    if not weight >= 0:
-        raise GraincodeError(f"{name}={weight}: expected 0 or more; type generator.objective.{name}=1")
+        return metrics["content"] + self.grains_weight * metrics.get("grains", 0.0)

@@ -1,4 +1,4 @@
-"""One transformer for every generator: pre-norm blocks over fused attention, with a static key/value cache."""
+"""One transformer for every generator: pre-norm blocks over fused attention, with a key/value cache."""
 
 from __future__ import annotations
 
@@ -10,45 +10,38 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check, check_choice
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.generator.cache import KeyValueCache
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines (B, 1, L, d / 2) of the angles that queries and keys are turned by."""
+"""Cosines and sines (B, 1, L, d / 2) of the angles that queries and keys are rotated by."""
 
 
 class Rotary(nn.Module):
-    """Rotary positions in two dimensions: half of each head turns with the row, half with the column.
+    """Rotary positions in two dimensions: half of each head rotates with the row, half with the column.
 
     Args:
-        coordinates: (P, 2) rows and columns of all places.
+        coordinates: (P, 2) rows and columns of all positions.
         head_dim: dimension of a head, divisible by 4.
         base: ratio of the slowest wavelength to the fastest, 2 pi cells.
-    Raises:
-        GraincodeError: the head's dimension is not divisible by 4.
     Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
     """
 
     def __init__(self, coordinates: Tensor, head_dim: int, base: float = 100.0) -> None:
         super().__init__()
-        if head_dim % 4:
-            raise GraincodeError(
-                f"heads of dimension {head_dim}: rotary positions need a multiple of 4; "
-                "type other generator.size.heads, or generator.block.rotary=false"
-            )
         frequencies = base ** -torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
         angles = (coordinates.double()[:, :, None] * frequencies).flatten(1)
         self.register_buffer("cosines", angles.cos().float(), persistent=False)
         self.register_buffer("sines", angles.sin().float(), persistent=False)
 
-    def forward(self, places: Tensor) -> Rotation:
-        """(B, L) long places to their angles."""
-        return self.cosines[places][:, None], self.sines[places][:, None]
+    def forward(self, positions: Tensor) -> Rotation:
+        """(B, L) long positions to their angles."""
+        return self.cosines[positions][:, None], self.sines[positions][:, None]
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn (B, heads, L, d) queries or keys."""
+    """Rotate (B, heads, L, d) queries or keys."""
     cosines, sines = (part.to(x.dtype) for part in rotation)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
@@ -107,7 +100,7 @@ def _perceptron(width: int) -> nn.Sequential:
 
 
 class Block(CheckpointedBlock):
-    """Attention and a perceptron, each behind a norm and around a skip."""
+    """Attention and a perceptron, each with a norm before it and a skip around it."""
 
     def __init__(
         self,
@@ -158,11 +151,9 @@ class Transformer(nn.Module):
         norm: "layer", or "rms" (Zhang & Sennrich, 2019).
         mlp: "gelu", or "swiglu", which has as many parameters.
         qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
-        rotary: whether they are turned by their places; whoever calls it then gives the angles.
+        rotary: whether they are rotated by their positions; `forward` then takes the angles.
         adaln: whether the condition shifts, scales and gates each branch, from no effect at the start (after DiT,
             Peebles & Xie, 2022, whose gates start closed).
-    Raises:
-        GraincodeError: the heads do not divide the width, a number is out of range, or an option is unknown.
     """
 
     def __init__(
@@ -179,17 +170,13 @@ class Transformer(nn.Module):
         adaln: bool = False,
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise GraincodeError(
-                f"a width of {width} has no {heads} equal heads: type generator.size.heads that divides it"
-            )
-        if layers < 0:
-            raise GraincodeError(f"{layers} layers: expected 0 or more, such as generator.size.content_layers=2")
-        if not 0 <= dropout < 1:
-            raise GraincodeError(f"dropout {dropout}: expected 0 to below 1; type generator.size.dropout=0.1")
-        for name, value, known in (("norm", norm, _NORMS), ("mlp", mlp, _MLPS)):
-            if value not in known:
-                raise GraincodeError(f"{name} {value!r}: type generator.block.{name}= one of {', '.join(known)}")
+        check("heads", heads, f"a number that divides width={width}", heads >= 1 and width % heads == 0)
+        fits = not rotary or width // heads % 4 == 0
+        check("heads", heads, f"width={width} / heads a multiple of 4, for rotary positions", fits)
+        check("layers", layers, "0 or more", layers >= 0)
+        check("dropout", dropout, "a number from 0 to below 1", 0 <= dropout < 1)
+        check_choice("norm", norm, _NORMS)
+        check_choice("mlp", mlp, _MLPS)
         self.causal, self.rotary, self.heads, self.head_dim = causal, rotary, heads, width // heads
         self.blocks = nn.ModuleList(
             Block(width, heads, dropout, _NORMS[norm], _MLPS[mlp], qk_norm) for _ in range(layers)
@@ -208,10 +195,8 @@ class Transformer(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def modulations(self, condition: Tensor) -> list[Tensor] | None:
-        """What a (B, width) condition does to each block, (6, B, 1, width), and to the last norm, (2, B, 1, width).
-
-        None without `adaln`. It is the same for all tokens, so that sampling asks for it once.
-        """
+        """Shifts, scales and gates of a (B, width) condition: (6, B, 1, width) for each block, and (2, B, 1, width) for
+        the last norm; None without `adaln`. They are the same for all tokens."""
         if self.modulation is None:
             return None
         numbers = self.modulation(F.silu(condition.to(self.modulation.weight.dtype)))
@@ -227,14 +212,14 @@ class Transformer(nn.Module):
         modulations: list[Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """All tokens at once; or, with a cache, one token (B, 1, width) behind those that it holds.
+        """All tokens at once; or, with a cache, one token (B, 1, width) after those that it holds.
 
         Args:
             x: (B, L, width).
             cache: of the tokens before.
-            rotation: of the tokens' places, with `rotary`.
+            rotation: of the tokens' positions, with `rotary`.
             modulations: of the condition, with `adaln`.
-            mask: (B, 1, 1 or L, L) bool, which tokens each may see, besides causality; not with `causal`.
+            mask: (B, 1, 1 or L, L) bool, which tokens each may see; not with `causal`.
         """
         if cache is not None:
             mask = cache.mask
@@ -248,13 +233,6 @@ class Transformer(nn.Module):
 
 
 def refuse_modulation(*transformers: Transformer) -> None:
-    """Refuse transformers with `adaln` where there is no condition.
-
-    Raises:
-        GraincodeError: one of them has it.
-    """
-    if any(transformer.modulation is not None for transformer in transformers):
-        raise GraincodeError(
-            "adaln=true, but there is no condition that could shift and scale: type generator.block.adaln=false, "
-            "or generator/conditioning=class"
-        )
+    """Refuse transformers with `adaln` where there is no condition."""
+    plain = all(transformer.modulation is None for transformer in transformers)
+    check("adaln", True, "false, as there is no condition", plain)

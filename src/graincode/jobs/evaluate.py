@@ -210,7 +210,7 @@ def _open_images(
         sampler, classes = build(cfg.sampler), made.module.classes
         if hardware.compile:
             made.module.compile_sampling()
-        made.module.check_sampler(sampler)
+        sampler = made.module.resolve(sampler)
         labels = chosen_labels(what.labels, count, classes, cfg.seed, reference and reference.labels)
         inputs, given, whose = {"generator": made.identity, "tokenizer": decodes.identity}, None, what.labels
         if made.module.needs_prompt:

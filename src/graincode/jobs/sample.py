@@ -28,7 +28,7 @@ from graincode.files import replacing
 from graincode.generator import Generator
 from graincode.jobs.dry import dry_run
 from graincode.pictures import grid
-from graincode.sampling import Sampler
+from graincode.sampling import AutoSampler
 from graincode.tokenizer import DQVAE
 
 
@@ -36,13 +36,13 @@ def run(cfg: DictConfig) -> float:
     """Draw, decode and keep; gives seconds per image."""
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
-    sampler: Sampler = build(cfg.sampler)
+    sampler: AutoSampler = build(cfg.sampler)
     hardware = build(cfg.hardware)
     device = hardware.machine().device
     made, decodes = load_pair(cfg.generator_path, cfg.tokenizer_path, device, cfg.precision)
     if hardware.compile and not cfg.debug.dry:  # which counts what the operations of eager steps cost
         made.module.compile_sampling()
-    made.module.check_sampler(sampler)
+    sampler = made.module.resolve(sampler)
     if cfg.debug.dry:
         parts = {"generator": made.module, "tokenizer": decodes.module}
         label = torch.zeros(1).long()

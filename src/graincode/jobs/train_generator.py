@@ -16,7 +16,7 @@ from graincode.export import export_run, load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
-from graincode.training.generator_stage import GeneratorStage, made_of
+from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import train
 from graincode.training.settings import GeneratorTrainerConfig
 
@@ -70,7 +70,7 @@ def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -
     batch = codes[0]
 
     def step() -> None:
-        weighted_sum(objective(made_of(batch, module))).backward()
+        weighted_sum(objective(module(batch.codes, batch.labels))).backward()
 
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     return dry_run(step, parts, "one training step, one image", training=True)

@@ -4,10 +4,10 @@ from graincode.sampling.autoregressive import AutoregressiveSampler
 from graincode.sampling.guidance import GuidedLogits, GuidedMaskedLogits
 from graincode.sampling.masked import MaskedSampler
 from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits, RowLogits
-
-Sampler = AutoregressiveSampler | MaskedSampler
+from graincode.sampling.settings import AutoSampler, Sampler
 
 __all__ = [
+    "AutoSampler",
     "AutoregressiveLogits",
     "AutoregressiveSampler",
     "GuidedLogits",

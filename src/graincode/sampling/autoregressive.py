@@ -16,24 +16,22 @@ from graincode.core.prompts import CodePrefix
 from graincode.core.sequences import CodeSequences
 from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
-from graincode.sampling.settings import SamplerSettings
+from graincode.sampling.settings import Sampler
 
 _CHECK_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between looks whether a batch is complete, on each kind of device: on a GPU each makes the CPU wait."""
+"""Steps between checks whether a batch is complete, by kind of device: on a GPU each makes the CPU wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoregressiveSampler(SamplerSettings):
+class AutoregressiveSampler(Sampler):
     """Draws positions and contents in turn; every sample tiles its image by construction.
 
     All samples of a batch advance by one token a step, each in its own grain, so nothing is padded between grains.
 
     Attributes:
         region_temperature, region_top_k, region_top_p, region_min_p: of the next region.
-        drop_finished: go on with the samples that are not complete whenever these are half of the batch or fewer: less
-            work where lengths differ. In float32 a sample may then depend in the last bit on its batch mates.
-    Raises:
-        GraincodeError: a setting is out of range.
+        drop_finished: go on with the incomplete samples alone whenever they are half of the batch or fewer: less work
+            where lengths differ. In float32 a sample may then depend in the last bit on the rest of its batch.
     """
 
     region_temperature: float = 1.0
@@ -46,8 +44,7 @@ class AutoregressiveSampler(SamplerSettings):
     other: ClassVar[str] = "region_"
 
     def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
-        """Shape of the random numbers of one sample: for each token, one for its region and one for its content."""
-        return layout.max_tokens, 2
+        return layout.max_tokens, 2  # for each token, one for its region and one for its content
 
     @torch.no_grad()
     def __call__(
@@ -58,29 +55,14 @@ class AutoregressiveSampler(SamplerSettings):
         on_step: Callable[[int], None] = lambda _: None,
         given: CodePrefix | None = None,
     ) -> CodeSequences:
-        """Draw one sequence for each row of random numbers.
-
-        Args:
-            logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
-                then again without.
-            layout: of the codes that it makes.
-            uniforms: (B, *numbers(layout)) in [0, 1).
-            on_step: called with the number of tokens drawn so far, for a progress bar.
-            given: the beginning of each sequence; what follows is drawn with the numbers of its own places.
-        Returns:
-            sequences that `from_sequences` takes.
-        """
         guided = GuidedLogits(logits, self.guidance_scale, self.guidance_schedule) if self.guidance_scale != 1 else None
         ask = logits if guided is None else guided
         batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
         table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
-        # what each slot means, padding and the start included
-        following, owner = (
-            F.pad(column, (0, 2), value=none)
-            for column, none in ((table.following, layout.num_slots), (table.region, regions + 1))
-        )
+        # of each slot, padding and the start included: the next cell of its region, and its region
+        following = F.pad(table.following, (0, 2), value=layout.num_slots)
         is_end = F.pad(table.is_end, (0, 2))
-        owner = torch.where(is_end, regions + 1, owner)
+        owner = torch.where(is_end, regions + 1, F.pad(table.region, (0, 2), value=regions + 1))
         whole = CodeSequences(
             torch.full((batch, tokens), layout.pad_slot, device=device),
             torch.full((batch, tokens), layout.no_content, device=device),
@@ -91,15 +73,14 @@ class AutoregressiveSampler(SamplerSettings):
         slot = torch.full((batch,), layout.start_slot, device=device)
         content = torch.full_like(slot, layout.no_content)
         grain, last = torch.zeros_like(slot), torch.full_like(slot, -1)
-        # which regions have their codes; of two more columns the first is the end, never coded, the second for what is
-        # no region
+        # which regions have codes; two more columns are for the end, never coded, and for what is no region
         coded = torch.zeros(batch, regions + 2, dtype=torch.bool, device=device)
         all_implied, check_every = last_grain == 0, _CHECK_EVERY.get(device.type, 16)
         for step in range(tokens):
             if guided is not None:
                 guided.progress = coded[:, :regions].double().mean(dim=1)
             ask.take(slot, content)
-            region = coded[:, : regions + 1].int().argmin(dim=1)  # the first that is left; the end, if none is
+            region = coded[:, : regions + 1].int().argmin(dim=1)  # the first without codes; the end, if there is none
             if not all_implied:
                 scores = ask.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
                 drawn = draw(truncate(scores, **self.truncation("region_")), uniforms[:, step, 0])
@@ -123,7 +104,7 @@ class AutoregressiveSampler(SamplerSettings):
             on_step(step + 1)
             if (step + 1) % check_every == 0:
                 done = slot == layout.pad_slot
-                finished, all_implied = torch.stack([done.sum(), (grain == last_grain).all()]).tolist()  # the one wait
+                finished, all_implied = torch.stack([done.sum(), (grain == last_grain).all()]).tolist()
                 if finished == len(rows):
                     break
                 if self.drop_finished and 2 * finished >= len(rows):

@@ -16,18 +16,18 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1 - (math.pi * progress).cos()) / 2,
 }
-"""Share of the guidance that is in force when a share of the image, in [0, 1], is there."""
+"""Completed share of the image, in [0, 1], to the share of guidance that is applied."""
 
 
 class Guidance:
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
-    It is computed, and given, in float32, or float64 if the logits are: half precision would round the difference.
+    Computed and returned in float32, or float64 if the logits are: half precision would round the difference.
 
     Args:
         logits: of twice the batch: first all samples with their condition, then all without.
         scale: 1 is the conditional model; more exaggerates the condition.
-        schedule: one of `SCHEDULES`: "constant" is the scale throughout; others begin with the conditional model.
+        schedule: one of `SCHEDULES`.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """
@@ -36,7 +36,7 @@ class Guidance:
         self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
 
     def _guide(self, logits: Tensor, progress: Tensor) -> Tensor:
-        """(2 N, ...) logits of rows of images of which an (N,) share is there, to (N, ...)."""
+        """(2 N, ...) logits of images of which an (N,) share is completed, to (N, ...)."""
         conditional, unconditional = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
         share = self._share(progress).to(conditional.dtype)
         scale = 1 + (self.scale - 1) * share.view(-1, *[1] * (logits.ndim - 1))
@@ -44,44 +44,37 @@ class Guidance:
 
 
 class GuidedLogits(Guidance):
-    """Guided `AutoregressiveLogits`; the sampler sets its `progress`, (B,) float64, the share of each image that is
-    there."""
+    """Guided `AutoregressiveLogits`; the sampler sets `progress`, (B,) float64, the completed share of each image."""
 
     progress: Tensor
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
-        """See `AutoregressiveLogits`."""
         self.logits.take(_twice(slots), _twice(contents))
 
     def regions(self) -> Tensor:
-        """See `AutoregressiveLogits`."""
         return self._guide(self.logits.regions(), self.progress)
 
     def contents(self, slots: Tensor) -> Tensor:
-        """See `AutoregressiveLogits`."""
         return self._guide(self.logits.contents(_twice(slots)), self.progress)
 
     def keep(self, rows: Tensor) -> None:
-        """See `AutoregressiveLogits`."""
         self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
 
 
 class GuidedMaskedLogits(Guidance):
-    """Guided `MaskedLogits` of a layout; how much of an image is there shows in what is asked."""
+    """Guided `MaskedLogits` of a layout; the completed share shows in the arguments."""
 
     def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:
         super().__init__(logits, scale, schedule)
-        self.layout, self.density_bins = layout, logits.density_bins
+        self.layout = layout
 
-    def grains(self, values: Tensor) -> Tensor:
-        """See `MaskedLogits`."""
-        progress = (values < self.layout.num_grains * self.density_bins).double().mean(dim=1)
-        return self._guide(self.logits.grains(_twice(values)), progress)
+    def grains(self, grains: Tensor) -> Tensor:
+        progress = (grains < self.layout.num_grains).double().mean(dim=1)
+        return self._guide(self.logits.grains(_twice(grains)), progress)
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
-        """See `MaskedLogits`."""
-        there, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
-        progress = there.sum(dim=1).double() / codes.sum(dim=1)
+        known, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
+        progress = known.sum(dim=1).double() / codes.sum(dim=1)
         logits, image = self.logits.contents(_twice(slots), _twice(contents), _twice(at)), at.nonzero()[:, 0]
         return lambda rows: self._guide(logits(torch.cat([rows, rows + len(image)])), progress[image[rows]])
 

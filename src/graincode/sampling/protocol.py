@@ -12,16 +12,16 @@ RowLogits = Callable[[Tensor], Tensor]
 
 
 class AutoregressiveLogits(Protocol):
-    """What a sampler needs of a model: it takes in a token, and answers up to two questions about the next one."""
+    """A model that takes in one token after the other and predicts the next."""
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """Take in the last token, (B,) slots and contents."""
         ...
 
     def regions(self) -> Tensor:
-        """(B, R + 1) logits of the region that comes next; not asked for where all of them are implied.
+        """(B, R + 1) logits of the region that comes next; the last is the end of the grain.
 
-        The last entry is the end of the grain. Illegal regions need not be masked.
+        Not called where all regions are implied. Illegal regions need not be masked.
         """
         ...
 
@@ -35,26 +35,18 @@ class AutoregressiveLogits(Protocol):
 
 
 class MaskedLogits(Protocol):
-    """What a sampler needs of a model that fills in what is masked.
+    """A model that predicts what is masked."""
 
-    Attributes:
-        density_bins: n, >= 1. A region's value is n times its grain plus the bin, in [0, n), of its density; with one
-            bin, its grain.
-    """
-
-    density_bins: int
-
-    def grains(self, values: Tensor) -> Tensor:
-        """(B, R) values of the regions, K n where they are masked, to their (B, R, K n) logits; not asked for if K n is
-        1."""
+    def grains(self, grains: Tensor) -> Tensor:
+        """(B, R) grains of the regions, K where they are masked, to (B, R, K) logits; not called with one grain."""
         ...
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
-        """The logits of the contents at N of all places; asked for a part of them at a time.
+        """The logits of the contents at N of all positions.
 
         Args:
             slots: (B, L), the layout's `pad_slot` behind the end.
             contents: (B, L), the layout's `no_content` where they are masked, and behind the end.
-            at: (B, L) bool, the N places, which are rows of the logits image by image.
+            at: (B, L) bool, the N positions, which are rows of the logits image by image.
         """
         ...

@@ -1,37 +1,38 @@
-"""What the settings of all samplers have in common."""
+"""What all samplers have in common: how contents are drawn, and guidance."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from numbers import Integral
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from graincode.core.errors import GraincodeError
+from torch import Tensor
+
+from graincode.core.errors import check, check_choice
+from graincode.core.layout import CodeLayout
+from graincode.core.sequences import CodeSequences
 from graincode.sampling.guidance import SCHEDULES
 
-_RANGES = {
-    "temperature": (lambda x: x > 0, "more than 0; type sampler.top_k=1 for greedy"),
-    "top_k": (lambda x: x >= 0, "0 (all) or more, such as sampler.{}=100"),
-    "top_p": (lambda x: 0 < x <= 1, "more than 0 and at most 1, such as sampler.{}=0.95"),
-    "min_p": (lambda x: 0 <= x < 1, "0 (all) to below 1, such as sampler.{}=0.05"),
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("a number above 0 (greedy: top_k=1)", lambda x: x > 0),
+    "top_k": ("0 (all) or more", lambda x: x >= 0),
+    "top_p": ("a number above 0, at most 1 (all)", lambda x: 0 < x <= 1),
+    "min_p": ("a number from 0 (all), below 1", lambda x: 0 <= x < 1),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerSettings:
-    """How contents are drawn, and guidance; a sampler adds its own.
+class AutoSampler:
+    """Settings that every sampler has; `Generator.resolve` makes the sampler of a generator of them.
 
     Attributes:
         temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
         guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
-        guidance_schedule: how it comes in as an image is completed: "constant", "linear" or "cosine".
-        name: of the sampler in configurations.
-        other: prefix of temperature and truncation of what it draws besides contents.
+        guidance_schedule: how guidance grows as an image is completed: "constant", "linear" or "cosine".
     Raises:
-        GraincodeError: a setting is out of range, or not finite, or a fraction where whole numbers are expected.
+        GraincodeError: a setting is out of range or not finite.
     """
 
     temperature: float = 1.0
@@ -41,30 +42,54 @@ class SamplerSettings:
     guidance_scale: float = 1.0
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
 
-    name: ClassVar[str]
-    other: ClassVar[str]
+    name: ClassVar[str] = "auto"
+    other: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, default = getattr(self, field.name), "null" if field.default is None else field.default
-            whole, number = type(field.default) is int, not isinstance(field.default, bool | str)
-            bad = (whole and not isinstance(value, Integral)) or (isinstance(value, float) and not math.isfinite(value))
-            if bad or (number and isinstance(value, bool)):
-                raise GraincodeError(
-                    f"{field.name} {value}: expected a {'whole' if whole else 'finite'} number; type for example "
-                    f"sampler.{field.name}={default}"
-                )
-        for what in ("", self.other):
-            for name, (fits, expected) in _RANGES.items():
-                if not fits(value := getattr(self, what + name)):
-                    raise GraincodeError(f"{what}{name} {value}: expected {expected.format(what + name)}")
-        self.check_choice("guidance_schedule", SCHEDULES)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                check(field.name, value, "a finite number", math.isfinite(value))
+        for prefix in {"", self.other}:
+            for name, (expected, holds) in _RANGES.items():
+                check(prefix + name, value := getattr(self, prefix + name), expected, holds(value))
+        check_choice("guidance_schedule", self.guidance_schedule, SCHEDULES)
 
-    def check_choice(self, name: str, known: Mapping[str, Any]) -> None:
-        """Refuse a setting that is none of the known ones."""
-        if (value := getattr(self, name)) not in known:
-            raise GraincodeError(f"{name} {value!r}: type sampler.{name}= one of {', '.join(known)}")
-
-    def truncation(self, what: str = "") -> dict[str, float]:
+    def truncation(self, prefix: str = "") -> dict[str, float]:
         """The settings of `core.logits.truncate` for contents, or with a prefix for what else is drawn."""
-        return {name: getattr(self, what + name) for name in _RANGES}
+        return {name: getattr(self, prefix + name) for name in _RANGES}
+
+
+class Sampler(AutoSampler, ABC):
+    """Draws codes from a function that returns logits.
+
+    Attributes:
+        name: of the sampler in configurations.
+        other: prefix of temperature and truncation of what it draws besides contents.
+    """
+
+    @abstractmethod
+    def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
+        """Shape of the random numbers that one sample takes."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        logits: Any,
+        layout: CodeLayout,
+        uniforms: Tensor,
+        on_step: Callable[[int], None] = lambda _: None,
+        given: Any = None,
+    ) -> CodeSequences:
+        """Draw one image's codes for each row of random numbers.
+
+        Args:
+            logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
+                then again without.
+            layout: of the codes.
+            uniforms: (B, *numbers(layout)) in [0, 1).
+            on_step: called with the number of steps taken so far, for a progress bar.
+            given: what each sample keeps; the rest is drawn with the numbers of its own positions.
+        Returns:
+            sequences that `from_sequences` takes.
+        """

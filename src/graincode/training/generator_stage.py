@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +22,6 @@ from graincode.training.meter import Meter
 from graincode.training.stage import Player, Step, evaluation_batch
 
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
-
-
-def made_of(batch: CodeBatch, module: Generator, rng: SampleRng | None = None, wrapped: nn.Module | None = None) -> Any:
-    """What a generator makes of a batch.
-
-    Args:
-        batch: of its layout.
-        module: the generator.
-        rng: random numbers of the batch; torch's generator, if not given.
-        wrapped: the generator as it is called in training.
-    """
-    return (module if wrapped is None else wrapped)(batch.codes, batch.labels, rng)
 
 
 class GeneratorPlayer:
@@ -64,7 +51,7 @@ class GeneratorPlayer:
         return {name: len(batch.codes) * count for name, count in self.typical.items()}
 
     def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
-        terms = self.objective(made_of(batch, self.module, step.rng, wrapped))
+        terms = self.objective(wrapped(batch.codes, batch.labels, step.rng))
         if self.typical is not None:
             terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
         lengths = batch.codes.lengths + self.module.extra_tokens
@@ -123,7 +110,7 @@ class GeneratorStage:
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
             batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)
-            meter.add(self.objective(made_of(batch, module, SampleRng(0, places))), weight)
+            meter.add(self.objective(module(batch.codes, batch.labels, SampleRng(0, places))), weight)
             place += len(batch.labels)
         figures = meter.flush()
         return {"objective": self.objective.judge(figures), **figures}

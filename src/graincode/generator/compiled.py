@@ -1,0 +1,103 @@
+"""Compiled steps of autoregressive sampling, over a key/value cache of fixed shapes."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from graincode.distributed.blocks import allow_graphs
+from graincode.generator.cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from graincode.generator.dgit_ar import DGiTAR
+    from graincode.generator.transformer import Transformer
+
+BUCKET = 64
+"""Tokens that the part of a `StaticCache` that attention sees grows by."""
+
+
+class StaticCache(KeyValueCache):
+    """A cache for compiled steps: its shapes, and all that is no tensor, change with every `BUCKET` tokens alone.
+
+    Attention sees all buckets that are filled or begun, under a mask. Arguments are those of `KeyValueCache`.
+
+    Attributes:
+        length: (1,) long.
+        seen: tokens that attention sees, a multiple of `BUCKET`.
+    """
+
+    length: Tensor
+
+    def __init__(self, transformer: Transformer, batch: int, capacity: int) -> None:
+        super().__init__(transformer, batch, -(-capacity // BUCKET) * BUCKET)
+        self.length = torch.zeros(1, dtype=torch.long, device=next(transformer.parameters()).device)
+        self.count, self.seen = 0, BUCKET
+        for tensor in (self.length, *itertools.chain(*self.layers)):
+            tensor.zero_()  # what is masked is multiplied by 0, and must be finite
+            torch._dynamo.mark_static_address(tensor)  # so that CUDA graphs may write into it
+
+    def restart(self) -> None:
+        """Forget all tokens."""
+        self.length.zero_()
+        self.count = 0
+
+    @property
+    def mask(self) -> Tensor:
+        """(1, seen) bool."""
+        return (torch.arange(self.seen, device=self.length.device) <= self.length)[None]
+
+    def reach(self) -> None:
+        """Grow `seen` to hold the next token; called before each, outside of compiled code."""
+        self.count += 1
+        self.seen = -(-self.count // BUCKET) * BUCKET
+
+    def advance(self) -> None:
+        self.length.add_(1)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for store, new in zip(self.layers[layer], (keys, values), strict=True):
+            store.index_copy_(2, self.length, new)
+            found.append(store.narrow(2, 0, self.seen))
+        return found[0], found[1]
+
+
+class CompiledSteps:
+    """The two steps of a `DGiTAR`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
+
+    A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
+    one batch is drawn at a time.
+
+    Args:
+        model: on its device, in its precision.
+    """
+
+    def __init__(self, model: DGiTAR) -> None:
+        self._model, self._batch, self._caches = model, 0, []
+        allow_graphs(4 * -(-model.layout.max_tokens // BUCKET))  # for some more batch sizes, guided or not
+        mode = "reduce-overhead" if model.device.type == "cuda" else None
+        self._next_state = torch.compile(model.next_state, dynamic=False, mode=mode)
+        self._next_content = torch.compile(model.next_content, dynamic=False, mode=mode)
+
+    def caches(self, batch: int) -> list[StaticCache]:
+        """See `DGiTAR.caches`."""
+        if batch != self._batch:
+            self._batch = batch
+            self._caches = [StaticCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
+        for cache in self._caches:
+            cache.restart()
+        return self._caches
+
+    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
+        """See `DGiTAR.next_state`."""
+        torch.compiler.cudagraph_mark_step_begin()
+        cache.reach()
+        return self._next_state(slots, contents, condition, cache, *rest)
+
+    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
+        """See `DGiTAR.next_content`."""
+        cache.reach()
+        return self._next_content(hidden, last, slots, cache, *rest)
