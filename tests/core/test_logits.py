@@ -31,8 +31,6 @@ class Indifferent:
 class Inclined(Indifferent):
     """Logits that are the same for all samples, whatever they have drawn; and what was asked of the grain map."""
 
-    density_bins = 1
-
     def __init__(self, layout):
         super().__init__(layout, 0.0)
         self.of_regions, self.of_contents = torch.randn(layout.num_regions + 1), torch.randn(layout.codebook_size)

@@ -263,7 +263,7 @@ def test_a_plain_decoder_is_not_told_where_the_next_code_is():
     model.embedding.position.weight[int(sequences.slots[0, -1])] += 1  # no token stands behind the last one
     torch.testing.assert_close(model(codes, labels).content, before)
     assert len(model.sample(labels, batch_size=5)) == 5
-    with pytest.raises(GraincodeError, match=r"type generator\.model\.next_position=true"):
+    with pytest.raises(GraincodeError, match=r"^next_position=False: expected true"):
         make(LAYOUTS[2], next_position=False)
 
 
@@ -344,7 +344,7 @@ def test_with_conditioning_labels_matter():
     assert not torch.equal(model(codes, labels).total, model(codes, labels + 1).total)
     with pytest.raises(GraincodeError, match="0 to 9"):
         model.sample(labels + 10)
-    with pytest.raises(GraincodeError, match="generator/conditioning=none"):
+    with pytest.raises(GraincodeError, match=r"^conditioning=class: expected none"):
         ClassConditioning(LAYOUTS[0], WIDTH)
 
 
@@ -364,7 +364,7 @@ def test_guidance_of_scale_one_is_the_conditional_model_and_more_moves_away_from
     )
     assert torch.equal(from_sequences(unguided).indices, from_sequences(unconditional).indices)
     assert not torch.equal(model.sample(labels, batch_size=6, guidance_scale=3.0).indices, plain.indices)
-    with pytest.raises(GraincodeError, match=r"type sampler\.guidance_scale=1"):
+    with pytest.raises(GraincodeError, match=r"^guidance_scale=2\.0: expected 1"):
         make(layout, NoConditioning).sample(labels, guidance_scale=2.0)
 
 
@@ -399,12 +399,11 @@ def test_greedy_and_truncated_sampling():
     model, labels = make(layout), labels_for(layout, 6)
     greedy = model.sample(labels, seed=1, batch_size=6, top_k=1, region_top_k=1)
     assert torch.equal(greedy.indices, model.sample(labels, seed=2, batch_size=6, top_k=1, region_top_k=1).indices)
-    for name, value, fitting in (
-        ("temperature", 0, "top_k=1"), ("top_k", -1, "top_k=100"), ("region_top_k", -1, "region_top_k=100"),
-        ("top_p", 0, "top_p=0.95"), ("region_top_p", 1.5, "region_top_p=0.95"), ("min_p", 1, "min_p=0.05"),
-        ("region_min_p", -0.1, "region_min_p=0.05"), ("guidance_schedule", "late", "one of constant, linear, cosine"),
+    for name, value in (
+        ("temperature", 0), ("top_k", -1), ("region_top_k", -1), ("top_p", 0), ("region_top_p", 1.5), ("min_p", 1),
+        ("region_min_p", -0.1), ("guidance_schedule", "late"),
     ):  # fmt: skip
-        with pytest.raises(GraincodeError, match=rf"^{name} .*{fitting}"):
+        with pytest.raises(GraincodeError, match=rf"^{name}={value}: expected"):
             model.sample(labels, **{name: value})
     likely = model.sample(labels, seed=1, batch_size=6, min_p=1 - 1e-9, region_min_p=1 - 1e-9)
     assert torch.equal(likely.indices, greedy.indices)
@@ -489,7 +488,7 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn():
         kept = torch.arange(known.shape[1]) < prefix.lengths[:, None]
         regions = layout.slots().region[known].masked_fill(~(kept & prefix.sequences.is_code), -1)
         assert all(len(set(row.tolist()) - {-1}) == count for row in regions)
-    with pytest.raises(GraincodeError, match="expected 0 to 3"):
+    with pytest.raises(GraincodeError, match="4 grains: expected 0 to 3"):
         CodePrefix.of_grains(codes, 4)
     with pytest.raises(GraincodeError, match="codes of 6 images are given for 2 samples"):
         model.sample(labels[:2], given=prefix)
@@ -514,7 +513,7 @@ def test_a_grain_map_that_is_given_is_kept_and_costs_nothing():
     first, second = (model.condition(labels, one.grains) for one in (codes, other))
     assert not torch.equal(first, second)  # it knows the map from the start
     for wrong in ({}, {"given": CodePrefix.of_grains(codes, 1)}):
-        with pytest.raises(GraincodeError, match=r"type given\.map=true"):
+        with pytest.raises(GraincodeError, match="a grain map"):
             model.sample(labels, **wrong)
 
 
@@ -619,7 +618,7 @@ def test_samples_are_drawn_in_half_precision_too(variant):
 
 def test_a_generator_in_training_mode_does_not_sample():
     layout = LAYOUTS[2]
-    with pytest.raises(GraincodeError, match=r"type generator\.eval\(\)"):
+    with pytest.raises(GraincodeError, match=r"call generator\.eval\(\)"):
         make(layout).train().sample(labels_for(layout, 2))
 
 
@@ -632,26 +631,30 @@ def test_the_sampler_tells_how_many_tokens_it_has_drawn():
 def test_parts_that_do_not_fit_are_refused():
     layout = LAYOUTS[2]
     for settings, expected in (
-        ((30, 1, 4), "divides it"), ((32, 1, 0), "divides it"), ((32, -1, 4), "expected 0 or more"),
-        ((32, 1, 4, 1.0), "expected 0 to below 1"),
+        ((30, 1, 4), "heads=4"), ((32, 1, 0), "heads=0"), ((32, -1, 4), "layers=-1"), ((32, 1, 4, 1.0), "dropout=1.0"),
+        ((36, 1, 6, 0.0, True, "layer", "gelu", False, True), "heads=6"), 
+        ((32, 1, 4, 0.0, True, "batch"), "norm=batch"),
     ):  # fmt: skip
-        with pytest.raises(GraincodeError, match=expected):
+        with pytest.raises(GraincodeError, match=f"^{expected}: expected"):
             Transformer(*settings)
     for name in ("position", "content"):
         stacks = [Transformer(WIDTH, 1, 4, causal=name != part) for part in ("position", "content")]
-        with pytest.raises(GraincodeError, match=rf"type generator\.model\.{name}_transformer\.causal=true"):
+        with pytest.raises(GraincodeError, match=r"^causal=False: expected true"):
             DGiTAR(layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH), NoConditioning(layout, WIDTH), *stacks)
-    with pytest.raises(GraincodeError, match=r"type generator\.block\.rotary=true"):
+    with pytest.raises(GraincodeError, match=r"^position=none: expected"):
         make(layout, parts={"position": "none"})
     assert make(LAYOUTS[1], parts={"position": "none"})  # the index tells it
-    with pytest.raises(GraincodeError, match=r"type generator\.model\.last_positions=implied"):
-        make(layout, grain_map="given", last_positions="modelled")
-    for name, value, plain in (("last_positions", "modelled", "implied"), ("grain_map", "given", "modelled")):
-        with pytest.raises(GraincodeError, match=rf"{name}={value}, .* type generator\.model\.{name}={plain}"):
-            make(LAYOUTS[1], **{name: value})
-    with pytest.raises(GraincodeError, match=r"type generator\.block\.adaln=false"):
+    for one, options, name in (
+        (layout, {"grain_map": "given", "last_positions": "modelled"}, "last_positions=modelled"),
+        (LAYOUTS[1], {"last_positions": "modelled"}, "last_positions=modelled"),
+        (LAYOUTS[1], {"grain_map": "given"}, "grain_map=given"),
+        (layout, {"grain_map": "late"}, "grain_map=late"),
+    ):
+        with pytest.raises(GraincodeError, match=f"^{name}: expected"):
+            make(one, **options)
+    with pytest.raises(GraincodeError, match=r"^adaln=True: expected false"):
         make(layout, NoConditioning, block=MODERN)
-    with pytest.raises(GraincodeError, match=r"type generator\.objective\.position_weight=1"):
+    with pytest.raises(GraincodeError, match=r"^position_weight=-1\.0: expected"):
         AutoregressiveObjective(-1.0)
 
 
@@ -660,9 +663,7 @@ def test_settings_that_would_do_nothing_are_refused():
     labels, given = labels_for(layout, 2), CodePrefix.of_map(random_codes(layout, random_grains(layout, 2)))
     never = make(layout)
     never.conditioning.dropout = 0.0
-    with pytest.raises(
-        GraincodeError, match=r"^guidance_scale=2\.0, .* generator\.conditioning\.dropout=0\.1, or type "
-    ):
+    with pytest.raises(GraincodeError, match=r"^guidance_scale=2\.0: expected 1, .* dropout=0"):
         never.sample(labels, guidance_scale=2.0)
     assert len(never.sample(labels)) == 2
     for model, begun, why in (
@@ -674,6 +675,6 @@ def test_settings_that_would_do_nothing_are_refused():
             ("top_p", 0.5, 1.0),
             ("min_p", 0.1, 0.0),
         ):
-            expected = rf"^region_{name}={value}, .*{why}: type sampler\.region_{name}={plain}$"
+            expected = rf"^region_{name}={value}: expected {plain}, .*{why}$"
             with pytest.raises(GraincodeError, match=expected):
                 model.sample(labels, given=begun, **{f"region_{name}": value})
