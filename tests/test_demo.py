@@ -1,11 +1,13 @@
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, write_images
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, write_images
 
 from graincode.core.errors import GraincodeError
+from graincode.jobs import demo
 from graincode.jobs.demo import plan, run_demo
 
 
@@ -48,10 +50,6 @@ def test_a_wrong_override_is_refused_before_anything_runs(override, message, tmp
     assert not (tmp_path / "demo").exists()
 
 
-def stop():
-    raise KeyboardInterrupt
-
-
 def test_unlabelled_images_make_an_unconditional_demo(tmp_path):
     write_images(tmp_path)
     overrides = ["data=image_folder", f"data.root={tmp_path}", "data.classes=none"]
@@ -61,6 +59,18 @@ def test_unlabelled_images_make_an_unconditional_demo(tmp_path):
     assert not any("guidance" in argument for argument in arguments["sample"])
 
 
+def test_steps_run_in_processes_that_take_no_module_from_where_the_user_is(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda arguments: called.append(arguments) or subprocess.CompletedProcess([], 3)
+    )
+    with pytest.raises(GraincodeError, match="train_tokenizer ended with status 3"):
+        run_demo(tmp_path, [])
+    assert called[0][:4] == [sys.executable, "-P", "-m", "graincode.jobs.train_tokenizer"]
+    assert json.loads((tmp_path / "seconds.json").read_text())["train_tokenizer"] < 60
+
+
+@pytest.mark.slow
 def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
@@ -70,10 +80,18 @@ def test_the_recipe_for_one_s_own_images(tmp_path, monkeypatch, capfd):
         *TINY_TOKENIZER, *TINY_GENERATOR, *TINY_TRAINER, "train_masked:generator.size.width=32",
         "sample:num_samples=4", "evaluate_samples:images.num_samples=12", "evaluate_samples:batch_size=6",
     ]  # fmt: skip
-    run = subprocess.run
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(subprocess, "run", lambda command: run(command) if "extract_codes" not in command[2] else stop())
+
+    def in_process(step):
+        if step.name == interrupted:
+            raise KeyboardInterrupt
+        return command(step.job, *step.arguments) or 0
+
+    interrupted = "extract_codes"
+    monkeypatch.setattr(demo, "_run", in_process)
+    with pytest.raises(KeyboardInterrupt):
         run_demo(Path("runs/demo"), overrides)
+    assert list(json.loads(Path("runs/demo/seconds.json").read_text())) == ["train_tokenizer", "extract_codes"]
+    interrupted = ""
     trained = Path("runs/demo/train_tokenizer/train_tokenizer/export/weights.safetensors").stat().st_mtime_ns
     page = run_demo(Path("runs/demo"), overrides)  # goes on where it was
     assert Path("runs/demo/train_tokenizer/train_tokenizer/export/weights.safetensors").stat().st_mtime_ns == trained

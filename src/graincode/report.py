@@ -1,14 +1,12 @@
-"""The page of a finished demo: pictures, curves and figures in one file that needs no other."""
+"""The page of a finished demo: pictures, charts and metrics in one file that needs no other."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import math
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
 
 from graincode.api import load_generator, load_tokenizer
-from graincode.config.job import build
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8, to_uint8
 from graincode.core.layout import CodeLayout
@@ -30,20 +27,19 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset, read_info
 from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
-from graincode.evaluation.pairs import PairErrors
+from graincode.evaluation.pairs import MSE_FLOOR
 from graincode.files import replacing
 from graincode.generator import Generator
-from graincode.pictures import density_maps, grain_maps
+from graincode.pictures import BLUE, ORANGE, chart, density_maps, grain_maps, length_histogram, to_svg
 from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
 
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
-BARS = 64
-EDITED, DRAWS = 10, 3
+EDITED, EDITS_OF_EACH = 10, 3
 
-# names in metrics.json without the network's; the name on the page, and whether more or less is better
-FIGURES = {
+# names in metrics.json without the network's: the name on the page, and whether more or less is better
+METRICS = {
     "fid": ("FID", "↓"),
     "fd": ("Fréchet distance", "↓"),
     "rfid": ("rFID", "↓"),
@@ -71,118 +67,66 @@ FIGURES = {
     "codes_per_image": ("Codes per image", ""),
     "grain_map_bits": ("Bits of a grain map", ""),
     "bits_per_image": ("Bits per image, grain map included", ""),
-    **{f"bits_{what}_{g}": (f"Bits of {what}s, grain {g}", "↓") for g in range(8) for what in ("content", "position")},
-    **{
-        f"codebook_{what}_{g}": (f"{title}, grain {g}", "↑")
-        for g in range(8)
-        for what, title in (("usage", "Share of the codebook in use"), ("perplexity", "Codebook perplexity"))
-    },
 }
+for _grain in range(8):
+    METRICS |= {
+        f"{name}_{_grain}": (f"{title}, grain {_grain}", better)
+        for name, (title, better) in {
+            "codebook_usage": METRICS["codebook_usage"],
+            "codebook_perplexity": METRICS["codebook_perplexity"],
+            "bits_content": ("Bits of contents", "↓"),
+            "bits_position": ("Bits of positions", "↓"),
+        }.items()
+    }
 
-
-@dataclass(frozen=True)
-class Curve:
-    """A chart of a run's log: training values as a line, and validation values as points."""
-
-    run: str
-    title: str
-    training: str = ""
-    validation: str = ""
-    log: bool = False
-
-
+# the run, the title, the keys of training and of validation in its log, and whether the scale is logarithmic
 CURVES = (
-    Curve("train_tokenizer", "Tokenizer: loss", training="train/loss", log=True),
-    Curve("train_tokenizer", "Tokenizer: PSNR of the mean error, dB", validation="val/psnr_of_mean"),
-    Curve("train_generator", "Generator: bits per image", "train/bits_per_image", "val/bits_per_image"),
-    Curve("train_masked", "Masked generator: loss", "train/loss", "val/loss"),
+    ("train_tokenizer", "Tokenizer: loss", "train/loss", "", True),
+    ("train_tokenizer", "Tokenizer: PSNR of the mean error, dB", "", "val/psnr_of_mean", False),
+    ("train_generator", "Generator: bits per image", "train/bits_per_image", "val/bits_per_image", False),
+    ("train_masked", "Masked generator: loss", "train/loss", "val/objective", False),
 )
 
 
-@dataclass(frozen=True)
-class Axes:
-    """A chart as SVG, in a view box of 480 by 250, for data in the ranges `x` and `y`."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    log: bool = False
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a data point lies in the view box."""
-        scale = math.log if self.log else float
-        low, high = scale(self.y[0]), scale(self.y[1])
-        return 48 + 424 * (x - self.x[0]) / (self.x[1] - self.x[0]), 215 - 180 * (scale(y) - low) / (high - low)
-
-    def line(self, points: Iterable[tuple[float, float]], style: str) -> str:
-        """A line through data points."""
-        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.at(*point) for point in points))
-        return f'<polyline class="{style}" points="{places}"/>'
-
-    def svg(self, title: str, across: str, marks: str) -> str:
-        """The chart with these marks; `across` is what the x axis counts."""
-        parts, locator = [], MaxNLocator(5)
-        if self.log and self.y[1] > 10 * self.y[0]:
-            locator = LogLocator(subs=(1, 2, 5) if self.y[1] < 100 * self.y[0] else (1,))
-        for value in locator.tick_values(*self.y):
-            if self.y[0] <= value <= self.y[1]:
-                _, y = self.at(self.x[0], value)
-                parts.append(f'<line class="grid" x1="48" x2="472" y1="{y:.1f}" y2="{y:.1f}"/>')
-                parts.append(f'<text x="42" y="{y + 4:.1f}" text-anchor="end">{value:,g}</text>')
-        for value in MaxNLocator(6, integer=True).tick_values(*self.x):
-            if self.x[0] <= value <= self.x[1]:
-                x, _ = self.at(value, self.y[0])
-                parts.append(f'<text x="{x:.1f}" y="231" text-anchor="middle">{value:,g}</text>')
-        parts.append(f'<text x="472" y="248" text-anchor="end">{across}</text>')
-        return f'<svg viewBox="0 0 480 250" role="img" aria-label="{title}">{"".join(parts)}{marks}</svg>'
-
-
-def write_report(folder: Path, steps: Sequence[Any]) -> Path:
-    """Write `index.html` into the folder of a demo.
+def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, str], dataset: ImageDataset) -> Path:
+    """Write `index.html` into the folder of a demo, and give its path.
 
     Args:
-        folder: in which every step has finished.
-        steps: of the demo, as `demo.plan` gives them.
-    Returns:
-        the page.
+        folder: of the demo.
+        runs: the directory of each finished step: train_tokenizer, extract_codes, train_generator, train_masked,
+            sample, evaluate_reconstructions, evaluate_samples.
+        commands: what to type to run each step alone.
+        dataset: the images of evaluate_reconstructions. No class that a file of a run names is ever built, but for
+            those that exports may name.
     Raises:
         GraincodeError: a step has not finished.
     """
-    runs = {step.name: folder / step.job / step.name for step in steps}
     for name, run in runs.items():
         if not (run / "result.json").is_file():
-            raise GraincodeError(
-                f"{name} has not finished ({run / 'result.json'} is missing): "
-                "type graincode-demo with the same overrides as before; it goes on where it was"
-            )
-    config = _read(runs["evaluate_reconstructions"] / "config.json")["config"]
-    reconstructions, samples = (
-        _read(runs[f"evaluate_{name}"] / "metrics.json") for name in ("reconstructions", "samples")
-    )
+            raise GraincodeError(f"{run / 'result.json'}: missing, {name} has not finished; run the same demo again")
+    reconstructions, samples = (_read(runs[f"evaluate_{of}"] / "metrics.json") for of in ("reconstructions", "samples"))
     seconds, codes = _read(folder / "seconds.json"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
-    dataset = build(config["data"]).split(config["images"]["split"])
+    layout = tokenizer.layout
     # an unconditional generator is asked for no class, whatever labels the codes have
     names = read_info(codes)["class_names"] if _read(runs["sample"] / "result.json")["classes"] else []
-    commands = []
-    for step in steps:
-        minutes = f", {seconds[step.name] / 60:.1f} minutes" if step.name in seconds else ""
-        commands.append(f"<i># {step.name}{minutes}</i>\n{escape(step.command)}")
-    width = tokenizer.layout.image_size[1]
+    minutes = {name: f", {seconds[name] / 60:.1f} minutes" if name in seconds else "" for name in commands}
+    width = layout.image_size[1]
     text = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{dataset.name} in {reconstructions['figures']['codes_per_image']:.1f} codes per image"),
-        headlines=_headlines(tokenizer.layout, reconstructions, samples),
+        title=escape(f"{dataset.name} in {reconstructions['metrics']['codes_per_image']:.1f} codes per image"),
+        headlines=_headlines(layout, reconstructions, samples),
         side=f"{min(max(CARD_SIDE, width), 2 * CARD_SIDE)}px",
         rendering="pixelated" if width <= SAMPLE_SIDE else "auto",
-        **_cards(tokenizer, dataset, config["images"]["ratios"]),
+        **_cards(tokenizer, dataset, reconstructions.get("ratios")),
         **_lengths(codes),
-        samples=_samples(runs["sample"] / "samples.npz", tokenizer.layout, names),
+        samples=_samples(runs["sample"] / "samples.npz", layout, names),
         edits=_edits(load_generator(runs["train_masked"] / "export"), tokenizer, CodeDataset(codes, "val"), names),
-        curves="".join(_curve(curve, read_log(runs[curve.run])) for curve in CURVES),
-        figures=_figures("Reconstructions", reconstructions) + _figures("Samples", samples),
-        commands="\n\n".join(commands),
+        curves="".join(_curve(read_log(runs[run]), *rest) for run, *rest in CURVES),
+        metrics=_metrics("Reconstructions", reconstructions) + _metrics("Samples", samples),
+        commands="\n\n".join(f"<i># {name}{minutes[name]}</i>\n{escape(commands[name])}" for name in commands),
         folder=escape(shlex.quote(str(folder))),
         export=escape(repr(f"{runs['train_tokenizer']}/export")),
-        coarse=[1.0] + [0.0] * (tokenizer.layout.num_grains - 1),
+        coarse=[1.0] + [0.0] * (layout.num_grains - 1),
         versions=escape(", ".join(f"{name} {number}" for name, number in samples["versions"].items())),
     )
     page = folder / "index.html"
@@ -192,33 +136,36 @@ def write_report(folder: Path, steps: Sequence[Any]) -> Path:
 
 
 def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> str:
-    """The few figures that matter most, each with what it is to be compared with."""
-    made, drawn = reconstructions["metrics"], _by_base(samples)
+    """The few metrics that matter most, each with what it is to be compared with."""
+    of_reconstructions, of_samples = reconstructions["metrics"], {}
+    for key, value in samples["metrics"].items():  # of several networks the first counts
+        of_samples.setdefault(_parted(key, samples)[0], value)
     longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["count"]
+    mean, psnr = _number(of_reconstructions["codes_per_image"]), f"{of_reconstructions['psnr_of_mean']:.2f} dB"
     tiles = [
-        ("Codes per image", _number(made["codes_per_image"]), f"on average; {longest} with all regions fine"),
-        ("PSNR of reconstructions", f"{made['psnr_of_mean']:.2f} dB", f"mean error of {count:,} images"),
+        ("Codes per image", mean, f"on average; {longest} with all regions fine"),
+        ("PSNR of reconstructions", psnr, f"mean error of {count:,} images"),
     ]
     network = next(iter(samples["features"]))
     for base, title in (("fid", "FID of samples"), ("fd", "Fréchet distance of samples")):
-        if base in drawn:
-            floor = f"; {_number(drawn[f'{base}_floor'])} of as many real images" if f"{base}_floor" in drawn else ""
-            tiles.append((title, _number(drawn[base]), f"in {network} features{floor}"))
-    if "class_accuracy_ratio" in drawn:
-        accuracy, real = drawn["class_accuracy"], drawn["class_accuracy_of_real_images"]
+        if base in of_samples:
+            floor = of_samples.get(f"{base}_floor")
+            about = f"in {network} features" + (f"; {_number(floor)} of as many real images" if floor else "")
+            tiles.append((title, _number(of_samples[base]), about))
+    if "class_accuracy_ratio" in of_samples:
+        accuracy, real = of_samples["class_accuracy"], of_samples["class_accuracy_of_real_images"]
         about = f"of that of real images ({accuracy:.1%} against {real:.1%})"
-        tiles.append(("Class accuracy of samples", f"{drawn['class_accuracy_ratio']:.1%}", about))
+        tiles.append(("Class accuracy of samples", f"{of_samples['class_accuracy_ratio']:.1%}", about))
     return "".join(f"<div><dt>{n}</dt><dd>{v} <small>{escape(about)}</small></dd></div>" for n, v, about in tiles)
 
 
 def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | None) -> dict[str, str]:
-    """Images beside what the tokenizer makes of them, from few codes to many."""
+    """Images beside their reconstructions, from few codes to many."""
     layout, names = tokenizer.layout, dataset.class_names
-    lengths, labels = [], []
-    for batch in in_order(dataset, 250, SEARCHED):
-        lengths.append(tokenizer.tokenize(batch.images, ratios).lengths)
-        labels.append(batch.labels)
-    lengths, labels = torch.cat(lengths), torch.cat(labels)
+    found = [
+        (tokenizer.tokenize(batch.images, ratios).lengths, batch.labels) for batch in in_order(dataset, 250, SEARCHED)
+    ]
+    lengths, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     order = lengths.argsort(stable=True)
     shortest, longest = int(order[0]), int(order[-1])
     ranks = order[torch.linspace(0, len(order) - 1, CARDS).long()].tolist()
@@ -227,24 +174,22 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     chosen.sort(key=lambda index: (int(lengths[index]), index))
     images, tags = dataset[chosen].images, {longest: " (longest)", shortest: " (shortest)"}
     density, codes = tokenizer.route(images, ratios).shown, tokenizer.tokenize(images, ratios)
-    originals, made = to_uint8(images), to_uint8(tokenizer.detokenize(codes))
     columns = {
-        "original": originals,
+        "original": to_uint8(images),
         "density": density_maps(density, layout.image_size),
         "grain map": _outlined(images, codes.grains, layout, CARD_SIDE),
-        "reconstruction": made,
+        "reconstruction": to_uint8(tokenizer.detokenize(codes)),
     }
-    cards = []
-    for place, index in enumerate(chosen):
-        errors = PairErrors()
-        errors.update(made[place : place + 1], originals[place : place + 1])
-        psnr = errors.metrics()["psnr_mean"].value
+    differences = (columns["original"].double() - columns["reconstruction"].double()) / 255
+    errors = differences.square().flatten(1).mean(dim=1).clamp_min(MSE_FLOOR)
+    cards = ""
+    for row, (index, psnr) in enumerate(zip(chosen, (-10 * errors.log10()).tolist(), strict=True)):
         name = names[int(labels[index])] if names else f"image {index}"
         pictures = "".join(
-            f"<li>{_img(maps[place], f'{column}: {name}', 'smooth' if column == 'grain map' else '')}{column}</li>"
+            f"<li>{_img(maps[row], f'{column}: {name}', 'smooth' if column == 'grain map' else '')}{column}</li>"
             for column, maps in columns.items()
         )
-        cards.append(
+        cards += (
             f'<figure class="card"><figcaption><span><strong>{int(lengths[index])} codes</strong>, '
             f"{psnr:.1f} dB</span><span>{escape(name)}{tags.get(index, '')}</span></figcaption>"
             f"<ul>{pictures}</ul></figure>"
@@ -253,7 +198,7 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
         f"{len(chosen)} of the first {len(lengths):,} {escape(dataset.split)} images: the shortest, the longest, "
         f"{f'the first of {len(classes)} classes, ' if classes else ''}and some between."
     )
-    return {"cards": "".join(cards), "cards_note": note, "legend": _legend(layout, density)}
+    return {"cards": cards, "cards_note": note, "legend": _legend(layout, density)}
 
 
 def _legend(layout: CodeLayout, density: Tensor) -> str:
@@ -271,43 +216,24 @@ def _legend(layout: CodeLayout, density: Tensor) -> str:
 def _lengths(codes: Path) -> dict[str, str]:
     """The histogram of codes per image over all splits on disk, and a line of statistics."""
     info = read_info(codes)
-    layout = CodeLayout.from_config(info["layout"])
     splits = [CodeDataset(codes, split) for split in info["splits"]]
-    lengths = torch.cat([batch.codes.lengths for split in splits for batch in in_order(split, 5000)]).numpy()
-    costs = layout.codes_per_region
-    fixed = [layout.num_regions * cost for cost in costs]
-    step = math.gcd(*(cost - costs[0] for cost in costs)) or 1  # between two lengths that an image can have
-    width = step * math.ceil(((fixed[-1] - fixed[0]) // step + 1) / BARS)
-    counts = np.bincount((lengths - fixed[0]) // width)
-    room = max(width, (fixed[-1] - fixed[0]) // 12)
-    axes, marks = Axes((fixed[0] - room, fixed[-1] + room), (0, 1.15 * counts.max())), ""
-    for start, count in zip(range(fixed[0], fixed[-1] + 1, width), counts, strict=False):
-        middle = start + (width - step) / 2
-        (left, top), (right, bottom) = axes.at(middle - 0.42 * width, count), axes.at(middle + 0.42 * width, 0)
-        box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
-        about = f"{start}{f' to {start + width - step}' if width > step else ''} codes: {count:,} images"
-        marks += f'<rect class="bar" {box}><title>{about}</title></rect>'
-    lines = [(at, f"all {high}&times;{wide}: {at}") for at, (high, wide) in zip(fixed, layout.grains, strict=True)]
-    for number, (place, name) in enumerate([*lines, (lengths.mean(), f"mean: {lengths.mean():.1f}")]):
-        x, _ = axes.at(place, 0)
-        level = 12 + 14 * (number % 3)  # names of lines that are close must not meet
-        marks += f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{level + 6}" y2="215"/>'
-        marks += f'<text class="strong" x="{x:.1f}" y="{level}" text-anchor="middle">{name}</text>'
+    lengths = np.concatenate([split.lengths for split in splits])
     low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95))
     views = f"; {info['views']} views of each training image" if info["views"] > 1 else ""
     note = (
-        f"{len(lengths):,} images ({escape(', '.join(info['splits']))}{views}) with {lengths.mean():.2f} codes on "
-        f"average, standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have between {low:.0f} and "
-        f"{high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
+        f"{len(lengths):,} images ({escape(', '.join(info['splits']))}{views}) with {lengths.mean():.2f} "
+        f"codes on average, standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have "
+        f"between {low:.0f} and {high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
     )
-    return {"histogram": axes.svg("images by number of codes", "codes per image", marks), "lengths_note": note}
+    histogram = length_histogram(torch.from_numpy(lengths), splits[0].layout)
+    return {"histogram": to_svg(histogram, "images by number of codes"), "lengths_note": note}
 
 
 def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
     """The first samples of each class, each with its grain map and its number of codes."""
     with np.load(file, allow_pickle=False) as arrays:
         images, grains, labels = (torch.from_numpy(arrays[name]) for name in ("images", "grains", "labels"))
-    blocks = []
+    blocks = ""
     for label in labels.unique()[:CLASSES].tolist():
         chosen = (labels == label).nonzero()[: SAMPLES_OF_CLASS if names else SAMPLES_WITHOUT, 0]
         pixels, regions = images[chosen].permute(0, 3, 1, 2), grains[chosen].long()
@@ -317,46 +243,36 @@ def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
             pictures = _img(image, name, "pixels") + _img(outlines, f"grain map: {name}", "smooth")
             items += f'<li title="{length} codes">{pictures}{length}</li>'
         heading = f"<h3>{escape(names[label])}</h3>" if names else ""
-        blocks.append(f"<section>{heading}<ul>{items}</ul></section>")
-    return "".join(blocks)
+        blocks += f"<section>{heading}<ul>{items}</ul></section>"
+    return blocks
 
 
 def _edits(generator: Generator, tokenizer: DQVAE, codes: CodeDataset, names: Sequence[str]) -> str:
-    """Validation images, what of their codes is kept, and what is drawn in place of the rest."""
+    """Validation images, what of their codes is kept, and samples of the rest."""
     labels = codes[range(min(len(codes), SEARCHED))].labels
     chosen = [int((labels == label).nonzero()[0]) for label in labels.unique()] if names else range(len(labels))
     batch = codes[list(chosen)[:EDITED]]
     height, width = generator.layout.image_size
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     outer = ((2 * row + 1 - height).abs() > height / 2) | ((2 * column + 1 - width).abs() > width / 2)
-    top = row < height / 2
+    finer = CodeMask.of_prefix(CodePrefix.of_grains(batch.codes, 1))
+    upper = CodeMask.of_pixels(batch.codes, row < height / 2)
     others = (batch.labels + 1) % generator.classes if generator.classes else batch.labels
     edits = (
-        ("The middle is drawn anew", CodeMask.of_pixels(batch.codes, outer), batch.labels),
-        (
-            f"The upper half is kept, the rest drawn{' as another class' if generator.classes else ''}",
-            CodeMask.of_pixels(batch.codes, top),
-            others,
-        ),
-        (
-            "The codes of all finer grains are drawn anew",
-            CodeMask.of_prefix(CodePrefix.of_grains(batch.codes, 1)),
-            batch.labels,
-        ),
+        ("The middle is sampled anew", CodeMask.of_pixels(batch.codes, outer), batch.labels),
+        (f"The lower half is sampled anew{' as another class' if generator.classes else ''}", upper, others),
+        ("The codes of all finer grains are sampled anew", finer, batch.labels),
     )
-    originals, blocks = to_uint8(tokenizer.detokenize(batch.codes)), ""
-    guidance = 2.0 if generator.classes else 1.0
-    for number, (title, given, drawn_as) in enumerate(edits):
-        if not number:
-            blocks += _strip("from their codes", originals)
-        cells = given.known_cells[:, None].float()
-        known = F.interpolate(cells, (height, width)).bool()
-        blocks += f"<p><strong>{title}</strong></p>" + _strip(
-            "kept", torch.where(known, originals, 160), [names[label] for label in drawn_as] if names else ()
-        )
-        for draw in range(DRAWS):
-            made = generator.sample(drawn_as, seed=draw, steps=16, guidance_scale=guidance, given=given)
-            blocks += _strip(f"draw {draw + 1}", to_uint8(tokenizer.detokenize(made)))
+    originals = to_uint8(tokenizer.detokenize(batch.codes))
+    blocks = _strip("from their codes", originals)
+    settings = {"steps": 16, "guidance_scale": 2.0 if generator.classes else 1.0}
+    for title, given, classes in edits:
+        known = F.interpolate(given.known_cells[:, None].float(), (height, width)).bool()
+        captions = [names[label] for label in classes] if names else ()
+        blocks += f"<p><strong>{title}</strong></p>" + _strip("kept", torch.where(known, originals, 160), captions)
+        for seed in range(EDITS_OF_EACH):
+            edited = generator.sample(classes, seed=seed, given=given, **settings)
+            blocks += _strip(f"sample {seed + 1}", to_uint8(tokenizer.detokenize(edited)))
     return blocks
 
 
@@ -368,46 +284,46 @@ def _strip(name: str, images: Tensor, captions: Sequence[str] = ()) -> str:
     return f"<section><h3>{escape(name)}</h3><ul>{items}</ul></section>"
 
 
-def _curve(curve: Curve, entries: Sequence[dict[str, float]]) -> str:
-    """A chart of a log; nothing if the log has none of its keys."""
-    line = [(entry["step"], entry[curve.training]) for entry in entries if curve.training in entry]
-    points = [(entry["step"], entry[curve.validation]) for entry in entries if curve.validation in entry]
-    if not line + points:
+def _curve(entries: Sequence[dict[str, float]], title: str, training: str, validation: str, log: bool) -> str:
+    """A chart of a log: training values as a line, validation values as points; nothing if the log has neither."""
+    line, points = (
+        np.array([(entry["step"], entry[key]) for entry in entries if key in entry]).reshape(-1, 2)
+        for key in (training, validation)
+    )
+    if not len(line) + len(points):
         return ""
-    steps, values = zip(*line, *points, strict=True)
-    low, high = min(values), max(values)
-    margin, log = 0.05 * (high - low) or 0.05 * abs(high) or 1, curve.log and low > 0
-    axes, marks = Axes((0, max(steps)), (0.9 * low if log else low - margin, high + margin), log), ""
-    if line:
-        raw, window = np.array(line)[:, 1], np.ones(max(1, len(line) // 20))
-        smooth = np.convolve(raw, window, "same") / np.convolve(np.ones_like(raw), window, "same")
-        marks += axes.line(line, "faint") + axes.line(zip(steps, smooth, strict=False), "line")
-    for step, value in points:
-        x, y = axes.at(step, value)
-        about = f"<title>step {step}: {_number(value)}</title>"
-        marks += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{about}</circle>'
-    return f'<figure class="box"><h3>{curve.title}</h3>{axes.svg(curve.title, "step", marks)}</figure>'
+    figure, axes = chart()
+    if len(line):
+        window = np.ones(max(1, len(line) // 20))
+        smooth = np.convolve(line[:, 1], window, "same") / np.convolve(np.ones(len(line)), window, "same")
+        axes.plot(*line.T, color=BLUE, alpha=0.3, linewidth=1)
+        axes.plot(line[:, 0], smooth, color=BLUE, linewidth=2)
+    axes.plot(*points.T, "o", color=ORANGE, markersize=5)
+    axes.set(xlabel="step", xlim=(0, None))
+    if log and (line[:, 1] > 0).all():
+        axes.set(yscale="log")
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
+    return f'<figure class="box"><h3>{title}</h3>{to_svg(figure, title)}</figure>'
 
 
-def _figures(title: str, record: dict[str, Any]) -> str:
-    """A table of measured figures over one of what they depend on."""
+def _metrics(title: str, record: dict[str, Any]) -> str:
+    """A table of metrics over one of what they depend on."""
     rows = ""
     for key, value in record["metrics"].items():
         base, network = _parted(key, record)
-        name, better = FIGURES.get(base, (base, ""))
+        name, better = METRICS.get(base, (base, ""))
         spread = record["uncertainty"].get(key)
         about = f' title="{escape(spread["is"])}"' if spread else ""
         plus = f" ± {spread['std']:.2g}" if spread else ""
         name = escape(f"{name} ({network})" if network else name)
         rows += f'<tr><th scope="row">{name}&nbsp;{better}</th>'
         rows += f'<td class="value"{about}>{_number(value)}{plus}</td></tr>'
-    settings = record["settings"]
     facts = {
         "images": f"{record['count']:,}",
         "reference": f"{record['reference']}, {record['reference_count']:,} images",
         "its SHA-256": record["reference_hash"][:16],
         "features": ", ".join(record["features"].values()),
-        "IS splits": settings.get("inception_splits"),
+        "IS splits": record["settings"].get("inception_splits"),
         "tokenizer": record["tokenizer"],
         "ratios": record.get("ratios"),
         "generator": record.get("generator"),
@@ -423,20 +339,10 @@ def _figures(title: str, record: dict[str, Any]) -> str:
     return f'<div class="box"><h3>{title}</h3><table>{rows}</table><table class="facts">{known}</table></div>'
 
 
-def _parted(figure: str, record: dict[str, Any]) -> tuple[str, str]:
-    """A figure's name without its network's, and that network's; empty if it needs none."""
-    for network in record["features"]:
-        if figure.endswith(f"_{network}"):
-            return figure.removesuffix(f"_{network}"), network
-    return figure, ""
-
-
-def _by_base(record: dict[str, Any]) -> dict[str, float]:
-    """Figures by their names without networks' names; of several networks the first counts."""
-    found: dict[str, float] = {}
-    for figure, value in record["metrics"].items():
-        found.setdefault(_parted(figure, record)[0], value)
-    return found
+def _parted(metric: str, record: dict[str, Any]) -> tuple[str, str]:
+    """A metric's name without its network's, and that network's; empty if it needs none."""
+    network = next((network for network in record["features"] if metric.endswith(f"_{network}")), "")
+    return metric.removesuffix(f"_{network}"), network
 
 
 def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From images to figures with one command: all five jobs in turn, then a page to look at."""
+"""From images to metrics with one command: all five jobs in turn, then a page to look at."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from graincode.config.errors import nearest
 from graincode.config.job import build
@@ -19,8 +21,6 @@ from graincode.config.schema import SCHEMAS
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.files import short_hash, write_json
-from graincode.jobs.evaluate import table
-from graincode.report import write_report
 
 USAGE = """usage: graincode-demo [OVERRIDE ...]
 
@@ -31,11 +31,10 @@ generator that edits images is train_masked, and takes generator. only so):
   graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
 
-
 # keys that the demo sets so that its steps fit together
-_OWN = {"runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
+_OWN = {"experiment", "runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
 MASKED = "train_masked"
-DEMO_SAMPLES = ("images.num_samples=1000", "evaluation.subset=4000")  # to stay within ten minutes
+FEWER = ("images.num_samples=1000", "evaluation.subset=4000")  # to stay within ten minutes
 GUIDED = ("sampler.guidance_scale=2", "sampler.top_p=0.9")  # chosen on validation images
 
 
@@ -47,11 +46,15 @@ class Step:
         name: of the step, and of its run.
         job: that it runs.
         arguments: all its overrides.
+        run: the directory of its run.
+        config: what its arguments compose to.
     """
 
     name: str
     job: str
     arguments: tuple[str, ...]
+    run: Path
+    config: DictConfig
 
     @property
     def command(self) -> str:
@@ -69,39 +72,37 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     generator = f"generator_path={folder}/train_generator/train_generator/export"
     codes = f"codes_path={folder}/extract_codes/extract_codes/codes"
     features = "features=lite0_112"
-    steps = [
-        Step("train_tokenizer", "train_tokenizer", ("experiment=tok_fashion",)),
-        Step("extract_codes", "extract_codes", (tokenizer, "splits=[train,val]")),
-        Step("train_generator", "train_generator", ("experiment=ar_fashion", codes)),
-        Step(MASKED, "train_generator", ("experiment=nar_fashion", codes)),
-        Step("sample", "sample", (generator, tokenizer)),
-        Step("evaluate_reconstructions", "evaluate", (tokenizer, "evaluation=reconstruction", features)),
-        Step("evaluate_samples", "evaluate", (generator, tokenizer, "evaluation=generation", features, *DEMO_SAMPLES)),
-    ]
-    chosen = _assign(steps, overrides)
-    complete, labelled = [], True
-    for step in steps:
-        common = [f"runs_dir={folder}", f"run_name={step.name}"]
-        if step.job == "train_generator" and not labelled:
-            common.append("generator/conditioning=none")
-        if step.name in ("sample", "evaluate_samples") and labelled:
-            common.extend(GUIDED)
-        complete.append(replace(step, arguments=(*common, *step.arguments, *chosen[step.name])))
-        cfg = check(step.job, list(complete[-1].arguments))
-        if step.job == "train_tokenizer":
-            labelled = bool(build(cfg.data).class_names)
-    return complete
+    jobs = {
+        "train_tokenizer": ("train_tokenizer", "experiment=tok_fashion"),
+        "extract_codes": ("extract_codes", tokenizer, "splits=[train,val]"),
+        "train_generator": ("train_generator", "experiment=ar_fashion", codes),
+        MASKED: ("train_generator", "experiment=nar_fashion", codes),
+        "sample": ("sample", generator, tokenizer),
+        "evaluate_reconstructions": ("evaluate", tokenizer, "evaluation=reconstruction", features),
+        "evaluate_samples": ("evaluate", generator, tokenizer, "evaluation=generation", features, *FEWER),
+    }
+    chosen = _assign({name: job for name, (job, *_) in jobs.items()}, overrides)
+    steps: list[Step] = []
+    labelled = True
+    for name, (job, *arguments) in jobs.items():
+        if job == "train_generator" and not labelled:
+            arguments.insert(0, "generator/conditioning=none")
+        if name in ("sample", "evaluate_samples") and labelled:
+            arguments = [*GUIDED, *arguments]
+        arguments = [f"runs_dir={folder}", f"run_name={name}", *arguments, *chosen[name]]
+        steps.append(Step(name, job, tuple(arguments), folder / job / name, check(job, arguments)))
+        labelled = bool(build(steps[0].config.data).class_names) if len(steps) == 1 else labelled
+    return steps
 
 
 def main() -> None:
     """Console entry."""
     overrides = sys.argv[1:]
-    if any(override in ("-h", "--help") for override in overrides):
+    if {"-h", "--help"} & set(overrides):
         print(USAGE)
         return
-    folder = Path("runs") / (f"demo-{short_hash(overrides)}" if overrides else "demo")
     try:
-        run_demo(folder, overrides)
+        run_demo(Path("runs") / (f"demo-{short_hash(overrides)}" if overrides else "demo"), overrides)
     except GraincodeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -120,48 +121,52 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
     timing = folder / "seconds.json"
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.name}\n  {step.command}", flush=True)
-        finished = (folder / step.job / step.name / "result.json").is_file()
-        began = time.perf_counter()
+        finished, began = (step.run / "result.json").is_file(), time.perf_counter()
         try:
-            done = subprocess.run([sys.executable, "-m", f"graincode.jobs.{step.job}", *step.arguments])
+            status = _run(step)
         finally:  # an interrupted attempt counts too
             seconds = json.loads(timing.read_text()) if timing.is_file() else {}
             if not finished:
                 seconds[step.name] = seconds.get(step.name, 0) + time.perf_counter() - began
                 write_json(timing, seconds)
-        if done.returncode:
-            raise GraincodeError(
-                f"{step.name} ended with status {done.returncode}; once that is mended, the same command goes on"
-            )
-    page = write_report(folder, steps)
-    print()
-    for step in steps[-2:]:
-        print(table(json.loads((folder / step.job / step.name / "metrics.json").read_text())))
+        if status:
+            raise GraincodeError(f"{step.name} ended with status {status}; once it is mended, the same command goes on")
+
+    from graincode.jobs.evaluate import table  # which imports every model
+    from graincode.report import write_report
+
+    config = steps[-2].config
+    dataset = build(config.data).split(config.images.split)
+    page = write_report(folder, {s.name: s.run for s in steps}, {s.name: s.command for s in steps}, dataset)
+    print("", *(table(json.loads((step.run / "metrics.json").read_text())) for step in steps[-2:]), sep="\n")
     print(f"\n{len(steps)} steps in {sum(seconds.values()) / 60:.1f} minutes. Open {os.path.abspath(page)}")
     return page
 
 
-def _assign(steps: Sequence[Step], overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Which overrides each step gets, by its name."""
-    chosen: dict[str, list[str]] = {step.name: [] for step in steps}
+def _run(step: Step) -> int:
+    """Run a step in a process of its own, and give its exit status; modules are not taken from where the user is."""
+    return subprocess.run([sys.executable, "-P", "-m", f"graincode.jobs.{step.job}", *step.arguments]).returncode
+
+
+def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Which overrides each step gets, by its name, from the job of each."""
+    # experiments and the keys that join the steps are the demo's own choice
+    words = {job: set(SCHEMAS[job].__annotations__) - _OWN for job in jobs.values()}
+    chosen: dict[str, list[str]] = {name: [] for name in jobs}
     for override in overrides:
         name, prefixed, rest = override.partition(":")
-        if prefixed and name in chosen:
+        if prefixed and name in jobs:
             chosen[name].append(rest)
             continue
         word = re.split(r"[./=@]", override.lstrip("+~"))[0]
-        takers = [s for s in steps if word in _words(s.job) and not (word == "generator" and s.name == MASKED)]
+        takers = [name for name, job in jobs.items() if word in words[job] and (word, name) != ("generator", MASKED)]
         if not takers:
-            words = {known for step in steps for known in _words(step.job)}
-            raise GraincodeError(f"no job of the demo takes {override!r}: {nearest(word, words)}")
-        for step in takers:
-            chosen[step.name].append(override)
+            raise GraincodeError(
+                f"no job of the demo takes {override!r}: {nearest(word, set().union(*words.values()))}"
+            )
+        for name in takers:
+            chosen[name].append(override)
     return chosen
-
-
-def _words(job: str) -> set[str]:
-    """First words of the overrides that a job takes: its top-level keys; experiments are the demo's own choice."""
-    return set(SCHEMAS[job].__dataclass_fields__) - _OWN
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from graincode.core.rng import SampleRng
 from graincode.data.augmentation import Augmentation
 from graincode.data.images import ImageBatch, ImageDataset, Subset
 from graincode.evaluation.streams import ReconstructionStream
-from graincode.pictures import density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram
+from graincode.pictures import density_maps, error_maps, grain_maps, grain_usage, grid, length_histogram, to_pixels
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective, Routing
 from graincode.training.stage import Player, Step, evaluation_batch
 
@@ -174,8 +174,8 @@ class TokenizerStage:
             "images, density, grains, reconstructions, errors": grid(
                 torch.cat([r.cpu() for r in rows]), len(images), 2
             ),
-            "codes per image": length_histogram(codes.lengths, module.layout),
-            "use of the grains": grain_usage(codes.to("cpu")),
+            "codes per image": to_pixels(length_histogram(codes.lengths, module.layout)),
+            "use of the grains": to_pixels(grain_usage(codes.to("cpu"))),
         }
 
 
