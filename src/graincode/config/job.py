@@ -110,7 +110,8 @@ def build(node: Any, **arguments: Any) -> Any:
 
 def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
     """Fill the layout into a model's node, and give the node resolved, as an export keeps it."""
-    OmegaConf.update(model, "layout", {**model.layout, **layout.to_config()}, merge=False)
+    node = {"_target_": "graincode.core.layout.CodeLayout", **layout.to_config()}
+    OmegaConf.update(model, "layout", node, merge=False)
     return OmegaConf.to_container(model, resolve=True)
 
 

@@ -68,7 +68,7 @@ def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints |
 
 def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    if plain is None and ".layout." in key:
+    if plain is None and "layout" in key.split("."):
         return  # what the job fills in
     if not any(_fits(candidate, hint) for candidate in (plain, _tuples(plain))):
         if type(plain) in (int, float) and _fits(str(plain), hint):
