@@ -118,10 +118,10 @@ def test_grain_maps_outline_the_cells_of_each_grain():
 
 
 def test_the_newest_picture_of_each_name_is_kept_as_a_file(tmp_path):
-    log, image = RunLog(tmp_path, 0, True, LogSettings(tensorboard=False)), torch.zeros(3, 4, 6, dtype=torch.uint8)
-    log.image(1, "Images, density: all", image)
+    log, image = RunLog(tmp_path, 0, True, LogSettings()), torch.zeros(3, 4, 6, dtype=torch.uint8)
+    log.pictures(1, {"Images, density: all": image})
     image[0] = 200
-    log.image(None, "Images, density: all", image)
+    log.pictures(None, {"Images, density: all": image})
     (file,) = (tmp_path / "pictures").iterdir()
     assert file.name == "images_density_all.png"
     assert (np.asarray(Image.open(file)) == [200, 0, 0]).all()

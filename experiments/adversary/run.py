@@ -89,7 +89,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
     rows = []
     for step in sorted(checkpoints.steps()):
         state = read_state(checkpoints.path(step), torch.device("cpu"))
-        module.load_state_dict(state["players"]["tokenizer"]["module"])
+        module.load_state_dict(state["trainables"]["tokenizer"]["module"])
         made = ReconstructionStream(module, images, 50, count)
         distance = frechet_distance(statistics_of(iter(made), count), real).value
         rows.append({"step": step, "psnr": made.metrics()["psnr_of_mean"].value, "fd": distance})

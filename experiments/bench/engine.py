@@ -30,7 +30,9 @@ from graincode.data.loader import Schedule, training_loader
 from graincode.distributed.hardware import Hardware
 from graincode.runs.run import Run
 from graincode.tokenizer import DQVAE, ReconstructionObjective
-from graincode.training.loop import parameter_groups, train
+from graincode.training.loop import train
+from graincode.training.prepared import parameter_groups
+from graincode.training.stage import Evaluation
 from graincode.training.tokenizer_stage import TokenizerStage
 from graincode.training.trackers import LogSettings
 
@@ -56,7 +58,7 @@ def _trainer(steps: int) -> object:
 
 def _stage(module: DQVAE, dataset: ImageDataset) -> TokenizerStage:
     stage = TokenizerStage(module, ReconstructionObjective(), None, dataset, dataset, Augmentation(), 0, list)
-    stage.evaluate = lambda module, limit: {"objective": 0.0}  # only steps are timed
+    stage.evaluate = lambda module, limit, draw: Evaluation({"objective": 0.0})  # only steps are timed
     return stage
 
 
@@ -89,7 +91,7 @@ def _by_engine(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> floa
     stage.prepare = timed
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
         train(stage, Hardware(tf32=False, threads=torch.get_num_threads()).machine(), optimizer, _trainer(STEPS), 0,
-              run, LogSettings(True))  # fmt: skip
+              run, LogSettings())  # fmt: skip
     return clock.seconds()
 
 

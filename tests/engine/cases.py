@@ -52,6 +52,7 @@ from graincode.tokenizer import (
 )
 from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import train
+from graincode.training.stage import Evaluation
 from graincode.training.tokenizer_stage import TokenizerStage
 from graincode.training.trackers import LogSettings
 
@@ -124,7 +125,7 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
 
     augmentation = Augmentation(flip=True)
     stage = TokenizerStage(module, objective, adversary, dataset, images(False), augmentation, 0, list)
-    stage.evaluate = lambda module, limit: {"objective": 1.0}  # compared by other tests
+    stage.evaluate = lambda module, limit, draw: Evaluation({"objective": 1.0})  # compared by other tests
     return stage, start
 
 
@@ -161,7 +162,7 @@ def generator_stage(precise: bool, bucketing_window: int, masked: bool = False) 
         module.double()
     objective = MaskedObjective() if masked else AutoregressiveObjective()
     stage = GeneratorStage(module, objective, Codes(), Codes(), None, bucketing_window)
-    stage.evaluate = lambda module, limit: {"objective": 1.0}
+    stage.evaluate = lambda module, limit, draw: Evaluation({"objective": 1.0})
     return stage
 
 
@@ -198,17 +199,17 @@ def main(folder: Path, names: list[str]) -> None:
         machine = hardware.machine()
         with run:
             again = partial(train, machine=machine, make_optimizer=optimizer, trainer=trainer, seed=5, run=run,
-                            logs=LogSettings(False))  # fmt: skip
+                            logs=LogSettings())  # fmt: skip
             if way.endswith("resumed"):
-                player, update = stage.players[0], stage.players[0].update
+                first, update = stage.trainables[0], stage.trainables[0].update
 
-                def interrupt(trained: nn.Module, update=update, calls=[]) -> None:  # noqa: B006
-                    update(trained)
+                def interrupt(trained: nn.Module, outputs: list, update=update, calls=[]) -> None:  # noqa: B006
+                    update(trained, outputs)
                     calls.append(0)
                     if len(calls) == STEPS // 2 and collectives.rank() == world - 1:
                         os.kill(os.getpid(), signal.SIGTERM)
 
-                player.update = interrupt
+                first.update = interrupt
                 with suppress(Stopped):
                     again(stage, start=start)
                     sys.exit("the signal was not obeyed")

@@ -22,8 +22,8 @@ from graincode.data.images import TensorImages
 from graincode.data.loader import Schedule, StepSampler, Windows, in_order
 from graincode.files import clear_leftovers, new_directory, replacing
 from graincode.runs.checkpoint import Checkpoints, read_about, read_state
-from graincode.training.loop import parameter_groups
 from graincode.training.meter import Meter
+from graincode.training.prepared import parameter_groups
 from graincode.training.trackers import LogSettings, RunLog, read_log
 
 CPU = torch.device("cpu")
@@ -244,7 +244,7 @@ def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 
 def test_a_resumed_log_has_no_lines_of_steps_that_were_lost(tmp_path):
-    settings = LogSettings(tensorboard=False)
+    settings = LogSettings()
     log = RunLog(tmp_path, 0, True, settings)
     for step in (1, 2, 3):
         log.scalars(step, {"loss": math.sqrt(step)})
@@ -255,7 +255,7 @@ def test_a_resumed_log_has_no_lines_of_steps_that_were_lost(tmp_path):
 
 
 def test_an_evaluation_that_is_done_again_is_logged_once(tmp_path):
-    settings = LogSettings(tensorboard=False)
+    settings = LogSettings()
     for _ in range(2):
         log = RunLog(tmp_path, 0, True, settings)
         log.scalars(2, {"train/loss": 1.0})
@@ -379,10 +379,11 @@ def test_what_is_judged_is_spread_over_the_validation_items(kind, monkeypatch):
     seen, items = [], Codes if kind == "generator" else TensorImages
     read = items.__getitem__
     monkeypatch.setattr(items, "__getitem__", lambda self, chosen: seen.extend(chosen) or read(self, chosen))
-    module = stage.players[0].module.eval()
-    stage.evaluate(module, 12)
-    assert len(set(seen)) == 12
-    assert min(seen) < 12 <= max(seen)
-    seen.clear()
-    stage.pictures(module)
-    assert min(seen[:8]) < 12 <= max(seen[:8])
+    module = stage.trainables[0].module.eval()
+    with torch.no_grad():
+        stage.evaluate(module, 12)
+        assert len(set(seen)) == 12
+        assert min(seen) < 12 <= max(seen)
+        stage.evaluate(module, 12, draw=True)
+    drawn = seen[24:32]
+    assert min(drawn) < 12 <= max(drawn)

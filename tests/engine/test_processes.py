@@ -20,10 +20,11 @@ from graincode.data.loader import Schedule
 from graincode.distributed import collectives
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.distributed.hardware import Hardware
+from graincode.evaluation.streams import evaluation_batch
 from graincode.generator import AutoregressiveObjective
 from graincode.training.ema import AveragedWeights
 from graincode.training.monitors import _fingerprint
-from graincode.training.stage import Step, evaluation_batch
+from graincode.training.stage import Step
 
 COMMON = [
     "gan-64-whole", "gan-64-parts", "gan-32-straight", "gan-32-resumed", "tokenizer-32-whole", "tokenizer-64-whole",
@@ -154,7 +155,7 @@ def test_all_processes_hold_the_same_bits(trained, name):
 def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
     stage, start = tokenizer_stage(False, "gan")
     start()
-    grains = stage.players[0].module.route(images(False)[range(24)].images).grains.flatten(1)
+    grains = stage.trainables[0].module.route(images(False)[range(24)].images).grains.flatten(1)
     codes = Codes().codes.grains.flatten(1)
     for coarse, windows in (
         ((grains == 0).all(dim=1), None),
@@ -174,12 +175,12 @@ def test_counts_are_known_before_the_model_runs():
     stage, start = tokenizer_stage(False, "gan")
     start()
     batch, step = stage.dataset[range(6)], Step(9, SampleRng(0, torch.arange(6)))
-    for player in stage.players:
-        terms = player.terms(player.module, batch, step)
-        counts = player.counts(batch)
-        told = {name: float(term.count) for name, term in terms.items() if not term.is_reported_only}
-        assert told == {name: float(counts[name]) for name in told}
-    batch, module = Codes()[range(9)], generator_stage(False, 1).players[0].module
+    output = None
+    for trainable in stage.trainables:
+        output = trainable.forward(trainable.module, batch, step, output)
+        assert trainable.counts(batch) is None
+        assert {float(term.count) for term in output.terms.values() if not term.is_reported_only} == {6.0}
+    batch, module = Codes()[range(9)], generator_stage(False, 1).trainables[0].module
     for objective in (AutoregressiveObjective(), AutoregressiveObjective(1.0)):
         terms, counts = objective(module(batch.codes, batch.labels)), objective.counts(batch.codes, module)
         assert set(counts) == {"content", "position_0"}
@@ -190,28 +191,30 @@ def test_counts_are_known_before_the_model_runs():
 def test_batches_by_length_weigh_every_code_alike():
     """The losses of all batches of a window add up to the loss of its images as one batch."""
     stage = generator_stage(True, 3)
-    player, step = stage.players[0], Step(1, SampleRng(0, torch.arange(8)))
-    player.module.conditioning.dropout = 0.0
+    trainable, step = stage.trainables[0], Step(1, SampleRng(0, torch.arange(8)))
+    trainable.module.conditioning.dropout = 0.0
     schedule = Schedule(24, 8, 5, windows=stage.windows)
     batches = [stage.dataset[schedule.indices(schedule.places(s, 0))] for s in (1, 2, 3)]
     assert len({int(batch.codes.lengths.sum()) for batch in batches}) == 3
-    parts = [weighted_sum(player.terms(player.module, batch, step)) for batch in batches]
-    assert [player.counts(batch) == player.counts(batches[0]) for batch in batches] == [True] * 3
-    plain = generator_stage(True, 1).players[0]
-    plain.module = player.module
-    whole = weighted_sum(plain.terms(plain.module, stage.dataset[range(24)], Step(1, SampleRng(0, torch.arange(24)))))
+    parts = [weighted_sum(trainable.forward(trainable.module, batch, step, None).terms) for batch in batches]
+    assert [trainable.counts(batch) == trainable.counts(batches[0]) for batch in batches] == [True] * 3
+    plain = generator_stage(True, 1).trainables[0]
+    plain.module = trainable.module
+    whole = weighted_sum(
+        plain.forward(plain.module, stage.dataset[range(24)], Step(1, SampleRng(0, torch.arange(24))), None).terms
+    )
     assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
 def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
     stage = generator_stage(True, 1, masked=True)
     del stage.evaluate  # what cases.py puts in its place
-    module = stage.players[0].module.eval().requires_grad_(False)
-    found = [stage.evaluate(module, 20)]
+    module = stage.trainables[0].module.eval().requires_grad_(False)
+    found = [stage.evaluate(module, 20).metrics]
     torch.manual_seed(1)
-    found.append(stage.evaluate(module, 20))
-    monkeypatch.setattr("graincode.training.stage.evaluation_batch", lambda layout: 7)
-    found.append(stage.evaluate(module, 20))
+    found.append(stage.evaluate(module, 20).metrics)
+    monkeypatch.setattr("graincode.training.generator_stage.evaluation_batch", lambda layout: 7)
+    found.append(stage.evaluate(module, 20).metrics)
     assert found[1] == found[0] == pytest.approx(found[2], rel=1e-10)
     assert found[0]["objective"] == pytest.approx(found[0]["content"] + found[0]["grains"])
 
@@ -270,8 +273,10 @@ def test_averaged_weights_are_used_within_a_context_and_training_is_untouched(de
 def test_blocks_are_compiled_if_it_is_asked_for():
     for compiled in (False, True):
         stage, _ = tokenizer_stage(False, "gan")
-        Hardware(compile=compiled).machine().prepare(stage.players[0].module, lambda m: torch.optim.SGD(m.parameters()))
-        blocks = [part for part in stage.players[0].module.modules() if isinstance(part, CheckpointedBlock)]
+        Hardware(compile=compiled).machine().prepare(
+            stage.trainables[0].module, lambda m: torch.optim.SGD(m.parameters())
+        )
+        blocks = [part for part in stage.trainables[0].module.modules() if isinstance(part, CheckpointedBlock)]
         assert blocks
         assert all((part._compiled_call_impl is not None) == compiled for part in blocks)
 
@@ -279,7 +284,7 @@ def test_blocks_are_compiled_if_it_is_asked_for():
 def test_recomputing_activations_keeps_fewer_of_them():
     stage, start = tokenizer_stage(False, "gan")
     start()
-    module, images_ = stage.players[0].module, stage.dataset[range(4)].images
+    module, images_ = stage.trainables[0].module, stage.dataset[range(4)].images
     kept = []
     for recompute in (False, True):
         for part in module.modules():

@@ -167,7 +167,7 @@ def test_a_training_with_it_exports_the_tokenizer_alone_and_is_identified_by_the
     assert {"train/lecam", "train/logits_real", "train/logits_fake"} <= line.keys()
     lite0.load((32, 32))
     assert json.loads((run / "config.json").read_text())["identity"]["inputs.perceptual"] == lite0.identity
-    state = read_state(run / "state/step_000000004", torch.device("cpu"))["players"]
+    state = read_state(run / "state/step_000000004", torch.device("cpu"))["trainables"]
     assert not any("network" in key for player in state.values() for key in player["module"])
     assert "averages" in state["discriminator"]["module"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
+from graincode.core.layout import CodeLayout
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
@@ -19,6 +20,12 @@ from graincode.evaluation.estimate import Estimate, mean_of
 from graincode.evaluation.pairs import CodebookUsage, PairErrors, PairMean
 from graincode.generator import Generator
 from graincode.tokenizer import DQVAE
+
+
+def evaluation_batch(layout: CodeLayout) -> int:
+    """Images that are evaluated together: 250, or fewer if they are large or have many codes, for the memory's sake."""
+    height, width = layout.image_size
+    return max(1, min(250, 2**21 // (height * width), 2**15 // layout.max_tokens))
 
 
 class ImageStream(Protocol):

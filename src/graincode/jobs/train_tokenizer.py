@@ -18,13 +18,13 @@ from graincode.core.rng import SampleRng
 from graincode.data.images import ImageSource, Subset
 from graincode.data.loader import Schedule, in_order
 from graincode.distributed.hardware import Hardware
+from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_run
 from graincode.networks.perceptual import PerceptualLoss
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
 from graincode.training.settings import TrainerConfig
-from graincode.training.stage import evaluation_batch
 from graincode.training.tokenizer_stage import TokenizerStage
 
 log = logging.getLogger(__name__)

@@ -15,17 +15,18 @@ from graincode.core.rng import SampleRng, permutation
 from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.loader import Windows, in_order
 from graincode.distributed import collectives
+from graincode.evaluation.streams import evaluation_batch
 from graincode.generator import Generator, GeneratorObjective
 from graincode.pictures import code_maps, grid
 from graincode.tokenizer import DQVAE
 from graincode.training.meter import Meter
-from graincode.training.stage import Player, Step, evaluation_batch
+from graincode.training.stage import Evaluation, Step, StepOutput, Trainable
 
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
 
 
-class GeneratorPlayer:
-    """A generator against its objective.
+class TrainableGenerator(Trainable):
+    """A generator with its objective.
 
     Args:
         module: the generator.
@@ -42,30 +43,22 @@ class GeneratorPlayer:
     ) -> None:
         self.module, self.objective, self.typical = module, objective, typical
 
-    def plays(self, step: int) -> bool:
-        return True
-
     def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
         if self.typical is None:
             return self.objective.counts(batch.codes, self.module)
         return {name: len(batch.codes) * count for name, count in self.typical.items()}
 
-    def terms(self, wrapped: nn.Module, batch: CodeBatch, step: Step) -> dict[str, Term]:
+    def forward(self, wrapped: nn.Module, batch: CodeBatch, step: Step, before: StepOutput | None) -> StepOutput:
         terms = self.objective(wrapped(batch.codes, batch.labels, step.rng))
         if self.typical is not None:
             terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
         lengths = batch.codes.lengths + self.module.extra_tokens
         tokens, positions = lengths.sum(), lengths.max() * len(lengths)
-        return terms | {
+        reported = {
             "tokens_per_image": Term(tokens, len(lengths), 0.0),
             "padding_share": Term(positions - tokens, positions, 0.0),
         }
-
-    def histograms(self) -> dict[str, Tensor]:
-        return {}
-
-    def update(self, trained: nn.Module) -> None:
-        pass
+        return StepOutput(terms | reported)
 
 
 class GeneratorStage:
@@ -75,47 +68,44 @@ class GeneratorStage:
         module: the generator.
         objective: of its kind.
         dataset: codes to train on.
-        validation: codes to judge on.
+        validation: codes to evaluate on.
         tokenizer: that made the codes, for pictures alone; None shows codes only.
-        bucketing_window: steps whose images are dealt out among them by length; 1: each keeps its own.
+        bucketing_window: steps whose batches get similar lengths; 1: each step keeps its own images.
     """
 
     def __init__(
-        self,
-        module: Generator,
-        objective: GeneratorObjective,
-        dataset: CodeDataset,
-        validation: CodeDataset,
-        tokenizer: DQVAE | None,
-        bucketing_window: int = 1,
-    ) -> None:
+        self, module: Generator, objective: GeneratorObjective, dataset: CodeDataset, validation: CodeDataset,
+        tokenizer: DQVAE | None, bucketing_window: int = 1,
+    ) -> None:  # fmt: skip
         self.windows, typical = Windows(dataset.lengths, bucketing_window), None
         if bucketing_window > 1:
             some = dataset[permutation(0, 0, len(dataset))[:TYPICAL_IMAGES].tolist()].codes
             typical = {name: float(count) / len(some) for name, count in objective.counts(some, module).items()}
-        self.players: list[Player] = [GeneratorPlayer(module, objective, typical)]
+        self.trainables: list[Trainable] = [TrainableGenerator(module, objective, typical)]
         self.objective, self.tokenizer = objective, tokenizer
         self.dataset, self.validation = dataset, validation
-        self._order = permutation(0, 0, len(validation)).tolist()  # of which the first are looked at, of all classes
+        self._order = permutation(0, 0, len(validation)).tolist()  # shuffled, so that any prefix holds all classes
 
     def prepare(self, batch: CodeBatch, rng: SampleRng) -> CodeBatch:
         return batch
 
-    def evaluate(self, module: Generator, limit: int) -> dict[str, float]:
+    def evaluate(self, module: Generator, limit: int, draw: bool = False) -> Evaluation:
         """The terms of the objective on validation codes; what is random in it is the same for each, every time."""
-        meter, device = Meter(), module.device
-        size = evaluation_batch(module.layout)
+        meter, size = Meter(), evaluation_batch(module.layout)
         batches = list(in_order(self.validation, size, limit, shared=True, order=self._order))
-        place = collectives.items(min(len(self.validation), limit), size).start
+        first = collectives.items(min(len(self.validation), limit), size).start
         # a process without a share must still name the terms that all add up
         for batch, weight in [(batch, 1.0) for batch in batches] or [(self.validation[0], 0.0)]:
-            batch, places = batch.to(device), torch.arange(place, place + len(batch.labels), device=device)
-            meter.add(self.objective(module(batch.codes, batch.labels, SampleRng(0, places))), weight)
-            place += len(batch.labels)
-        figures = meter.flush()
-        return {"objective": self.objective.judge(figures), **figures}
+            batch = batch.to(module.device)
+            rng = SampleRng(0, torch.arange(first, first + len(batch.labels), device=module.device))
+            meter.add(self.objective(module(batch.codes, batch.labels, rng)), weight)
+            first += len(batch.labels)
+        metrics = meter.flush()
+        return Evaluation(
+            {"objective": self.objective.judge(metrics), **metrics}, self._pictures(module) if draw else {}
+        )
 
-    def pictures(self, module: Generator) -> dict[str, Tensor]:
+    def _pictures(self, module: Generator) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""
         real = self.validation[self._order[:16]]
         count = len(real.labels)

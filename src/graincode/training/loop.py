@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
@@ -27,39 +28,19 @@ from graincode.runs.checkpoint import Checkpoints, read_about, read_state
 from graincode.runs.run import Run
 from graincode.training.ema import AveragedWeights
 from graincode.training.meter import Meter
-from graincode.training.monitors import _Health, _Speed, _Vote, check_equal_weights
+from graincode.training.monitors import EarlyRead, FiniteNumbers, Speed, check_equal_weights
+from graincode.training.prepared import MakeOptimizer, Prepared, prepare
 from graincode.training.settings import TrainerConfig
-from graincode.training.stage import Player, Stage, Step
+from graincode.training.stage import Stage, Step, StepOutput
 from graincode.training.trackers import LogSettings, RunLog
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Seat:
-    """A player at the table: as it is called in training, and what moves it."""
-
-    player: Player
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    base_rates: list[float]
-
-    @property
-    def trained(self) -> nn.Module:
-        """Its module without the wrapper that exchanges gradients."""
-        return self.wrapped.module if isinstance(self.wrapped, nn.parallel.DistributedDataParallel) else self.wrapped
-
-
 def train(
-    stage: Stage,
-    machine: Machine,
-    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-    trainer: TrainerConfig,
-    seed: int,
-    run: Run,
-    logs: LogSettings,
-    start: Callable[[], None] = lambda: None,
-) -> tuple[nn.Module, dict[str, float]]:
+    stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int, run: Run,
+    logs: LogSettings, start: Callable[[], None] = lambda: None,
+) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
     """Train a stage from where its run stands to the end.
 
     Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
@@ -68,243 +49,268 @@ def train(
     Args:
         stage: modules, data and losses.
         machine: this process's device, and its part among the others.
-        make_optimizer: from parameter groups; one for each player.
+        make_optimizer: from parameter groups; one for each trainable.
         trainer: lengths and intervals.
         seed: of batches, dropout and all other random numbers.
-        run: states go to its `state/`, figures to its `log.jsonl`.
+        run: states go to its `state/`, metrics to its `log.jsonl`.
         logs: what else is logged.
         start: done once before step 1, not when a run goes on.
     Returns:
-        the module to export, in evaluation mode, and the figures of the evaluation that it had.
+        the module to export, in evaluation mode, and the metrics of the evaluation that it had.
     Raises:
         GraincodeError: the loss is no longer finite, the batch cannot be divided, or a state is damaged.
         Stopped: a signal came; the state is saved.
     """
-    schedule = _schedule(stage, machine, trainer, seed)
-    checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
-    state = _find_state(checkpoints, trainer, run)
-    plain = stage.players[0].module.to(machine.device)
-    if state is None:
-        start()
-    flops = _training_flops(stage, machine, schedule) if state is None else state["flops"]
-    average = AveragedWeights(plain, trainer.ema_decay, machine)
-    seats = [_seat(player, machine, make_optimizer) for player in stage.players]
-    scaler, meter = machine.accelerator.scaler, Meter()
-    step, figures, best, evaluated = 0, {}, math.inf, True
-    if state is not None:
-        # the state after an evaluation's step is saved before the evaluation, which is then done again
-        step, figures, best, evaluated = (state[key] for key in ("step", "figures", "best", "evaluated"))
-        for seat in seats:
-            load_training_state(seat.wrapped, seat.optimizer, state["players"][seat.player.name])
-        if scaler is not None and state["scaler"] is not None:
-            scaler.load_state_dict(state["scaler"])
-        if machine.is_sharded:  # what was trained is a copy
-            plain.load_state_dict(full_state(seats[0].trained))
-        average.load_state(state["average"])
-        meter.load_state(state["meter"], machine.device)
-        log.info("going on from step %d", step)
-    del state
-    is_main = collectives.is_main()
-    run_log = RunLog(run.path, step, evaluated, logs, run.config) if is_main else None
-    speed, health = _Speed(machine, trainer.batch_size, flops), _Health()
-    batches = training_loader(
-        stage.dataset, schedule, step, trainer.steps, machine.hardware.workers, machine.device.type == "cuda"
-    )
-    bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0, disable=not is_main)
-
-    def save() -> None:
-        health.check(run, seats, schedule, checkpoints)
-        check_equal_weights({seat.player.name: seat.wrapped for seat in seats})
-        state = {
-            "players": {seat.player.name: training_state(seat.wrapped, seat.optimizer) for seat in seats},
-            "average": average.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "meter": meter.state(),
-            "figures": figures,
-            "best": best,
-            "evaluated": evaluated,
-            "flops": flops,
-        }
-        collectives.on_main(lambda: checkpoints.save(step, state, identity=run.identity))
-
+    training = _Training(stage, machine, make_optimizer, trainer, seed, run, logs, start)
     try:
         with Interruption() as interruption:
-            while True:
-                if not evaluated:
-                    with average.in_use(seats[0].trained) as module:
-                        figures = stage.evaluate(module, trainer.eval_images)
-                        _show(stage, module, run_log, step)
-                    evaluated = True
-                    if is_main:
-                        run_log.scalars(step, {f"val/{name}": value for name, value in figures.items()})
-                    if figures["objective"] < best:
-                        best = figures["objective"]
-                        collectives.on_main(partial(checkpoints.mark_best, step, figures))
-                    speed.restart()
-                if step == trainer.steps:
-                    break
-                step += 1
-                factor, last = warmup_cosine(step, trainer.steps, trainer.warmup_steps), step == trainer.steps
-                stop = _train_step(
-                    step, factor, stage, seats, machine, schedule, batches, trainer.clip_grad_norm or math.inf,
-                    meter, health, speed, interruption,
-                )  # fmt: skip
-                average.update(seats[0].trained, step)
-                if step % trainer.log_every == 0 or last:
-                    values = meter.flush()
-                    health.check(run, seats, schedule, checkpoints)
-                    rates = speed.figures(values.pop("tokens_per_image", None))
-                    if "padding_share" in values:
-                        rates["speed/padding_share"] = values.pop("padding_share")
-                    if is_main:
-                        rates["train/learning_rate"] = seats[0].base_rates[0] * factor
-                        if skipped := getattr(stage.dataset, "skipped", 0):
-                            rates["data/skipped_images"] = skipped
-                        run_log.scalars(step, {f"train/{name}": value for name, value in values.items()} | rates)
-                    bar.set_postfix(
-                        loss=f"{values['loss']:.4f}", images_per_s=f"{rates['speed/images_per_second']:.0f}",
-                        refresh=False,
-                    )  # fmt: skip
-                bar.update()
-                evaluated = not (step % trainer.eval_every == 0 or last)
-                if step % trainer.checkpoint_every == 0 or not evaluated or stop:
-                    save()
-                if stop:
-                    name = interruption.signal.name if interruption.signal else "a signal to another process"
-                    raise Stopped(f"stopped by {name} after step {step}, state saved: the same command goes on")
-        with average.in_use(seats[0].trained) as module:
-            if trainer.export == "best" and checkpoints.best.get("step", step) != step:
-                figures = _load_best(checkpoints, stage.players[0].name, module)
-                _show(stage, module, run_log)  # files show what is exported
-        return module.eval(), figures
+            training.to_the_end(interruption)
+        return training.exported()
     finally:
-        bar.close()
-        batches.close()
-        if is_main:
-            run_log.close()
+        training.close()
 
 
-def _load_best(checkpoints: Checkpoints, name: str, module: nn.Module) -> dict[str, float]:
-    """Load the weights of the best evaluation, and give its figures."""
-    step = checkpoints.best["step"]
-    state = read_state(checkpoints.path(step), torch.device("cpu"))
-    module.load_state_dict(state["players"][name]["module"] if state["average"] is None else state["average"])
-    log.info("the weights of step %d are exported, whose evaluation was the best", step)
-    return checkpoints.best["metrics"]
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done.
+        evaluated: whether the evaluation after that step, if there is to be one, is done.
+        metrics: of the last evaluation.
+        best: least objective so far.
+    """
+
+    step: int = 0
+    evaluated: bool = True
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: float = math.inf
 
 
-def _show(stage: Stage, module: nn.Module, run_log: RunLog | None, step: int | None = None) -> None:
-    """Log a stage's pictures, if images go anywhere; without a step, as files alone. The main process has the log."""
-    if run_log is not None and run_log.shows_images:
-        for name, picture in stage.pictures(module).items():
-            run_log.image(step, name, picture)
+class _Training:
+    """What `train` works with; `self.prepared` are the trainables as they are called."""
+
+    def __init__(
+        self, stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int,
+        run: Run, logs: LogSettings, start: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.stage, self.machine, self.trainer, self.run, self.logs = stage, machine, trainer, run, logs
+        self.schedule = _schedule(stage, machine, trainer.batch_size, seed)
+        self.checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
+        state = _find_state(self.checkpoints, trainer.resume, run)
+        self.plain = stage.trainables[0].module.to(machine.device)
+        if state is None:
+            start()
+        self.flops = _training_flops(stage, machine, self.schedule) if state is None else state["flops"]
+        self.average = AveragedWeights(self.plain, trainer.ema_decay, machine)
+        self.prepared = [prepare(trainable, machine, make_optimizer) for trainable in stage.trainables]
+        self.meter, self.at = Meter(), Progress()
+        if state is not None:
+            self._load(state)
+        del state
+        self.wrapped = {one.trainable.name: one.wrapped for one in self.prepared}
+        self.finite = FiniteNumbers(run.path / "nonfinite.json", self.wrapped, self.schedule, self.checkpoints)
+        self.speed = Speed(machine, trainer.batch_size, self.flops)
+        is_main, at = collectives.is_main(), self.at
+        self.log = RunLog(run.path, at.step, at.evaluated, logs, run.config) if is_main else None
+        self.bar = tqdm(total=trainer.steps, initial=at.step, unit="step", dynamic_ncols=True, mininterval=1.0,
+                        disable=not is_main)  # fmt: skip
+        self.batches = training_loader(stage.dataset, self.schedule, at.step, trainer.steps, machine.hardware.workers,
+                                       machine.device.type == "cuda")  # fmt: skip
+
+    def close(self) -> None:
+        self.bar.close()
+        self.batches.close()
+        if self.log is not None:
+            self.log.close()
+
+    def to_the_end(self, interruption: Interruption) -> None:
+        trainer, at = self.trainer, self.at
+        while True:
+            if not at.evaluated:
+                self._evaluate()
+            if at.step == trainer.steps:
+                return
+            at.step += 1
+            factor, last = warmup_cosine(at.step, trainer.steps, trainer.warmup_steps), at.step == trainer.steps
+            stop = self._step(at.step, factor, interruption)
+            self.average.update(self.prepared[0].trained, at.step)
+            if at.step % trainer.log_every == 0 or last:
+                self._report(factor)
+            self.bar.update()
+            at.evaluated = not (at.step % trainer.eval_every == 0 or last)
+            # after an evaluation's step the state is saved first: the evaluation is then done again where a run goes on
+            if at.step % trainer.checkpoint_every == 0 or not at.evaluated or stop:
+                self._save()
+            if stop:
+                name = interruption.signal.name if interruption.signal else "a signal to another process"
+                raise Stopped(f"stopped by {name} after step {at.step}, state saved: the same command goes on")
+
+    def _step(self, number: int, factor: float, interruption: Interruption) -> bool:
+        """One optimizer step of every trainable; gives whether some process was asked to stop."""
+        machine, schedule, processes = self.machine, self.schedule, collectives.count()
+        prepared = [one for one in self.prepared if one.trainable.trains(number)]
+        for one in prepared:
+            one.wrapped.train()
+            for group, rate in zip(one.optimizer.param_groups, one.base_rates, strict=True):
+                group["lr"] = rate * factor
+        micro_batches = [self._micro_batch(number, part) for part in range(schedule.micro_batches)]
+        asked = interruption.signal is not None
+        counts: list[Mapping[str, Tensor] | None] = [None] * len(prepared)
+        if schedule.micro_batches * processes > 1:
+            counts, number_asked = self._global_counts(prepared, [batch for batch, _ in micro_batches], asked)
+            early = EarlyRead(number_asked)
+        totals: dict[str, Tensor | float] = defaultdict(float)
+        outputs: list[list[StepOutput]] = [[] for _ in prepared]
+        for part, (batch, step) in enumerate(micro_batches):
+            # dropout: other numbers for every micro-batch, whichever process it comes to
+            machine.seed(((schedule.seed << 40) + schedule.places(number, part).start) % (1 << 63))
+            output = None
+            for index, one in enumerate(prepared):
+                with machine.no_sync(one.wrapped, part == schedule.micro_batches - 1):
+                    with machine.accelerator.autocast():
+                        output = one.trainable.forward(one.wrapped, batch, step, output)
+                    loss = weighted_sum(output.terms, counts[index])
+                    # gradients are averaged over the processes, but these losses are parts of one sum
+                    machine.accelerator.backward(loss * processes)
+                self.meter.add(output.terms)
+                self.meter.add_histograms(one.trainable.histograms(output))
+                for name, term in output.terms.items():
+                    totals[name] += term.total.detach().double()
+                if index == 0:
+                    totals["loss"] += loss.detach().double()
+                outputs[index].append(replace(output, terms={}, reconstruction=None))
+        self.meter.add({"loss": Term(totals["loss"] * processes, 1)})
+        for one, own in zip(prepared, outputs, strict=True):
+            norm = machine.clip_gradients(one.wrapped, self.trainer.clip_grad_norm or math.inf).detach()
+            one.optimizer.step()
+            one.optimizer.zero_grad()
+            one.trainable.update(one.trained, own)
+            if not one.optimizer.step_was_skipped:  # as where fp16's loss scale was too high, and is lowered
+                name = "gradient_norm" if one is self.prepared[0] else f"gradient_norm_{one.trainable.name}"
+                self.meter.add({name: Term(norm, 1)})
+                totals[name] = norm.double()
+        self.finite.add(number, totals)
+        self.speed.step()
+        return early.is_positive() if processes > 1 else interruption.signal is not None
+
+    def _micro_batch(self, number: int, part: int) -> tuple[Any, Step]:
+        with self.speed.waiting():
+            batch = next(self.batches)
+        places, device = self.schedule.places(number, part), self.machine.device
+        rng = SampleRng(self.schedule.seed, torch.arange(places.start, places.stop, device=device))
+        return self.stage.prepare(batch.to(device), rng), Step(number, rng)
+
+    def _global_counts(
+        self, prepared: list[Prepared], batches: list[Any], asked: bool
+    ) -> tuple[list[Mapping[str, Tensor]], Tensor]:
+        """Counts of each trainable's terms in the whole step, and how many processes were asked to stop."""
+        stop = torch.full((1,), float(asked), dtype=torch.float64, device=self.machine.device)
+        counts = [[one.trainable.counts(batch) for batch in batches] for one in prepared]
+        own = [[] if parts[0] is None else list(parts[0]) for parts in counts]
+        flat = [
+            sum(as_count(part[name], stop) for part in parts)
+            for parts, names in zip(counts, own, strict=True)
+            for name in names
+        ]
+        joined = collectives.sum_(torch.cat([stop, *(count[None] for count in flat)]))
+        images, numbers = as_count(self.schedule.batch_size, stop), iter(joined[1:].unbind())
+        return [defaultdict(lambda: images, {name: next(numbers) for name in names}) for names in own], joined[:1]
+
+    def _evaluate(self) -> None:
+        at = self.at
+        with self.average.in_use(self.prepared[0].trained) as module:
+            evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self._draws)
+        at.metrics, at.evaluated = evaluation.metrics, True
+        if self.log is not None:
+            self.log.pictures(at.step, evaluation.pictures)
+            self.log.scalars(at.step, {f"val/{name}": value for name, value in at.metrics.items()})
+        if at.metrics["objective"] < at.best:
+            at.best = at.metrics["objective"]
+            collectives.on_main(partial(self.checkpoints.mark_best, at.step, at.metrics))
+        self.speed.restart()
+
+    @property
+    def _draws(self) -> bool:
+        return self.logs.shows_images and collectives.is_main()
+
+    def _report(self, factor: float) -> None:
+        """Log the means of the interval that ends."""
+        values = self.meter.flush()
+        self.finite.check()
+        rates = self.speed.metrics(values.pop("tokens_per_image", None))
+        if "padding_share" in values:
+            rates["speed/padding_share"] = values.pop("padding_share")
+        if self.log is not None:
+            rates["train/learning_rate"] = self.prepared[0].base_rates[0] * factor
+            if skipped := getattr(self.stage.dataset, "skipped", 0):
+                rates["data/skipped_images"] = skipped
+            self.log.scalars(self.at.step, {f"train/{name}": value for name, value in values.items()} | rates)
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{rates['speed/images_per_second']:.0f}",
+                             refresh=False)  # fmt: skip
+
+    def _save(self) -> None:
+        self.finite.check()
+        check_equal_weights(self.wrapped)
+        scaler = self.machine.accelerator.scaler
+        state = asdict(self.at) | {
+            "trainables": {one.trainable.name: training_state(one.wrapped, one.optimizer) for one in self.prepared},
+            "average": self.average.state(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "meter": self.meter.state(),
+            "flops": self.flops,
+        }
+        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, identity=self.run.identity))
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.at = Progress(**{known.name: state[known.name] for known in fields(Progress)})
+        for one in self.prepared:
+            load_training_state(one.wrapped, one.optimizer, state["trainables"][one.trainable.name])
+        scaler = self.machine.accelerator.scaler
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        if self.machine.is_sharded:  # what was trained is a copy
+            self.plain.load_state_dict(full_state(self.prepared[0].trained))
+        self.average.load_state(state["average"])
+        self.meter.load_state(state["meter"], self.machine.device)
+        log.info("going on from step %d", self.at.step)
+
+    def exported(self) -> tuple[nn.Module, dict[str, float]]:
+        """The module to export with its last weights, or those of the best evaluation, and their metrics."""
+        best, metrics = self.checkpoints.best, self.at.metrics
+        with self.average.in_use(self.prepared[0].trained) as module:
+            if self.trainer.export == "best" and best.get("step", self.at.step) != self.at.step:
+                state, metrics = read_state(self.checkpoints.path(best["step"]), torch.device("cpu")), best["metrics"]
+                weights = state["trainables"][self.prepared[0].trainable.name]["module"]
+                module.load_state_dict(weights if state["average"] is None else state["average"])
+                log.info("the weights of step %d are exported, whose evaluation was the best", best["step"])
+                if self.logs.shows_images:  # files show what is exported
+                    evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self._draws)
+                    if self.log is not None:
+                        self.log.pictures(None, evaluation.pictures)
+        return module.eval(), metrics
 
 
-def _train_step(
-    step: int, factor: float, stage: Stage, seats: list[_Seat], machine: Machine, schedule: Schedule, batches: Any,
-    limit: float, meter: Meter, health: _Health, speed: _Speed, interruption: Interruption,
-) -> bool:  # fmt: skip
-    """One optimizer step of every player; gives whether some process was asked to stop."""
-    device, parts = machine.device, schedule.micro_batches
-    seats = [seat for seat in seats if seat.player.plays(step)]
-    for seat in seats:
-        seat.wrapped.train()
-        for group, rate in zip(seat.optimizer.param_groups, seat.base_rates, strict=True):
-            group["lr"] = rate * factor
-    micro_batches = []
-    for part in range(parts):
-        with speed.waiting():
-            batch = next(batches)
-        places = schedule.places(step, part)
-        rng = SampleRng(schedule.seed, torch.arange(places.start, places.stop, device=device))
-        micro_batches.append((stage.prepare(batch.to(device), rng), Step(step, rng)))
-    stop = torch.full((1,), float(interruption.signal is not None), dtype=torch.float64, device=device)
-    counts: list[dict[str, Tensor] | None] = [None] * len(seats)
-    if parts > 1:
-        counts, agreed = _global_counts([[s.player.counts(batch) for batch, _ in micro_batches] for s in seats], stop)
-        vote = _Vote(agreed)
-    totals: dict[str, Tensor] = {}
-    for part, (batch, details) in enumerate(micro_batches):
-        # dropout: other numbers for every micro-batch, whichever process it comes to
-        machine.seed(((schedule.seed << 40) + schedule.places(step, part).start) % (1 << 63))
-        for index, seat in enumerate(seats):
-            with machine.no_sync(seat.wrapped, part == parts - 1):
-                with machine.accelerator.autocast():
-                    terms = seat.player.terms(seat.wrapped, batch, details)
-                if parts == 1 and collectives.count() > 1:  # the terms themselves tell
-                    own = {name: term.count for name, term in terms.items() if not term.is_reported_only}
-                    (counts[index],), agreed = _global_counts([[own]], stop)
-                    vote = _Vote(agreed)
-                loss = weighted_sum(terms, counts[index])
-                # gradients are averaged over the processes, but these losses are parts of one sum
-                machine.accelerator.backward(loss * collectives.count())
-            meter.add(terms)
-            meter.add_histograms(seat.player.histograms())
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0) + term.total.detach().double()
-            if index == 0:
-                totals["loss"] = totals.get("loss", 0) + loss.detach().double()
-    meter.add({"loss": Term(totals["loss"] * collectives.count(), 1)})
-    for seat in seats:
-        norm = machine.clip_gradients(seat.wrapped, limit).detach()
-        seat.optimizer.step()
-        seat.optimizer.zero_grad()
-        seat.player.update(seat.trained)
-        if not seat.optimizer.step_was_skipped:  # a loss scale that was too high: it is lowered, nothing is amiss
-            name = "gradient_norm" if seat.player is stage.players[0] else f"gradient_norm_{seat.player.name}"
-            meter.add({name: Term(norm, 1)})
-            totals[name] = norm.double()
-    health.add(step, totals)
-    speed.step()
-    return vote.result() if collectives.count() > 1 else interruption.signal is not None
+def _schedule(stage: Stage, machine: Machine, batch_size: int, seed: int) -> Schedule:
+    processes, micro_batches = collectives.count(), machine.hardware.gradient_accumulation
+    parts = processes * micro_batches
+    check("batch_size", batch_size, f"a multiple of {parts}, for {processes} processes x {micro_batches} micro-batches",
+          batch_size % parts == 0)  # fmt: skip
+    return Schedule(len(stage.dataset), batch_size, seed, collectives.rank(), processes, micro_batches, stage.windows)
 
 
-def _global_counts(
-    counts: list[list[Mapping[str, Tensor | float]]], stop: Tensor
-) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Counts of all micro-batches (inner list) of all processes, for each player; and whether any wants to stop."""
-    names = [list(micro_batches[0]) for micro_batches in counts]
-    flat = [
-        sum(as_count(part[name], stop) for part in micro_batches)
-        for micro_batches, own in zip(counts, names, strict=True)
-        for name in own
-    ]
-    joined = collectives.sum_(torch.cat([stop, torch.stack(flat)]))
-    numbers = iter(joined[1:].unbind())
-    return [{name: next(numbers) for name in own} for own in names], joined[:1]
-
-
-def _schedule(stage: Stage, machine: Machine, trainer: TrainerConfig, seed: int) -> Schedule:
-    parts = collectives.count() * machine.hardware.gradient_accumulation
-    if trainer.batch_size % parts:
-        raise GraincodeError(
-            f"trainer.batch_size={trainer.batch_size} is not divisible by {collectives.count()} processes x "
-            f"{machine.hardware.gradient_accumulation} micro-batches: "
-            f"type trainer.batch_size={-(-trainer.batch_size // parts) * parts}"
-        )
-    return Schedule(
-        len(stage.dataset), trainer.batch_size, seed, collectives.rank(), collectives.count(),
-        machine.hardware.gradient_accumulation, stage.windows,
-    )  # fmt: skip
-
-
-def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> dict[str, Any] | None:
+def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, Any] | None:
     """The state to go on from, the same on all processes, or None to begin at step 1."""
-    if trainer.resume == "never" and checkpoints.steps():
+    if resume == "never" and checkpoints.steps():
         raise GraincodeError(
-            f"trainer.resume=never, but {checkpoints.folder} has states up to step {checkpoints.steps()[0]}: "
-            "type another run_name, or trainer.resume=auto"
+            f"resume=never: expected a run without states, but {checkpoints.folder} has states up to step "
+            f"{checkpoints.steps()[0]}"
         )
     state = checkpoints.load(torch.device("cpu"))
-    if state is None and trainer.resume not in ("auto", "never"):
-        path = Path(trainer.resume)
-        differing = run.differing(read_about(path)["identity"], but=("trainer.steps", "inputs.resume"))
-        if differing:
-            raise GraincodeError(
-                f"trainer.resume={path} is of a run with other settings ({differing}): type the settings of that run; "
-                "only trainer.steps may differ"
-            )
-        state = read_state(path, torch.device("cpu")) | {"best": math.inf}
+    if state is None and resume not in ("auto", "never"):
+        differing = run.differing(read_about(Path(resume))["identity"], but=("trainer.steps", "inputs.resume"))
+        check("resume", resume, f"a state of a run with the same settings but for steps ({differing})", not differing)
+        state = read_state(Path(resume), torch.device("cpu")) | {"best": math.inf}
         # as its own, so that its evaluation can be the best
         collectives.on_main(lambda: checkpoints.save(state["step"], state, identity=run.identity))
     found = 0 if state is None else state["step"]
@@ -313,32 +319,13 @@ def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> d
     return state
 
 
-def _seat(player: Player, machine: Machine, make_optimizer: Callable[..., torch.optim.Optimizer]) -> _Seat:
-    wrapped, optimizer = machine.prepare(player.module, lambda module: make_optimizer(parameter_groups(module)))
-    return _Seat(player, wrapped, optimizer, [group["lr"] for group in optimizer.param_groups])
-
-
 def _training_flops(stage: Stage, machine: Machine, schedule: Schedule) -> float:
-    """FLOPs of the first player's training on one item, counted on four, of any length."""
-    player, items = stage.players[0], range(min(4, schedule.batch_size))
-    batch, step = (
-        stage.dataset[schedule.stream(items)],
-        Step(0, SampleRng(0, torch.arange(len(items), device=machine.device))),
-    )
-    player.module.eval()
+    """FLOPs of the first trainable's training on one item, counted on four, of any length."""
+    trainable, items = stage.trainables[0], range(min(4, schedule.batch_size))
+    batch = stage.dataset[schedule.stream(items)].to(machine.device)
+    step = Step(0, SampleRng(0, torch.arange(len(items), device=machine.device)))
+    trainable.module.eval()
     with FlopCounterMode(display=False) as counter:
-        loss = weighted_sum(player.terms(player.module, batch.to(machine.device), step))
-        torch.autograd.grad(loss, list(player.module.parameters()), allow_unused=True)
+        loss = weighted_sum(trainable.forward(trainable.module, batch, step, None).terms)
+        torch.autograd.grad(loss, list(trainable.module.parameters()), allow_unused=True)
     return counter.get_total_flops() / len(items)
-
-
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in two groups: those that weight decay may shrink, and norms, biases and embeddings."""
-    decayed = {
-        id(part.weight) for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d) and part.weight.ndim > 1
-    }
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if id(p) in decayed]},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]

@@ -26,8 +26,7 @@ class Meter:
         """Take in one batch's terms; with a weight of 0, their names alone."""
         for name, term in terms.items():
             total = term.total.detach().double()
-            pair = torch.stack([total, as_count(term.count, total)])
-            pair = pair * weight
+            pair = torch.stack([total, as_count(term.count, total)]) * weight
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def add_histograms(self, histograms: Mapping[str, Tensor]) -> None:
@@ -40,18 +39,16 @@ class Meter:
         """The means since the last flush, and of each histogram the share of things chosen and the perplexity."""
         state = self.state()
         self._sums, self._histograms = {}, {}
-        figures = {}
-        for name, (total, count) in state["sums"].items():
-            figures[name] = float(total / max(count, 1))
+        means = {name: float(total / max(count, 1)) for name, (total, count) in state["sums"].items()}
         for name, counts in state["histograms"].items():
             frequencies = counts / counts.sum().clamp(min=1)
-            figures[f"{name}_usage"] = float((counts > 0).double().mean())
-            figures[f"{name}_perplexity"] = math.exp(float(torch.special.entr(frequencies).sum()))
-        return figures
+            means[f"{name}_usage"] = float((counts > 0).double().mean())
+            means[f"{name}_perplexity"] = math.exp(float(torch.special.entr(frequencies).sum()))
+        return means
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What was taken in since the last flush, on all processes together, on the CPU."""
-        parts: dict[str, dict[str, Tensor]] = {"sums": self._sums, "histograms": self._histograms}
+        parts = {"sums": self._sums, "histograms": self._histograms}
         tensors = [tensor for part in parts.values() for tensor in part.values()]
         if not tensors:
             return {name: {} for name in parts}

@@ -1,13 +1,12 @@
-"""What is watched while a model trains: finite numbers, speed, equal weights."""
+"""What is watched while a model trains: finite numbers, speed, equal weights, requests to stop."""
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,14 @@ from graincode.distributed import collectives
 from graincode.distributed.hardware import Machine
 from graincode.files import write_json
 from graincode.runs.checkpoint import Checkpoints
-from graincode.runs.run import Run
 
-if TYPE_CHECKING:
-    from graincode.training.loop import _Seat
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
-class _Vote:
+class EarlyRead:
     """A number that the device knows early in a step and the host reads at its end, without waiting for the rest."""
 
     def __init__(self, number: Tensor) -> None:
@@ -36,64 +36,72 @@ class _Vote:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def result(self) -> bool:
+    def is_positive(self) -> bool:
         """Whether it is above 0."""
         if self._event is not None:
             self._event.synchronize()
         return bool(self._number > 0)
 
 
-class _Health:
-    """Watches every step's terms and gradient norms, and looks at them once per logging interval."""
+class FiniteNumbers:
+    """Keeps every step's terms and gradient norms, and checks once per logging interval that all are finite.
 
-    def __init__(self) -> None:
-        self._seen: list[tuple[int, list[str], Tensor]] = []
+    Args:
+        file: where to write what is known when they are not.
+        modules: that train, by name.
+        schedule: of the batches.
+        checkpoints: of the run.
+    """
+
+    def __init__(
+        self, file: Path, modules: Mapping[str, nn.Module], schedule: Schedule, checkpoints: Checkpoints
+    ) -> None:
+        self._file, self._modules, self._schedule, self._checkpoints = file, modules, schedule, checkpoints
+        self._kept: list[tuple[int, list[str], Tensor]] = []
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        self._seen.append((step, list(values), torch.stack([value.reshape(()) for value in values.values()])))
+        """Keep a step's () values by name."""
+        self._kept.append((step, list(values), torch.stack([value.reshape(()) for value in values.values()])))
 
-    def check(self, run: Run, seats: list[_Seat], schedule: Schedule, checkpoints: Checkpoints) -> None:
-        """Stop the run if something was not finite since the last check, on any process.
+    def check(self) -> None:
+        """Stop all processes if a value since the last check was not finite on any of them.
 
         Raises:
-            GraincodeError: on all processes; `nonfinite.json` of the run then says what is known.
+            GraincodeError: the file then has the step's images, the values before it, and which weights are affected.
         """
-        if not self._seen:
+        if not self._kept:
             return
-        seen, self._seen = self._seen, []
-        values = torch.cat([found for _, _, found in seen]).cpu()
-        labels = [(step, name) for step, names, _ in seen for name in names]
+        kept, self._kept = self._kept, []
+        values = torch.cat([found for _, _, found in kept]).cpu()
+        labels = [(step, name) for step, names, _ in kept for name in names]
         wrong = (~values.isfinite()).nonzero().flatten()
         first = int(wrong[0]) if len(wrong) else len(labels)
         first = int(collectives.gather_rows(torch.tensor([first]), equal=True).min())
         if first == len(labels):
             return
-        step, name = labels[first]
-        weights = [
-            key
-            for seat in seats
-            for key, tensor in seat.wrapped.named_parameters()
-            if not bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
-        ]
-        places = range((step - 1) * schedule.batch_size, step * schedule.batch_size)
-        good = next(iter(checkpoints.steps()), 0)
-        dump = {
+        (step, name), size = labels[first], self._schedule.batch_size
+        good = next(iter(self._checkpoints.steps()), 0)
+        record = {
             "step": step,
             "term": name,
             "values": [[s, n, repr(v)] for (s, n), v in zip(labels, values.tolist(), strict=True)],
-            "images": schedule.indices(places),
-            "weights_not_finite": weights,
+            "images": self._schedule.indices(range((step - 1) * size, step * size)),
+            "weights_not_finite": [
+                key
+                for module in self._modules.values()
+                for key, tensor in module.named_parameters()
+                if not bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
+            ],
             "last_good_step": good,
         }
-        collectives.on_main(lambda: write_json(run.path / "nonfinite.json", dump))
+        collectives.on_main(lambda: write_json(self._file, record))
         raise GraincodeError(
-            f"{name} is not finite at step {step}: the last good state is of step {good}, and "
-            f"{run.path / 'nonfinite.json'} has the images of the step and the values before it; "
-            "type a lower optimizer.lr"
+            f"{name} is not finite at step {step}: the last good state is of step {good}, and {self._file} has the "
+            "images of the step and the values before it; lower the learning rate"
         )
 
 
-class _Speed:
+class Speed:
     """How fast training is, of all processes together.
 
     Args:
@@ -121,31 +129,31 @@ class _Speed:
         """A step is done."""
         self._steps += 1
 
-    def figures(self, tokens: float | None = None) -> dict[str, float]:
-        """Figures of the interval, which ends; the device has just been waited for.
+    def metrics(self, tokens: float | None = None) -> dict[str, float]:
+        """Metrics of the interval, which ends; the device has just been waited for.
 
         Args:
             tokens: of the mean item, without padding; None where items are no sequences.
         """
         seconds, steps = time.perf_counter() - self._began, max(self._steps, 1)
         rate = self._items * self._steps / seconds
-        if self._machine.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-        figures = {
+        found = {
             "speed/images_per_second": rate,
             "speed/step_seconds": seconds / steps,
             "speed/data_wait_share": self._waited / seconds,
-            "speed/peak_memory_gib": memory,
             "speed/model_tflops": rate * self._flops / 1e12,
         }
+        if self._machine.device.type == "cuda":
+            found["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        elif resource is not None:
+            unit = 2**30 if sys.platform == "darwin" else 2**20
+            found["speed/peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if tokens is not None:
-            figures["speed/tokens_per_second"] = rate * tokens
+            found["speed/tokens_per_second"] = rate * tokens
         if (peak := self._machine.hardware.peak_tflops) is not None:
-            figures["speed/model_flops_utilization"] = figures["speed/model_tflops"] / (peak * collectives.count())
+            found["speed/model_flops_utilization"] = found["speed/model_tflops"] / (peak * collectives.count())
         self.restart()
-        return figures
+        return found
 
 
 def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:

@@ -48,8 +48,8 @@ class GeneratorTrainerConfig(TrainerConfig):
     """The same for codes, whose number differs from image to image.
 
     Attributes:
-        bucketing_window: steps among whose batches images are sorted by length, so that little is padded; 1: each step
-            keeps its own, sorted, so that micro-batches pad less.
+        bucketing_window: steps within which batches get similar lengths; 1: each step keeps its own images, sorted, so
+            that micro-batches pad less.
     """
 
     bucketing_window: int = 1

@@ -1,83 +1,106 @@
-"""The two stages as the training loop sees them: what is trained, on what, and how it is judged."""
+"""What the training loop trains: a stage, and its trainables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import SampleRng
 from graincode.data.loader import Windows
-
-
-def evaluation_batch(layout: CodeLayout) -> int:
-    """Images that are evaluated together: 250, or fewer if they are large or have many codes, for the memory's sake."""
-    height, width = layout.image_size
-    return max(1, min(250, 2**21 // (height * width), 2**15 // layout.max_tokens))
+from graincode.tokenizer import Routing
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a player needs to know of a step.
-
-    Attributes:
-        number: 1-based.
-        rng: random numbers of the batch.
-    """
+    """What a trainable needs to know of a step: its 1-based number, and the random numbers of the batch."""
 
     number: int
     rng: SampleRng
 
 
-class Player(Protocol):
-    """A module with an optimizer and a loss of its own; most stages have one, a GAN has two.
+@dataclass(frozen=True)
+class StepOutput:
+    """What a trainable's forward pass returns.
 
-    In each step all players see the same micro-batches in turn, and then make their optimizer steps.
+    Attributes:
+        terms: of its loss, and what is only reported, by name.
+        reconstruction: (B, 3, H, W) images without a gradient, which a discriminator tells from the batch's.
+        codes: (N,) indices of all codes of the batch, grain by grain.
+        routing: the grains of the batch's regions, without gradients.
+    """
+
+    terms: Mapping[str, Term]
+    reconstruction: Tensor | None = None
+    codes: Tensor | None = None
+    routing: Routing | None = None
+
+
+class Trainable(ABC):
+    """A module with a loss and an optimizer of its own; most stages have one, a GAN has two.
+
+    In each step all trainables see the same micro-batches in turn, and then make their optimizer steps.
     """
 
     name: str
     module: nn.Module
 
-    def plays(self, step: int) -> bool:
+    def trains(self, step: int) -> bool:
         """Whether it trains in this 1-based step."""
+        return True
 
-    def counts(self, batch: Any) -> Mapping[str, Tensor | float]:
-        """Counts of the terms of its loss, known before any module has run."""
+    def counts(self, batch: Any) -> Mapping[str, Tensor | float] | None:
+        """Counts of its loss's terms, known before its module has run; None: all terms count images."""
+        return None
 
-    def terms(self, wrapped: nn.Module, batch: Any, step: Step) -> Mapping[str, Term]:
-        """The terms of its loss on a batch; `wrapped` is its module, and is called once."""
+    @abstractmethod
+    def forward(self, wrapped: nn.Module, batch: Any, step: Step, before: StepOutput | None) -> StepOutput:
+        """Call its module once, `wrapped` as it is in training; `before` is the output of the trainable before it."""
 
-    def histograms(self) -> Mapping[str, Tensor]:
-        """What the last batch chose among things, to be logged: (V,) counts by name."""
+    def histograms(self, output: StepOutput) -> Mapping[str, Tensor]:
+        """(V,) counts of what was chosen among V things, to be logged by name."""
+        return {}
 
-    def update(self, trained: nn.Module) -> None:
-        """After the optimizer step: what is learned without gradients; `trained` is the module, sharded or not."""
+    def update(self, trained: nn.Module, outputs: Sequence[StepOutput]) -> None:
+        """After the optimizer step, learn what is learned without gradients.
+
+        Args:
+            trained: its module, sharded or not.
+            outputs: codes and routing of each micro-batch.
+        """
+        return
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics on validation items, `objective` (less is better) among them, and (3, H, W) uint8 pictures by name."""
+
+    metrics: dict[str, float]
+    pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Stage(Protocol):
-    """What the training loop trains. `players[0]` is what is evaluated and exported.
+    """What the training loop trains; `trainables[0]` is evaluated and exported.
 
     Attributes:
         dataset: to train on.
         windows: within which it is batched by length; None: items have no lengths.
     """
 
-    players: list[Player]
+    trainables: list[Trainable]
     dataset: Any
     windows: Windows | None
 
     def prepare(self, batch: Any, rng: SampleRng) -> Any:
-        """What the players see of a batch on its device, such as augmented images."""
+        """What trainables see of a batch on its device, such as augmented images."""
 
-    def evaluate(self, module: nn.Module, limit: int) -> dict[str, float]:
-        """Figures on `limit` validation items, always the same; `objective` is among them, less is better.
+    def evaluate(self, module: nn.Module, limit: int, draw: bool = False) -> Evaluation:
+        """Metrics on `limit` validation items, the same each time and on all processes, which must all ask.
 
-        All processes take part, and all get the same.
+        Args:
+            draw: whether this process makes pictures.
         """
-
-    def pictures(self, module: nn.Module) -> dict[str, Tensor]:
-        """(3, H, W) uint8 images to look at, by name."""

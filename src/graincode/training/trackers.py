@@ -1,23 +1,26 @@
-"""Where a run's figures and pictures go: a JSON-lines file always; TensorBoard, Weights & Biases and, with either of
-them, picture files if configured."""
+"""Where a run's metrics and pictures go: log.jsonl always, files in pictures/, and one of Accelerate's trackers."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
-from graincode.files import replacing, short_hash
+from graincode.files import replacing, write_json
+from graincode.runs.identity import flatten
 
-log = logging.getLogger(__name__)
+Name = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]
+Place = tuple[int, bool]
+"""Where a line stands in a log: its step, and whether it is of the evaluation after that."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,27 @@ class LogSettings:
     """What `conf/logging` gives.
 
     Attributes:
-        tensorboard: whether to write TensorBoard events beside log.jsonl.
-        wandb_project: project of Weights & Biases to log to, too; None logs to none.
+        tracker: Accelerate's name of a tracker; None: log.jsonl alone, and no pictures.
+        project: its first argument, with most a project that runs belong to.
+        init: its other arguments; "{name}" and "{folder}" stand for the run's.
+        resume: arguments more where a run goes on; "{id}" stands for the id that the tracker gave the run.
+        id: attribute or method of the tracker's own run that tells that id; None: it needs none.
+        images: what its `log_images` takes: a (1, 3, H, W) array, a list of images, or one; None: it has none.
+        config: whether it is given the run's configuration.
     """
 
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    tracker: Name | None = None
+    project: str = "graincode"
+    init: dict[str, Any] = field(default_factory=dict)
+    resume: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    images: Literal["array", "list", "one"] | None = None
+    config: bool = True
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether pictures are made."""
+        return self.tracker is not None
 
 
 class RunLog:
@@ -41,81 +59,80 @@ class RunLog:
         step: steps done before; lines of later ones, left by an interrupted run, are dropped.
         evaluated: whether the evaluation after that step, if any, is done; if not, its line is dropped too.
         settings: what to write besides log.jsonl.
-        config: of the run, for Weights & Biases.
+        config: of the run, for the tracker.
     Raises:
-        GraincodeError: Weights & Biases is asked for and not installed.
+        GraincodeError: the tracker is not installed.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        step: int,
-        evaluated: bool,
-        settings: LogSettings,
-        config: Mapping[str, Any] | None = None,
+        self, folder: Path, step: int, evaluated: bool, settings: LogSettings, config: Mapping[str, Any] | None = None
     ) -> None:
-        self._file = folder / "log.jsonl"
-        kept = [
-            line
-            for line in read_log(folder)
-            if line["step"] < step or (line["step"] == step and (evaluated or not _is_evaluation(line)))
-        ]
+        self._folder, self._file, self._images = folder, folder / "log.jsonl", settings.images
+        before = read_log(folder)
+        kept = [line for line in before if _place(line) <= (step, evaluated)]
         with replacing(self._file) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._writer = self._wandb = None
-        if settings.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._tracker: GeneralTracker | None = None
+        self._sent: Place = (0, False)  # what the tracker has already, from steps that are done again
+        if settings.tracker is not None:
+            self._start(settings, [_place(line) for line in before], config or {})
 
-            self._writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-        if settings.wandb_project is not None:
-            try:
-                import wandb
-            except ImportError:
-                raise GraincodeError("logging=wandb, but wandb is missing: type pip install graincode[wandb]") from None
-            self._wandb = wandb.init(
-                project=settings.wandb_project, name=folder.name, id=short_hash(str(folder.resolve())), resume="allow",
-                dir=str(folder), config=dict(config or {}),
-            )  # fmt: skip
-
-    @property
-    def shows_images(self) -> bool:
-        """Whether images go anywhere."""
-        return self._writer is not None or self._wandb is not None
+    def _start(self, settings: LogSettings, before: list[Place], config: Mapping[str, Any]) -> None:
+        file = self._folder / "tracker.json"
+        every = json.loads(file.read_text()) if file.is_file() else {}
+        known = every.get(settings.tracker)
+        values = {"{name}": self._folder.name, "{folder}": str(self._folder), "{id}": (known or {}).get("id")}
+        arguments = settings.init | (settings.resume if known else {})
+        filled = {
+            key: values.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
+        }
+        project = values.get(settings.project, settings.project)
+        self._tracker = LOGGER_TYPE_TO_CLASS[settings.tracker](project, **filled)
+        try:
+            self._tracker.start()
+        except ImportError as error:
+            raise GraincodeError(
+                f"tracker={settings.tracker}: expected one that is installed ({error}); pip install {settings.tracker}"
+            ) from None
+        if known is not None:
+            self._sent = max([*before, tuple(known["sent"])])
+        elif settings.config:
+            plain = {k: v if isinstance(v, str | int | float | None) else str(v) for k, v in flatten(config).items()}
+            self._tracker.store_init_configuration(plain)
+        found = None if settings.id is None else attrgetter(settings.id)(self._tracker.tracker)
+        known = {"id": found() if callable(found) else found, "sent": self._sent}
+        write_json(file, every | {settings.tracker: known})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers by name; a name's part before "/" groups it in TensorBoard."""
+        """Log numbers by name, which begins with a group and "/"."""
+        line = {"step": step, **values}
         with self._file.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            file.write(json.dumps(line) + "\n")
+        if self._tracker is not None and _place(line) > self._sent:
+            self._tracker.log(dict(values), step=step)
 
-    def image(self, step: int | None, name: str, image: Tensor) -> None:
-        """Log a (3, H, W) uint8 image, and keep the newest of each name in `pictures/`; without a step, only there."""
-        file = self._file.parent / "pictures" / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.png"
-        with replacing(file) as partial:
-            Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial)
-        if step is None:
-            return
-        if self._writer is not None:
-            self._writer.add_image(name, image, step)
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(image.permute(1, 2, 0).numpy())}, step=step)
+    def pictures(self, step: int | None, images: Mapping[str, Tensor]) -> None:
+        """Keep the newest (3, H, W) uint8 image of each name in `pictures/`, and log it; without a step, only there."""
+        for name, image in images.items():
+            drawn = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+            with replacing(self._folder / "pictures" / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.png") as partial:
+                drawn.save(partial)
+            if step is not None and self._images is not None and (step, True) > self._sent:
+                forms: dict[str, Callable[[], Any]] = {
+                    "array": lambda image=image: image[None].cpu().numpy(),
+                    "list": lambda drawn=drawn: [drawn],
+                    "one": lambda drawn=drawn: drawn,
+                }
+                self._tracker.log_images({name: forms[self._images]()}, step=step)
 
     def close(self) -> None:
-        """Flush what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        """Send what the tracker still holds."""
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
-def _is_evaluation(line: Mapping[str, float]) -> bool:
-    return any(name.startswith("val/") for name in line)
+def _place(line: Mapping[str, float]) -> Place:
+    return int(line["step"]), any(name.startswith("val/") for name in line)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
