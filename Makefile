@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+.PHONY: help setup demo test lint typecheck docs docs-links size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
 
 help: ## Show this list
 	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
@@ -33,6 +33,20 @@ test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 lint: $(READY) ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+typecheck: $(READY) ## Check the types of core, sampling, api and export
+	@$(BIN)/mypy
+
+$(READY)-docs: $(READY)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e ".[docs]"
+	@touch $@
+
+docs: $(READY)-docs ## Build the site in docs/_build/html and check its links
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@echo docs/_build/html/index.html
+
+docs-links: $(READY)-docs ## Check the links to other sites, too (needs the network)
+	@$(BIN)/python -m sphinx --keep-going -q -b linkcheck docs docs/_build/links $(ARGS)
 
 size: $(READY) ## Count lines and time --help (ARGS="--rev 864b20f ." compares; --tests times the tests)
 	@$(BIN)/python tools/size.py $(ARGS)
