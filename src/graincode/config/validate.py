@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, compose, explain, nearest
-from graincode.config.schema import SCHEMAS, Range, flatten
+from graincode.config.schema import KEYS, Range, config_directory, flatten
 from graincode.core.errors import GraincodeError
+from graincode.core.errors import check as check_value
 
 Hints = dict[str, Any]
 
@@ -46,39 +47,40 @@ def validate(job: str, cfg: DictConfig) -> None:
     for key, value in flatten(raw).items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
-    _check_node(cfg, raw, "", _fields(SCHEMAS[job]))
+    files = [OmegaConf.load(config_directory() / f"{name}.yaml") for name in (job, "job")]
+    groups = [str(group) for entry in files[0].defaults if isinstance(entry, DictConfig) for group in entry]
+    own = {*files[0], *files[1], *groups}
+    _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in own})
 
 
 def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None) -> None:
     if isinstance(target := node.get("_target_"), str):
         hints = _arguments(target)
     for key, value in node.items():
-        name = f"{path}.{key}" if path else str(key)
+        name = f"{path}{key}"
         if str(key).startswith("_"):
             continue
         if hints is not None and key not in hints:
-            raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}.{k}'.lstrip('.') for k in hints})}")
-        hint = Any if hints is None else hints[key]
+            raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}{hint}' for hint in hints})}")
         if isinstance(value, dict):
-            _check_node(cfg, value, name, _fields(hint))
-        elif not isinstance(found := OmegaConf.select(cfg, name), DictConfig):
+            inner = {key.removeprefix(f"{name}."): hint for key, hint in KEYS.items() if key.startswith(f"{name}.")}
+            _check_node(cfg, value, f"{name}.", inner or None)
+        elif hints is not None and not isinstance(found := OmegaConf.select(cfg, name), DictConfig):
             reference = REFERENCE.fullmatch(str(value))
-            _check_value(cfg, reference.group(1) if reference else name, found, hint)
+            _check_value(cfg, reference.group(1) if reference else name, found, hints[key])
 
 
 def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if plain is None and "layout" in key.split("."):
         return  # what the job fills in
-    if not any(_fits(candidate, hint) for candidate in (plain, _tuples(plain))):
-        if type(plain) in (int, float) and _fits(str(plain), hint):
-            OmegaConf.update(cfg, key, str(plain))
-            return
-        raise GraincodeError(f"{key}={plain}: expected {_in_words(hint, plain)}")
+    if type(plain) in (int, float) and not _fits(plain, hint) and _fits(str(plain), hint):
+        OmegaConf.update(cfg, key, plain := str(plain))
+    check_value(key, plain, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
     for part in _parts(hint):
         for rule in getattr(part, "__metadata__", ()):
-            if isinstance(rule, Range) and plain is not None and not rule.holds(plain):
-                raise GraincodeError(f"{key}={plain}: expected {rule.expected}")
+            if isinstance(rule, Range) and plain is not None:
+                check_value(key, plain, rule.expected, bool(rule.holds(plain)))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -87,19 +89,6 @@ def _fits(value: Any, hint: Any) -> bool:
     except typeguard.TypeCheckError:
         return False
     return True
-
-
-def _in_words(hint: Any, value: Any) -> str:
-    """What an annotation allows, and an example."""
-    literals = [part for part in _parts(hint) if typing.get_origin(part) is typing.Literal]
-    if choices := list(dict.fromkeys(str(choice) for part in literals for choice in typing.get_args(part))):
-        choices += ["null"] if type(None) in typing.get_args(hint) else []
-        several = re.search(r"(Sequence|list|tuple)\[", str(hint))
-        return f"{'a list of some' if several else 'one'} of {', '.join(choices)}"
-    for pattern, kind, example in _KINDS:
-        if re.search(pattern, str(hint)):
-            return f"{kind}, for example {f'[{value}]' if isinstance(value, int) and example[0] == '[' else example}"
-    return str(hint)
 
 
 # the first pattern that fits an annotation; what it is in words; an example
@@ -115,6 +104,19 @@ _KINDS = (
 )
 
 
+def _in_words(hint: Any, value: Any) -> str:
+    """What an annotation allows, and an example."""
+    literals = [part for part in _parts(hint) if typing.get_origin(part) is typing.Literal]
+    if choices := list(dict.fromkeys(str(choice) for part in literals for choice in typing.get_args(part))):
+        choices += ["null"] if type(None) in typing.get_args(hint) else []
+        several = re.search(r"(Sequence|list|tuple)\[", str(hint))
+        return f"{'a list of some' if several else 'one'} of {', '.join(choices)}"
+    for pattern, kind, example in _KINDS:
+        if re.search(pattern, str(hint)):
+            return f"{kind}, for example {f'[{value}]' if isinstance(value, int) and example[0] == '[' else example}"
+    return str(hint)
+
+
 def _parts(hint: Any) -> Iterator[Any]:
     """An annotation and all that it is made of."""
     yield hint
@@ -124,14 +126,6 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _fields(hint: Any) -> Hints | None:
-    """Annotations of the keys of a `TypedDict`, alone or beside None; None for all else."""
-    for part in (hint, *typing.get_args(hint)):
-        if typing.is_typeddict(part):
-            return typing.get_type_hints(part, include_extras=True)
-    return None
 
 
 def _arguments(target: str) -> Hints | None:
