@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from omegaconf import DictConfig, OmegaConf
+
 import graincode
 from graincode.core.errors import GraincodeError
 
@@ -19,15 +21,13 @@ class Range:
     """What a value of the right type must fulfil, in words and as a function."""
 
     expected: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], Any]
 
 
 Count = Annotated[int, Range("1 or more", lambda value: value >= 1)]
 Seed = Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)]
-Name = Annotated[
-    str,
-    Range("letters, digits, '_', '-' and '.', and not latest", lambda name: re.fullmatch(r"(?!latest$)[\w.-]+", name)),
-]
+_NAME = Range("letters, digits, '_', '-' and '.', and not latest", re.compile(r"(?!latest$)[\w.-]+").fullmatch)
+Name = Annotated[str, _NAME]
 Precision = Literal["float32", "bfloat16"]
 
 KEYS: dict[str, Any] = {
@@ -63,6 +63,13 @@ KEYS: dict[str, Any] = {
     "batch_size": Count,
 }
 """Types and ranges, the same in all jobs; what a job has stands in its root file."""
+
+
+def root_keys(job: str) -> set[str]:
+    """The keys at the root of a job's configuration, groups among them."""
+    files = [OmegaConf.load(config_directory() / f"{name}.yaml") for name in (job, "job")]
+    groups = [str(group) for entry in files[0].defaults if isinstance(entry, DictConfig) for group in entry]
+    return {*files[0], *files[1], *groups} - {"defaults", "hydra"}
 
 
 def config_directory() -> Path:

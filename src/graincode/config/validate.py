@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, compose, explain, nearest
-from graincode.config.schema import KEYS, Range, config_directory, flatten
+from graincode.config.schema import KEYS, Range, flatten, root_keys
 from graincode.core.errors import GraincodeError
 from graincode.core.errors import check as check_value
 
@@ -47,10 +47,7 @@ def validate(job: str, cfg: DictConfig) -> None:
     for key, value in flatten(raw).items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
-    files = [OmegaConf.load(config_directory() / f"{name}.yaml") for name in (job, "job")]
-    groups = [str(group) for entry in files[0].defaults if isinstance(entry, DictConfig) for group in entry]
-    own = {*files[0], *files[1], *groups}
-    _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in own})
+    _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)})
 
 
 def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None) -> None:
