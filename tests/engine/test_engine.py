@@ -12,7 +12,7 @@ from cases import Codes, make_stage
 from torch import nn
 
 from graincode.config.errors import nearest
-from graincode.config.schema import SCHEMAS, config_directory
+from graincode.config.schema import JOBS, config_directory
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, weighted_sum
 from graincode.core.rng import SampleRng
@@ -346,7 +346,7 @@ def test_the_nearest_key_is_suggested():
 
 
 def test_every_root_config_is_there():
-    for job in SCHEMAS:
+    for job in JOBS:
         assert (config_directory() / f"{job}.yaml").is_file()
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from graincode.config.errors import nearest
 from graincode.config.job import build
-from graincode.config.schema import SCHEMAS
+from graincode.config.schema import root_keys
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.files import short_hash, write_json
@@ -151,7 +151,7 @@ def _run(step: Step) -> int:
 def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[str]]:
     """Which overrides each step gets, by its name, from the job of each."""
     # experiments and the keys that join the steps are the demo's own choice
-    words = {job: set(SCHEMAS[job].__annotations__) - _OWN for job in jobs.values()}
+    words = {job: root_keys(job) - _OWN for job in jobs.values()}
     chosen: dict[str, list[str]] = {name: [] for name in jobs}
     for override in overrides:
         name, prefixed, rest = override.partition(":")
