@@ -35,7 +35,8 @@ from graincode.generator import (
     MaskedObjective,
     Transformer,
 )
-from graincode.networks.perceptual import PerceptualLoss
+from graincode.networks.features import Loaded
+from graincode.networks.perceptual import PerceptualDistance
 from graincode.runs.run import Run
 from graincode.tokenizer import (
     DQVAE,
@@ -77,14 +78,17 @@ def images(precise: bool) -> TensorImages:
     return (Precise if precise else TensorImages)("made", "train", made, torch.arange(24) % 2, ("flat", "busy"))
 
 
-class Edges(PerceptualLoss):
+class Edges(PerceptualDistance):
     """A distance in a few features that no file is needed for."""
+
+    def __init__(self, weight):
+        super().__init__("edges", weight)
 
     def _load(self, size):
         network = nn.Conv2d(3, 4, 3).requires_grad_(False)
         for parameter in network.parameters():
             parameter.copy_(torch.arange(parameter.numel()).sin().view_as(parameter))
-        return network, "edges"
+        return Loaded(network, "")
 
     def _smallest(self, network):
         return 3

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from helpers import command, result, write_images, write_inception
+from helpers_networks import in_torch_fidelity
 from PIL import Image
 from safetensors.torch import save_file
 from test_errors import refusal
@@ -18,7 +19,7 @@ from torch_fidelity import calculate_metrics
 
 from graincode.data import CodeDataset
 from graincode.export import load_export
-from graincode.networks.features import Lite0Features, TimmExtractor
+from graincode.networks.features import Lite0Features
 
 LITE0 = "features=lite0_112"
 TOKENIZER = "tokenizer_path=runs/train_tokenizer/tok/export"
@@ -60,7 +61,7 @@ def test_figures_are_those_of_torch_fidelity(features, folders, inception, tmp_p
         a, b = write_pictures(tmp_path / "a", 14, 0, 4), write_pictures(tmp_path / "b", 16, 1, 7)
     counts, subset = (len(list(a.iterdir())), len(list(b.iterdir()))), min(20, len(list(a.iterdir())) - 4)
     weights = {"feature_extractor_weights_path": str(inception)} if features == "inception" else {}
-    names = {"lite0_112": "lite0@112", "inception": "inception-v3-compat"}
+    names = {"lite0_112": in_torch_fidelity(Lite0Features(112)), "inception": "inception-v3-compat"}
     expected = calculate_metrics(
         input1=str(a), input2=str(b), feature_extractor=names[features], fid=True, isc=True, kid=True, prc=True,
         isc_splits=4, kid_subset_size=subset, kid_subsets=50, rng_seed=7, batch_size=32, cuda=False, cache=False,
@@ -391,16 +392,11 @@ def test_a_network_without_a_classifier_has_no_inception_score_and_all_else(fold
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
     blind = [f"features.timm.weights={weights}", "features.timm.model=test_vit", "features.timm.resolution=64"]
     pair = ["images=folder", f"images.path={a}", "reference=folder", f"reference.path={b}"]
-    opened = TimmExtractor._open
-
-    def without_head(self, model, path):
-        create = timm.create_model
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(timm, "create_model", lambda name, **more: create(name, num_classes=0, **more))
-            return opened(self, model, path)
+    create = timm.create_model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TimmExtractor, "_open", without_head)
+        headless = {"test_vit": {"num_classes": 0}}
+        patch.setattr(timm, "create_model", lambda name, **more: create(name, **headless.get(name, {}), **more))
         command("evaluate", *pair, "features=[lite0_112,timm]", *blind, "evaluation.metrics=[fd,is]", "run_name=blind")
         record = record_of("blind")
         assert record["metrics"].keys() == {"fd_lite0@112", "is_lite0@112", "fd_test_vit@64"}

@@ -543,7 +543,7 @@ def test_the_published_sizes_take_a_training_step(recipe):
     optimizer, before = build(cfg.optimizer)(module.parameters()), module.quantizers[0].codebook.clone()
     made = module(images, rng=rng)
     terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
-    assert cfg.tokenizer.perceptual._target_.endswith("LPIPSLoss")  # whose weights are not at hand
+    assert cfg.tokenizer.perceptual._target_.endswith("LPIPSDistance")  # whose weights are not at hand
     adversary.adaptive.fill_(0.5)
     terms["adversarial"] = adversary.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
     weighted_sum(terms).backward()

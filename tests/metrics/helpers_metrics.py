@@ -35,7 +35,7 @@ class LookedUp(FeatureNetwork):
         self.rows = Rows(features, torch.zeros(len(features), 0) if logits is None else logits)
         self.hash = weights_hash
 
-    def _load(self) -> SimpleNamespace:
+    def _load(self, size: object = None) -> SimpleNamespace:
         sizes = {"dimension": self.rows.features.shape[1], "classes": self.rows.logits.shape[1]}
         return SimpleNamespace(extractor=self.rows, weights_hash=self.hash, **sizes)
 

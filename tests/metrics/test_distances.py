@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers_metrics import drawn, message_of, statistics_of
+from helpers_networks import in_torch_fidelity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
@@ -131,12 +132,10 @@ def patterns(coarse: int, seed: int) -> Tensor:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["lite0", "timm"])
 def test_figures_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, kind: str):
-    more = {}
     if kind == "timm":
         path = tmp_path / "weights.safetensors"
         save_file(timm.create_model("test_resnet").state_dict(), path)
         network = TimmFeatures("test_resnet", str(path), resolution=64, batch_size=20)
-        more["feature_extractor_weights_path"] = str(path)
     else:
         network = Lite0Features(resolution=112, batch_size=20)
     sets = {"a": patterns(4, 0), "b": patterns(8, 1)}
@@ -147,7 +146,7 @@ def test_figures_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, k
     expected = calculate_metrics(
         input1=str(tmp_path / "a"),
         input2=str(tmp_path / "b"),
-        feature_extractor=network.name,
+        feature_extractor=in_torch_fidelity(network),
         fid=True,
         isc=True,
         isc_splits=4,
@@ -161,7 +160,6 @@ def test_figures_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, k
         cache=False,
         save_cpu_ram=True,
         verbose=False,
-        **more,
     )
     a, b = (measure({"it": network}, [images], 40, splits=4, seed=7)["it"] for images in sets.values())
     score, kernel, shares = inception_score(a), kernel_distance(a, b, 10, 20, seed=7), precision_recall(a, b)

@@ -21,8 +21,8 @@ from graincode.evaluation.metrics import (
 from graincode.evaluation.pairs import PairMean, structural_similarity
 from graincode.evaluation.statistics import SUBSET, Statistics
 from graincode.evaluation.subjects import Folder, Originals, Reconstructions, Samples, Split, StatisticsFile
-from graincode.networks.distances import Lite0Distance, LPIPSDistance
 from graincode.networks.features import FeatureNetwork
+from graincode.networks.perceptual import Lite0Distance, LPIPSDistance
 
 Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
 
@@ -194,9 +194,9 @@ class Reconstruction(Distances):
         if self.wants("ssim"):
             found["ssim"] = PairMean(structural_similarity)
         if self.wants("lpips"):
-            found["lpips"] = PairMean(LPIPSDistance(self.lpips_weights, device))
+            found["lpips"] = PairMean(LPIPSDistance(weights=self.lpips_weights).to(device))
         if self.wants("lite0"):
-            found["lite0_distance"] = PairMean(Lite0Distance(device))
+            found["lite0_distance"] = PairMean(Lite0Distance().to(device))
         return found
 
 

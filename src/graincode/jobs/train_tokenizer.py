@@ -21,7 +21,7 @@ from graincode.distributed.hardware import Hardware
 from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_run
-from graincode.networks.perceptual import PerceptualLoss
+from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
 from graincode.training.settings import TrainerConfig
@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> float:
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(cfg.tokenizer.model)
     # a dry run is without it: it would have to load its weights, or download them
-    perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
+    perceptual: PerceptualDistance | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
     objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
     adversary: Adversary | None = build(cfg.tokenizer.adversary) or None
     if cfg.debug.dry:

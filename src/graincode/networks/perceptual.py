@@ -1,133 +1,95 @@
-"""Perceptual losses: how far apart two images are in the features of a frozen network."""
+"""Perceptual distances: how far apart two images are in the features of a frozen network; metrics and losses."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 
+import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
+from graincode.core.images import from_uint8
+from graincode.core.losses import feature_distance
+from graincode.networks.features import Backbone, FrozenNetwork, Loaded, check_timm_model, open_lite0, open_timm
+from graincode.networks.weights import hash_tensors, load_weights
 
-_KEY = "tokenizer.perceptual"
+URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
-class PerceptualLoss(ABC):
-    """A distance of images, with a gradient for them and none for the network behind it.
+class PerceptualDistance(FrozenNetwork):
+    """A distance of images, with a gradient for them and none for the network, which is in no state, export or average.
 
-    Constructing one neither reads nor downloads anything: weights are loaded by `load` or at the first use, and follow
-    the images to their device. It is no module, so that its network is in no state, export or average.
+    Features of several stages are brought to length 1 at each place; squared differences are summed over channels,
+    averaged over places, and summed over stages.
 
     Args:
-        weight: of the distance in the loss.
-    Raises:
-        GraincodeError: the weight is not positive.
+        name: of the network.
+        weight: of the distance in a loss, above 0; a metric is without it.
+        resize: side in pixels that images are resized to; None takes them at their own size.
+        stages: which of the network's stages, from 0, the finest; None for all.
+    Source: LPIPS (Zhang et al., 2018), eq. 1 with all w = 1 (its "baseline").
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
-        if weight <= 0:
+    def __init__(
+        self, name: str, weight: float = 1.0, resize: int | None = None, stages: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(name)
+        check("weight", weight, "a number above 0", weight > 0)
+        check("resize", resize, "1 or more, or null", resize is None or resize >= 1)
+        different = stages is None or (len(stages) > 0 and min(stages) >= 0 and len(set(stages)) == len(stages))
+        check("stages", stages, "different numbers from 0, or null", different)
+        self.weight, self.resize = weight, resize
+        self.stages = None if stages is None else sorted(stages)
+
+    def load(self, size: tuple[int, int] | None = None) -> Loaded:
+        """As of any frozen network; images of that size are refused if they are too small."""
+        loaded = super().load(size)
+        smallest = self._smallest(loaded.extractor)
+        if size is not None and min(size) < smallest:
             raise GraincodeError(
-                f"{_KEY}.weight={weight}: expected more than 0; type {_KEY}.weight=1, or tokenizer/perceptual=none"
+                f"images of {size[0]} x {size[1]} pixels are too small for {self.name}, which takes {smallest} or more"
             )
-        self.weight = weight
-        self._network: nn.Module | None = None
-        self._identity = ""
-        self._place: tuple[torch.device, torch.dtype] | None = None
-
-    @abstractmethod
-    def _load(self, size: tuple[int, int]) -> tuple[nn.Module, str]:
-        """The network, in evaluation mode and without gradients, and its identity; the images have that size."""
-
-    @abstractmethod
-    def _smallest(self, network: nn.Module) -> int:
-        """The least height and width of images that it can be used on."""
-
-    @abstractmethod
-    def _distance(self, network: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        """(B,) distances of (B, 3, H, W) images in [-1, 1]."""
-
-    @property
-    def identity(self) -> str:
-        """Name and 12 digits of the hash of the weights, once they are loaded."""
-        return self._identity
-
-    def load(self, size: tuple[int, int]) -> nn.Module:
-        """The network, which is loaded once, ready for images of this (height, width).
-
-        Raises:
-            GraincodeError: the weights are not at hand or do not fit, or such images are too small.
-        """
-        if self._network is None:
-            self._network, self._identity = self._load(size)
-        if min(size) < (smallest := self._smallest(self._network)):
-            raise GraincodeError(
-                f"images of {size[0]} x {size[1]} pixels are too small for {self._identity.partition(':')[0]}, which "
-                f"takes {smallest} or more: type data.image_size={smallest}, or tokenizer/perceptual=none"
-            )
-        return self._network
+        return loaded
 
     def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        """(B,) distances >= 0, and 0 for equal images, of (B, 3, H, W) images in [-1, 1] from as many others.
+        """(B,) distances >= 0, and 0 for equal images, of (B, 3, H, W) images from as many others.
 
+        Args:
+            images, reference: in [-1, 1], or uint8.
         Raises:
             GraincodeError: as `load`, or they have another shape.
         """
         if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
             raise GraincodeError(
                 f"images of {tuple(images.shape)} and {tuple(reference.shape)}: expected (B, 3, H, W) twice; "
-                "type expand(-1, 3, -1, -1) for grey images"
+                "expand(-1, 3, -1, -1) makes colour of grey"
             )
-        network = self.load((images.shape[2], images.shape[3]))
-        place = images.device, torch.promote_types(images.dtype, torch.float32)
-        if place != self._place:
-            network.to(*place)
-            self._place = place
-        return self._distance(network, images.to(place[1]), reference.to(*place))
+        self.load((images.shape[2], images.shape[3]))
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        module = self.at(images, dtype)
+        pair = ((from_uint8(part) if part.dtype == torch.uint8 else part) for part in (images, reference))
+        return self._distance(module, *(part.to(*self._place) for part in pair))
+
+    def _smallest(self, module: nn.Module) -> int:
+        """The least height and width of images that it can be used on."""
+        found = [stage["reduction"] for stage in module.network.feature_info]
+        return 1 if self.resize else max(found if self.stages is None else (found[stage] for stage in self.stages))
+
+    def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
+        maps = (module.stages(part, self.stages) for part in (images, reference))
+        return sum(feature_distance(a, b) for a, b in zip(*maps, strict=True))
 
 
-class LPIPSLoss(PerceptualLoss):
-    """LPIPS with VGG16, version 0.1: the same network and figure as `graincode.networks.distances.LPIPSDistance`.
-
-    Args:
-        weight: of the distance in the loss.
-        weights: file `vgg16-397923af.pth` of torchvision; None downloads it (528 MB) into torch.hub's cache.
-    Source: "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (Zhang et al., 2018); as a loss of
-        tokenizers: VQGAN (Esser et al., 2021).
-    """
-
-    def __init__(self, weight: float = 1.0, weights: str | None = None) -> None:
-        super().__init__(weight)
-        self.weights = weights
-
-    def _load(self, size: tuple[int, int]) -> tuple[nn.Module, str]:
-        from graincode.networks.distances import open_lpips
-
-        return open_lpips(self.weights, f"{_KEY}.weights", "type tokenizer/perceptual=lite0")
-
-    def _smallest(self, network: nn.Module) -> int:
-        return 16  # four poolings
-
-    def _distance(self, network: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        from graincode.networks.distances import lpips_distance
-
-        return lpips_distance(network, images, reference)
-
-
-class TimmLoss(PerceptualLoss):
-    """The distance of LPIPS without its learned linear weights, in the features of any model of timm: features of
-    several stages, brought to length 1 at each place; squared differences are summed over channels, averaged over
-    places, and summed over stages.
+class TimmDistance(PerceptualDistance):
+    """The distance in the features of any model of timm.
 
     Args:
         model: its name in timm, such as `vgg16.tv_in1k` or `resnet50.a1_in1k`.
-        weight: of the distance in the loss.
+        weight, resize, stages: as of `PerceptualDistance`.
         weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
-        resize: side in pixels that images are resized to; None takes them at their own size.
-        stages: which of the model's stages, from 0, the finest; None for all.
-    Raises:
-        GraincodeError: timm has no such model, or a number is not positive.
-    Source: LPIPS (Zhang et al., 2018), eq. 1 with all w = 1 (its "baseline").
     """
 
     def __init__(
@@ -138,70 +100,73 @@ class TimmLoss(PerceptualLoss):
         resize: int | None = None,
         stages: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(weight)
-        if resize is not None and resize < 1:
-            raise GraincodeError(f"{_KEY}.resize={resize}: expected 1 or more; type {_KEY}.resize=null or 112")
-        if stages is not None and (not stages or min(stages) < 0 or len(set(stages)) < len(stages)):
-            raise GraincodeError(
-                f"{_KEY}.stages={list(stages)}: expected different numbers from 0; type {_KEY}.stages=null or [0,1,2]"
-            )
-        self.model, self.weights, self.resize = model, weights, resize
-        self.stages = None if stages is None else sorted(stages)
-        self._check()
+        super().__init__(model, weight, resize, stages)
+        check_timm_model(model)
+        self.weights = weights
 
-    def _check(self) -> None:
-        from graincode.networks.features import check_timm_model
-
-        check_timm_model(self.model, f"{_KEY}.model")
-
-    def _open(self, size: tuple[int, int]) -> nn.Module:
-        from graincode.networks.features import open_timm
-
-        return open_timm(self.model, self.weights, size, f"{_KEY}.weights", f"{_KEY}.resize")
-
-    def _load(self, size: tuple[int, int]) -> tuple[nn.Module, str]:
-        backbone = self._open(size if self.resize is None else (self.resize, self.resize))
-        if not hasattr(backbone.network, "forward_intermediates"):
-            raise GraincodeError(
-                f"timm's {self.model} does not give the features of its stages: type {_KEY}.model=resnet50.a1_in1k"
-            )
+    def _load(self, size: tuple[int, int] | None) -> Loaded:
+        backbone, digest = open_timm(self.name, self.weights, self.resize, size)
+        known = hasattr(backbone.network, "forward_intermediates")
+        check("model", self.name, "one that gives the features of its stages, such as resnet50.a1_in1k", known)
         count = len(backbone.network.feature_info)
-        if self.stages is not None and self.stages[-1] >= count:
-            raise GraincodeError(
-                f"{_KEY}.stages={self.stages}: {self.model} has {count} stages; "
-                f"type {_KEY}.stages={list(range(count))}, or some of them"
-            )
-        return backbone, f"{self.model}:{backbone.weights_hash[:12]}"
-
-    def _smallest(self, network: nn.Module) -> int:
-        if self.resize is not None:
-            return 1
-        found = [stage["reduction"] for stage in network.network.feature_info]
-        return max(found if self.stages is None else (found[stage] for stage in self.stages))
-
-    def _distance(self, network: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        from graincode.networks.distances import stages_distance
-
-        return stages_distance(network, images, reference, self.resize, self.stages)
+        check("stages", self.stages, f"some of 0 to {count - 1}", self.stages is None or self.stages[-1] < count)
+        return Loaded(backbone, digest)
 
 
-class Lite0Loss(TimmLoss):
-    """As `TimmLoss`, with EfficientNet-Lite0, whose weights come with a Python package: it works offline, on CPUs.
+class Lite0Distance(PerceptualDistance):
+    """The distance in the features of EfficientNet-Lite0 (`Lite0Features`): on CPUs and offline.
 
     Args:
-        weight: of the distance in the loss.
-        resize: side in pixels that images are resized to; None takes them at their own size.
+        weight, resize: as of `PerceptualDistance`.
         stages: some of 0 .. 4, whose features have 1/2 .. 1/32 of the image's resolution; None for all.
-    Source: as of `TimmLoss`; network and input scaling are those of `graincode.networks.features.Lite0Features`.
     """
 
     def __init__(self, weight: float = 1.0, resize: int | None = None, stages: Sequence[int] | None = None) -> None:
-        super().__init__("lite0", weight, None, resize, stages)
+        super().__init__("lite0", weight, resize, stages)
+        check("stages", stages, "some of 0 to 4", stages is None or max(stages) < 5)
 
-    def _check(self) -> None:
-        pass
+    def _load(self, size: tuple[int, int] | None) -> Loaded:
+        return Loaded(*open_lite0(self.resize))
 
-    def _open(self, size: tuple[int, int]) -> nn.Module:
-        from graincode.networks.features import open_lite0
 
-        return open_lite0()
+class LPIPSDistance(PerceptualDistance):
+    """LPIPS with VGG16, version 0.1, for images of 16 pixels and more.
+
+    Args:
+        weight: as of `PerceptualDistance`.
+        weights: file `vgg16-397923af.pth` of torchvision; None downloads it (528 MB) into torch.hub's cache.
+    Source: "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (Zhang et al., 2018); as a loss of
+        tokenizers: VQGAN (Esser et al., 2021). Linear weights: lpips_vgg.md.
+    """
+
+    def __init__(self, weight: float = 1.0, weights: str | None = None) -> None:
+        super().__init__("lpips-vgg", weight, stages=range(5))
+        self.weights = weights
+
+    def _load(self, size: tuple[int, int] | None) -> Loaded:
+        found = load_weights(self.weights, URL_VGG16)
+        with torch.device("meta"):
+            network = timm.create_model("vgg16", pretrained=False)
+        # without the classifier, which is most of it, and the last pooling, which needs 32 pixels
+        network.features, network.pre_logits, network.head = network.features[:-1], nn.Identity(), nn.Identity()
+        try:
+            network.load_state_dict({k: v for k, v in found.items() if k.startswith("features.")}, assign=True)
+        except RuntimeError:
+            raise GraincodeError(
+                f"{self.weights or URL_VGG16}: {len(found)} tensors that are not torchvision's VGG16; give the path of "
+                f"{Path(URL_VGG16).name}"
+            ) from None
+        linear = load_file(Path(__file__).with_name("lpips_vgg.safetensors"))
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        module = Backbone(network, mean, std, None)
+        digest = hash_tensors(network.state_dict() | linear, "lpips 0.1")
+        for name, tensor in linear.items():
+            module.register_buffer(name, tensor)
+        return Loaded(module, digest)
+
+    def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
+        maps = (module.stages(part, self.stages) for part in (images, reference))
+        weights = (module.get_buffer(f"linear_{stage}") for stage in self.stages)
+        return sum(feature_distance(a, b, w) for a, b, w in zip(*maps, weights, strict=True))

@@ -1,6 +1,5 @@
 """Stage 1: images to variable-length codes and back."""
 
-from graincode.networks.perceptual import Lite0Loss, LPIPSLoss, PerceptualLoss, TimmLoss
 from graincode.tokenizer.adversary import Adversary, PatchDiscriminator
 from graincode.tokenizer.codebooks import CosineQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
 from graincode.tokenizer.decoder import GrainDecoder
@@ -33,10 +32,7 @@ __all__ = [
     "GrainDecoder",
     "GrainEncoder",
     "LFQuantizer",
-    "LPIPSLoss",
-    "Lite0Loss",
     "PatchDiscriminator",
-    "PerceptualLoss",
     "Probe",
     "QuantileRouter",
     "Quantized",
@@ -47,6 +43,5 @@ __all__ = [
     "Router",
     "Routing",
     "SimVQuantizer",
-    "TimmLoss",
     "VarianceDensity",
 ]

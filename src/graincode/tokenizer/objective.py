@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term
-from graincode.networks.perceptual import PerceptualLoss
+from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer.dqvae import Reconstruction
 
 
@@ -26,7 +26,7 @@ class ReconstructionObjective:
     """
 
     def __init__(
-        self, pixel: Literal["l1", "l2"] = "l2", commitment: float = 0.25, perceptual: PerceptualLoss | None = None
+        self, pixel: Literal["l1", "l2"] = "l2", commitment: float = 0.25, perceptual: PerceptualDistance | None = None
     ) -> None:
         if pixel not in ("l1", "l2"):
             raise GraincodeError(
