@@ -57,11 +57,15 @@ def test_without_a_connection_the_file_is_named_and_nothing_takes_its_place(no_n
 
 
 def test_the_hash_is_that_of_the_content_whatever_the_file(tmp_path):
-    tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
+    tensors = {"a": torch.randn(3, 2), "b": torch.arange(4.0)}
     save_file(tensors, tmp_path / "it.safetensors")
     torch.save(tensors, tmp_path / "it.pth")
     found = {hash_tensors(read_weights(tmp_path / name)) for name in ("it.safetensors", "it.pth")}
     assert found == {hash_tensors(tensors)}
-    for other in ({"c": tensors["a"], "b": tensors["b"]}, {**tensors, "a": tensors["a"].mT}, {**tensors, "b": -tensors["b"]}):
+    for other in (
+        {"c": tensors["a"], "b": tensors["b"]},
+        {**tensors, "a": tensors["a"].mT},
+        {**tensors, "b": -tensors["b"]},
+    ):
         assert hash_tensors(other) not in found
     assert hash_tensors(tensors, "salt") not in found

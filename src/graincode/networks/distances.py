@@ -6,9 +6,9 @@ from graincode.networks.perceptual import PerceptualDistance
 __all__ = ["LPIPSDistance", "Lite0Distance", "PerceptualDistance"]
 
 
-def LPIPSDistance(weights=None, device="cpu"):  # noqa: N802
+def LPIPSDistance(weights=None, device="cpu"):
     return perceptual.LPIPSDistance(weights=weights).to(device)
 
 
-def Lite0Distance(device="cpu"):  # noqa: N802
+def Lite0Distance(device="cpu"):
     return perceptual.Lite0Distance().to(device)

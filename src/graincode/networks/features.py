@@ -37,7 +37,7 @@ class Loaded:
 
 
 class FrozenNetwork(ABC):
-    """A network without gradients of its own; its weights are loaded by `load` or at the first use, not when it is made.
+    """A network without gradients of its own; `load` or the first use loads its weights, the constructor reads nothing.
 
     Args:
         name: what results in its features are labelled with.
@@ -172,8 +172,8 @@ class FeatureNetwork(FrozenNetwork):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits; light enough for CPUs, and offline, since its
-    weights come with a Python package.
+    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits; light enough for CPUs. Its weights come with a
+    Python package, so that it works offline.
 
     Args:
         resolution: side in pixels that images are resized to, 32 or more; part of the name. It was trained at 224.
