@@ -172,8 +172,8 @@ class FeatureNetwork(FrozenNetwork):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits; light enough for CPUs. Its weights come with a
-    Python package, so that it works offline.
+    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits; light enough for CPUs, and offline: its
+    weights come with a Python package.
 
     Args:
         resolution: side in pixels that images are resized to, 32 or more; part of the name. It was trained at 224.
