@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from markupsafe import Markup
 from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
@@ -38,46 +39,26 @@ SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
 EDITED, EDITS_OF_EACH = 10, 3
 
-# names in metrics.json without the network's: the name on the page, and whether more or less is better
-METRICS = {
-    "fid": ("FID", "↓"),
-    "fd": ("Fréchet distance", "↓"),
-    "rfid": ("rFID", "↓"),
-    "rfd": ("Fréchet distance", "↓"),
-    "fid_floor": ("FID of as many real images: the floor", ""),
-    "fd_floor": ("Fréchet distance of as many real images: the floor", ""),
-    "is": ("Inception score", "↑"),
-    "kid": ("Kernel distance", "↓"),
-    "rkid": ("Kernel distance", "↓"),
-    "precision": ("Precision", "↑"),
-    "recall": ("Recall", "↑"),
-    "density": ("Density", "↑"),
-    "coverage": ("Coverage", "↑"),
-    "mse": ("MSE of pixels in [0, 1]", "↓"),
-    "psnr_of_mean": ("PSNR of the mean error, dB", "↑"),
-    "psnr_mean": ("Mean PSNR, dB", "↑"),
-    "ssim": ("SSIM", "↑"),
-    "lpips": ("LPIPS", "↓"),
-    "lite0_distance": ("Perceptual distance (lite0)", "↓"),
-    "codebook_usage": ("Share of the codebook in use", "↑"),
-    "codebook_perplexity": ("Codebook perplexity", "↑"),
-    "class_accuracy": ("Class accuracy of samples", "↑"),
-    "class_accuracy_of_real_images": ("Class accuracy of real images", ""),
-    "class_accuracy_ratio": ("Ratio of the two", "↑"),
-    "codes_per_image": ("Codes per image", ""),
-    "grain_map_bits": ("Bits of a grain map", ""),
-    "bits_per_image": ("Bits per image, grain map included", ""),
-}
-for _grain in range(8):
-    METRICS |= {
-        f"{name}_{_grain}": (f"{title}, grain {_grain}", better)
-        for name, (title, better) in {
-            "codebook_usage": METRICS["codebook_usage"],
-            "codebook_perplexity": METRICS["codebook_perplexity"],
-            "bits_content": ("Bits of contents", "↓"),
-            "bits_position": ("Bits of positions", "↓"),
-        }.items()
-    }
+# of metrics by their names in metrics.json, without the network's; for others see `_titled`
+TITLES = {
+    "fid": "FID", "rfid": "rFID", "fid_floor": "FID of as many real images: the floor",
+    "fd": "Fréchet distance", "rfd": "Fréchet distance",
+    "fd_floor": "Fréchet distance of as many real images: the floor",
+    "is": "Inception score", "kid": "Kernel distance", "rkid": "Kernel distance",
+    "mse": "MSE of pixels in [0, 1]", "psnr_of_mean": "PSNR of the mean error, dB", "psnr_mean": "Mean PSNR, dB",
+    "ssim": "SSIM", "lpips": "LPIPS", "lite0_distance": "Perceptual distance (lite0)",
+    "codebook_usage": "Share of the codebook in use", "class_accuracy": "Class accuracy of samples",
+    "class_accuracy_ratio": "Ratio of the two", "grain_map_bits": "Bits of a grain map",
+    "bits_per_image": "Bits per image, grain map included", "bits_content": "Bits of contents",
+    "bits_position": "Bits of positions",
+}  # fmt: skip
+LESS_IS_BETTER = {
+    "fid", "rfid", "fd", "rfd", "kid", "rkid", "mse", "lpips", "lite0_distance", "bits_content", "bits_position",
+}  # fmt: skip
+MORE_IS_BETTER = {
+    "is", "precision", "recall", "density", "coverage", "psnr_of_mean", "psnr_mean", "ssim", "codebook_usage",
+    "codebook_perplexity", "class_accuracy", "class_accuracy_ratio",
+}  # fmt: skip
 
 # the run, the title, the keys of training and of validation in its log, and whether the scale is logarithmic
 CURVES = (
@@ -104,68 +85,64 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
     for name, run in runs.items():
         if not (run / "result.json").is_file():
             raise GraincodeError(f"{run / 'result.json'}: missing, {name} has not finished; run the same demo again")
-    reconstructions, samples = (_read(runs[f"evaluate_{of}"] / "metrics.json") for of in ("reconstructions", "samples"))
+    records = {of: _read(runs[f"evaluate_{of.lower()}"] / "metrics.json") for of in ("Reconstructions", "Samples")}
     seconds, codes = _read(folder / "seconds.json"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
+    masked = load_generator(runs["train_masked"] / "export")
     layout = tokenizer.layout
     # an unconditional generator is asked for no class, whatever labels the codes have
     names = read_info(codes)["class_names"] if _read(runs["sample"] / "result.json")["classes"] else []
-    minutes = {name: f", {seconds[name] / 60:.1f} minutes" if name in seconds else "" for name in commands}
-    width = layout.image_size[1]
-    text = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{dataset.name} in {reconstructions['metrics']['codes_per_image']:.1f} codes per image"),
-        headlines=_headlines(layout, reconstructions, samples),
-        side=f"{min(max(CARD_SIDE, width), 2 * CARD_SIDE)}px",
-        rendering="pixelated" if width <= SAMPLE_SIDE else "auto",
-        **_cards(tokenizer, dataset, reconstructions.get("ratios")),
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page.filters["number"] = _number
+    text = page.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
+        title=f"{dataset.name} in {records['Reconstructions']['metrics']['codes_per_image']:.1f} codes per image",
+        headlines=_headlines(layout, *records.values()),
+        side=f"{min(max(CARD_SIDE, layout.image_size[1]), 2 * CARD_SIDE)}px",
+        rendering="pixelated" if layout.image_size[1] <= SAMPLE_SIDE else "auto",
+        **_cards(tokenizer, dataset, records["Reconstructions"].get("ratios")),
         **_lengths(codes),
         samples=_samples(runs["sample"] / "samples.npz", layout, names),
-        edits=_edits(load_generator(runs["train_masked"] / "export"), tokenizer, CodeDataset(codes, "val"), names),
-        curves="".join(_curve(read_log(runs[run]), *rest) for run, *rest in CURVES),
-        metrics=_metrics("Reconstructions", reconstructions) + _metrics("Samples", samples),
-        commands="\n\n".join(f"<i># {name}{minutes[name]}</i>\n{escape(commands[name])}" for name in commands),
-        folder=escape(shlex.quote(str(folder))),
-        export=escape(repr(f"{runs['train_tokenizer']}/export")),
+        edits=_edits(masked, tokenizer, CodeDataset(codes, "val"), names),
+        curves=[chart for run, *rest in CURVES if (chart := _curve(read_log(runs[run]), *rest))],
+        metrics=[(title, _rows(record), _facts(record)) for title, record in records.items()],
+        commands=[(name, seconds.get(name), command) for name, command in commands.items()],
+        folder=shlex.quote(str(folder)),
+        export=repr(f"{runs['train_tokenizer']}/export"),
         coarse=[1.0] + [0.0] * (layout.num_grains - 1),
-        versions=escape(", ".join(f"{name} {number}" for name, number in samples["versions"].items())),
+        versions=records["Samples"]["versions"],
     )
-    page = folder / "index.html"
-    with replacing(page) as partial:
+    with replacing(folder / "index.html") as partial:
         partial.write_text(text, encoding="utf-8")
-    return page
+    return folder / "index.html"
 
 
-def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> str:
-    """The few metrics that matter most, each with what it is to be compared with."""
-    of_reconstructions, of_samples = reconstructions["metrics"], {}
-    for key, value in samples["metrics"].items():  # of several networks the first counts
-        of_samples.setdefault(_parted(key, samples)[0], value)
-    longest, count = layout.num_regions * layout.codes_per_region[-1], reconstructions["count"]
-    mean, psnr = _number(of_reconstructions["codes_per_image"]), f"{of_reconstructions['psnr_of_mean']:.2f} dB"
+def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The few metrics that matter most: each one's name, its value, and what it is to be compared with."""
+    found, count = reconstructions["metrics"], reconstructions["count"]
+    longest = layout.num_regions * layout.codes_per_region[-1]
     tiles = [
-        ("Codes per image", mean, f"on average; {longest} with all regions fine"),
-        ("PSNR of reconstructions", psnr, f"mean error of {count:,} images"),
+        ("Codes per image", _number(found["codes_per_image"]), f"on average; {longest} with all regions fine"),
+        ("PSNR of reconstructions", f"{found['psnr_of_mean']:.2f} dB", f"mean error of {count:,} images"),
     ]
-    network = next(iter(samples["features"]))
+    network = next(iter(samples["features"]))  # of several the first counts
+    found = {_parted(key, samples)[0]: value for key, value in reversed(samples["metrics"].items())}
     for base, title in (("fid", "FID of samples"), ("fd", "Fréchet distance of samples")):
-        if base in of_samples:
-            floor = of_samples.get(f"{base}_floor")
+        if base in found:
+            floor = found.get(f"{base}_floor")
             about = f"in {network} features" + (f"; {_number(floor)} of as many real images" if floor else "")
-            tiles.append((title, _number(of_samples[base]), about))
-    if "class_accuracy_ratio" in of_samples:
-        accuracy, real = of_samples["class_accuracy"], of_samples["class_accuracy_of_real_images"]
+            tiles.append((title, _number(found[base]), about))
+    if "class_accuracy_ratio" in found:
+        accuracy, real = found["class_accuracy"], found["class_accuracy_of_real_images"]
         about = f"of that of real images ({accuracy:.1%} against {real:.1%})"
-        tiles.append(("Class accuracy of samples", f"{of_samples['class_accuracy_ratio']:.1%}", about))
-    return "".join(f"<div><dt>{n}</dt><dd>{v} <small>{escape(about)}</small></dd></div>" for n, v, about in tiles)
+        tiles.append(("Class accuracy of samples", f"{found['class_accuracy_ratio']:.1%}", about))
+    return tiles
 
 
-def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | None) -> dict[str, str]:
-    """Images beside their reconstructions, from few codes to many."""
+def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | None) -> dict[str, Any]:
+    """Images beside their reconstructions, from few codes to many, and what explains them."""
     layout, names = tokenizer.layout, dataset.class_names
-    found = [
-        (tokenizer.tokenize(batch.images, ratios).lengths, batch.labels) for batch in in_order(dataset, 250, SEARCHED)
-    ]
-    lengths, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    batches = ((tokenizer.tokenize(b.images, ratios).lengths, b.labels) for b in in_order(dataset, 250, SEARCHED))
+    lengths, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     order = lengths.argsort(stable=True)
     shortest, longest = int(order[0]), int(order[-1])
     ranks = order[torch.linspace(0, len(order) - 1, CARDS).long()].tolist()
@@ -182,35 +159,29 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
     }
     differences = (columns["original"].double() - columns["reconstruction"].double()) / 255
     errors = differences.square().flatten(1).mean(dim=1).clamp_min(MSE_FLOOR)
-    cards = ""
-    for row, (index, psnr) in enumerate(zip(chosen, (-10 * errors.log10()).tolist(), strict=True)):
-        name = names[int(labels[index])] if names else f"image {index}"
-        pictures = "".join(
-            f"<li>{_img(maps[row], f'{column}: {name}', 'smooth' if column == 'grain map' else '')}{column}</li>"
-            for column, maps in columns.items()
-        )
-        cards += (
-            f'<figure class="card"><figcaption><span><strong>{int(lengths[index])} codes</strong>, '
-            f"{psnr:.1f} dB</span><span>{escape(name)}{tags.get(index, '')}</span></figcaption>"
-            f"<ul>{pictures}</ul></figure>"
-        )
+    cards = [
+        {
+            "codes": int(lengths[index]),
+            "psnr": psnr,
+            "name": names[int(labels[index])] if names else f"image {index}",
+            "tag": tags.get(index, ""),
+            "pictures": {column: _uri(maps[row]) for column, maps in columns.items()},
+        }
+        for row, (index, psnr) in enumerate(zip(chosen, (-10 * errors.log10()).tolist(), strict=True))
+    ]
     note = (
-        f"{len(chosen)} of the first {len(lengths):,} {escape(dataset.split)} images: the shortest, the longest, "
+        f"{len(chosen)} of the first {len(lengths):,} {dataset.split} images: the shortest, the longest, "
         f"{f'the first of {len(classes)} classes, ' if classes else ''}and some between."
     )
-    return {"cards": cards, "cards_note": note, "legend": _legend(layout, density)}
-
-
-def _legend(layout: CodeLayout, density: Tensor) -> str:
-    scale = _img(density_maps(torch.linspace(0, 1, 64)[None, None], (1, 64))[0], "dark blue to yellow", "scale")
-    items = [f"density, by rank, {density.min():.2g} {scale} {density.max():.2g}"]
+    scale = _uri(density_maps(torch.linspace(0, 1, 64)[None, None], (1, 64))[0])
     height, width = layout.grains[0]
-    for grain, ((high, wide), count) in enumerate(zip(layout.grains, layout.codes_per_region, strict=True)):
-        flat, grains = torch.full((1, 3, 2 * height, 2 * width), -1.0), torch.full((1, 2, 2), grain)
-        swatch = _img(_outlined(flat, grains, layout, 32)[0], f"outlines of grain {grain}", "smooth")
-        codes = "1 code" if count == 1 else f"{count} codes"
-        items.append(f"{swatch} {codes} a region, one for {high}&times;{wide} pixels")
-    return "".join(f"<li>{item}</li>" for item in items)
+    flat = torch.full((1, 3, 2 * height, 2 * width), -1.0)
+    legend = [
+        (_uri(_outlined(flat, torch.full((1, 2, 2), grain), layout, 32)[0]), count, size)
+        for grain, (size, count) in enumerate(zip(layout.grains, layout.codes_per_region, strict=True))
+    ]
+    ends = [f"{end:.2g}" for end in (density.min(), density.max())]
+    return {"cards": cards, "cards_note": note, "density": (ends[0], scale, ends[1]), "legend": legend}
 
 
 def _lengths(codes: Path) -> dict[str, str]:
@@ -221,34 +192,30 @@ def _lengths(codes: Path) -> dict[str, str]:
     low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95))
     views = f"; {info['views']} views of each training image" if info["views"] > 1 else ""
     note = (
-        f"{len(lengths):,} images ({escape(', '.join(info['splits']))}{views}) with {lengths.mean():.2f} "
-        f"codes on average, standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have "
-        f"between {low:.0f} and {high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
+        f"{len(lengths):,} images ({', '.join(info['splits'])}{views}) with {lengths.mean():.2f} codes on average, "
+        f"standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have between {low:.0f} and "
+        f"{high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
     )
-    histogram = length_histogram(torch.from_numpy(lengths), splits[0].layout)
-    return {"histogram": to_svg(histogram, "images by number of codes"), "lengths_note": note}
+    figure = length_histogram(torch.from_numpy(lengths), splits[0].layout)
+    return {"histogram": Markup(to_svg(figure, "images by number of codes")), "lengths_note": note}
 
 
-def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> str:
-    """The first samples of each class, each with its grain map and its number of codes."""
+def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> list[tuple[str, list[tuple[str, str, int]]]]:
+    """The first samples of each class: the class, and each one's picture, grain map and number of codes."""
     with np.load(file, allow_pickle=False) as arrays:
         images, grains, labels = (torch.from_numpy(arrays[name]) for name in ("images", "grains", "labels"))
-    blocks = ""
+    blocks = []
     for label in labels.unique()[:CLASSES].tolist():
         chosen = (labels == label).nonzero()[: SAMPLES_OF_CLASS if names else SAMPLES_WITHOUT, 0]
         pixels, regions = images[chosen].permute(0, 3, 1, 2), grains[chosen].long()
         outlined = _outlined(from_uint8(pixels), regions, layout, SAMPLE_SIDE)
-        name, items = f"sample of {names[label]}" if names else "sample", ""
-        for image, outlines, length in zip(pixels, outlined, layout.lengths(regions).tolist(), strict=True):
-            pictures = _img(image, name, "pixels") + _img(outlines, f"grain map: {name}", "smooth")
-            items += f'<li title="{length} codes">{pictures}{length}</li>'
-        heading = f"<h3>{escape(names[label])}</h3>" if names else ""
-        blocks += f"<section>{heading}<ul>{items}</ul></section>"
+        items = zip(map(_uri, pixels), map(_uri, outlined), layout.lengths(regions).tolist(), strict=True)
+        blocks.append((names[label] if names else "", list(items)))
     return blocks
 
 
-def _edits(generator: Generator, tokenizer: DQVAE, codes: CodeDataset, names: Sequence[str]) -> str:
-    """Validation images, what of their codes is kept, and samples of the rest."""
+def _edits(generator: Generator, tokenizer: DQVAE, codes: CodeDataset, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """Validation images, what of their codes is kept, and samples of the rest: titles, each with named strips."""
     labels = codes[range(min(len(codes), SEARCHED))].labels
     chosen = [int((labels == label).nonzero()[0]) for label in labels.unique()] if names else range(len(labels))
     batch = codes[list(chosen)[:EDITED]]
@@ -264,34 +231,33 @@ def _edits(generator: Generator, tokenizer: DQVAE, codes: CodeDataset, names: Se
         ("The codes of all finer grains are sampled anew", finer, batch.labels),
     )
     originals = to_uint8(tokenizer.detokenize(batch.codes))
-    blocks = _strip("from their codes", originals)
     settings = {"steps": 16, "guidance_scale": 2.0 if generator.classes else 1.0}
+    blocks = [("", [("from their codes", _strip(originals))])]
     for title, given, classes in edits:
         known = F.interpolate(given.known_cells[:, None].float(), (height, width)).bool()
         captions = [names[label] for label in classes] if names else ()
-        blocks += f"<p><strong>{title}</strong></p>" + _strip("kept", torch.where(known, originals, 160), captions)
+        strips = [("kept", _strip(torch.where(known, originals, 160), captions))]
         for seed in range(EDITS_OF_EACH):
-            edited = generator.sample(classes, seed=seed, given=given, **settings)
-            blocks += _strip(f"sample {seed + 1}", to_uint8(tokenizer.detokenize(edited)))
+            edited = tokenizer.detokenize(generator.sample(classes, seed=seed, given=given, **settings))
+            strips.append((f"sample {seed + 1}", _strip(to_uint8(edited))))
+        blocks.append((title, strips))
     return blocks
 
 
-def _strip(name: str, images: Tensor, captions: Sequence[str] = ()) -> str:
-    """A line of images of equal size, with a name before it, and perhaps one below each."""
-    items = ""
-    for number, image in enumerate(images):
-        items += f"<li>{_img(image, name)}{escape(captions[number]) if captions else ''}</li>"
-    return f"<section><h3>{escape(name)}</h3><ul>{items}</ul></section>"
+def _strip(images: Tensor, captions: Sequence[str] = ()) -> list[tuple[str, str]]:
+    return [(_uri(image), captions[index] if captions else "") for index, image in enumerate(images)]
 
 
-def _curve(entries: Sequence[dict[str, float]], title: str, training: str, validation: str, log: bool) -> str:
+def _curve(
+    entries: Sequence[dict[str, float]], title: str, training: str, validation: str, log: bool
+) -> tuple[str, str] | None:
     """A chart of a log: training values as a line, validation values as points; nothing if the log has neither."""
     line, points = (
         np.array([(entry["step"], entry[key]) for entry in entries if key in entry]).reshape(-1, 2)
         for key in (training, validation)
     )
     if not len(line) + len(points):
-        return ""
+        return None
     figure, axes = chart()
     if len(line):
         window = np.ones(max(1, len(line) // 20))
@@ -303,21 +269,16 @@ def _curve(entries: Sequence[dict[str, float]], title: str, training: str, valid
     if log and (line[:, 1] > 0).all():
         axes.set(yscale="log")
         axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
-    return f'<figure class="box"><h3>{title}</h3>{to_svg(figure, title)}</figure>'
+    return title, Markup(to_svg(figure, title))
 
 
-def _metrics(title: str, record: dict[str, Any]) -> str:
-    """A table of metrics over one of what they depend on."""
-    rows = ""
-    for key, value in record["metrics"].items():
-        base, network = _parted(key, record)
-        name, better = METRICS.get(base, (base, ""))
-        spread = record["uncertainty"].get(key)
-        about = f' title="{escape(spread["is"])}"' if spread else ""
-        plus = f" ± {spread['std']:.2g}" if spread else ""
-        name = escape(f"{name} ({network})" if network else name)
-        rows += f'<tr><th scope="row">{name}&nbsp;{better}</th>'
-        rows += f'<td class="value"{about}>{_number(value)}{plus}</td></tr>'
+def _rows(record: dict[str, Any]) -> list[tuple[str, float, Any]]:
+    """The metrics of a record: each one's title, value and uncertainty."""
+    return [(_titled(key, record), value, record["uncertainty"].get(key)) for key, value in record["metrics"].items()]
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """What the metrics of a record depend on."""
     facts = {
         "images": f"{record['count']:,}",
         "reference": f"{record['reference']}, {record['reference_count']:,} images",
@@ -331,18 +292,22 @@ def _metrics(title: str, record: dict[str, Any]) -> str:
         "seed": record.get("seed"),
         "note": "; ".join(record["warnings"]),
     }
-    known = "".join(
-        f'<tr><th scope="row">{name}</th><td>{escape(str(fact))}</td></tr>'
-        for name, fact in facts.items()
-        if fact not in (None, "")
-    )
-    return f'<div class="box"><h3>{title}</h3><table>{rows}</table><table class="facts">{known}</table></div>'
+    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
 
 
 def _parted(metric: str, record: dict[str, Any]) -> tuple[str, str]:
     """A metric's name without its network's, and that network's; empty if it needs none."""
     network = next((network for network in record["features"] if metric.endswith(f"_{network}")), "")
     return metric.removesuffix(f"_{network}"), network
+
+
+def _titled(metric: str, record: dict[str, Any]) -> str:
+    """A metric's name on the page, with its network, its grain, and an arrow to what is better."""
+    name, network = _parted(metric, record)
+    name, grain = re.fullmatch(r"(.*?)(?:_(\d))?", name).groups()
+    title = TITLES.get(name, name.replace("_", " ").capitalize())
+    arrow = "↓" if name in LESS_IS_BETTER else "↑" if name in MORE_IS_BETTER else ""
+    return title + (f", grain {grain}" if grain else "") + (f" ({network})" if network else "") + f"\xa0{arrow}"
 
 
 def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> Tensor:
@@ -352,12 +317,11 @@ def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> 
     return maps.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1) if width <= side else maps
 
 
-def _img(image: Tensor, alt: str, style: str = "") -> str:
-    """A (3, H, W) uint8 image as an element that holds its pixels."""
+def _uri(image: Tensor) -> str:
+    """A (3, H, W) uint8 image as an address that holds its pixels."""
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="{style}" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _number(value: float) -> str:
