@@ -488,7 +488,7 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn():
         kept = torch.arange(known.shape[1]) < prefix.lengths[:, None]
         regions = layout.slots().region[known].masked_fill(~(kept & prefix.sequences.is_code), -1)
         assert all(len(set(row.tolist()) - {-1}) == count for row in regions)
-    with pytest.raises(GraincodeError, match="4 grains: expected 0 to 3"):
+    with pytest.raises(GraincodeError, match="grains=4: expected 0 to 3"):
         CodePrefix.of_grains(codes, 4)
     with pytest.raises(GraincodeError, match="codes of 6 images are given for 2 samples"):
         model.sample(labels[:2], given=prefix)

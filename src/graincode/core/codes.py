@@ -1,4 +1,4 @@
-"""Variable-length codes of images: their layout, their maps, and their sequences.
+"""Variable-length codes of images.
 
 A *region* is one cell of the coarsest grid and has exactly one *grain*. A *slot* is one place where a code can stand:
 a cell of one grain's grid, or the end of a grain. All slots have a fixed order (coarse grains first; within a grain,
@@ -8,18 +8,45 @@ sequence of an image is the list of those slots that its grain map makes active.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 
 
+class Rows:
+    """A dataclass whose tensors have a row for each image of a batch; the first field is one of them."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        rows = {name: value._map(change) for name, value in values.items() if isinstance(value, Rows)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **rows, **tensors)
+
+    def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Self:
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def filled(self, count: int) -> Self:
+        """As many images; those that are missing have zeros."""
+        missing = count - len(self)
+        return self._map(lambda tensor: F.pad(tensor, [0] * (2 * tensor.ndim - 1) + [missing]))
+
+
 @dataclass(frozen=True)
-class GrainCodes:
+class GrainCodes(Rows):
     """Variable-length codes of a batch of images.
 
     Attributes:
@@ -58,12 +85,6 @@ class GrainCodes:
             raise GraincodeError("indices differ within a coarse cell: expected one code in all cells that it covers")
         return cls(grains, indices, layout)
 
-    def __len__(self) -> int:
-        return self.grains.shape[0]
-
-    def __getitem__(self, key: slice | Tensor | Sequence[int]) -> GrainCodes:
-        return GrainCodes(self.grains[key], self.indices[key], self.layout)
-
     @property
     def lengths(self) -> Tensor:
         """Codes per image, (B,) long."""
@@ -75,20 +96,13 @@ class GrainCodes:
         first = self.layout.first_cells(self.grains)
         return (first == torch.arange(first.shape[1], device=first.device)).view_as(self.indices)
 
-    def to(self, device: torch.device | str) -> GrainCodes:
-        """The same codes on another device."""
-        return GrainCodes(self.grains.to(device), self.indices.to(device), self.layout)
-
     @staticmethod
     def cat(parts: Sequence[GrainCodes]) -> GrainCodes:
         """The images of all parts, which share one layout, in order."""
         if any(part.layout != parts[0].layout for part in parts):
             raise GraincodeError("codes of different layouts cannot be joined: decode each with its own tokenizer")
-        return GrainCodes(
-            torch.cat([part.grains for part in parts]),
-            torch.cat([part.indices for part in parts]),
-            parts[0].layout,
-        )
+        grains, indices = (torch.cat([getattr(part, name) for part in parts]) for name in ("grains", "indices"))
+        return GrainCodes(grains, indices, parts[0].layout)
 
 
 def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:
@@ -108,9 +122,9 @@ def scatter_cells(vectors: Tensor, grains: Tensor, layout: CodeLayout) -> list[T
     maps, start = [], 0
     for g in range(layout.num_grains):
         cells = layout.cells_at(grains, g)
-        image, row, column = cells.nonzero(as_tuple=True)
+        places = cells.nonzero(as_tuple=True)
         grid = vectors.new_zeros(*cells.shape, vectors.shape[1])
-        grid = grid.index_put((image, row, column), vectors[start : start + len(image)])
+        grid = grid.index_put(places, vectors[start : start + len(places[0])])
         maps.append(grid.permute(0, 3, 1, 2))
-        start += len(image)
+        start += len(places[0])
     return maps

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.core.rng import hashed_uniforms, mix
 
-# images are taken in parts of so many pixels, on a CPU and on a GPU
-_PIXELS_AT_ONCE = (2**16, 2**21)
+_PIXELS_AT_ONCE = (2**16, 2**21)  # on a CPU and on a GPU
 
 
 def grey(images: Tensor) -> Tensor:
@@ -34,26 +33,20 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         sigma: width of the Gaussian kernel, in units of the grey value. With the published 0.01, far narrower than
             the spacing of 32 bins (0.065), a flat region scores anything from 0 to ln 2, by its grey value.
     Returns:
-        (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where no pixel is in reach of a
-        bin, or one is NaN. It is computed in float64 and rounded to 2^-20, so that the last bit, which depends on the
-        batch, never decides whether a region ties.
+        (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where a pixel is, or none is
+        within reach of a bin. Rounded to 2^-20, so that the last bit, which depends on the batch, breaks no ties.
     Raises:
         GraincodeError: sigma is so small that a value between two bins would reach neither.
     Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
     """
     spacing = 2 / (bins - 1)
-    if sigma < spacing / 24:
-        raise GraincodeError(
-            f"sigma {sigma} is too narrow for {bins} bins: "
-            f"type tokenizer.router.density.sigma={spacing / 24:.4f} or more"
-        )
-    # beyond 6 sigma a bin gets less than 2e-8 of a pixel, so a narrow kernel touches few bins, not all of them: so many
-    # on either side of a pixel, and at least the two that it lies between
+    check("sigma", sigma, f"{spacing / 24:.4f} or more with bins={bins}", sigma >= spacing / 24)
+    # only `reach` bins on each side of a pixel get a weight above 2e-8
     reach = min(math.ceil(6 * sigma / spacing), bins)
     sharpness = 0.5 * (spacing / sigma) ** 2
     batch, _, height, width = images.shape
     rows, columns = height // region[0], width // region[1]
-    # a part at a time, in buffers that stay: they fit into the cache, and fresh memory costs as much as the arithmetic
+    # a part at a time, in buffers that are reused: they fit into the cache, and new memory costs as much as the sums
     at_once = min(max(_PIXELS_AT_ONCE[images.is_cuda] // (height * width), 1), max(batch, 1))
     room = bins + 2 * reach  # bins of a region, and those beyond the ends that a kernel reaches
     starts = torch.arange(at_once * rows * columns, device=images.device) * room
@@ -72,8 +65,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         torch.floor(place, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
         target.copy_(bin_below).add_(starts)
         offset = place.sub_(bin_below)
-        # a pixel's weights at the bins k = 1 - reach .. reach from the one below: exp(-sharpness (offset - k)^2), each
-        # a product of the last and of the same exp(2 sharpness offset)
+        # weights exp(-sharpness (offset - k)^2) of bins k = 1 - reach .. reach: each is the one before times a ratio
         torch.add(offset, reach - 1, out=weight).square_().mul_(-sharpness).exp_()
         ratio = offset.mul_(2 * sharpness).exp_()
         histogram.zero_()
@@ -89,14 +81,12 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
 def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
     """Mean squared gradient of the grey values of each region.
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1]; H and W are multiples of the region's.
-        region: (height, width) of a region in pixels.
+    Arguments and rounding (to 2^-40) are those of `region_entropy`.
+
     Returns:
         (B, H / region height, W / region width) float32 in [0, 8]: the mean squared difference between a pixel and the
-        one right of it, plus that between it and the one below. Pixels without such a neighbour, at the image's edge,
-        do not count, so a ramp has the square of its slope everywhere, and a flat region that no edge touches has 0. As
-        `region_entropy` does, it rounds, to 2^-40: equal regions tie whatever their batch.
+        one right of it, plus that between it and the one below. Pixels at the image's edge, without such a neighbour,
+        do not count, so a ramp has the square of its slope everywhere.
     """
     pixels = _grey(images).double()
 
@@ -113,14 +103,9 @@ def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def region_variance(images: Tensor, region: tuple[int, int]) -> Tensor:
-    """Variance of the grey values inside each region.
+    """Variance of the grey values inside each region, (B, H / region height, W / region width) float32 in [0, 1].
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1]; H and W are multiples of the region's.
-        region: (height, width) of a region in pixels.
-    Returns:
-        (B, H / region height, W / region width) float32 in [0, 1], 0 for a flat region. As `region_entropy` does, it
-        rounds, to 2^-40: equal regions tie whatever their batch.
+    Arguments and rounding (to 2^-40) are those of `region_entropy`.
     """
     pixels = rearrange(_grey(images).double(), "b (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
     return _on_grid((pixels - pixels.mean(dim=-1, keepdim=True)).square().mean(dim=-1), 2.0**-40)
@@ -248,12 +233,11 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
         GraincodeError: they are not.
     """
     values = tuple(float(ratio) for ratio in ratios)
-    if len(values) != num_grains or not (min(values) >= 0 and abs(sum(values) - 1) <= 1e-6):  # nor NaN
-        example = ",".join(f"{1 / num_grains:.2g}" for _ in range(num_grains))
-        raise GraincodeError(
-            f"ratios {list(values)}: expected {num_grains} shares (one per grain, coarsest first) that add up to 1, "
-            f"such as tokenizer.ratios=[{example}] in training, ratios=[{example}] when codes are extracted"
-        )
+    example = [round(1 / num_grains, 2)] * num_grains
+    holds = len(values) == num_grains and min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # which NaN fails
+    check(
+        "ratios", list(values), f"{num_grains} shares, coarsest grain first, that add up to 1, such as {example}", holds
+    )
     return values
 
 

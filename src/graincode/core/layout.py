@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check, check_choice
+
+Codebook = Literal["shared", "per_grain"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,6 @@ class SlotTable:
         grain: grain index in [0, K).
         region: raster index on the coarsest grid in [0, R); R for the end of a grain.
         cell: raster index within the region in [0, cells of the grain); 0 for an end.
-        position: raster index on the grain's own grid in [0, cells); number of cells for an end.
         finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end.
         is_end: bool, whether the slot is the end of its grain.
         following: the slot of the region's next cell, or S where the region (or the grain) is complete.
@@ -33,7 +36,6 @@ class SlotTable:
     grain: Tensor
     region: Tensor
     cell: Tensor
-    position: Tensor
     finest: Tensor
     is_end: Tensor
     following: Tensor
@@ -60,51 +62,29 @@ class CodeLayout:
     grains: tuple[tuple[int, int], ...]
     codebook_size: int
     classes: int = 0
-    codebook: Literal["shared", "per_grain"] = "shared"
+    codebook: Codebook = "shared"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _pair(self.image_size, "image size"))
-        object.__setattr__(self, "grains", tuple(_pair(grain, "grain") for grain in self.grains))
-        if not self.grains:
-            raise GraincodeError("no grains are given: type for example tokenizer.grains=[[8,8],[4,4]]")
-        if self.codebook_size < 1:
-            raise GraincodeError(
-                f"a codebook of {self.codebook_size} entries: type for example tokenizer.codebook_size=256"
-            )
-        if self.classes < 0:
-            raise GraincodeError(f"{self.classes} classes: expected 0 (unlabelled) or more")
-        if self.codebook not in ("shared", "per_grain"):
-            raise GraincodeError(f"codebook {self.codebook!r}: type tokenizer.codebook= one of shared, per_grain")
+        object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
+        object.__setattr__(self, "grains", tuple(_pair("grains", grain) for grain in self.grains))
+        check("grains", [], "at least one, such as [[8,8],[4,4]]", len(self.grains) > 0)
+        check("codebook_size", self.codebook_size, "1 or more", self.codebook_size >= 1)
+        check("classes", self.classes, "0 (unlabelled) or more", self.classes >= 0)
+        check_choice("codebook", self.codebook, Codebook)
         height, width = self.image_size
         for fh, fw in self.grains:
-            if height % fh or width % fw:
-                raise GraincodeError(
-                    f"an image of {height}x{width} pixels cannot be cut into cells of {fh}x{fw}: "
-                    f"type an image size that {fh}x{fw} divides, such as "
-                    f"data.image_size=[{_round_up(height, fh)},{_round_up(width, fw)}], or other tokenizer.grains"
-                )
+            fitting = [-(-height // fh) * fh, -(-width // fw) * fw]
+            whole = [height, width] == fitting
+            check("image_size", [height, width], f"a multiple of the grain {fh}x{fw}, such as {fitting}", whole)
         for coarse, fine in zip(self.grains, self.grains[1:], strict=False):
-            if coarse[0] % fine[0] or coarse[1] % fine[1] or coarse == fine:
-                raise GraincodeError(
-                    f"grain {fine[0]}x{fine[1]} does not subdivide the one before it, {coarse[0]}x{coarse[1]}: "
-                    "list grains from coarse to fine, each dividing the one before, "
-                    "such as tokenizer.grains=[[16,16],[8,8]]"
-                )
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CodeLayout:
-        """The inverse of `to_config`."""
-        return cls(**config)
+            nested = coarse != fine and all(a % b == 0 for a, b in zip(coarse, fine, strict=True))
+            order = "coarse to fine, each dividing the one before, such as [[16,16],[8,8]]"
+            check("grains", [list(grain) for grain in self.grains], order, nested)
 
     def to_config(self) -> dict[str, Any]:
-        """Plain lists and numbers, as they stand in an export's config and beside codes on disk."""
-        return {
-            "image_size": list(self.image_size),
-            "grains": [list(grain) for grain in self.grains],
-            "codebook_size": self.codebook_size,
-            "classes": self.classes,
-            "codebook": self.codebook,
-        }
+        """The arguments as lists and numbers, as exports and codes on disk keep them."""
+        sizes = {"image_size": list(self.image_size), "grains": [list(grain) for grain in self.grains]}
+        return asdict(self) | sizes
 
     @property
     def num_grains(self) -> int:
@@ -218,56 +198,30 @@ class CodeLayout:
 
 @lru_cache(maxsize=32)
 def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
-    regions, size = layout.num_regions, layout.num_slots
-    columns = layout.grids[0][1]
-    region = torch.arange(regions)
-    finest_h, finest_w = layout.grids[-1]
-    row, column = torch.arange(finest_h)[:, None], torch.arange(finest_w)[None, :]
-    parts: dict[str, list[Tensor]] = {}
-    first = torch.full((layout.num_grains, regions + 1), size)
-    at_cell = torch.empty(layout.num_grains, finest_h * finest_w, dtype=torch.long)
-    following = torch.arange(1, size + 1)
-    start = 0
-
-    def add(**columns_: Tensor) -> None:
-        for name, value in columns_.items():
-            parts.setdefault(name, []).append(value)
-
-    for g, ((h, w), (rh, rw)) in enumerate(zip(layout.grids, layout.region_cells, strict=True)):
-        count, high, wide = rh * rw, finest_h // h, finest_w // w
-        cell = torch.arange(count).repeat(regions)
-        owner = region.repeat_interleave(count)
-        cell_row, cell_column = owner // columns * rh + cell // rw, owner % columns * rw + cell % rw
-        add(
-            grain=torch.full_like(cell, g),
-            region=owner,
-            cell=cell,
-            position=cell_row * w + cell_column,
-            finest=cell_row * high * finest_w + cell_column * wide,
-            is_end=torch.zeros_like(cell, dtype=torch.bool),
-        )
-        first[g, :regions] = start + region * count
-        following[start + count - 1 : start + regions * count : count] = size
-        own_row, own_column = row // high, column // wide
-        own_region = own_row // rh * columns + own_column // rw
-        at_cell[g] = (start + own_region * count + own_row % rh * rw + own_column % rw).reshape(-1)
+    regions, size, (rows, columns) = layout.num_regions, layout.num_slots, layout.grids[0]
+    cells = torch.arange(math.prod(layout.grids[-1])).view(layout.grids[-1])
+    parts: list[Tensor] = []  # (5, n): grain, region, cell, finest and is_end of n slots
+    first, at_cell, start = torch.full((layout.num_grains, regions + 1), size), [], 0
+    for g, (rh, rw) in enumerate(layout.region_cells):
+        count, corners = rh * rw, cells[:: cells.shape[0] // (rows * rh), :: cells.shape[1] // (columns * rw)]
+        finest = rearrange(corners, "(r i) (c j) -> (r c i j)", i=rh, j=rw)
+        region, cell = torch.arange(regions).repeat_interleave(count), torch.arange(count).repeat(regions)
+        parts.append(torch.stack([torch.full_like(cell, g), region, cell, finest, torch.zeros_like(cell)]))
+        slots = torch.arange(start, start + regions * count)
+        first[g, :regions] = slots[::count]
+        grid = rearrange(slots, "(r c i j) -> (r i) (c j)", r=rows, c=columns, i=rh, j=rw)
+        at_cell.append(layout.expand(grid, g).flatten())
         start += regions * count
         if g < layout.num_ends:
-            one = torch.ones(1, dtype=torch.long)
-            add(
-                grain=one * g,
-                region=one * regions,
-                cell=one * 0,
-                position=one * h * w,
-                finest=one * 0,
-                is_end=one > 0,
-            )
+            parts.append(torch.tensor([[g], [regions], [0], [0], [1]]))
             first[g, regions] = start
-            following[start] = size
             start += 1
-    whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
-    table = SlotTable(**whole, following=following, first=first, at_cell=at_cell, first_cell=whole["finest"][at_cell])
-    return SlotTable(**{field.name: getattr(table, field.name).to(device) for field in fields(table)})
+    grain, region, cell, finest, is_end = torch.cat(parts, dim=1)
+    last = torch.tensor(layout.codes_per_region)[grain] == cell + 1
+    following = torch.where(last | (is_end > 0), size, torch.arange(1, size + 1))
+    covering = torch.stack(at_cell)
+    columns_ = (grain, region, cell, finest, is_end > 0, following, first, covering, finest[covering])
+    return SlotTable(*(column.to(device) for column in columns_))
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:
@@ -282,12 +236,8 @@ def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) 
         raise GraincodeError(f"{what} do not fit {whose}: {', '.join(differing)}; take the tokenizer that made them")
 
 
-def _pair(value: Any, what: str) -> tuple[int, int]:
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(v, int) and v > 0 for v in values):
-        raise GraincodeError(f"{what} {value!r}: expected one positive number or a pair (height, width) of them")
-    return values
-
-
-def _round_up(value: int, factor: int) -> int:
-    return -(-value // factor) * factor
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    holds = len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)
+    check(name, value, "a positive whole number or a pair [height,width] of them", holds)
+    return pair

@@ -1,4 +1,4 @@
-"""From logits to a choice: legality, temperature, truncation, and drawing with given uniform numbers."""
+"""From logits to a choice: legality, temperature, truncation, and draws with given uniform numbers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 
 def ranks(keys: Tensor) -> Tensor:
-    """(..., L) keys to (..., L) long, the place of each in ascending order; of equal ones the first comes first."""
+    """(..., L) keys to (..., L) long, the rank of each in ascending order; of equal ones the first comes first."""
     order = keys.argsort(dim=-1, stable=True)
     places = torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)

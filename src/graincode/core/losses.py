@@ -35,12 +35,12 @@ class Term:
 
     @property
     def is_reported_only(self) -> bool:
-        """Whether the loss is without it."""
+        """Whether the loss leaves it out."""
         return not isinstance(self.weight, Tensor) and self.weight == 0
 
 
 def as_count(count: Tensor | float, like: Tensor) -> Tensor:
-    """A count as a () float64 tensor on another tensor's device, which is not waited for."""
+    """A count as a () float64 tensor on another tensor's device, without synchronisation."""
     if isinstance(count, Tensor):
         return count.to(like.device, torch.float64)
     return torch.full((), count, dtype=torch.float64, device=like.device)
@@ -62,7 +62,7 @@ def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float]
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """What a discriminator minimises: it wants logits above 1 for real and below -1 for fake images.
+    """Hinge loss of a discriminator: logits should be above 1 for real and below -1 for fake images.
 
     Args:
         real, fake: (B, ...) logits of B images.
@@ -74,13 +74,13 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """What its opponent minimises: (B, ...) logits of fake images to (B,), minus their mean, so that they look real."""
+    """Adversarial loss of a generator: (B, ...) logits of fake images to (B,), minus their mean."""
     return -fake.flatten(1).mean(1)
 
 
 def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """What keeps a discriminator from growing too sure: real logits should not be far above what fake ones have been
-    lately, nor fake ones far below real ones.
+    """LeCam regulariser of a discriminator: real logits should not be far above the running mean of fake ones, nor fake
+    ones far below that of real ones.
 
     Args:
         real, fake: (B, ...) logits of B images.
@@ -95,14 +95,14 @@ def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> T
 
 
 def feature_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """How far apart the directions of two images' features are.
+    """Distance between the directions of two images' features.
 
     Args:
         a, b: (B, C, h, w) features of B images.
         weights: (C,) of the channels; all 1 by default.
     Returns:
-        (B,) squared differences of features whose vector at each place has length 1 (or 0, where there is none, and
-        then without a gradient), summed over channels and averaged over places; float32 or float64.
+        (B,) squared differences of features scaled to length 1 at each position (0 stays 0, without a gradient),
+        summed over channels and averaged over positions; float32 or float64.
     Source: LPIPS (Zhang et al., 2018), eq. 1.
     """
     squares = (_unit(a) - _unit(b)).square()

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for: (seed, index), never on a batch, a rank or what ran before.
+"""Random numbers as functions of (seed, index), never of a batch, a rank or what ran before.
 
 Samples take them from the raw stream of Philox 4x64 (Salmon et al., 2011) keyed by the pair, which no numpy version
-changes; training takes them from an integer hash, on the device, since it needs few and fast ones for each item.
+changes; training from an integer hash on the device, which is fast for the few numbers that an item needs.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def hashed_uniforms(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleRng:
-    """The random numbers of one batch in training, functions of the seed and of each item's place alone.
+    """The random numbers of one batch in training, functions of the seed and of each item's id alone.
 
     Attributes:
         seed: of the run, >= 0.
-        sample_ids: (B,) long, each item's place in the endless stream of training items (step and place in the step's
-            batch in one), whichever process and micro-batch it comes to.
+        sample_ids: (B,) long, each item's index in the endless stream of training items (step and index in the step's
+            batch in one), whichever process and micro-batch it belongs to.
     """
 
     seed: int
@@ -60,21 +60,21 @@ class SampleRng:
         return hashed_uniforms(items[:, None] + mix(each)).view(len(self.sample_ids), *shape)
 
 
-def batch_uniforms(rng: SampleRng | None, purpose: int, places: Tensor, *shape: int) -> Tensor:
-    """(B, *shape) float64 in [0, 1) of a batch's `SampleRng`, or of torch's generator where there are none.
+def batch_uniforms(rng: SampleRng | None, purpose: int, like: Tensor, *shape: int) -> Tensor:
+    """(B, *shape) float64 in [0, 1) of a batch's `SampleRng`, or of torch's generator without one.
 
     Args:
         rng: of B items.
         purpose: see `SampleRng.uniforms`.
-        places: (B, ...), a tensor of the batch on its device.
+        like: (B, ...), a tensor of the batch on its device.
         shape: of each item's numbers.
     """
     if rng is not None:
         return rng.uniforms(purpose, *shape)
-    return torch.rand(len(places), *shape, dtype=torch.float64, device=places.device)
+    return torch.rand(len(like), *shape, dtype=torch.float64, device=like.device)
 
 
-# what the numbers of `SampleRng` are for
+# purposes of the numbers of `SampleRng`
 (
     LABEL_DROPOUT, RESTARTS, AUGMENTATION, LABELS, LENGTHS, GATES,
     MASK_RATIOS, MASK_KEYS, MASK_STRENGTHS, MAP_MASK_RATIOS, MAP_MASK_KEYS,

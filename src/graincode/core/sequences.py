@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graincode.core.codes import GrainCodes
+from graincode.core.codes import GrainCodes, Rows
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 
 
 @dataclass(frozen=True)
-class CodeSequences:
+class CodeSequences(Rows):
     """Codes of a batch of images as sequences, coarse grains first, padded behind.
 
     Attributes:
@@ -31,11 +31,14 @@ class CodeSequences:
         """(B, L) bool: a code, not an end or padding."""
         return self.contents != self.layout.no_content
 
+    @property
+    def is_token(self) -> Tensor:
+        """(B, L) bool: a code or an end, not padding."""
+        return self.slots != self.layout.pad_slot
+
 
 def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
-    """The sequences of a batch of images, padded to the longest of them.
-
-    Raises nothing: codes are valid by construction. The inverse of `from_sequences`.
+    """The sequences of a batch of images, padded to the longest of them; `from_sequences` is the inverse.
 
     Args:
         codes: of B images.
@@ -49,7 +52,7 @@ def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
     active = torch.where(table.is_end, ends, owner == table.grain)
     behind = active.cumsum(dim=1)
     length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
-    place = torch.where(active, behind - 1, length)  # a column behind the longest sequence takes what is not there
+    place = torch.where(active, behind - 1, length)  # inactive slots go into a column behind the longest sequence
     contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
     contents.masked_fill_(table.is_end, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
@@ -79,10 +82,8 @@ def from_sequences(sequences: CodeSequences) -> GrainCodes:
     once = sequences.is_code.sum(dim=1) == active.sum(dim=1)
     tiled = ((whole == 1) & (touched == 1)).all(dim=1) & once
     if not bool(tiled.all()):
-        raise GraincodeError(
-            f"the sequence of image {int((~tiled).nonzero()[0])} does not tile it: "
-            "expected every region once, at one grain, with all its codes"
-        )
+        image = int((~tiled).nonzero()[0])
+        raise GraincodeError(f"the sequence of image {image} does not tile it: expected each region once, at one grain")
     grains = grains.view(batch, *layout.grids[0])
     indices = dense.gather(1, layout.slots(device).at_cell.gather(0, layout.expand(grains, 0).flatten(1)))
     return GrainCodes(grains, indices.view(batch, *layout.grids[-1]), layout)

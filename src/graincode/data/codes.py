@@ -58,7 +58,7 @@ class CodeDataset:
         self.path, self.split = Path(path), split
         self.info = read_info(self.path)
         self.identity = hashlib.sha256((self.path / "codes.json").read_bytes()).hexdigest()[:16]
-        self.layout = CodeLayout.from_config(self.info["layout"])
+        self.layout = CodeLayout(**self.info["layout"])
         self.class_names: tuple[str, ...] = tuple(self.info["class_names"])
         files = {name: self.path / f"{split}.{name}.npy" for name in _ARRAYS}
         for file in files.values():

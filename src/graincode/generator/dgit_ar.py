@@ -174,8 +174,7 @@ class DGiTAR(Generator):
         targets = to_sequences(codes)
         known = targets.slots.clamp(max=layout.num_slots - 1)
         grain, is_end = table.grain[known], table.is_end[known]
-        is_token = targets.slots != layout.pad_slot
-        decides = is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
+        decides = targets.is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
         at = decides.nonzero(as_tuple=True)  # the CPU waits for a GPU here: once, and before it has much to do
         hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
         content = F.cross_entropy(
@@ -277,7 +276,7 @@ class DGiTAR(Generator):
         if isinstance(given, CodeMask):
             raise GraincodeError("this generator draws codes in a fixed order: expected first grains, first regions or "
                                  "a grain map to be given")  # fmt: skip
-        if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
+        if self.needs_prompt and (given is None or bool((given.positions < given.sequences.is_token.sum(dim=1)).any())):
             raise GraincodeError("this generator draws contents alone: expected a grain map to be given")
         return given
 
