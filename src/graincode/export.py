@@ -29,22 +29,18 @@ FORMATS = {"tokenizer": 5, "generator": 6}  # as written; the one before is read
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # the only names that a configuration may ask for, compared as text; None is imported by its name when it is asked for
-_ALLOWED: dict[str, type | None] = dict.fromkeys(
-    f"graincode.{package}.{name}"
+_ALLOWED: dict[str, type | None] = {
+    f"graincode.{package}.{name}": None
     for package, names in {
-        "core.layout": ("CodeLayout",),
-        "tokenizer": (
-            *("DQVAE", "GrainEncoder", "GrainDecoder", "QuantileRouter", "FeatureRouter"),
-            *("CodingDensity", "EntropyDensity", "GradientDensity", "VarianceDensity", "RandomDensity", "FixedDensity"),
-            *("EMAQuantizer", "CosineQuantizer", "FSQuantizer", "LFQuantizer", "SimVQuantizer"),
-        ),
-        "generator": (
-            *("DGiTAR", "DGiTNAR", "Transformer", "HeterogeneousEmbedding", "InformationMasking"),
-            *("ClassConditioning", "NoConditioning"),
-        ),
+        "core.layout": "CodeLayout",
+        "tokenizer": "DQVAE GrainEncoder GrainDecoder QuantileRouter FeatureRouter CodingDensity EntropyDensity "
+        "FixedDensity GradientDensity RandomDensity VarianceDensity CosineQuantizer EMAQuantizer FSQuantizer "
+        "LFQuantizer SimVQuantizer",
+        "generator": "DGiTAR DGiTNAR Transformer HeterogeneousEmbedding InformationMasking ClassConditioning "
+        "NoConditioning",
     }.items()
-    for name in names
-)
+    for name in names.split()
+}
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,9 @@ def register(name: str, cls: type) -> None:
 
 
 def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
-    """Write an export as a whole; gives its identity.
+    """Write a module's weights to a new directory, with the resolved node that it was built from; gives the identity.
 
     Args:
-        path: the directory to make.
-        kind: what it is.
-        config: the resolved node that the module was built from.
-        module: whose weights are kept.
         provenance: anything JSON that tells where the weights come from.
     Raises:
         GraincodeError: the path exists, the disk is full, or the configuration names a class that could not be loaded.
@@ -103,8 +95,7 @@ def load_export(path: str | os.PathLike[str], kind: Kind, device: torch.device |
     """Rebuild a model from its export.
 
     Raises:
-        GraincodeError: the directory is no export of this kind, a newer or damaged one, or names a class that exports
-            may not name.
+        GraincodeError: it is no export of this kind, a newer or damaged one, or names what exports may not name.
     """
     folder = Path(path)
     file, weights_file = folder / "config.json", folder / "weights.safetensors"
@@ -148,10 +139,8 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], kind: Kind) ->
     try:
         module.load_state_dict(export.module.state_dict())
     except RuntimeError as error:
-        reason = (str(error).splitlines()[1:] or [str(error)])[0].strip()[:160]
-        raise GraincodeError(
-            f"{path}: built otherwise than this {kind} ({reason}); use the settings of its config.json"
-        ) from error
+        reason = f"({str(error).splitlines()[-1].strip()[:160]}); use the settings of its config.json"
+        raise GraincodeError(f"{path}: built otherwise than this {kind} {reason}") from error
     return export.identity
 
 
@@ -161,15 +150,10 @@ def load_pair(
     device: torch.device | str = "cpu",
     precision: str = "float32",
 ) -> tuple[Export, Export]:
-    """A generator and the tokenizer whose codes it makes.
+    """A generator, in a precision ("float32" or "bfloat16"), and the tokenizer whose codes it makes.
 
-    Args:
-        generator_path, tokenizer_path: exports.
-        device: where they are to be.
-        precision: of the generator, "float32" or "bfloat16".
     Raises:
-        GraincodeError: as `load_export`, or the generator was trained on codes of another layout or tokenizer, or there
-            is no such precision.
+        GraincodeError: as `load_export`; another precision; or the generator was trained on codes of another tokenizer.
     """
     check_choice("precision", precision, PRECISIONS)
     generator, tokenizer = (
@@ -179,10 +163,8 @@ def load_pair(
     check_layouts(generator.module.layout, tokenizer.module.layout, f"codes of {generator_path}", str(tokenizer_path))
     trained_on = generator.provenance.get("tokenizer")
     if trained_on != tokenizer.identity:
-        raise GraincodeError(
-            f"{generator_path}: trained on codes of tokenizer {trained_on}, but {tokenizer_path} is "
-            f"{tokenizer.identity}; give the tokenizer that its codes were extracted with"
-        )
+        advice = f"but {tokenizer_path} is {tokenizer.identity}; give the tokenizer that its codes were extracted with"
+        raise GraincodeError(f"{generator_path}: trained on codes of tokenizer {trained_on}, {advice}")
     generator.module.to(PRECISIONS[precision])
     return generator, tokenizer
 
@@ -202,10 +184,8 @@ def _check_targets(config: Any, path: Path) -> None:
             raise GraincodeError(f"{path}: has the key {strange[0]!r}, which no export has; do not trust this file")
         target = node.get("_target_", "graincode.tokenizer.DQVAE")
         if not isinstance(target, str) or target not in _ALLOWED:
-            raise GraincodeError(
-                f"{path}: asks for {target!r}, which exports may not name; if the class is your own, call "
-                "graincode.export.register(name, class) first"
-            )
+            advice = "if the class is your own, call graincode.export.register(name, class) first"
+            raise GraincodeError(f"{path}: asks for {target!r}, which exports may not name; {advice}")
 
 
 def _build(node: Any) -> Any:
@@ -219,9 +199,9 @@ def _build(node: Any) -> Any:
 
 
 def _identity(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("config.json", "weights.safetensors"):
-        digest.update((folder / name).read_bytes())
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    with (folder / "weights.safetensors").open("rb") as opened:
+        hashlib.file_digest(opened, lambda: digest)
     return digest.hexdigest()[:16]
 
 

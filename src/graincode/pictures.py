@@ -55,29 +55,25 @@ def density_maps(density: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def error_maps(images: Tensor, reconstructions: Tensor, limit: float = 0.04) -> Tensor:
-    """Where reconstructions are wrong.
+    """Where reconstructions are wrong: (B, 3, H, W) uint8, black where there is no error, over red to pale yellow.
 
     Args:
         images, reconstructions: (B, 3, H, W) in [-1, 1].
-        limit: the squared error, of pixels in [0, 1] and averaged over the colours, from which on the colour is the
-            brightest. It is fixed, so that pictures of any images and steps compare.
-    Returns:
-        (B, 3, H, W) uint8, black where there is no error, over red to pale yellow.
+        limit: the squared error of pixels in [0, 1], averaged over the colours, that has the brightest colour, as have
+            all beyond; fixed, so that pictures of any images and steps compare.
     """
     difference = (to_uint8(reconstructions).cpu().float() - to_uint8(images).cpu().float()) / 255
     return _coloured((difference.square().mean(dim=1) / limit).clamp(max=1), "inferno")
 
 
 def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]], scale: int = 1) -> Tensor:
-    """Images with the outline of every code's cell.
+    """Images with the outline of every code's cell: (B, 3, scale * H, scale * W) uint8.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
         grains: (B, H0, W0) long.
         cells: K pairs (Fh, Fw), the size of a code's cell in pixels at each grain.
         scale: pixels drawn per pixel of the image.
-    Returns:
-        (B, 3, scale * H, scale * W) uint8.
     """
     pixels = _enlarged(to_uint8(images).cpu().float() * 0.55, scale)
     height, width = pixels.shape[-2:]
@@ -91,12 +87,11 @@ def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]],
 
 
 def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Figure:
-    """A chart of how many images have how many codes.
+    """A chart, of at most so many bars, of how many images have how many codes.
 
     Args:
-        lengths: (N,) long, codes per image, N >= 1.
+        lengths: (N,) integers, codes per image, N >= 1.
         layout: of the codes; its shortest and longest images are the ends of the axis.
-        bars: at most so many.
     """
     costs = layout.codes_per_region
     fixed = [layout.num_regions * cost for cost in costs]

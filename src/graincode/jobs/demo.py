@@ -31,7 +31,7 @@ generator that edits images is train_masked, and takes generator. only so):
   graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
 
-# keys that the demo sets so that its steps fit together
+# keys that the demo sets itself, so that its steps fit together
 _OWN = {"experiment", "runs_dir", "run_name", "debug", "tokenizer_path", "generator_path", "codes_path"}
 MASKED = "train_masked"
 FEWER = ("images.num_samples=1000", "evaluation.subset=4000")  # to stay within ten minutes
@@ -40,15 +40,7 @@ GUIDED = ("sampler.guidance_scale=2", "sampler.top_p=0.9")  # chosen on validati
 
 @dataclass(frozen=True)
 class Step:
-    """One job of the demo.
-
-    Attributes:
-        name: of the step, and of its run.
-        job: that it runs.
-        arguments: all its overrides.
-        run: the directory of its run.
-        config: what its arguments compose to.
-    """
+    """One job: its name, which is its run's too, its overrides, its run's directory, what the overrides compose to."""
 
     name: str
     job: str
@@ -68,10 +60,10 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     Raises:
         GraincodeError: an override belongs to no step, or a step cannot be composed with its own.
     """
-    tokenizer = f"tokenizer_path={folder}/train_tokenizer/train_tokenizer/export"
-    generator = f"generator_path={folder}/train_generator/train_generator/export"
-    codes = f"codes_path={folder}/extract_codes/extract_codes/codes"
-    features = "features=lite0_112"
+    tokenizer, generator = (
+        f"{kind}_path={folder}/train_{kind}/train_{kind}/export" for kind in ("tokenizer", "generator")
+    )
+    codes, features = f"codes_path={folder}/extract_codes/extract_codes/codes", "features=lite0_112"
     jobs = {
         "train_tokenizer": ("train_tokenizer", "experiment=tok_fashion"),
         "extract_codes": ("extract_codes", tokenizer, "splits=[train,val]"),
@@ -150,7 +142,6 @@ def _run(step: Step) -> int:
 
 def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[str]]:
     """Which overrides each step gets, by its name, from the job of each."""
-    # experiments and the keys that join the steps are the demo's own choice
     words = {job: root_keys(job) - _OWN for job in jobs.values()}
     chosen: dict[str, list[str]] = {name: [] for name in jobs}
     for override in overrides:
