@@ -18,6 +18,13 @@ CONF = ROOT / "conf"
 JOBS = ("train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate")
 BEGIN, END = "<!-- begin: tools/options.py -->", "<!-- end: tools/options.py -->"
 
+OPTIONS_HEAD = """# Options
+
+Every setting, its default and what it means, made from the files in [`conf/`](../conf) by `tools/options.py`. A setting
+is typed as `key=value`, an option of a group as `group=option`. `--help` of a job lists its groups, `--cfg job` prints
+all of its settings as they are composed.
+"""
+
 _LINE = re.compile(
     r"(?P<indent> *)(?P<key>[\w@/.]+):(?: +(?P<value>[^#\s](?:[^#]|(?<! )#)*?))?(?: +# (?P<comment>.*))?$"
 )
@@ -160,13 +167,7 @@ def group(folder: Path, level: int) -> Iterator[str]:
 
 def options_page() -> str:
     """docs/options.md."""
-    lines = [
-        "# Options\n",
-        "Every setting, its default and what it means, made from the files in [`conf/`](../conf) by",
-        "`tools/options.py`. A setting is typed as `key=value`, an option of a group as `group=option`. `--help` of a job",
-        "lists its groups, `--cfg job` prints all of its settings as they are composed.\n",
-        "## Jobs",
-    ]
+    lines = [f"{OPTIONS_HEAD}\n## Jobs"]
     for job in JOBS:
         file = read(CONF / f"{job}.yaml")
         lines.append(f"\n### graincode-{job.replace('_', '-')}\n\n{head(file.head)}")

@@ -59,7 +59,11 @@ class Export:
 
 
 def register(name: str, cls: type) -> None:
-    """Let exports name a class of your own: call it before loading, with the `_target_` that your configuration has."""
+    """Let exports name a class of your own, by the `_target_` that your configuration has.
+
+    Call it before saving and loading, where the class is defined; jobs find it there if `$GRAINCODE_PLUGINS` names the
+    module (or modules, separated by commas).
+    """
     _ALLOWED[name] = cls
 
 
@@ -178,6 +182,8 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check_targets(config: Any, path: Path) -> None:
+    for plugin in filter(None, os.environ.get("GRAINCODE_PLUGINS", "").split(",")):
+        import_module(plugin)
     for node in _nodes(config):
         strange = [key for key in node if str(key).startswith("_") and key != "_target_"]
         if strange:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -94,7 +93,6 @@ def draw(
     No batch is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the last bit
     from the first of many.
     """
-    settings = dataclasses.asdict(sampler)
     device = generator.device
     batch_size = min(batch_size, len(labels))
     mine = collectives.items(len(labels), batch_size)
@@ -110,7 +108,7 @@ def draw(
         for start in mine[::batch_size]:
             part = labels[start : start + batch_size]
             begun = None if given is None else given[start : start + len(part)]
-            codes = generator.sample(part, seed, start, batch_size, on_step, begun, **settings)
+            codes = generator.sample(part, seed, start, batch_size, on_step, begun, sampler)
             images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
             bar.update(len(part))
             yield SampleBatch(images, codes, part)

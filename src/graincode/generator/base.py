@@ -107,6 +107,7 @@ class Generator(nn.Module, ABC):
         batch_size: int = 32,
         on_step: Callable[[int], None] = lambda _: None,
         given: CodePrefix | CodeMask | None = None,
+        sampler: Sampler | None = None,
         **settings: Any,
     ) -> GrainCodes:
         """Draw one image's codes for each label.
@@ -123,6 +124,7 @@ class Generator(nn.Module, ABC):
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of steps that the current batch has taken.
             given: the codes of each sample that it keeps; nothing by default.
+            sampler: one that is made already, instead of settings.
             settings: of the generator's `sampler`.
         Returns:
             N valid codes, on the CPU.
@@ -140,7 +142,7 @@ class Generator(nn.Module, ABC):
         names = [field.name for field in fields(self.sampler)]
         for name, value in settings.items():
             check(name, value, f"a setting of {self.sampler.name} sampling ({', '.join(names)})", name in names)
-        sampler = self.resolve(self.sampler(**settings))
+        sampler = self.resolve(sampler or self.sampler(**settings))
         if self.training:
             raise GraincodeError("a generator in training mode drops labels and activations: call generator.eval()")
         device, parts = self.device, []
