@@ -23,7 +23,7 @@ from torch import Tensor
 
 from graincode.files import replacing, write_json
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 def start() -> None:
@@ -45,35 +45,35 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
         if asked.is_file() and (before := json.loads(asked.read_text())) != settings:
             raise SystemExit(f"{kept} was run with {before}, not with {settings}: move it away to have it anew")
         return
-    command = [sys.executable, "-m", f"graincode.jobs.{name}", *settings]
+    command = [sys.executable, "-P", "-m", f"graincode.jobs.{name}", *settings]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     write_json(asked, settings)
 
 
-def figures_of(runs: Path, run: str) -> Figures:
+def metrics_of(runs: Path, run: str) -> Metrics:
     """What an evaluation found."""
     return json.loads((runs / "evaluate" / run / "metrics.json").read_text())["metrics"]
 
 
 def run_all(
     todo: Sequence[tuple[str, int]],
-    run: Callable[[str, int], list[Figures]],
+    run: Callable[[str, int], list[Metrics]],
     is_new: Callable[[str, int], bool],
-    write: Callable[[list[Figures]], None],
+    write: Callable[[list[Metrics]], None],
     jobs: int,
 ) -> None:
     """Run rows of a table, some at a time, and write what is known after each.
 
     Args:
         todo: names and seeds.
-        run: gives the figures of one.
+        run: gives the metrics of one.
         is_new: whether one has not been run before; the time of those that have says nothing.
-        write: takes the figures of all that have finished, in the order of `todo`.
+        write: takes the metrics of all that have finished, in the order of `todo`.
         jobs: at a time.
     """
-    done: dict[tuple[str, int], list[Figures]] = {}
+    done: dict[tuple[str, int], list[Metrics]] = {}
     began, lock = time.monotonic(), threading.Lock()
 
     def one(name: str, seed: int) -> None:
@@ -85,7 +85,7 @@ def run_all(
             if fresh:
                 left = (len(todo) - len(done)) * spent / jobs
                 print(f"{name} seed {seed}: {spent / 60:.1f} min; about {left / 60:.0f} min to go", flush=True)
-            write([figures for key in todo for figures in done.get(key, [])])
+            write([metrics for key in todo for metrics in done.get(key, [])])
 
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(one, *key) for key in todo]:
@@ -131,12 +131,12 @@ def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[st
 
 def write_table(
     path: Path,
-    rows: Sequence[Figures],
-    name_of: Callable[[Figures], str],
+    rows: Sequence[Metrics],
+    name_of: Callable[[Metrics], str],
     columns: Mapping[str, str],
     first: str,
     about: str,
-) -> dict[str, list[Figures]]:
+) -> dict[str, list[Metrics]]:
     """Write rows to PATH.json, and to PATH.md a table of them and what is said of it; gives the rows by name.
 
     Args:
@@ -147,7 +147,7 @@ def write_table(
         about: below the table.
     """
     write_json(path.with_suffix(".json"), rows)
-    groups: dict[str, list[Figures]] = {}
+    groups: dict[str, list[Metrics]] = {}
     for row in rows:
         groups.setdefault(name_of(row), []).append(row)
     with replacing(path.with_suffix(".md")) as partial:

@@ -22,6 +22,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ ROWS = {"l1": [], "perceptual": PERCEPTUAL, "gan": PERCEPTUAL + PATCH}
 NAMES = {"l1": "L1", "perceptual": "L1 + perceptual", "gan": "L1 + perceptual + PatchGAN"}
 COLOURS = {"l1": "#777777", "perceptual": "#1b6ca8", "gan": "#c0392b"}
 SECONDS = {"l1": 0.07, "perceptual": 0.17, "gan": 0.3, "images": 0.012}  # of one core: of a step; of an image measured
-POINTS, NETWORK = 20, Lite0Features()
+POINTS = 20
 
 
 def settings(row: str, steps: int) -> list[str]:
@@ -75,9 +76,12 @@ def settings(row: str, steps: int) -> list[str]:
     return found
 
 
+network = cache(Lite0Features)
+
+
 def statistics_of(images: Iterator[Tensor], count: int) -> Statistics:
     """In the features of EfficientNet-Lite0."""
-    return measure({"it": NETWORK}, images, count)["it"]
+    return measure({"it": network()}, images, count)["it"]
 
 
 def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list[dict[str, float]]:
@@ -127,7 +131,7 @@ def plot(results: dict[str, Any], steps: int) -> None:
 
 
 def table(results: dict[str, Any], steps: int, count: int) -> list[str]:
-    """The figures around the start and at the end."""
+    """The metrics around the start and at the end."""
     start = steps // 2
     lines = ["| | PSNR at the start | worst after it | at the end | FD at the start | worst after it | at the end "
              "| test PSNR | test SSIM | test FD |", "|---" * 10 + "|"]  # fmt: skip
@@ -142,8 +146,8 @@ def table(results: dict[str, Any], steps: int, count: int) -> list[str]:
     return [
         *lines,
         "",
-        f"{steps} steps of 8 crops; the discriminator starts after step {start}. Validation figures are of the first "
-        f"{count} crops, test figures of all. FD is in the features that the perceptual loss is made of.",
+        f"{steps} steps of 8 crops; the discriminator starts after step {start}. Validation metrics are of the first "
+        f"{count} crops, test metrics of all. FD is in the features that the perceptual loss is made of.",
     ]
 
 

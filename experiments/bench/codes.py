@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from run import Result, paired
+from timing import Result, paired
 
 from graincode.core.codes import GrainCodes
 from graincode.core.layout import CodeLayout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from run import Result, paired
+from timing import Result, paired
 from torch import Tensor
 
 from graincode.core.density import grey, region_entropy

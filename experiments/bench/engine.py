@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from run import Result
+from timing import Result
 from timm.utils import ModelEmaV3
 
 from graincode.config.job import build, with_layout

@@ -7,7 +7,7 @@ import io
 import warnings
 
 import torch
-from run import Result, paired
+from timing import Result, paired
 from torch.utils.data import TensorDataset
 from torch_fidelity import calculate_metrics
 
@@ -25,7 +25,7 @@ class Pictures(TensorDataset):
         return super().__getitem__(index)[0]
 
 
-def figures() -> Result:
+def metrics() -> Result:
     """FD and IS of 512 images of 64 px against 512 others, in lite0@112, networks loaded each time."""
     torch.manual_seed(0)
     sets = [torch.randint(0, 256, (COUNT, 3, 64, 64), dtype=torch.uint8) for _ in range(2)]

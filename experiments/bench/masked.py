@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from run import Result, paired
+from timing import Result, paired
 from torch import Tensor
 
 from graincode.core.layout import CodeLayout

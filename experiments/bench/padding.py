@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from run import Result
+from timing import Result
 
 from graincode.data.loader import Schedule, StepSampler, Windows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from run import Result, paired
+from timing import Result, paired
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 

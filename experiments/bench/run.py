@@ -9,65 +9,28 @@ A ratio above 1 means that graincode is faster than its reference. One thread, u
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+from codes import sequences
+from density import SIGMAS, entropy_memory, entropy_time
+from engine import cached_loader, data_wait, engine_overhead
+from evaluation import metrics
+from masked import masked_floor, variable_length
+from padding import WINDOWS, padding
+from quantizer import against_library, against_product
+from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
+from step import step_shares
+from timing import Result
 
 from graincode.files import write_json
 
 
-@dataclass(frozen=True)
-class Result:
-    """Attributes:
-    name: of the benchmark.
-    value: of what is measured, in `unit`.
-    unit: of the value.
-    reference: what it is compared with, timed in the same run.
-    ratio: how many times faster than the reference.
-    goal: for the ratio, such as ">= 60"; with a unit, for the value.
-    """
-
-    name: str
-    value: float
-    unit: str
-    reference: str
-    ratio: float
-    goal: str
-
-
-def paired(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of `ours`, and the median ratio reference / ours, from runs in turn after one warm-up each."""
-    ours()
-    reference()
-    seconds, ratios = [], []
-    for _ in range(repeats):
-        times = []
-        for call in (ours, reference):
-            began = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - began)
-        seconds.append(times[0])
-        ratios.append(times[1] / times[0])
-    return statistics.median(seconds), statistics.median(ratios)
-
-
 def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     """All benchmarks by name."""
-    from codes import sequences
-    from density import SIGMAS, entropy_memory, entropy_time
-    from engine import cached_loader, data_wait, engine_overhead
-    from evaluation import figures
-    from masked import masked_floor, variable_length
-    from padding import WINDOWS, padding
-    from quantizer import against_library, against_product
-    from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
-    from step import step_shares
-
     yield "sequences", sequences
     yield "sampler", cached_sampler
     yield "sampler floor", sampler_floor
@@ -81,7 +44,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "loader", cached_loader
     yield "wait", data_wait
     yield "step", step_shares
-    yield "evaluation", figures
+    yield "evaluation", metrics
     yield from ((f"entropy-{sigma}", partial(entropy_time, sigma)) for sigma in SIGMAS)
     yield "entropy-memory", entropy_memory
     yield from ((f"padding-{window}", partial(padding, window)) for window in WINDOWS)

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from run import Result, paired
+from timing import Result, paired
 
 from graincode.core.codes import GrainCodes
 from graincode.core.layout import CodeLayout

@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 from engine import BATCH, demo_tokenizer, made_images
-from run import Result
+from timing import Result
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function

@@ -1,10 +1,10 @@
-"""Do the figures obey the laws that figures must obey, and what do they cost?
+"""Do the metrics obey the laws that metrics must obey, and what do they cost?
 
     .venv/bin/python experiments/evaluation/run.py [laws] [costs] [memory]
 
 Laws: Fréchet and kernel distances of Fashion-MNIST's test images (2,000 of them, lite0@112) to themselves, to as many
 training images, and to copies that are blurred, noisy or compressed ever more. Costs: seconds per 1,000 images for
-features and for the statistics beside them, seconds of each figure, and peak memory for 12,000
+features and for the statistics beside them, seconds of each metric, and peak memory for 12,000
 and 60,000 images (at 32 px, which is quicker and keeps as much).
 Writes results.json, results.md and laws.png beside this file.
 Cost: 10 minutes of two CPU cores.
@@ -101,7 +101,7 @@ class Timed(Lite0Features):
 
 
 def costs() -> dict[str, dict[str, float]]:
-    """Seconds per 1,000 images, and of each figure."""
+    """Seconds per 1,000 images, and of each metric."""
     images, found = images_of("test", 1000), {}
     for resolution in (112, 224):
         network = Timed(resolution)

@@ -41,7 +41,7 @@ from run import (
     trained,
 )
 from run import PARTS as OTHERS
-from sweep import Figures, run_all, start, table, write_table
+from sweep import Metrics, run_all, start, table, write_table
 
 from graincode.files import replacing
 
@@ -227,20 +227,20 @@ def run_name(part: Part, cell: Cell, seed: int, samples: int) -> str:
     return f"{plain}-{settings}"
 
 
-def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Figures]:
-    """The figures of one cell and seed."""
+def measure(part: Part, cell: Cell, seed: int, samples: int) -> list[Metrics]:
+    """The metrics of one cell and seed."""
     row = model_of(cell)
     sampler = [f"sampler.{k}={v:g}" if isinstance(v, float) else f"sampler.{k}={v}" for k, v in cell.settings.items()]
-    figures = sampled(
+    metrics = sampled(
         SOURCE, row, seed, samples, part.split, run_name(part, cell, seed, samples),
         ["sampler=masked", *sampler] if cell.order else sampler,
     )  # fmt: skip
     count = parameters(codes_of(SOURCE, row.tokenizer, seed), row)
     calls = {} if cell.calls is None else {"calls": cell.calls}
-    return [{"row": cell.name, "seed": seed, "samples": samples, "parameters": count, **vars(cell), **calls, **figures}]
+    return [{"row": cell.name, "seed": seed, "samples": samples, "parameters": count, **vars(cell), **calls, **metrics}]
 
 
-def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -> None:
+def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Metrics]) -> None:
     """Images per second, by the models of the first seed; neither the order nor beta takes time, so that cells which
     differ in these alone are timed once."""
 
@@ -257,7 +257,7 @@ def add_speeds(part: Part, cells: Mapping[str, Cell], rows: Sequence[Figures]) -
             row["images_per_second"] = 1 / seconds[key(timed[row["row"]])]
 
 
-def write(name: str, part: Part, rows: list[Figures]) -> None:
+def write(name: str, part: Part, rows: list[Metrics]) -> None:
     """Records, table and plot."""
     about = (
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['samples']:,} samples against the {part.split} "
@@ -274,20 +274,20 @@ def write(name: str, part: Part, rows: list[Figures]) -> None:
         draw(HERE / f"{name}.png", rows)
 
 
-def by_order(rows: Sequence[Figures]) -> list[str]:
-    """A table of each order's figures by steps, means over trainings."""
+def by_order(rows: Sequence[Metrics]) -> list[str]:
+    """A table of each order's metrics by steps, means over trainings."""
     kinds = {"FD": f"fd_{NETWORK}", "IS": f"is_{NETWORK}", "class": f"class_accuracy_ratio_{NETWORK}"}
-    groups: dict[str, list[Figures]] = {}
+    groups: dict[str, list[Metrics]] = {}
     for order in ORDERS:
         for model in TRAININGS:
             mine = [row for row in rows if (row["model"], row["order"]) == (model, order)]
             found = {f"{kind}, {row['steps']}": row[key] for kind, key in kinds.items() for row in mine}
             groups.setdefault(order, []).append(found)
     titles = [f"{kind}, {steps}" for kind in kinds for steps in STEPS]
-    return table(groups, dict(zip(titles, titles, strict=True)), "order; figure, steps")
+    return table(groups, dict(zip(titles, titles, strict=True)), "order; metric, steps")
 
 
-def plot_noise(path: Path, rows: Sequence[Figures]) -> None:
+def plot_noise(path: Path, rows: Sequence[Metrics]) -> None:
     """Fréchet distance at 8 steps over the noise of the choice, and over the temperature."""
     canvas = Canvas(figsize=(12.6, 4.4), layout="constrained")
     variable, hot, fixed = panels = canvas.subplots(1, 3)
@@ -309,7 +309,7 @@ def plot_noise(path: Path, rows: Sequence[Figures]) -> None:
     _save(canvas, path)
 
 
-def plot_orders(path: Path, rows: Sequence[Figures]) -> None:
+def plot_orders(path: Path, rows: Sequence[Metrics]) -> None:
     """Fréchet distance over steps, a panel for each training; and over seconds per image, all in the default order."""
     canvas = Canvas(figsize=(16.8, 4.6), layout="constrained")
     panels: Sequence[Axes] = canvas.subplots(1, len(TRAININGS) + 1)
@@ -328,7 +328,7 @@ def plot_orders(path: Path, rows: Sequence[Figures]) -> None:
     _save(canvas, path)
 
 
-def _line(panel: Axes, rows: Sequence[Figures], x: str, label: str, colour: str, marker: str = "o") -> None:
+def _line(panel: Axes, rows: Sequence[Metrics], x: str, label: str, colour: str, marker: str = "o") -> None:
     """Fréchet distances of rows, by x."""
     points = sorted((row[x], row[f"fd_{NETWORK}"]) for row in rows)
     if points:
@@ -363,13 +363,13 @@ def main() -> None:
     def is_new(job: str, name: str) -> bool:
         return not (RUNS / job / name / "result.json").is_file()
 
-    found: list[Figures] = []
+    found: list[Metrics] = []
 
-    def keep(rows: list[Figures]) -> None:
+    def keep(rows: list[Metrics]) -> None:
         found[:] = rows
         write(arguments.part, part, rows)
 
-    def fit(name: str, seed: int) -> list[Figures]:
+    def fit(name: str, seed: int) -> list[Metrics]:
         train(SOURCE, models[name], seed, arguments.steps)
         return []
 

@@ -33,7 +33,7 @@ from graincode.data import CodeDataset
 from graincode.files import replacing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import Figures, figures_of, job, run_all, seconds_in_turn, start, write_table
+from sweep import Metrics, job, metrics_of, run_all, seconds_in_turn, start, write_table
 
 HERE, RUNS, TOKENIZERS = Path(__file__).parent, Path("runs/generation"), Path("runs/rate_distortion/train_tokenizer")
 DATA, NETWORK = "data=fashion_mnist", "lite0@112"
@@ -136,8 +136,8 @@ def codes_of(part: str, tokenizer: str, seed: int) -> Path:
     return RUNS / "extract_codes" / f"{part}-{tokenizer}-{seed}" / "codes"
 
 
-def extract(part: str, tokenizer: str, seed: int) -> list[Figures]:
-    """Make a tokenizer's codes, which have no figures."""
+def extract(part: str, tokenizer: str, seed: int) -> list[Metrics]:
+    """Make a tokenizer's codes, which have no metrics."""
     path = TOKENIZERS / f"{part}-{tokenizer}-{seed}" / "export"
     if not path.is_dir():
         raise SystemExit(f"{path} is missing: run experiments/rate_distortion/run.py {part} first")
@@ -164,12 +164,12 @@ def train(part: str, row: Row, seed: int, steps: int) -> None:
         f"trainer.eval_every={steps}")  # fmt: skip
 
 
-def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, sampler: Sequence[str]) -> Figures:
-    """The figures of samples of a generator."""
+def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, sampler: Sequence[str]) -> Metrics:
+    """The metrics of samples of a generator."""
     job(RUNS, "evaluate", run, f"seed={seed}", *pair(part, row, seed), "features=lite0_112", "evaluation.floor=false",
         "evaluation.metrics=[fd,is,class_consistency]", f"images.num_samples={samples}", f"reference.split={split}",
         *sampler)  # fmt: skip
-    return figures_of(RUNS, run)
+    return metrics_of(RUNS, run)
 
 
 def seconds_per_image(rng: Mapping[str, tuple[Path, dict[str, Any]]], images: int) -> dict[str, float]:
@@ -189,7 +189,7 @@ def seconds_per_image(rng: Mapping[str, tuple[Path, dict[str, Any]]], images: in
     return {name: seconds / images for name, seconds in spent.items()}
 
 
-def add_speeds(part: str, rows: Sequence[Figures]) -> None:
+def add_speeds(part: str, rows: Sequence[Metrics]) -> None:
     """Images per second of the claim's rows, by the generators of the part's first seed."""
     rng = {}
     for row in rows:
@@ -216,13 +216,13 @@ def pair(part: str, row: Row, seed: int) -> list[str]:
             f"tokenizer_path={TOKENIZERS}/{part}-{row.tokenizer}-{seed}/export", DATA]  # fmt: skip
 
 
-def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) -> list[Figures]:
-    """The figures of one row and seed, at each scale of guidance."""
+def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) -> list[Metrics]:
+    """The metrics of one row and seed, at each scale of guidance."""
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
     train(part, row, seed, steps)
     judged = f"{name}-likelihood"
     job(RUNS, "evaluate", judged, *pair(part, row, seed), "evaluation=likelihood", f"images.split={chosen.split}")
-    bits, found = figures_of(RUNS, judged), []
+    bits, found = metrics_of(RUNS, judged), []
     common = {
         "row": row.name, "seed": seed, "steps": steps, "samples": samples,
         "parameters": parameters(codes_of(part, row.tokenizer, seed), row),
@@ -234,10 +234,10 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, samples: int) 
     if row.name in NAMES_OF_BLOCKS:
         return [common | {"guidance": 1.0}]
     for scale in chosen.scales if row.name in NAMES_OF_CLAIM else [1.0]:
-        figures = sampled(
+        metrics = sampled(
             part, row, seed, samples, chosen.split, f"{name}-at-{scale:g}", [f"sampler.guidance_scale={scale:g}"]
         )
-        found.append({**common, "guidance": scale, **figures})
+        found.append({**common, "guidance": scale, **metrics})
     return found
 
 
@@ -263,7 +263,7 @@ def place_bits(codes: Path) -> float:
     return float(-nats / len(images) / math.log(2))
 
 
-def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
+def of_tokenizer(part: str, tokenizer: str, seed: int) -> Metrics:
     """What the record of the other study says of its reconstructions, for samples to be compared with; the Fréchet
     distance is not in all of its parts."""
     record = json.loads((HERE.parent / "rate_distortion" / f"{part}.json").read_text())
@@ -271,7 +271,7 @@ def of_tokenizer(part: str, tokenizer: str, seed: int) -> Figures:
     return {key: found[key] for key in (f"rfd_{NETWORK}", "mse") if key in found}
 
 
-def write(part: str, rows: list[Figures]) -> None:
+def write(part: str, rows: list[Metrics]) -> None:
     """Records, table and plot."""
     about = (
         f"Seeds {sorted({row['seed'] for row in rows})}; {rows[0]['steps']} steps of 16 images; {rows[0]['samples']:,} "
@@ -288,7 +288,7 @@ def write(part: str, rows: list[Figures]) -> None:
     plot(HERE / f"{part}.png", {(rows[0]["row"], rows[0]["guidance"]): rows for rows in groups.values()})
 
 
-def plot(path: Path, groups: Mapping[tuple[str, float], Sequence[Figures]]) -> None:
+def plot(path: Path, groups: Mapping[tuple[str, float], Sequence[Metrics]]) -> None:
     """Fréchet distances, a bar for each scale of guidance and a dot for each seed."""
     names = list(dict.fromkeys(name for (name, _), rows in groups.items() if f"fd_{NETWORK}" in rows[0]))
     scales = sorted({scale for _, scale in groups})
@@ -343,9 +343,9 @@ def main() -> None:
         f"codes of {len(sources)} tokenizers, then {len(rows) * len(part.seeds)} generators of {arguments.steps} steps"
     )
     extract_all(name, sources, arguments.jobs)
-    found: list[Figures] = []
+    found: list[Metrics] = []
 
-    def keep(rows: list[Figures]) -> None:
+    def keep(rows: list[Metrics]) -> None:
         found[:] = rows
         write(name, rows)
 

@@ -159,8 +159,8 @@ def routings(images: Tensor) -> list[str]:
         for kind, density in by.items():
             made = coded(tokenizer, images, densest(density(), 1 / 3))
             pair = to_uint8(made), to_uint8(images)
-            figures = errors(images, made).mean(), structural_similarity(*pair).mean(), distance(*pair).mean()
-            lines.append(f"| {name} | {kind} | {figures[0]:.5f} | {figures[1]:.4f} | {figures[2]:.4f} |")
+            metrics = errors(images, made).mean(), structural_similarity(*pair).mean(), distance(*pair).mean()
+            lines.append(f"| {name} | {kind} | {metrics[0]:.5f} | {metrics[1]:.4f} | {metrics[2]:.4f} |")
             print(lines[-1], flush=True)
     return lines
 

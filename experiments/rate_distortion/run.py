@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from sweep import Figures, figures_of, job, numbers, run_all, start, write_table
+from sweep import Metrics, job, metrics_of, numbers, run_all, start, write_table
 
 from graincode.config.job import build, with_layout
 from graincode.config.validate import check
@@ -192,7 +192,7 @@ def widened(common: Sequence[str], row: Row, budget: float) -> tuple[int, float]
 
 
 def train_and_measure(part: str, row: Row, seed: int, steps: int, channels: int, gflops: float) -> list[dict[str, Any]]:
-    """The figures of one row and seed, at each of its lengths."""
+    """The metrics of one row and seed, at each of its lengths."""
     chosen, name = PARTS[part], f"{part}-{row.name}-{seed}"
     schedule = [f"trainer.steps={steps}", f"trainer.eval_every={steps}", "trainer.checkpoint_every=500"]
     width = [] if channels == 32 else [f"tokenizer.size.channels={channels}"]
@@ -205,7 +205,7 @@ def train_and_measure(part: str, row: Row, seed: int, steps: int, channels: int,
             "features=lite0_112", *chosen.data, f"images.split={chosen.split}",
             f"tokenizer_path={RUNS}/train_tokenizer/{name}/export", *asked)  # fmt: skip
         found.append({"row": row.name, "family": row.family, "seed": seed, "is_fixed": row.is_fixed, "steps": steps,
-                      "channels": channels, "gflops": gflops, "asked": length, **figures_of(RUNS, run)})  # fmt: skip
+                      "channels": channels, "gflops": gflops, "asked": length, **metrics_of(RUNS, run)})  # fmt: skip
     return found
 
 
@@ -233,7 +233,7 @@ def write(part: str, rows: list[dict[str, Any]]) -> None:
         "bits*, at the same number of bits, those of the grain map included."
     )
 
-    def name_of(row: Figures) -> str:
+    def name_of(row: Metrics) -> str:
         return f"{row['row']} at {row['asked']}" if row["asked"] else row["row"]
 
     groups = write_table(HERE / part, rows, name_of, COLUMNS, "tokenizer", about)
@@ -301,16 +301,16 @@ def main() -> None:
     todo = [(row.name, seed) for seed in part.seeds for row in rows]
     print(f"{len(todo)} trainings of {steps} steps, {budget / 1e9:.3f} GFLOPs an image")
 
-    def run(name: str, seed: int) -> list[Figures]:
+    def run(name: str, seed: int) -> list[Metrics]:
         channels, flops = widths[name]
         return train_and_measure(arguments.part, by_name[name], seed, steps, channels, flops / 1e9)
 
     def is_new(name: str, seed: int) -> bool:
         return not (RUNS / "train_tokenizer" / f"{arguments.part}-{name}-{seed}" / "result.json").is_file()
 
-    def write_known(found: list[Figures]) -> None:
-        seeds = {figures["seed"] for figures in found}
-        known = {(figures["row"], figures["seed"]) for figures in found}
+    def write_known(found: list[Metrics]) -> None:
+        seeds = {metrics["seed"] for metrics in found}
+        known = {(metrics["row"], metrics["seed"]) for metrics in found}
         if all((row.name, seed) in known for seed in seeds for row in rows if row.is_fixed):
             write(arguments.part, found)
 

@@ -75,7 +75,7 @@ RULES: dict[str, Callable[[int, int], EMAQuantizer]] = {
     "never": partial(EMAQuantizer, decay=0.95, restart_below=0.0),
     "never, decay 0.99": partial(EMAQuantizer, decay=0.99, restart_below=0.0),
 }
-FIGURES = {
+METRICS = {
     "restarted": "restarted per step, %", "usage": "usage, %", "perplexity": "perplexity",
     "error": "error, % of variance",
 }  # fmt: skip
@@ -84,7 +84,7 @@ FIGURES = {
 def encoder_vectors() -> tuple[Tensor, Tensor]:
     """(N, D) codes before quantisation, of training and of validation images, and of all grains."""
     subprocess.run(
-        [sys.executable, "-m", "graincode.jobs.train_tokenizer", f"runs_dir={RUNS}", "run_name=tokenizer",
+        [sys.executable, "-P", "-m", "graincode.jobs.train_tokenizer", f"runs_dir={RUNS}", "run_name=tokenizer",
          "experiment=tok_fashion", "trainer.steps=300", "trainer.eval_every=300", "calibration_images=4000"],
         check=True,
     )  # fmt: skip
@@ -134,17 +134,17 @@ def main() -> None:
     if missing:
         train, val = encoder_vectors()
         for count, first, rule, seed in (item for item in wanted if item in missing):
-            figures = measure(RULES[rule], count, first, seed, train, val)
-            rows.append({"vectors": count, "start": first, "rule": rule, "seed": seed, **figures})
+            metrics = measure(RULES[rule], count, first, seed, train, val)
+            rows.append({"vectors": count, "start": first, "rule": rule, "seed": seed, **metrics})
             write_json(path, rows)
             print(rows[-1], flush=True)
     lines = []
     for case in CASES:
-        lines += ["", f"| {case[0]} vectors a step, start from {case[1]} | " + " | ".join(FIGURES.values()) + " |"]
-        lines.append("|---" * (len(FIGURES) + 1) + "|")
+        lines += ["", f"| {case[0]} vectors a step, start from {case[1]} | " + " | ".join(METRICS.values()) + " |"]
+        lines.append("|---" * (len(METRICS) + 1) + "|")
         for rule in RULES:
             cells = []
-            for key in FIGURES:
+            for key in METRICS:
                 values = [row[key] for row in rows if (row["vectors"], row["start"], row["rule"]) == (*case, rule)]
                 spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.3g}{spread}")

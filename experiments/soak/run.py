@@ -122,7 +122,7 @@ class Job:
         return file.is_file() and file.stat().st_mtime_ns >= self.began
 
     def evaluates(self, step: int) -> bool:
-        """Whether the state before an evaluation is saved, and its figures are not yet logged."""
+        """Whether the state before an evaluation is saved, and its metrics are not yet logged."""
         return self.is_started() and self.newest() == step and not self.logged(step, "val")
 
     def doing(self) -> str:
@@ -232,20 +232,20 @@ def judge(root: Path, outcome: Outcome, job: Job, kinds: tuple[str, ...] = ("tra
     outcome.expect((folder.parent / "latest").exists(), "the link latest is missing")
     left = Counter(path.name.split("-")[0] for path in job.temporaries())
     outcome.expect(not left, f"left behind: {', '.join(f'{name}-*' for name in sorted(left))}")
-    found, expected = (figures(file / "log.jsonl", kinds) for file in (folder, like))
+    found, expected = (metrics(file / "log.jsonl", kinds) for file in (folder, like))
     # what two processes had metered when a state was saved is added up in another order
     tolerance = 0 if outcome.processes == 1 else 1e-9
     same = found.keys() == expected.keys() and all(
         math.isclose(found[key], expected[key], rel_tol=tolerance) for key in found
     )
     outcome.expect(
-        same, f"{len(expected.keys() - found.keys())} of {len(expected)} figures are missing in the log, or differ"
+        same, f"{len(expected.keys() - found.keys())} of {len(expected)} metrics are missing in the log, or differ"
     )
     return output
 
 
-def figures(file: Path, kinds: tuple[str, ...]) -> dict[tuple[int, str], float]:
-    """A log's figures of some kinds, by step and name."""
+def metrics(file: Path, kinds: tuple[str, ...]) -> dict[tuple[int, str], float]:
+    """A log's metrics of some kinds, by step and name."""
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     return {(line["step"], name): value for line in lines for name, value in line.items() if name.startswith(kinds)}
 
