@@ -25,6 +25,7 @@ $(READY): pyproject.toml
 setup: $(READY) ## Make the environment (all other targets do so by themselves)
 
 demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a page to look at
+	@$(BIN)/python experiments/data/fashion_mnist.py
 	@$(BIN)/graincode-demo $(ARGS)
 
 test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)

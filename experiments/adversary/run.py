@@ -31,6 +31,7 @@ from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from data.wallpapers import folder_of, prepare
 from sweep import job
 
 from graincode.api import load_tokenizer
@@ -49,7 +50,7 @@ from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
 
 HERE, RUNS = Path(__file__).parent, Path("runs/adversary")
-DATA = ["data=wallpapers", "data.image_size=64"]
+DATA = ["data=image_folder", f"data.root={folder_of()}", "data.image_size=64", "data.cache=true"]
 COMMON = [
     *DATA, "tokenizer.grains=[[16,16],[8,8]]", "tokenizer.size.patch=4", "tokenizer.objective.pixel=l1",
     "augmentation.flip=true", "optimizer.lr=1e-3", "optimizer.betas=[0.5,0.9]", "trainer.batch_size=8",
@@ -162,6 +163,7 @@ def main() -> None:
         parser.error(f"--steps {steps}: expected a multiple of {POINTS}")
     seconds = steps * (SECONDS["l1"] + SECONDS["perceptual"] + (SECONDS["perceptual"] + SECONDS["gan"]) / 2)
     seconds += SECONDS["images"] * (count * (POINTS * len(ROWS) + 1) + 6 * 4096)
+    prepare()
     print(f"about {seconds / 60:.0f} minutes of one core, if nothing has been run before", flush=True)
     validation = build(check("train_tokenizer", COMMON).data).split("val")
     originals = (to_uint8(batch.images) for batch in in_order(validation, 50, count))

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from data.wallpapers import folder_of, prepare
 from sweep import Metrics, job, metrics_of, numbers, run_all, start, write_table
 
 from graincode.config.job import build, with_layout
@@ -145,6 +146,7 @@ QUANTIZERS = [
     for name, more in {"simvq": [], "fsq": [], "lfq": [], "cosine": []}.items()
 ]
 FASHION = ["data=fashion_mnist"]
+WALLPAPERS = ["data=image_folder", f"data.root={folder_of()}", "data.image_size=64", "data.cache=true"]
 SPECIALISTS = [
     variable(grains, length, router) for grains in (DUAL, TRIPLE) for length in (28, 32, 40) for router in ROUTERS
 ]
@@ -163,7 +165,7 @@ PARTS = {
     "photographs": Part(
         [*fixed({16: [(16, 16)], 32: [(8, 16)], 64: [(8, 8)]}),
          *(variable(PHOTOGRAPHS, 28, router) for router in ("coding", "entropy", "random"))], [0], 2000, "test",
-        ["data=wallpapers", "augmentation.flip=true"], ["data=wallpapers"], "[fd,ssim,lite0]",
+        [*WALLPAPERS, "augmentation.flip=true"], WALLPAPERS, "[fd,ssim,lite0]",
     ),
 }  # fmt: skip
 
@@ -294,6 +296,8 @@ def main() -> None:
     arguments = parser.parse_args()
     part = PARTS[arguments.part]
     rows = [row for row in part.rows if row.is_fixed or arguments.only in row.name]
+    if part.data is WALLPAPERS:
+        prepare()
     start()
     budget = cost([*part.common, *next(row for row in rows if not row.is_fixed).settings])
     widths = {row.name: widened(part.common, row, budget) for row in rows}

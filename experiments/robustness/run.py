@@ -6,7 +6,7 @@ The share of regions whose grain is another after noise, a change of brightness 
 regions fine and thresholds from clean training images; for every density that needs no model, and for the routers of
 exported tokenizers (of 32 px for Fashion-MNIST, of 64 px for wallpapers). Writes results.json, results.md and
 robustness.png beside this file. Resumable: what stands in results.json is not measured again; without the file, all is.
-Cost: two minutes of one CPU core and data=wallpapers, and four minutes for each export.
+Cost: two minutes of one CPU core and the wallpapers of experiments/data, and four minutes for each export.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from data.wallpapers import folder_of, prepare
 from sweep import compressed, noisy
 
 from graincode.core.images import from_uint8, to_uint8
 from graincode.core.layout import CodeLayout
-from graincode.data import FashionMNIST, Subset, Wallpapers
+from graincode.data import FashionMNIST, ImageFolder, Subset
 from graincode.export import load_export
 from graincode.files import replacing, write_json
 from graincode.tokenizer import (
@@ -43,7 +44,7 @@ from graincode.tokenizer import (
 HERE = Path(__file__).parent
 DATA = {
     "Fashion-MNIST, 32 px, F8/F4": (FashionMNIST(), CodeLayout((32, 32), ((8, 8), (4, 4)), 256)),
-    "wallpapers, 64 px, F16/F8": (Wallpapers(image_size=64), CodeLayout((64, 64), ((16, 16), (8, 8)), 256)),
+    "wallpapers, 64 px, F16/F8": (ImageFolder(str(folder_of()), cache=True), CodeLayout((64, 64), ((16, 16), (8, 8)), 256)),
 }
 TRAIN, TEST, BATCH = 10_000, 2000, 250
 FINE = (0.25, 0.5)
@@ -187,6 +188,7 @@ def main() -> None:
     """Measure what is missing, and write everything."""
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
+    prepare()
     file = HERE / "results.json"
     rows = json.loads(file.read_text()) if file.is_file() else []
     for row in measure(rows, [Path(path) for path in sys.argv[1:]]):

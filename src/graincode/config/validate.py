@@ -135,6 +135,6 @@ def _arguments(target: str) -> Hints | None:
     except (ImportError, AttributeError):
         raise GraincodeError(f"_target_={target}: cannot be imported; check the spelling") from None
     # fields of a dataclass are annotated in the modules of the classes that they come from
-    function = made.__init__ if inspect.isclass(made) and not dataclasses.is_dataclass(made) else made
+    function = made.__init__ if inspect.isclass(made) and "__dataclass_fields__" not in vars(made) else made
     hints = typing.get_type_hints(function, include_extras=True)
     return {name: hints.get(name, Any) for name in inspect.signature(made).parameters}

@@ -2,14 +2,12 @@
 
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.cache import CachedImages
-from graincode.data.cifar10 import CIFAR10
 from graincode.data.codes import CodeBatch, CodeDataset
 from graincode.data.encoded import EncodedImages
-from graincode.data.fashion_mnist import FashionMNIST
 from graincode.data.folders import FFHQ, ImageFolder, ImageNet
 from graincode.data.hugging_face import HuggingFace
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource, Subset, TensorImages
-from graincode.data.wallpapers import Wallpapers
+from graincode.data.published import CIFAR10, FashionMNIST
 from graincode.data.webdataset import WebDataset
 
 __all__ = [
@@ -30,6 +28,5 @@ __all__ = [
     "Subset",
     "TensorImages",
     "Views",
-    "Wallpapers",
     "WebDataset",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.rng import AUGMENTATION, SampleRng
-from graincode.data.images import ImageBatch, ImageDataset, index_tensor
+from graincode.data.images import DerivedImages, ImageBatch, ImageDataset, index_tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Augmentation:
         return images
 
 
-class Views(ImageDataset):
+class Views(DerivedImages):
     """A split with several views of each image: all images in view 0, then all in view 1, and so on.
 
     Args:
@@ -102,17 +102,8 @@ class Views(ImageDataset):
 
     def __init__(self, dataset: ImageDataset, views: int, augmentation: Augmentation, seed: int) -> None:
         augmentation.check_views(views)
-        self.name, self.split = dataset.name, f"{dataset.split} ({views} views)"
-        self.image_size, self.class_names = dataset.image_size, dataset.class_names
-        self.labels = dataset.labels.repeat(views)
-        self._dataset, self._augmentation, self._seed = dataset, augmentation, seed
-
-    @property
-    def skipped(self) -> int:
-        return self._dataset.skipped
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        super().__init__(dataset, f"{dataset.split} ({views} views)", dataset.labels.repeat(views))
+        self._augmentation, self._seed = augmentation, seed
 
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen, count = index_tensor(indices, len(self)), len(self._dataset)

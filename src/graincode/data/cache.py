@@ -3,84 +3,36 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
+from graincode.data.encoded import EncodedImages
 from graincode.data.images import ImageBatch, ImageDataset, index_tensor
 from graincode.files import cache_root, new_directory, replacing
 
 FORMAT = 1
-
-OnCorrupt = Literal["error", "skip"]
-
 _CHUNK = 64
 
 _logger = logging.getLogger(__name__)
-
-
-class DecodedImages(ImageDataset):
-    """A split whose images are decoded when they are asked for, and which `cached` decodes once and for all.
-
-    Attributes:
-        labels: (N,) long.
-        corrupt: (N,) bool, those found out so far to be corrupt and to be skipped.
-        on_corrupt: what to do with those.
-    """
-
-    corrupt: Tensor
-    on_corrupt: OnCorrupt = "error"
-
-    @abstractmethod
-    def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) uint8 images and (B,) long labels at B indices in [0, len).
-
-        Raises:
-            GraincodeError: an image is corrupt, or with `on_corrupt="skip"`, all of the split are.
-        """
-
-    @abstractmethod
-    def describe(self, index: int) -> str:
-        """What errors and warnings call an image."""
-
-    @abstractmethod
-    def key(self) -> list[Any]:
-        """What the pixels depend on, besides the decoder's version, in JSON's types."""
-
-    def chunks(self) -> list[range]:
-        """Indices that are best decoded together; each index is in one of the ranges."""
-        return [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
-
-    @property
-    def skipped(self) -> int:
-        return int(self.corrupt.sum())
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        images, labels = self.decode(chosen.tolist())
-        return ImageBatch(from_uint8(images), labels, chosen)
 
 
 def build_once(path: Path, build: Callable[[], None]) -> None:
@@ -95,26 +47,12 @@ def build_once(path: Path, build: Callable[[], None]) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _logger.info("another process builds %s: waiting for it", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            if not path.exists():
-                build()
-        finally:
-            # closing is not enough: worker processes forked in between may hold the file open for a while
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        if not path.exists():
+            build()
 
 
-def warn_of(name: str, reason: str) -> None:
-    """Say that an image is skipped."""
-    _logger.warning("%s is corrupt (%s): the next image of the split stands in for it", name, " ".join(reason.split()))
-
-
-def cached(images: DecodedImages) -> CachedImages:
+def cached(images: EncodedImages) -> CachedImages:
     """The same split with its images decoded once and for all, by a process on each CPU.
 
     The cache lies in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and
@@ -123,17 +61,16 @@ def cached(images: DecodedImages) -> CachedImages:
     Raises:
         GraincodeError: an image is corrupt (unless these are skipped), or the cache cannot be written.
     """
-    height, width = images.image_size
     key = [FORMAT, PIL.__version__, *images.key()]
     folder = cache_root() / "images" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    needed = len(images) * (3 * height * width + 8)
+    needed = len(images) * (3 * images.image_size[0] * images.image_size[1] + 8)
     try:
         build_once(folder, lambda: _build(images, folder, needed))
     except OSError as error:
         raise GraincodeError(
             f"{folder.parent} cannot take the {needed} bytes of the {images.split} images of {images.name} "
             f"({error.strerror or error}): free space there, or set GRAINCODE_CACHE to a directory with space, "
-            "or type data.cache=false"
+            "or cache=false"
         ) from error
     return CachedImages(images, folder)
 
@@ -148,9 +85,13 @@ class CachedImages(ImageDataset):
         GraincodeError: the folder is damaged, or an image was skipped that is an error here.
     """
 
-    def __init__(self, images: DecodedImages, folder: Path) -> None:
-        self.name, self.split, self.class_names = images.name, images.split, images.class_names
-        self.image_size = images.image_size
+    def __init__(self, images: EncodedImages, folder: Path) -> None:
+        self.name, self.split, self.image_size, self.class_names = (
+            images.name,
+            images.split,
+            images.image_size,
+            images.class_names,
+        )
         self._folder = folder
         try:
             self.labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False))
@@ -164,7 +105,7 @@ class CachedImages(ImageDataset):
             images.decode(self._corrupt[:1])  # raises the error that names it
         for index in self._corrupt:
             if not images.corrupt[index]:  # building it has not just said so
-                warn_of(images.describe(index), "when it was cached")
+                images.warn_of(index, "when it was cached")
 
     @cached_property
     def _images(self) -> np.ndarray:
@@ -177,9 +118,6 @@ class CachedImages(ImageDataset):
     @property
     def skipped(self) -> int:
         return len(self._corrupt)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen = index_tensor(indices, len(self))
@@ -195,34 +133,31 @@ class CachedImages(ImageDataset):
         return digest
 
 
-def _build(images: DecodedImages, folder: Path, needed: int) -> None:
+def _build(images: EncodedImages, folder: Path, needed: int) -> None:
     for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a process that was killed, as the lock is ours
         shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{free} bytes are free")
     with new_directory(folder) as partial:
-        file = partial / "images.npy"
-        shape = (len(images), 3, *images.image_size)
+        file, shape = partial / "images.npy", (len(images), 3, *images.image_size)
         offset = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).offset
-        chunks = images.chunks()
+        chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
         workers = min(os.cpu_count() or 1, len(chunks))
         loader = DataLoader(
             _Writing(images, file, offset), sampler=chunks, batch_size=None, num_workers=workers if workers > 1 else 0
         )
-        labels = torch.empty(len(images), dtype=torch.long)
-        failure = None
+        labels, failure = [], None
         with tqdm(total=len(images), desc=f"decoding {images.split}", unit=" images", leave=False) as bar:
-            for rows, written in zip(chunks, loader, strict=True):
+            for written in loader:
                 if isinstance(written, Exception):
                     failure = written
                     break
-                labels[list(rows)] = written
-                bar.update(len(rows))
-        # after the loop has let go of its workers: those of a loop that an error leaves take seconds to end
-        if failure:
+                labels.append(written)
+                bar.update(len(written))
+        if failure:  # raised after the loop has let go of its workers: else they take seconds to end
             raise failure
-        np.save(partial / "labels.npy", labels.numpy())
+        np.save(partial / "labels.npy", torch.cat(labels).numpy())
         np.save(partial / "corrupt.npy", images.corrupt.nonzero().flatten().numpy())
     _logger.info("%s: %d %s images were decoded into %s", images.name, len(images), images.split, folder)
 
@@ -234,7 +169,7 @@ class _Writing:
     A full disk is an error of `write`; in a mapped file it would be a bus error.
     """
 
-    images: DecodedImages
+    images: EncodedImages
     file: Path
     offset: int
 
@@ -246,9 +181,8 @@ class _Writing:
         try:
             pixels, labels = self.images.decode(rows)
             with self.file.open("r+b") as file:
-                for row, image in zip(rows, pixels.numpy(), strict=True):
-                    file.seek(self.offset + row * image.nbytes)
-                    file.write(image.data)
+                file.seek(self.offset + rows.start * pixels[0].nbytes)
+                file.write(pixels.numpy().data)
         except (GraincodeError, OSError) as error:
             return error
         return labels

@@ -1,12 +1,13 @@
-"""Encoded images as data sets, wherever their files lie: what folders, tables and tar shards share."""
+"""Encoded images, wherever their files lie, and a split of them that is decoded when it is read."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,19 +15,11 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
-from graincode.data.cache import DecodedImages, OnCorrupt, cached, warn_of
-from graincode.data.images import (
-    ImageDataset,
-    check_choice,
-    check_fractions,
-    check_image_size,
-    check_split,
-    no_images,
-    read_image,
-    split_by_hash,
-)
+from graincode.core.images import from_uint8
+from graincode.data.images import ImageBatch, ImageDataset, index_tensor, read_image
 
 Crop = Literal["center", "none"]
+OnCorrupt = Literal["error", "skip"]
 
 _logger = logging.getLogger(__name__)
 
@@ -44,11 +37,36 @@ class Encoded(Protocol):
         """The content of an image's file.
 
         Raises:
-            GraincodeError: it is not to be had. Unlike a file that cannot be decoded, this is never skipped.
+            GraincodeError: it is not there. Unlike a file that cannot be decoded, this is never skipped.
         """
 
     def identity(self) -> str:
         """Changes when the content does, as far as names, sizes and times of change show; not with the place."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files on disk (see `Encoded`).
+
+    Args:
+        base: a directory.
+        paths: of the files, relative to it, with forward slashes.
+    """
+
+    base: Path
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.base / self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.base / self.paths[index])
+
+    def identity(self) -> str:
+        return files_identity((path, self.base / path) for path in self.paths)
 
 
 def files_identity(files: Iterable[tuple[str, Path]]) -> str:
@@ -69,15 +87,27 @@ def files_identity(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        GraincodeError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise file_error(path, error) from error
+
+
 def file_error(path: Path, error: OSError) -> GraincodeError:
     """What to say of a file that the system does not let us read."""
     return GraincodeError(
         f"{path} cannot be read ({error.strerror or error}): make it readable, or if the data set has changed "
-        "meanwhile, type the same command again"
+        "meanwhile, start again"
     )
 
 
-class EncodedImages(DecodedImages):
+class EncodedImages(ImageDataset):
     """A split of encoded images, decoded when they are asked for.
 
     Args:
@@ -109,27 +139,43 @@ class EncodedImages(DecodedImages):
             self.corrupt.share_memory_()  # what a loader's worker process finds counts in all of them
 
     @property
+    def skipped(self) -> int:
+        return int(self.corrupt.sum())
+
+    @property
     def files(self) -> tuple[str, ...]:
         """What errors call each image: of a folder, the paths."""
-        return tuple(self.encoded.name(index) for index in range(len(self)))
-
-    def describe(self, index: int) -> str:
-        return self.encoded.name(index)
+        return tuple(map(self.encoded.name, range(len(self))))
 
     def key(self) -> list[Any]:
+        """What pixels and labels depend on, besides the decoder's version, in JSON's types."""
         return [self.encoded.identity(), self.labels.tolist(), *self.image_size, self.crop]
 
+    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
+        chosen = index_tensor(indices, len(self))
+        images, labels = self.decode(chosen.tolist())
+        return ImageBatch(from_uint8(images), labels, chosen)
+
     def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) uint8 images and (B,) long labels at B indices in [0, len).
+
+        Raises:
+            GraincodeError: an image is corrupt, or with `on_corrupt="skip"`, all of the split are.
+        """
         images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
         shown = torch.empty(len(indices), dtype=torch.long)
         for row, index in enumerate(indices):
             shown[row], images[row] = self._readable(index)
         return images, self.labels[shown]
 
+    def warn_of(self, index: int, reason: str) -> None:
+        """Say that an image is skipped."""
+        name = self.encoded.name(index)
+        _logger.warning("%s is corrupt (%s): the next image of the split stands in for it", name, reason)
+
     def _readable(self, index: int) -> tuple[int, Tensor]:
         """Index and pixels of the image that is shown at an index: its own, unless it is corrupt and skipped."""
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
+        for candidate in chain(range(index, len(self)), range(index)):
             if self.corrupt[candidate]:
                 continue
             content = self.encoded.read(candidate)
@@ -139,91 +185,8 @@ class EncodedImages(DecodedImages):
                 if self.on_corrupt == "error":
                     raise
                 self.corrupt[candidate] = True
-                warn_of(self.encoded.name(candidate), str(error.__cause__))
+                self.warn_of(candidate, " ".join(str(error.__cause__).split()))
         raise GraincodeError(
-            f"none of the {len(self)} {self.split} images of {self.name} can be read, "
-            f"{self.encoded.name(index)} for one: type data.root=/path/to/intact/images"
+            f"{self.encoded.name(index)}: cannot be read as an image, and none of the {len(self)} {self.split} images "
+            f"of {self.name} can: give a folder of intact images"
         )
-
-
-class EncodedSource(ABC):
-    """A data set of encoded images before it is read; a subclass says where they are.
-
-    Args:
-        origin: the key and value that say where, for errors, such as "data.root=/images".
-        image_size: side of a square or (height, width) in pixels.
-        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
-        cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
-            image in $GRAINCODE_CACHE or ~/.cache/graincode, and read from there; a data set that has changed since
-            is decoded anew.
-        on_corrupt: of an image that cannot be decoded: "error" names it, "skip" shows the next one of the split in
-            its place, warns, and counts it in the split's `skipped`.
-        fractions: share of the training images for each split that may be taken out of them ("test", "val"), from 0;
-            their sum is below 1.
-    Raises:
-        GraincodeError: an argument is not as above.
-    """
-
-    name: str
-
-    def __init__(
-        self,
-        origin: str,
-        image_size: int | Sequence[int],
-        crop: Crop,
-        cache: bool,
-        on_corrupt: OnCorrupt,
-        fractions: Mapping[str, float],
-    ) -> None:
-        check_choice("crop", crop, ("center", "none"))
-        check_choice("on_corrupt", on_corrupt, ("error", "skip"))
-        check_fractions(fractions)
-        self.image_size = check_image_size(image_size)
-        self._origin, self._crop, self._cache, self._on_corrupt = origin, crop, cache, on_corrupt
-        self._fractions = fractions
-
-    @property
-    @abstractmethod
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each label, the same in all splits; empty if there are no labels.
-
-        Raises:
-            GraincodeError: as `split` does.
-        """
-
-    @abstractmethod
-    def _encoded(self, split: str) -> tuple[Encoded, Tensor]:
-        """The images of a split and their (N,) long labels."""
-
-    def split(self, name: str) -> ImageDataset:
-        """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done.
-
-        Raises:
-            GraincodeError: there is no such split or it has no images, they are not where they should be, or the
-                cache cannot be written.
-        """
-        check_split(name)
-        encoded, labels = self._encoded(name)
-        if not len(encoded):
-            raise no_images(self._origin, name, self._fractions)
-        names = self.class_names
-        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(encoded), len(names), name)
-        images = EncodedImages(self.name, name, self.image_size, encoded, labels, names, self._crop, self._on_corrupt)
-        return cached(images) if self._cache else images
-
-    def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
-        """Take the splits that are not given out of the training images, by a hash of each one's name.
-
-        Returns:
-            The names of each of these splits and of "train", sorted.
-        Raises:
-            GraincodeError: none is left to train on.
-        """
-        fractions = {name: fraction for name, fraction in self._fractions.items() if name not in given}
-        parts = split_by_hash(list(names), fractions)
-        if not parts["train"]:
-            raise GraincodeError(
-                f"{self._origin} has too few images for its splits, none is left to train on: add images"
-                + (f", or type {' '.join(f'data.{name}_fraction=0' for name in fractions)}" if fractions else "")
-            )
-        return parts

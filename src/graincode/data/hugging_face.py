@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
-from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, file_error, files_identity
+from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.data.encoded import files_identity, read_file
+from graincode.data.sources import EncodedSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,10 +46,7 @@ class Rows:
     def read(self, index: int) -> bytes:
         cell = self.table[self.rows[index]][self.column] or {}
         if cell.get("bytes") is None and cell.get("path"):
-            try:
-                return Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise file_error(Path(cell["path"]), error) from error
+            return read_file(Path(cell["path"]))
         return cell.get("bytes") or b""
 
     def identity(self) -> str:
@@ -59,11 +56,12 @@ class Rows:
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
+@dataclass(eq=False)
 class HuggingFace(EncodedSource):
     """A Hugging Face data set of images; needs the package `datasets`.
 
     Files are decoded here, as those of `ImageFolder` are, so that the same files give the same pixels. No code that
-    comes with a data set is run.
+    comes with a data set is run. What the splits depend on is each row's number.
 
     Args:
         path: a directory that `save_to_disk` wrote, a folder of Parquet or image files, one .parquet file, or a name
@@ -72,56 +70,39 @@ class HuggingFace(EncodedSource):
         image_key: the column of images, or of their files as bytes.
         label_key: the column of labels, class labels or whole numbers from 0; None for unlabelled images.
         splits: for "train", "val" and "test", the data set's name for that split; None to take val or test out of
-            train, decided by a hash of each row's number.
-        image_size, crop, cache, on_corrupt: as in `EncodedSource`.
-        val_fraction: share of the train split to validate on, in [0, 1); unused if `splits` names one for val.
-        test_fraction: share of the train split to test on, in [0, 1); unused if `splits` names one for test.
-    Raises:
-        GraincodeError: an argument is not as above. Whether the data set is there is found out on the first use.
+            train.
+        The others are as in `EncodedSource`.
     """
 
-    def __init__(
-        self,
-        path: str | None,
-        name: str | None = None,
-        image_key: str = "image",
-        label_key: str | None = None,
-        splits: Mapping[str, str | None] | None = None,
-        image_size: int | Sequence[int] = 256,
-        crop: Crop = "center",
-        val_fraction: float = 0.05,
-        test_fraction: float = 0.05,
-        cache: bool = False,
-        on_corrupt: OnCorrupt = "error",
-    ):
-        if not path:
-            raise GraincodeError("data.path is not set: type data.path=/a/directory or data.path=a/name-at-the-hub")
-        fractions = {"test": test_fraction, "val": val_fraction}
-        super().__init__(f"data.path={path}", image_size, crop, cache, on_corrupt, fractions)
-        splits = {"train": "train"} if splits is None else splits
-        if not splits.get("train") or not all(isinstance(value, str | None) for value in splits.values()):
-            raise GraincodeError(
-                f"data.splits={dict(splits)}: expected the data set's names for train and, unless they are null, for "
-                "val and test: type data.splits.train=train"
-            )
+    path: str | None
+    _: KW_ONLY
+    name: str | None = None
+    image_key: str = "image"
+    label_key: str | None = None
+    splits: Mapping[str, str | None] | None = None
+    test_fraction: float = 0.05
+
+    place = "path"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        splits = {"train": "train"} if self.splits is None else dict(self.splits)
+        names = bool(splits.get("train")) and all(isinstance(value, str | None) for value in splits.values())
+        check("splits", splits, "the data set's names for train and, unless they are null, for val and test", names)
         self._given = {ours: theirs for ours, theirs in splits.items() if theirs}
-        self._path, self._config_name = path, name
-        self._image_key, self._label_key = image_key, label_key
-        self.name = Path(path).name
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        if self._label_key is None:
+        if self.label_key is None:
             return ()
-        feature = self._tables["train"].features[self._label_key]
-        names = tuple(getattr(feature, "names", None) or ())
+        names = tuple(getattr(self._tables["train"].features[self.label_key], "names", None) or ())
         values = {value for split in self._given for value in self._labels(split)}
         for value in values:
             if type(value) is not int or value < 0 or (names and value >= len(names)):
+                largest = f" to {len(names) - 1}" if names else ""
                 raise GraincodeError(
-                    f"{self._origin} has the label {value!r} in its column {self._label_key!r}: expected whole "
-                    f"numbers from 0{f' to {len(names) - 1}' if names else ''}: type data.label_key=null for images "
-                    "without labels, or null for a split whose labels are not published"
+                    f"label_key={self.label_key}: expected whole numbers from 0{largest}, found {value!r} in "
+                    f"{self._origin}; null for images without labels"
                 )
         return names or tuple(map(str, range(max(values) + 1)))
 
@@ -134,52 +115,40 @@ class HuggingFace(EncodedSource):
         labels = torch.zeros(len(rows), dtype=torch.long)
         if self.class_names:
             labels = torch.tensor(self._labels(base), dtype=torch.long)[list(rows)]
-        return Rows(table, self._image_key, tuple(rows), f"{self._given[base]} in {self._origin}"), labels
+        return Rows(table, self.image_key, tuple(rows), f"{self._given[base]} in {self._origin}"), labels
 
     def _labels(self, split: str) -> list[Any]:
         """The labels of all rows of one of the data set's own splits."""
-        column = self._tables[split].select_columns([self._label_key]).with_format("arrow")[:]
-        return column[self._label_key].to_pylist()
+        column = self._tables[split].select_columns([self.label_key]).with_format("arrow")[:]
+        return column[self.label_key].to_pylist()
 
     def _image_column(self, table: Dataset) -> Dataset:
         from datasets import Image
 
-        column = table.select_columns([self._image_key]).with_format(None)
+        column = table.select_columns([self.image_key]).with_format(None)
         try:
-            return column.cast_column(self._image_key, Image(decode=False))
+            return column.cast_column(self.image_key, Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:  # among which are those of pyarrow
-            raise GraincodeError(
-                f"data.image_key={self._image_key}: expected a column of images in {self._origin}, found "
-                f"{table.features[self._image_key]}: type data.image_key= another of {', '.join(table.features)}"
-            ) from error
+            others = ", ".join(table.features)
+            raise GraincodeError(f"image_key={self.image_key}: expected a column of images, of {others}") from error
 
     @cached_property
     def _tables(self) -> dict[str, Dataset]:
         """The data set's own splits by our names for them."""
         found = self._load()
         for ours, theirs in self._given.items():
-            if theirs not in found:
-                raise GraincodeError(
-                    f"data.splits.{ours}={theirs}: expected one of {', '.join(found)}, the splits of {self._origin}"
-                    + (f": type data.splits.{ours}=null to take it out of train" if ours != "train" else "")
-                )
-            for key, column in (("image_key", self._image_key), ("label_key", self._label_key)):
-                if column is not None and column not in found[theirs].features:
-                    columns = ", ".join(found[theirs].features)
-                    raise GraincodeError(
-                        f"data.{key}={column}: expected a column of {theirs} in {self._origin}: "
-                        f"type data.{key}= one of {columns}"
-                    )
+            check_choice(f"splits.{ours}", theirs, tuple(found))
+            for key in ("image_key", "label_key"):
+                if (column := getattr(self, key)) is not None:
+                    check_choice(key, column, tuple(found[theirs].features))
         return {ours: found[theirs] for ours, theirs in self._given.items()}
 
     def _load(self) -> Mapping[str, Dataset]:
         try:
             import datasets
         except ImportError as error:
-            raise GraincodeError(
-                "data=hf needs the package datasets, which is not installed: type pip install graincode[hf]"
-            ) from error
-        local = Path(os.path.expanduser(self._path))
+            raise GraincodeError("the package datasets is not installed: pip install graincode[hf]") from error
+        local = Path(self.path).expanduser()
         try:
             if (local / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(str(local))
@@ -187,11 +156,10 @@ class HuggingFace(EncodedSource):
                 return {"train": datasets.load_from_disk(str(local))}
             if local.is_file():
                 return datasets.load_dataset("parquet", data_files=str(local), trust_remote_code=False)
-            path = str(local) if local.is_dir() else self._path
-            return datasets.load_dataset(path, self._config_name, trust_remote_code=False)
+            path = str(local) if local.is_dir() else self.path
+            return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
             raise GraincodeError(
-                f"{self._origin} cannot be loaded ({' '.join(str(error).split())}): type data.path= a directory that "
-                "save_to_disk wrote, a folder or file of Parquet, or a name at the hub, and data.name= one of its "
-                "configurations if it has several"
+                f"{self._origin}: expected a directory of save_to_disk, a folder or file of Parquet, or a name at the "
+                f"hub (with name= one of its configurations if it has several): {' '.join(str(error).split())}"
             ) from error

@@ -1,4 +1,4 @@
-"""Images for training and evaluation: the batch, the data set, the source; splits by hash, and decoding."""
+"""Images for training and evaluation: the batch, the data set, the source; decoding, and splits by hash."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.images import from_uint8, to_uint8
 from graincode.core.rng import permutation
 
 SPLITS = ("train", "val", "test")
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# What is decoded, by Pillow's names. Others of its decoders start programs, whatever a file is called.
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".ppm",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
 _HASH_CHUNK = 256
 
@@ -63,8 +74,8 @@ class ImageDataset(ABC):
         image_size: (height, width) in pixels.
         class_names: name of each label; empty if there are no labels.
         labels: (N,) long, the labels of all images.
-        skipped: how many corrupt images others stand in for, as far as is known: without a cache, those come upon
-            so far, by this process and its loader's workers.
+        skipped: how many corrupt images others stand in for, as far as is known: without a cache, those found so far
+            by this process and its loader's workers.
     """
 
     name: str
@@ -77,9 +88,9 @@ class ImageDataset(ABC):
     def skipped(self) -> int:
         return 0
 
-    @abstractmethod
     def __len__(self) -> int:
         """Number of images in the split."""
+        return len(self.labels)
 
     @abstractmethod
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
@@ -145,40 +156,36 @@ class TensorImages(ImageDataset):
     def image_size(self) -> tuple[int, int]:
         return self.images.shape[-2], self.images.shape[-1]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen = index_tensor(indices, len(self))
         images = from_uint8(self.images[chosen]).expand(-1, 3, -1, -1).contiguous()
         return ImageBatch(images, self.labels[chosen], chosen)
 
 
-class Subset(ImageDataset):
-    """The first `count` images of a fixed permutation of a split, so that a part is not one class."""
+class DerivedImages(ImageDataset):
+    """A split made of another one, with its name, image size and classes, and other labels."""
 
-    def __init__(self, dataset: ImageDataset, count: int) -> None:
-        self.name, self.split = dataset.name, f"{dataset.split} (part)"
+    def __init__(self, dataset: ImageDataset, split: str, labels: Tensor) -> None:
+        self.name, self.split, self.labels = dataset.name, split, labels
         self.image_size, self.class_names = dataset.image_size, dataset.class_names
-        self._dataset, self._order = dataset, torch.from_numpy(permutation(0, 0, len(dataset))[:count])
-        self.labels = dataset.labels[self._order]
+        self._dataset = dataset
 
     @property
     def skipped(self) -> int:
         return self._dataset.skipped
 
-    def __len__(self) -> int:
-        return len(self._order)
+
+class Subset(DerivedImages):
+    """The first `count` images of a fixed permutation of a split, so that a part is not one class."""
+
+    def __init__(self, dataset: ImageDataset, count: int) -> None:
+        self._order = torch.from_numpy(permutation(0, 0, len(dataset))[:count])
+        super().__init__(dataset, f"{dataset.split} (part)", dataset.labels[self._order])
 
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        batch = self._dataset[self._order[index_tensor(indices, len(self))].tolist()]
-        return ImageBatch(batch.images, batch.labels, index_tensor(indices, len(self)))
-
-
-def check_split(name: str) -> None:
-    """Raise a GraincodeError unless `name` is the name of a split."""
-    if name not in SPLITS:
-        raise GraincodeError(f"there is no split {name!r}: type one of {', '.join(SPLITS)}")
+        chosen = index_tensor(indices, len(self))
+        batch = self._dataset[self._order[chosen].tolist()]
+        return ImageBatch(batch.images, batch.labels, chosen)
 
 
 def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[str, list[str]]:
@@ -206,26 +213,24 @@ def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[
 def read_image(
     file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none", "exact"], name: str | None = None
 ) -> Tensor:
-    """Decode one image, turn it upright as its EXIF data say, and scale it with an antialiased bicubic filter.
+    """Decode one image and scale it with an antialiased bicubic filter.
 
     Args:
-        file: path or content of any file that Pillow opens with at most 8 bits a channel; alpha is dropped, of an
-            animation the first frame is taken.
+        file, name: as in `open_image`.
         size: (height, width) in pixels.
         crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
             "exact" refuses an image of another size.
-        name: what to call the file in an error; by default its path.
     Returns:
         (3, height, width) uint8.
     Raises:
-        GraincodeError: the file cannot be decoded, has more than 8 bits a channel, or another size than the exact one.
+        GraincodeError: the file cannot be decoded, or has another size than the exact one.
     """
     height, width = size
     image = open_image(file, name)
     if crop == "exact" and image.size != (width, height):
         raise GraincodeError(
-            f"{name or file} has {image.height} x {image.width} pixels, the first image {height} x {width}: expected "
-            f"one size; type image_size=[{height},{width}] after images. or reference. to have all resized"
+            f"{name or file}: {image.height} x {image.width} pixels, where the first image has {height} x {width}: "
+            "give an image_size to have all resized"
         )
     if crop == "center":
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
@@ -235,63 +240,40 @@ def read_image(
 
 
 def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
-    """Decode one image and turn it upright as its EXIF data say, in a mode of Pillow's; otherwise as `read_image`."""
+    """Decode one image and turn it upright as its EXIF data say.
+
+    Args:
+        file: path or content, in one of the `FORMATS` with at most 8 bits a channel; of an animation the first frame
+            is taken.
+        name: what to call the file in an error; by default its path.
+        mode: of Pillow's; "RGB" drops alpha.
+    Raises:
+        GraincodeError: the file cannot be decoded, or has more than 8 bits a channel.
+    """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=tuple(FORMATS)) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
                 raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
             return image.convert(mode)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
-        reason = " ".join(str(error).split())
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
         raise GraincodeError(
-            f"{name} cannot be read as an image ({reason}): remove it, or re-save it as an 8-bit PNG or JPEG; "
-            "data.on_corrupt=skip passes over such images of a data set that has this key"
+            f"{name} cannot be read as an image ({' '.join(str(error).split())}): remove it, or save it anew as an "
+            "8-bit PNG or JPEG; on_corrupt=skip makes data sets pass over it"
         ) from error
 
 
-def check_fractions(fractions: Mapping[str, float]) -> None:
-    """Raise a GraincodeError unless the values of the keys `data.NAME_fraction` are from 0 to below 1 in all."""
-    if not (all(isinstance(f, int | float) and f >= 0 for f in fractions.values()) and sum(fractions.values()) < 1):
-        raise GraincodeError(
-            f"{' and '.join(f'data.{name}_fraction={fraction}' for name, fraction in fractions.items())}: expected "
-            f"from 0 to below 1 in all: type {' '.join(f'data.{name}_fraction=0.05' for name in fractions)}"
-        )
-
-
-def no_images(origin: str, split: str, fractions: Mapping[str, float]) -> GraincodeError:
-    """What to say of a split without images.
-
-    Args:
-        origin: what the data set is called.
-        split: name of the split.
-        fractions: as in `split_by_hash`.
-    """
-    empty = fractions.get(split) == 0
-    reason = f"as data.{split}_fraction=0: type data.{split}_fraction=0.05" if empty else "type another source"
-    return GraincodeError(f"{origin} has no {split} images, {reason}")
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise a GraincodeError unless the value of the key `data.key` is one of the choices."""
-    if value not in choices:
-        options = " or ".join(f"data.{key}={choice}" for choice in choices)
-        raise GraincodeError(f"data.{key}={value}: expected {' or '.join(choices)}: type {options}")
-
-
-def check_image_size(value: int | Sequence[int], key: str = "data.image_size") -> tuple[int, int]:
-    """(height, width) in pixels of a size that may be the side of a square; `key` gives it.
+def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels of a size that may be the side of a square.
 
     Raises:
         GraincodeError: it is no size.
     """
     sides = (value, value) if isinstance(value, int) else value
     # a Hydra list is a Sequence but no tuple or list, and True is an int
-    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise GraincodeError(
-            f"{key}={value}: expected a positive number of pixels or [height,width]: type {key}=64 or {key}=[64,96]"
-        )
+    is_size = isinstance(sides, Sequence) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+    check("image_size", value, "a positive number of pixels or [height,width]", is_size)
     return sides[0], sides[1]
 
 

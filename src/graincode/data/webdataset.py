@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
 from graincode.data.cache import build_once
-from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, file_error, files_identity
+from graincode.data.encoded import Crop, OnCorrupt, file_error, files_identity
 from graincode.data.images import EXTENSIONS, SPLITS
+from graincode.data.sources import EncodedSource
 from graincode.files import cache_root, replacing
 
 FORMAT = 1
@@ -61,7 +62,8 @@ class Members:
         shard = self.shards[self.index["shard"][index]]
         try:
             with shard.open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), int(self.index["size"][index]), int(self.index["offset"][index]))
+                file.seek(self.index["offset"][index])
+                return file.read(self.index["size"][index])
         except OSError as error:
             raise file_error(shard, error) from error
 
@@ -80,16 +82,12 @@ class WebDataset(EncodedSource):
 
     Splits. If shards are named after splits, as in train-000.tar or imagenet-val-7.tar, and some are called train,
     these are the splits, and those of val and test that are missing are taken out of train. Otherwise all three are
-    taken out of all shards. What is taken out is decided by a hash of each sample's name.
+    taken out of all shards.
 
     Args:
         root: a directory of .tar files, or a glob such as /data/imagenet-*.tar; `~` is expanded.
-        image_size, crop, cache, on_corrupt: as in `EncodedSource`.
-        val_fraction: share of the images to validate on, in [0, 1); unused if there are shards named val.
-        test_fraction: share of the images to test on, in [0, 1); unused if there are shards named test.
         class_names: name of each label; by default "0", "1" and so on up to the largest label.
-    Raises:
-        GraincodeError: an argument is not as above. Whether the shards are there is found out on the first use.
+        The others are as in `EncodedSource`.
     """
 
     def __init__(
@@ -103,13 +101,14 @@ class WebDataset(EncodedSource):
         cache: bool = False,
         on_corrupt: OnCorrupt = "error",
     ):
-        if not root:
-            raise GraincodeError("data.root is not set: type data.root=/folder/of/tar/files")
-        fractions = {"test": test_fraction, "val": val_fraction}
-        super().__init__(f"data.root={root}", image_size, crop, cache, on_corrupt, fractions)
-        self._root = Path(os.path.abspath(os.path.expanduser(root)))
-        self._given_names = None if class_names is None else tuple(class_names)
-        self.name = (self._root if self._root.is_dir() else self._root.parent).name
+        self.root, self.test_fraction, self._given_names = root, test_fraction, class_names
+        super().__init__(
+            image_size=image_size, crop=crop, val_fraction=val_fraction, cache=cache, on_corrupt=on_corrupt
+        )
+
+    @property
+    def _name(self) -> str:
+        return (self._root if self._root.is_dir() else self._root.parent).name
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -117,17 +116,16 @@ class WebDataset(EncodedSource):
         unlabelled = np.flatnonzero(labels < 0)
         if len(unlabelled) == len(labels):
             if self._given_names:
-                raise GraincodeError(f"{self._origin} has no labels (.cls members): type data.class_names=null")
+                raise GraincodeError(f"class_names={self._given_names}: expected null, as {self._origin} has no labels")
             return ()
         if len(unlabelled):
             first = Members(self._shards, self._index, "").name(unlabelled[0])
             raise GraincodeError(f"{first} has no label, but others have: add its .cls, or remove those of all")
         count = int(labels.max()) + 1
-        names = self._given_names or tuple(map(str, range(count)))
+        names = tuple(self._given_names or map(str, range(count)))
         if len(names) < count:
             raise GraincodeError(
-                f"data.class_names has {len(names)} names, but {self._origin} has the label {count - 1}: "
-                f"expected {count} names or more: type data.class_names=null to number them"
+                f"class_names={list(names)}: expected {count} names or more for the label {count - 1} in {self._origin}"
             )
         return names
 
@@ -143,15 +141,12 @@ class WebDataset(EncodedSource):
         found = sorted(Path(path) for path in glob.glob(pattern))
         for path in found:
             if _COMPRESSED.search(path.name):
-                raise GraincodeError(
-                    f"{path} is compressed, so no image in it can be read by itself: expected an uncompressed .tar: "
-                    "unpack it with gunzip or the like, or move it away"
-                )
+                raise GraincodeError(f"{path} is compressed: unpack it to an uncompressed .tar, or move it away")
         shards = tuple(path for path in found if path.suffix == ".tar")
         if not shards:
             raise GraincodeError(
-                f"{self._origin} has no .tar files: type data.root=/folder/of/tar/files, or a glob such as "
-                "data.root='/folder/train-*.tar' (with * in place of {000..146})"
+                f"{self._origin}: expected .tar files, in a directory or by a glob such as /folder/train-*.tar (with * "
+                "in place of {000..146})"
             )
         return shards
 
@@ -176,7 +171,7 @@ class WebDataset(EncodedSource):
 
     @cached_property
     def _splits(self) -> dict[str, np.ndarray]:
-        """(N,) int64 of each split, the places of its images in the index."""
+        """(N,) int64 of each split, the positions of its images in the index."""
         named = [_SPLIT_IN_NAME.search(shard.name) for shard in self._shards]
         part_of_shard = ["train" if match is None else match[1].lower() for match in named]
         given = set(part_of_shard) if any(match and match[1].lower() == "train" for match in named) else set()
@@ -224,35 +219,28 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
     labels: dict[str, int] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
-            for member in tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
                 key, extension = _sample(member.name)
-                if not member.isfile():
-                    continue
                 if f".{extension}" in EXTENSIONS:
                     if key in images:
-                        raise GraincodeError(
-                            f"{shard} has two images of one sample, {images[key].name} and {member.name}: "
-                            "give them different names"
-                        )
+                        both = f"{images[key].name} and {member.name}"
+                        raise GraincodeError(f"{shard} has two images of one sample, {both}: rename one of them")
                     images[key] = member
                 elif extension == "cls":
                     content = tar.extractfile(member).read()
                     if not content.strip().isdigit():
-                        raise GraincodeError(
-                            f"{member.name} in {shard} has {content[:20]!r}: expected a whole number from 0, as text"
-                        )
+                        found = f"{member.name} in {shard} has {content[:20]!r}"
+                        raise GraincodeError(f"{found}: expected a whole number from 0, as text")
                     labels[key] = int(content)
             if tar.offset >= shard.stat().st_size:
                 raise tarfile.ReadError("it has no end mark, so it is cut short")
     except tarfile.TarError as error:
-        raise GraincodeError(
-            f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it away"
-        ) from error
+        raise GraincodeError(f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it") from error
     except OSError as error:
         raise file_error(shard, error) from error
     if not images:
+        extensions = " ".join(EXTENSIONS)
         raise GraincodeError(
-            f"{shard} has no images, that is, members that end in {' '.join(EXTENSIONS)} after their first dot: "
-            "move it away, or type data.root=/folder/of/tar/files"
+            f"{shard} has no images, members that end in {extensions} after their first dot: move it away"
         )
     return images, labels

@@ -1,0 +1,120 @@
+"""Data sets of encoded images before they are read: what folders, tables and tar shards share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.data.cache import cached
+from graincode.data.encoded import Crop, Encoded, EncodedImages, OnCorrupt
+from graincode.data.images import SPLITS, ImageDataset, check_image_size, split_by_hash
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, eq=False)
+class EncodedSource(ABC):
+    """A data set of encoded images before it is read; a subclass says where they are.
+
+    Splits that the data set does not have are taken out of its training images, decided by a hash of each one's name:
+    an image keeps its split when others come and go. Only a split that would have no image at all, as in small data
+    sets, gets the one with the nearest hash.
+
+    Args:
+        image_size: side of a square or (height, width) in pixels.
+        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
+        val_fraction, test_fraction: shares of the training images to validate and to test on, from 0, below 1 in all;
+            unused where the data set has such a split. Data sets with a test split of their own lack the second.
+        cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
+            image in $GRAINCODE_CACHE or ~/.cache/graincode, and read from there; a data set that has changed since
+            is decoded anew.
+        on_corrupt: of an image that cannot be decoded: "error" names it, "skip" shows the next one of the split in
+            its place, warns, and counts it in the split's `skipped`.
+    Raises:
+        GraincodeError: an argument is not as above. Whether the images are there is found out on the first use.
+    """
+
+    image_size: int | Sequence[int] = 256
+    crop: Crop = "center"
+    val_fraction: float = 0.05
+    test_fraction: ClassVar[float | None] = None
+    cache: bool = False
+    on_corrupt: OnCorrupt = "error"
+
+    place: ClassVar[str] = "root"
+    """The argument that says where the images are."""
+
+    def __post_init__(self) -> None:
+        where = getattr(self, self.place)
+        check(self.place, where, "where the images are", bool(where))
+        check_choice("crop", self.crop, Crop)
+        check_choice("on_corrupt", self.on_corrupt, OnCorrupt)
+        self._fractions = {"test": self.test_fraction, "val": self.val_fraction}  # the order of the hashes
+        if self.test_fraction is None:
+            del self._fractions["test"]
+        for name, fraction in self._fractions.items():
+            holds = isinstance(fraction, int | float) and fraction >= 0 and sum(self._fractions.values()) < 1
+            check(f"{name}_fraction", fraction, "a share from 0, below 1 with those of other splits", holds)
+        self.image_size = check_image_size(self.image_size)
+        self._origin = f"{self.place}={where}"
+        self._root = Path(os.path.abspath(os.path.expanduser(where)))
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label, the same in all splits; empty if there are no labels.
+
+        Raises:
+            GraincodeError: as `split` does.
+        """
+
+    @property
+    def _name(self) -> str:
+        """Short name of the data set."""
+        return self._root.name
+
+    @abstractmethod
+    def _encoded(self, split: str) -> tuple[Encoded, Tensor]:
+        """The images of a split and their (N,) long labels."""
+
+    def split(self, name: str) -> ImageDataset:
+        """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done.
+
+        Raises:
+            GraincodeError: there is no such split or it has no images, they are not where they should be, or the
+                cache cannot be written.
+        """
+        check_choice("split", name, SPLITS)
+        encoded, labels = self._encoded(name)
+        if not len(encoded):
+            if self._fractions.get(name) == 0:
+                raise GraincodeError(f"{name}_fraction=0: expected more than 0, as {self._origin} has no {name} images")
+            raise GraincodeError(f"{self._origin}: expected {name} images in it, found none")
+        names = self.class_names
+        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(encoded), len(names), name)
+        images = EncodedImages(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)
+        return cached(images) if self.cache else images
+
+    def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
+        """Take the splits that are not given out of the training images.
+
+        Returns:
+            The names of each of these splits and of "train", sorted.
+        Raises:
+            GraincodeError: none is left to train on.
+        """
+        parts = split_by_hash(list(names), {name: f for name, f in self._fractions.items() if name not in given})
+        if not parts["train"]:
+            keys = "".join(f" {name}_fraction=0" for name in parts if name != "train")
+            raise GraincodeError(
+                f"{self._origin}: expected more images, none is left to train on; add some or set{keys}"
+            )
+        return parts
