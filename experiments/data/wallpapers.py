@@ -68,9 +68,7 @@ def read_table() -> list[Photograph]:
         return [Photograph(**row) for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
 
-def folder_of(
-    image_size: tuple[int, int] = (64, 64), crops: int = CROPS, scale: tuple[float, float] = SCALE
-) -> Path:
+def folder_of(image_size: tuple[int, int] = (64, 64), crops: int = CROPS, scale: tuple[float, float] = SCALE) -> Path:
     """Where `prepare` puts crops by default."""
     named = f"{image_size[0]}x{image_size[1]}-{crops}" + ("" if scale == SCALE else f"-{scale[0]}-{scale[1]}")
     return cache_root() / "wallpapers" / named

@@ -44,7 +44,10 @@ from graincode.tokenizer import (
 HERE = Path(__file__).parent
 DATA = {
     "Fashion-MNIST, 32 px, F8/F4": (FashionMNIST(), CodeLayout((32, 32), ((8, 8), (4, 4)), 256)),
-    "wallpapers, 64 px, F16/F8": (ImageFolder(str(folder_of()), cache=True), CodeLayout((64, 64), ((16, 16), (8, 8)), 256)),
+    "wallpapers, 64 px, F16/F8": (
+        ImageFolder(str(folder_of()), cache=True),
+        CodeLayout((64, 64), ((16, 16), (8, 8)), 256),
+    ),
 }
 TRAIN, TEST, BATCH = 10_000, 2000, 250
 FINE = (0.25, 0.5)

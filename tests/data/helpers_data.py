@@ -1,6 +1,7 @@
 """Small data sets on disk, in the layouts that the sources read."""
 
 import io
+import itertools
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graincode.core.images import to_uint8
 from graincode.data import FFHQ, HuggingFace, ImageFolder, ImageNet, WebDataset
-from graincode.data.encoded import EncodedSource
+from graincode.data.encoded import EncodedImages
+from graincode.data.images import SPLITS, ImageSource
+from graincode.data.sources import EncodedSource
 
 KINDS = {"image_folder": ImageFolder, "imagenet": ImageNet, "ffhq": FFHQ, "hf": HuggingFace, "webdataset": WebDataset}
 WNIDS = ("n01440764", "n01443537")
@@ -109,3 +113,22 @@ def make(kind: str, root: Path, images: Sequence[bytes], **arguments) -> Encoded
     """The source of images written as `write` does."""
     named = dict(override.removeprefix("data.").split("=") for override in write(kind, root, images))
     return KINDS[kind](**({"image_size": 8} | named | arguments))
+
+
+def levels(source: ImageSource) -> dict[str, list[int]]:
+    """The gray level of every image."""
+    splits = {name: source.split(name) for name in SPLITS}
+    return {name: to_uint8(split[range(len(split))].images)[:, 0, 0, 0].tolist() for name, split in splits.items()}
+
+
+def together(splits: dict[str, list[int]]) -> list[int]:
+    return sorted(itertools.chain.from_iterable(splits.values()))
+
+
+def sizes(source: ImageSource) -> dict[str, int]:
+    return {name: len(source.split(name)) for name in SPLITS}
+
+
+def names_of(split: EncodedImages) -> list[str]:
+    """What errors call each image: of a folder, the paths."""
+    return [split.encoded.name(index) for index in range(len(split))]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_data import KINDS, gray, make, one_line, photo, write_files, write_tar
+from helpers_data import KINDS, gray, make, names_of, one_line, photo, write_files, write_tar
 from torch.utils.data import DataLoader
 
 from graincode.core.errors import GraincodeError
@@ -120,7 +120,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
 
     root = write_files(tmp_path / "data", {f"a/{level}.png": gray(level) for level in range(10, 18)})
     seen = [content()]
-    for index, file in enumerate(folder(root, cache=False).split("train").files):
+    for index, file in enumerate(names_of(folder(root, cache=False).split("train"))):
         name = Path(file).relative_to(root).as_posix()
         if index % 2:
             size = (root / name).stat().st_size
@@ -212,7 +212,7 @@ def test_an_interrupted_build_counts_for_nothing(tmp_path, monkeypatch, cache, h
     source, plain = folder(tmp_path / "data"), folder(tmp_path / "data", cache=False)
 
     def interrupted(content, size, crop, name):
-        if name == plain.split("train").files[5]:
+        if name == names_of(plain.split("train"))[5]:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
@@ -254,7 +254,7 @@ def test_a_full_disk_is_named_with_the_bytes_needed(tmp_path, monkeypatch, cache
         monkeypatch.setattr(EncodedImages, "decode", write)
     with pytest.raises(GraincodeError) as error:
         source.split("train")
-    one_line(error, str(cache / "images"), str(size * (3 * 8 * 6 + 8)), "GRAINCODE_CACHE", "data.cache=false")
+    one_line(error, str(cache / "images"), str(size * (3 * 8 * 6 + 8)), "GRAINCODE_CACHE", "cache=false")
     assert folders(cache) == []
 
 
@@ -262,7 +262,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAINCODE_CACHE", str(write_files(tmp_path, {"file": b""}) / "file"))
     with pytest.raises(GraincodeError) as error:
         folder(tmp_path / "data").split("train")
-    one_line(error, str(tmp_path / "file"), "GRAINCODE_CACHE", "data.cache=false")
+    one_line(error, str(tmp_path / "file"), "GRAINCODE_CACHE", "cache=false")
 
 
 def test_a_damaged_cache_is_named(tmp_path, cache):
@@ -306,7 +306,7 @@ def test_the_next_readable_image_stands_in_for_a_corrupt_one(tmp_path, caplog, k
     assert levels_of(split, workers) == expected
     assert split.skipped == 3
     if not workers:  # the log of worker processes does not come here
-        names = make(kind, tmp_path / "bad2", damaged(range(40), *bad)).split("train").files
+        names = names_of(make(kind, tmp_path / "bad2", damaged(range(40), *bad)).split("train"))
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         told = [warning.replace(str(tmp_path / "bad"), str(tmp_path / "bad2")) for warning in warnings]
         for place in places:
@@ -330,7 +330,7 @@ def test_skipping_gives_the_same_content_with_and_without_a_cache(tmp_path):
 def test_a_corrupt_image_is_an_error_by_default(tmp_path, cache, kind, cached, workers):
     good = make(kind, tmp_path / "good", [gray(i) for i in range(40)]).split("train")
     source = make(kind, tmp_path / "bad", damaged(range(40), levels_of(good)[0][6]), cache=cached)
-    name = good.files[6].replace(str(tmp_path / "good"), str(tmp_path / "bad"))
+    name = names_of(good)[6].replace(str(tmp_path / "good"), str(tmp_path / "bad"))
     message = ""
     try:
         everything(source.split("train"), workers)
@@ -339,7 +339,7 @@ def test_a_corrupt_image_is_an_error_by_default(tmp_path, cache, kind, cached, w
         message = str(error)
     assert ("\n" in message) == bool(workers and not cached)  # torch puts a worker's traceback before the message
     assert name in message.splitlines()[-1]
-    assert "data.on_corrupt=skip" in message.splitlines()[-1]
+    assert "on_corrupt=skip" in message.splitlines()[-1]
     assert folders(cache) == []
 
 
@@ -355,7 +355,7 @@ def test_a_build_by_several_processes_names_and_counts_what_is_corrupt(tmp_path,
     images = damaged(range(150), 20, 140, 148)
     with pytest.raises(GraincodeError) as error:
         make("image_folder", tmp_path, images, **every).split("train")
-    one_line(error, "cannot be read as an image", "data.on_corrupt=skip")
+    one_line(error, "cannot be read as an image", "on_corrupt=skip")
     assert folders(cache) == []
     skipping = make("image_folder", tmp_path, images, on_corrupt="skip", **every).split("train")
     assert skipping.skipped == 3
@@ -368,15 +368,15 @@ def test_no_readable_image_at_all_is_an_error(tmp_path, cached):
     source = make("image_folder", tmp_path, damaged(range(9), *range(9)), cache=cached, on_corrupt="skip")
     with pytest.raises(GraincodeError) as error:
         source.split("train")[[0]]
-    one_line(error, "none of the 7 train images", str(tmp_path), "data.root=")
+    one_line(error, "none of the 7 train images", str(tmp_path))
 
 
 def test_a_file_that_is_gone_is_not_skipped(tmp_path):
     split = make("image_folder", tmp_path, [gray(i) for i in range(9)], on_corrupt="skip").split("train")
-    Path(split.files[2]).unlink()
+    Path(names_of(split)[2]).unlink()
     with pytest.raises(GraincodeError) as error:
         split[[2]]
-    one_line(error, split.files[2])
+    one_line(error, names_of(split)[2])
     assert split.skipped == 0
 
 
@@ -388,4 +388,4 @@ def test_other_data_sets_skip_nothing():
 def test_bad_policies_say_what_to_type(tmp_path, kind):
     with pytest.raises(GraincodeError) as error:
         make(kind, tmp_path, [gray(0)], on_corrupt="ignore")
-    one_line(error, "data.on_corrupt=error or data.on_corrupt=skip")
+    one_line(error, "on_corrupt=ignore", "error, skip")

@@ -60,9 +60,10 @@ class EncodedSource(ABC):
         self._fractions = {"test": self.test_fraction, "val": self.val_fraction}  # the order of the hashes
         if self.test_fraction is None:
             del self._fractions["test"]
-        for name, fraction in self._fractions.items():
-            holds = isinstance(fraction, int | float) and fraction >= 0 and sum(self._fractions.values()) < 1
-            check(f"{name}_fraction", fraction, "a share from 0, below 1 with those of other splits", holds)
+        shares = self._fractions.values()
+        if not all(isinstance(share, int | float) and share >= 0 for share in shares) or not sum(shares) < 1:
+            found = " and ".join(f"{name}_fraction={share}" for name, share in self._fractions.items())
+            raise GraincodeError(f"{found}: expected shares from 0, below 1 in all")
         self.image_size = check_image_size(self.image_size)
         self._origin = f"{self.place}={where}"
         self._root = Path(os.path.abspath(os.path.expanduser(where)))

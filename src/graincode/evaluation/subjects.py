@@ -9,12 +9,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
-from graincode.core.errors import GraincodeError, check
-from graincode.data.encoded import EncodedImages
-from graincode.data.folders import Files, image_files
-from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, check_split
+from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.data.encoded import EncodedImages, Files
+from graincode.data.folders import image_files
+from graincode.data.images import SPLITS, ImageDataset, ImageSource, TensorImages, check_image_size, open_image
 from graincode.files import open_npz
 
 SplitName = Literal["train", "val", "test"]
@@ -74,7 +73,7 @@ class Split:
 
     def open(self, source: ImageSource) -> ImageDataset:
         """Its images."""
-        check_split(self.split)
+        check_choice("split", self.split, SPLITS)
         return source.split(self.split)
 
 
@@ -119,7 +118,7 @@ class Folder:
                 f"{key}.path={self.path} has {shape}: expected arr_0 or images, uint8 of (N, H, W, 3)"
                 + (f"; for a file of mu and sigma type {key}=statistics" if found is None else "")
             )
-        if self.image_size is not None and check_image_size(self.image_size, f"{key}.image_size") != found.shape[1:3]:
+        if self.image_size is not None and check_image_size(self.image_size) != found.shape[1:3]:
             raise GraincodeError(
                 f"{key}.image_size={self.image_size}, but the images of an .npz are not resized: "
                 f"type {key}.image_size=null"
@@ -128,16 +127,11 @@ class Folder:
         return TensorImages(path.name, "images", images, torch.zeros(len(images), dtype=torch.long))
 
     def _files(self, path: Path, key: str) -> ImageDataset:
-        files = Files(path.resolve(), tuple(image_files(path, f"{key}.path")))
+        files = Files(path.resolve(), tuple(image_files(path)))
         if self.image_size is not None:
-            size, crop = check_image_size(self.image_size, f"{key}.image_size"), "center"
+            size, crop = check_image_size(self.image_size), "center"
         else:
-            crop = "exact"
-            try:
-                with Image.open(files.name(0)) as first:
-                    size = ImageOps.exif_transpose(first).size[::-1]
-            except Exception as error:  # broken files raise nearly anything
-                raise GraincodeError(f"{files.name(0)} cannot be read as an image ({error}): remove it") from None
+            size, crop = open_image(files.name(0)).size[::-1], "exact"
         return EncodedImages(path.name, "images", size, files, torch.zeros(len(files), dtype=torch.long), crop=crop)
 
 
