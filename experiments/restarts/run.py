@@ -33,6 +33,8 @@ from graincode.tokenizer import EMAQuantizer
 
 HERE, RUNS = Path(__file__).parent, Path("runs/restarts")
 SIZE, STEPS, WARM_UP = 1024, 600, 200
+TRAINING = [f"runs_dir={RUNS}", "run_name=tokenizer", "experiment=tok_fashion", "trainer.steps=300",
+            "trainer.eval_every=300", "calibration_images=4000"]  # fmt: skip
 CASES = ((256, 4096), (256, 16), (4096, 4096))  # vectors in each step; vectors that the codebook starts from
 
 
@@ -83,11 +85,7 @@ METRICS = {
 
 def encoder_vectors() -> tuple[Tensor, Tensor]:
     """(N, D) codes before quantisation, of training and of validation images, and of all grains."""
-    subprocess.run(
-        [sys.executable, "-P", "-m", "graincode.jobs.train_tokenizer", f"runs_dir={RUNS}", "run_name=tokenizer",
-         "experiment=tok_fashion", "trainer.steps=300", "trainer.eval_every=300", "calibration_images=4000"],
-        check=True,
-    )  # fmt: skip
+    subprocess.run([sys.executable, "-P", "-m", "graincode.jobs.train_tokenizer", *TRAINING], check=True)
     tokenizer = load_tokenizer(RUNS / "train_tokenizer" / "tokenizer" / "export")
     found = []
     for split, count in (("train", 4000), ("val", 1000)):

@@ -183,7 +183,7 @@ class Job:
 def command(root: Path, job: str, *words: str) -> subprocess.Popen[str]:
     """Start a job with one thread in the workspace."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"graincode.jobs.{job}", "run_name=run", *words], cwd=root, text=True,
+        [sys.executable, "-P", "-m", f"graincode.jobs.{job}", "run_name=run", *words], cwd=root, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(root / "temporary")},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
