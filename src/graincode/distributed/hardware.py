@@ -29,7 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.distributed import collectives
 from graincode.distributed.blocks import CheckpointedBlock, compile_blocks
 
@@ -41,19 +41,16 @@ class Hardware:
     """What `conf/hardware` gives. Nothing here changes results beyond rounding, but for precision.
 
     Attributes:
-        device: "cpu" or "gpu".
         num_processes: on each machine; None starts one for each GPU. A process that torchrun, `accelerate launch` or
             another launcher started takes part in that launcher's world instead.
         strategy: of several processes: "ddp" has whole models on each, "fsdp" shards them.
-        num_nodes: machines; the same command is given on each, with its own node_rank.
-        node_rank: of this machine, from 0.
-        main_address: host name of machine 0; None asks SLURM.
-        main_port: a free port there; None takes any, on one machine.
-        mixed_precision: of training; codes, samples and figures are made in float32.
+        num_nodes, node_rank: machines, and which this is; the same command is given on each.
+        main_address, main_port: of machine 0; None asks SLURM, and takes any free port on one machine.
+        mixed_precision: of training; codes, samples and metrics are made in float32.
         gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
         gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
-        compile: whether torch.compile is used: in training for the blocks of models, as what is around them has few
-            and irregular operations; when samples are drawn, for what `Generator.compile_sampling` says.
+        compile: whether torch.compile is used: for the blocks of models in training, and as
+            `Generator.compile_sampling` says when samples are drawn.
         tf32: whether float32 matrix products and convolutions of training may use TF32.
         workers: processes that load data, for each process; 0 loads in the process itself.
         threads: CPU threads of one process; None divides the cores among the processes of a machine.
@@ -80,27 +77,15 @@ class Hardware:
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "node_rank"):
-            if getattr(self, name) is None:
-                raise GraincodeError(f"hardware.{name} is not set: type hardware.{name}=...")
+            check(name, getattr(self, name), "a number", getattr(self, name) is not None)
         for name in ("num_nodes", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise GraincodeError(
-                    f"hardware.{name}={getattr(self, name)}: expected 1 or more; type hardware.{name}=1"
-                )
-        if self.num_processes is not None and self.num_processes < 1:
-            raise GraincodeError(
-                f"hardware.num_processes={self.num_processes}: expected 1 or more, or null for all GPUs; "
-                "type hardware.num_processes=1"
-            )
-        if not 0 <= self.node_rank < self.num_nodes:
-            raise GraincodeError(
-                f"hardware.node_rank={self.node_rank}: expected 0 to {self.num_nodes - 1}; "
-                "type the number of this machine, or hardware.num_nodes=..."
-            )
-        if self.mixed_precision == "fp16" and (self.device == "cpu" or self.strategy == "fsdp"):
-            raise GraincodeError(
-                "hardware.mixed_precision=fp16 needs a GPU and strategy=ddp: type hardware.mixed_precision=bf16"
-            )
+            check(name, getattr(self, name), "1 or more", getattr(self, name) >= 1)
+        processes = self.num_processes
+        check("num_processes", processes, "1 or more, or null for all GPUs", processes is None or processes >= 1)
+        nodes = self.num_nodes
+        check("node_rank", self.node_rank, f"0 to num_nodes - 1 = {nodes - 1}", 0 <= self.node_rank < nodes)
+        allowed = self.mixed_precision != "fp16" or (self.device == "gpu" and self.strategy == "ddp")
+        check("mixed_precision", self.mixed_precision, "bf16 on the CPU and with strategy=fsdp", allowed)
 
     @property
     def local_processes(self) -> int:
@@ -109,14 +94,12 @@ class Hardware:
         Raises:
             GraincodeError: a GPU is asked for and there is none, or fewer than asked for.
         """
-        available = torch.cuda.device_count() if self.device == "gpu" else None
-        if available == 0:
-            raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
-        count = self.num_processes or available or 1
-        if available is not None and count > available:
-            raise GraincodeError(
-                f"hardware.num_processes={count}, but there are {available} GPUs: type hardware.num_processes=null"
-            )
+        if self.device == "cpu":
+            return self.num_processes or 1
+        available = torch.cuda.device_count()
+        check("device", self.device, "cpu, as torch finds no CUDA device", available > 0)
+        count = self.num_processes or available
+        check("num_processes", count, f"at most {available}, the number of GPUs", count <= available)
         return count
 
     @property
@@ -130,13 +113,10 @@ class Hardware:
         Raises:
             GraincodeError: it is not configured, and SLURM does not tell.
         """
-        if self.main_address is not None:
-            return self.main_address
-        if self.num_nodes == 1:
-            return "127.0.0.1"
+        if self.main_address is not None or self.num_nodes == 1:
+            return self.main_address or "127.0.0.1"
         nodes = os.environ.get("SLURM_JOB_NODELIST")
-        if nodes is None:
-            raise GraincodeError("hardware.main_address is not set: type hardware.main_address=HOST of machine 0")
+        check("main_address", None, "the host name of machine 0", nodes is not None)
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return names.stdout.split()[0]
 
@@ -149,8 +129,7 @@ class Hardware:
             GraincodeError: a GPU is asked for and there is none.
         """
         on_cpu = self.device == "cpu"
-        if not on_cpu and not torch.cuda.is_available():
-            raise GraincodeError("hardware=gpu, but torch finds no CUDA device: type hardware=cpu")
+        check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         divided = max(usable_cores() // together, 1)
         torch.set_num_threads(self.threads or (divided if together > 1 else _DEFAULT_THREADS))

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.distributed.hardware import Hardware, usable_cores
 from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped
 
@@ -47,8 +47,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     local, nodes = hardware.local_processes, hardware.num_nodes
     port = hardware.main_port if nodes > 1 else _free_port()
-    if port is None:
-        raise GraincodeError("hardware.main_port is not set: type hardware.main_port=29500, the same on all machines")
+    check("main_port", port, "a free port, the same on all machines, such as 29500", port is not None)
     threads = hardware.threads or max(usable_cores() // local, 1)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
