@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import nn
 
-from graincode.config.job import run_job
+from graincode.config.job import job_main, run_job
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 
@@ -56,7 +55,7 @@ def command(job: str, *overrides: str) -> None:
     sys.argv = [f"graincode-{job}", *overrides]
     GlobalHydra.instance().clear()
     try:
-        import_module(f"graincode.jobs.{job}").main()
+        job_main(job)
     finally:
         sys.argv = before[0]
         os.environ.clear()

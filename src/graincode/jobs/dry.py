@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,33 +11,34 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import SampleRng
+from graincode.tokenizer import DQVAE, ReconstructionObjective
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DebugSettings:
-    """What `conf/debug` gives.
-
-    Attributes:
-        dry: compose, count parameters, FLOPs and memory, and stop.
-    """
+    """Whether a job counts parameters, FLOPs and memory, and stops."""
 
     dry: bool = False
 
 
-def dry_run(call: Callable[[], Any], modules: dict[str, nn.Module], what: str, training: bool) -> float:
+def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str, training: bool) -> float:
     """Carry out one call under counters, and log parameters, FLOPs and memory.
 
     Args:
-        call: does the job's work on one item; its return value is ignored.
+        call: does the job's work on one item.
         modules: whose parameters are counted, by name.
         what: one item in words, such as "one training step on one image".
-        training: whether gradients and two optimizer moments are to be counted too.
+        training: whether gradients and two optimizer moments count too.
     Returns:
         FLOPs of the call (a multiply-add counts as two), matrix products and convolutions alone.
     """
+    weights = [parameter for module in modules.values() for parameter in module.parameters()]
+    seen = {weight.untyped_storage().data_ptr() for weight in weights}
     saved = 0
-    seen: set[int] = set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal saved
@@ -46,23 +47,30 @@ def dry_run(call: Callable[[], Any], modules: dict[str, nn.Module], what: str, t
             saved += tensor.untyped_storage().nbytes()
         return tensor
 
-    weights = {parameter.untyped_storage().data_ptr() for m in modules.values() for parameter in m.parameters()}
-    seen |= weights
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         call()
-    flops = counter.get_total_flops()
-    total = 0
     for name, module in modules.items():
-        count = sum(parameter.numel() for parameter in module.parameters())
-        total += sum(p.numel() * p.element_size() for p in module.parameters())
-        log.info("%-24s %12s parameters", name, f"{count:,}")
-    log.info("%-24s %12.2f GFLOPs", what, flops / 1e9)
-    log.info(
-        "%-24s %12.1f MiB%s",
-        "weights",
-        total / 2**20,
-        "" if not training else ", as much for gradients, twice for moments",
-    )
+        log.info("%-24s %12s parameters", name, f"{sum(p.numel() for p in module.parameters()):,}")
+    log.info("%-24s %12.2f GFLOPs", what, counter.get_total_flops() / 1e9)
+    size = sum(weight.numel() * weight.element_size() for weight in weights) / 2**20
+    more = ", as much for gradients, twice for moments" if training else ""
+    log.info("%-24s %12.1f MiB%s", "weights", size, more)
     if training:
         log.info("%-24s %12.1f MiB per item of the batch", "activations kept", saved / 2**20)
-    return float(flops)
+    return float(counter.get_total_flops())
+
+
+def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
+    """`dry_run` of a training step of a tokenizer on noise."""
+    images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
+    count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
+    module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
+    rng = SampleRng(0, torch.arange(1))
+    module.initialize([images], rng)
+
+    def step() -> None:
+        weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
+
+    parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
+    log.info("without perceptual loss and discriminator:")
+    return dry_run(step, parts, "one training step, one image", training=True)

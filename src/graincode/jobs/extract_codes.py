@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from graincode.config.job import build, job_main, open_run, resolve_path
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, write_split
@@ -28,14 +28,10 @@ from graincode.tokenizer import DQVAE
 
 def run(cfg: DictConfig) -> float:
     """Write the codes of all splits; gives the mean number of codes per training image (or of the first split)."""
-    if not cfg.splits:
-        raise GraincodeError("splits=[]: type for example splits=[train,val]")
+    check("splits", cfg.splits, "one or more, for example [train,val]", len(cfg.splits) > 0)
     augmentation: Augmentation = build(cfg.augmentation)
     augmentation.check_views(cfg.views)
-    if cfg.views > 1 and "train" not in cfg.splits:
-        raise GraincodeError(
-            f"views={cfg.views} are of the train split, but splits={cfg.splits} is without it: type splits=[train,val]"
-        )
+    check("splits", cfg.splits, "train among them, of which views are made", cfg.views == 1 or "train" in cfg.splits)
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     hardware = build(cfg.hardware)
     source: ImageSource = build(cfg.data)
@@ -92,10 +88,5 @@ def _encode(
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
 
 
-def main() -> None:
-    """Console entry."""
-    job_main("extract_codes")
-
-
 if __name__ == "__main__":
-    main()
+    job_main("extract_codes")

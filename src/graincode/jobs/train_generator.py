@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig
@@ -42,12 +43,10 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_generator", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        validation = CodeDataset(cfg.codes_path, "val")
-        window = trainer.bucketing_window
+        validation, window = CodeDataset(cfg.codes_path, "val"), trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
-        trained, metrics = train(
-            stage, machine, build(cfg.optimizer), trainer, cfg.seed, run, build(cfg.logging),
-        )  # fmt: skip
+        optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
+        trained, metrics = train(stage, machine, optimizer, trainer, cfg.seed, run, logging_)
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(metrics["objective"], metrics=metrics)
@@ -56,14 +55,12 @@ def run(cfg: DictConfig) -> float:
 def _decoder_of(codes: CodeDataset) -> DQVAE | None:
     """The tokenizer that made the codes, for pictures alone, if it is still where it was."""
     path = codes.info["tokenizer_path"]
-    try:
+    with suppress(GraincodeError):
         export = load_export(path, "tokenizer")
-    except GraincodeError:
-        export = None
-    if export is None or export.identity != codes.info["tokenizer"]:
-        log.info("samples are logged as codes, not as images: the tokenizer that made them is no longer at %s", path)
-        return None
-    return export.module
+        if export.identity == codes.info["tokenizer"]:
+            return export.module
+    log.info("samples are logged as codes, not as images: the tokenizer that made them is no longer at %s", path)
+    return None
 
 
 def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -> float:
@@ -76,10 +73,5 @@ def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -
     return dry_run(step, parts, "one training step, one image", training=True)
 
 
-def main() -> None:
-    """Console entry."""
-    job_main("train_generator")
-
-
 if __name__ == "__main__":
-    main()
+    job_main("train_generator")

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from graincode.config.job import build, job_main, open_run, with_layout
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
-from graincode.core.losses import weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.data.images import ImageSource, Subset
 from graincode.data.loader import Schedule, in_order
 from graincode.distributed.hardware import Hardware
 from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_weights
-from graincode.jobs.dry import dry_run
-from graincode.networks.perceptual import PerceptualDistance
+from graincode.jobs.dry import dry_tokenizer
+from graincode.networks.perceptual import PerceptualLoss
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
 from graincode.training.settings import TrainerConfig
@@ -30,6 +28,7 @@ from graincode.training.tokenizer_stage import TokenizerStage
 log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the weights
+_FIRST_IMAGES = 4096  # that codebooks start from
 
 
 def run(cfg: DictConfig) -> float:
@@ -37,97 +36,70 @@ def run(cfg: DictConfig) -> float:
     hardware: Hardware = build(cfg.hardware)
     trainer: TrainerConfig = build(cfg.trainer)
     source: ImageSource = build(cfg.data)
-    chosen = cfg.tokenizer
-    layout = CodeLayout(
-        source.image_size, chosen.grains, chosen.codebook_size, len(source.class_names), chosen.codebook
-    )
-    config = with_layout(cfg.tokenizer.model, layout)
+    settings = cfg.tokenizer
+    size, classes = source.image_size, len(source.class_names)
+    layout = CodeLayout(size, settings.grains, settings.codebook_size, classes, settings.codebook)
+    config = with_layout(settings.model, layout)
     torch.manual_seed(cfg.seed)
-    module: DQVAE = build(cfg.tokenizer.model)
+    module: DQVAE = build(settings.model)
     # a dry run is without it: it would have to load its weights, or download them
-    perceptual: PerceptualDistance | None = None if cfg.debug.dry else build(cfg.tokenizer.perceptual) or None
-    objective: ReconstructionObjective = build(cfg.tokenizer.objective, perceptual=perceptual)
-    adversary: Adversary | None = build(cfg.tokenizer.adversary) or None
+    perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(settings.perceptual) or None
+    objective: ReconstructionObjective = build(settings.objective, perceptual=perceptual)
+    adversary: Adversary | None = build(settings.adversary) or None
     if cfg.debug.dry:
-        return _dry(module, objective)
-    hides = hardware.strategy == "fsdp" or hardware.mixed_precision == "fp16"
-    if adversary is not None and hides:
-        raise GraincodeError(
-            "tokenizer/adversary=patch looks at the gradients of one layer, which sharding and loss scaling hide: type "
-            "hardware.strategy=ddp hardware.mixed_precision=bf16"
-        )
+        return dry_tokenizer(module, objective)
     if adversary is not None:
-        if adversary.start_step >= trainer.steps:
-            raise GraincodeError(
-                f"tokenizer.adversary.start_step={adversary.start_step}: the discriminator would never train in "
-                f"trainer.steps={trainer.steps}; type tokenizer.adversary.start_step={trainer.steps // 2}"
-            )
-        with torch.no_grad():  # so that images it cannot take are refused now, and not when it starts
-            adversary(torch.zeros(1, 3, *source.image_size))
+        _check_adversary(adversary, hardware, trainer, size)
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
     if perceptual is not None:
-        perceptual.load(source.image_size)
+        perceptual.load(size)
         inputs["perceptual"] = perceptual.identity
     machine = hardware.machine(training=True)
     with open_run("train_tokenizer", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         dataset = source.split("train")
+        # thresholds that follow the weights are measured again and again, each time with a decode or more
+        limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else len(dataset))
 
-        def calibration(limit: int | None) -> Iterator[Tensor]:
-            shown = dataset if limit is None else Subset(dataset, min(limit, len(dataset)))
+        def images() -> Iterator[Tensor]:
+            shown = Subset(dataset, limit) if limit < len(dataset) else dataset
             for batch in in_order(shown, evaluation_batch(layout), workers=hardware.workers, shared=True):
                 yield batch.images.to(machine.device)
 
-        # thresholds that follow the weights are measured again and again, each time with a decode or more
-        limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else None)
-
-        def start() -> None:
-            if cfg.init_from is None:
-                first = Schedule(len(dataset), len(dataset), cfg.seed)
-                order = first.indices(range(min(len(dataset), 4096)))
-                places = torch.arange(len(order), device=machine.device)
-                images = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, len(order), 32))
-                module.initialize(images, SampleRng(cfg.seed, places))
-            report_shares(module.calibrate(calibration(limit)))
-
-        def report_shares(report: dict[str, float]) -> None:
-            if report:
+        def calibrate(tokenizer: DQVAE) -> None:
+            if report := tokenizer.calibrate(images()):
                 shares = (f"{100 * report[f'achieved_{g}']:.1f} %" for g in range(layout.num_grains))
                 log.info("share of the training regions at each grain: %s", ", ".join(shares))
 
-        stage = TokenizerStage(
-            module, objective, adversary, dataset, source.split("val"), build(cfg.augmentation), hardware.workers,
-            partial(calibration, limit),
-        )  # fmt: skip
-        trained, metrics = train(
-            stage, machine, build(cfg.optimizer), trainer, cfg.seed, run, build(cfg.logging), start
-        )
+        def start() -> None:
+            if cfg.init_from is None:
+                count = min(len(dataset), _FIRST_IMAGES)
+                order = Schedule(len(dataset), len(dataset), cfg.seed).indices(range(count))
+                first = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, count, 32))
+                module.initialize(first, SampleRng(cfg.seed, torch.arange(count, device=machine.device)))
+            calibrate(module)
+
+        data = dataset, source.split("val"), build(cfg.augmentation)
+        stage = TokenizerStage(module, objective, adversary, *data, hardware.workers, images)
+        optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
+        trained, metrics = train(stage, machine, optimizer, trainer, cfg.seed, run, logging_, start)
         if trained.router.is_learned:
-            report_shares(trained.calibrate(calibration(limit)))
+            calibrate(trained)
         export_run(run.path, "tokenizer", config, trained, data=dataset.name)
         return run.finish(metrics["objective"], metrics=metrics)
 
 
-def _dry(module: DQVAE, objective: ReconstructionObjective) -> float:
-    images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
-    count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
-    module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
-    rng = SampleRng(0, torch.arange(1))
-    module.initialize([images], rng)
-
-    def step() -> None:
-        weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
-
-    parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
-    log.info("without perceptual loss and discriminator:")
-    return dry_run(step, parts, "one training step, one image", training=True)
-
-
-def main() -> None:
-    """Console entry."""
-    job_main("train_tokenizer")
+def _check_adversary(adversary: Adversary, hardware: Hardware, trainer: TrainerConfig, size: tuple[int, int]) -> None:
+    """Refuse now what would fail when the discriminator starts: the gradients of one layer decide its weight."""
+    strategy, precision = hardware.strategy, hardware.mixed_precision
+    check("strategy", strategy, "ddp with a discriminator", strategy == "ddp")
+    check("mixed_precision", precision, "bf16 or no with a discriminator", precision != "fp16")
+    expected = f"below trainer.steps={trainer.steps}, so that the discriminator trains"
+    check("start_step", adversary.start_step, expected, adversary.start_step < trainer.steps)
+    with torch.no_grad():
+        adversary(torch.zeros(1, 3, *size))
 
 
 if __name__ == "__main__":
-    main()
+    job_main("train_tokenizer")

@@ -1,0 +1,100 @@
+"""What `given.` asks samples to keep of real codes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from graincode.config.job import resolve_path
+from graincode.core.codes import GrainCodes
+from graincode.core.errors import GraincodeError, check
+from graincode.core.images import to_uint8
+from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.data.codes import CodeDataset
+from graincode.data.images import open_image
+from graincode.evaluation.samples import balanced_labels
+from graincode.generator import Generator
+from graincode.tokenizer import DQVAE, check_layouts
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is given of each sample.
+
+    Attributes:
+        prompt: of the (B,) samples.
+        codes: of the images that it comes from, which repeat.
+        labels: (B,) of the samples.
+        inputs: identities of what it was read from.
+    """
+
+    prompt: CodePrefix | CodeMask
+    codes: GrainCodes
+    labels: Tensor
+    inputs: dict[str, str]
+
+    def shown(self, tokenizer: DQVAE) -> Tensor:
+        """The images that it comes from, then what of them is given, the rest grey: (2 x images, 3, H, W) uint8."""
+        images = to_uint8(tokenizer.detokenize(self.codes.to(tokenizer.device))).cpu()
+        known = self.prompt[: len(images)].known_cells[:, None].float()
+        pixels = torch.nn.functional.interpolate(known, images.shape[2:]).bool()
+        return torch.cat([images, torch.where(pixels, images, torch.full_like(images, 160))])
+
+
+def asked(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of `given.` that keep something."""
+    keys = ("grains", "regions", "mask", "map") if cfg.given is not None else ()
+    return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
+
+
+def find_given(cfg: DictConfig, generator: Generator) -> Given:
+    """What `given.` asks for of a job's samples.
+
+    Raises:
+        GraincodeError: it asks for two things, for what is not there, or for what the generator cannot keep.
+    """
+    keys, settings = asked(cfg), cfg.given
+    if len(keys) > 1 and keys.keys() != {"mask", "map"}:
+        raise GraincodeError(f"{' '.join(f'given.{key}={value}' for key, value in keys.items())}: expected one of them")
+    settings.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
+    dataset = CodeDataset(settings.codes_path, settings.split)
+    check_layouts(dataset.layout, generator.layout, f"codes of {settings.codes_path}", "this generator")
+    count = min(settings.images, len(dataset), cfg.num_samples)
+    batch = dataset[[i % count for i in range(cfg.num_samples)]]
+    codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
+    labels, inputs = batch.labels, {"codes": dataset.identity}
+    if cfg.classes is not None:  # all images in the first class, then in the next
+        rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes)
+        labels = rows.repeat_interleave(count)[: cfg.num_samples]
+    prompt: CodePrefix | CodeMask
+    if "mask" in keys:
+        settings.mask = str(Path(settings.mask).expanduser().resolve())
+        prompt = CodeMask.of_pixels(codes, _white(settings.mask, codes.layout.image_size), settings.map)
+        inputs["mask"] = hashlib.sha256(Path(settings.mask).read_bytes()).hexdigest()[:16]
+        part = "an image that is not white everywhere, so that some codes are drawn"
+        check("given.mask", settings.mask, part, not bool(prompt[:count].known_cells.all()))
+    elif "grains" in keys:
+        prompt = CodePrefix.of_grains(codes, settings.grains)
+    elif "regions" in keys:
+        prompt = CodePrefix.of_regions(codes, settings.regions)
+    else:
+        prompt = CodePrefix.of_map(codes)
+    generator.accept(prompt)
+    return Given(prompt, codes[:count], labels, inputs)
+
+
+def _white(path: str, size: tuple[int, int]) -> Tensor:
+    """(height, width) bool, where an image is nearer to white than to black, or to transparent."""
+    image = open_image(path, f"given.mask={path}", "RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    expected = f"{size[0]} x {size[1]} pixels as the images have, not {image.height} x {image.width}"
+    check("given.mask", path, expected, (image.height, image.width) == size)
+    return torch.from_numpy(np.array(image)) >= 128
