@@ -35,7 +35,9 @@ class Keys:
     def __init__(self, cfg: DictConfig) -> None:
         self._raw: Any = OmegaConf.to_container(cfg, resolve=False)
         flat = flatten(self._raw, nodes=True)
-        self.values = {key: value for key, value in flat.items() if not REFERENCE.fullmatch(str(value))}
+        self.values = {  # a layout is filled in by the job
+            key: value for key, value in flat.items() if ".layout." not in key and not REFERENCE.fullmatch(str(value))
+        }
 
     def typed(self, key: str) -> str:
         """The key that a key gets its value from: itself, or what `${...}` on the way to it names."""
@@ -69,7 +71,7 @@ class Keys:
             if _bare("".join(f"{name}={value}" for name, value in found)) != _bare(head.replace(" and ", "")):
                 return message
             keys = [(self.find(name, value, node) or name, value) for name, value in found]
-            return f"{' '.join(f'{key}={value}' for key, value in keys)}: {rest}"
+            return f"{' '.join(f'{key}={_listed(value)}' for key, value in keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
             for path in paths:
@@ -82,8 +84,13 @@ def _bare(text: str) -> str:
     return re.sub(r"[\s'\"]", "", text)
 
 
+def _listed(value: str) -> str:
+    """A list as it is typed."""
+    return _bare(value).replace("(", "[").replace(")", "]").replace(",]", "]") if value[:1] in ("[", "(") else value
+
+
 def _spelled(value: Any) -> str:
-    text = _bare(str(value)).replace("(", "[").replace(")", "]").replace(",]", "]")
+    text = _listed(str(value))
     try:
         return repr(float(text))
     except ValueError:

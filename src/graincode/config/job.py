@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,14 +98,16 @@ def build(node: Any, **arguments: Any) -> Any:
     Raises:
         GraincodeError: of a constructor, with whole keys.
     """
+    if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
+        node = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
+    keys = Keys(node._get_root()) if isinstance(node, DictConfig) else None
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         if not isinstance(cause := error.__cause__, GraincodeError):
             raise
-        if isinstance(node, DictConfig):
-            _, _, failed = str(error).partition("full_key: ")  # the node within that failed
-            cause.args = (Keys(node._get_root()).explain(cause.line, failed),)
+        if keys is not None:
+            cause.args = (keys.explain(cause.line, str(error).partition("full_key: ")[2]),)  # of the node that failed
         raise cause from None
 
 

@@ -17,12 +17,13 @@ from graincode.config.job import resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.images import to_uint8
+from graincode.core.layout import check_layouts
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
 from graincode.data.images import open_image
 from graincode.evaluation.samples import balanced_labels
 from graincode.generator import Generator
-from graincode.tokenizer import DQVAE, check_layouts
+from graincode.tokenizer import DQVAE
 
 
 @dataclass(frozen=True)

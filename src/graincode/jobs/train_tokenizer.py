@@ -19,7 +19,7 @@ from graincode.distributed.hardware import Hardware
 from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_tokenizer
-from graincode.networks.perceptual import PerceptualLoss
+from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import train
 from graincode.training.settings import TrainerConfig
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> float:
     torch.manual_seed(cfg.seed)
     module: DQVAE = build(settings.model)
     # a dry run is without it: it would have to load its weights, or download them
-    perceptual: PerceptualLoss | None = None if cfg.debug.dry else build(settings.perceptual) or None
+    perceptual: PerceptualDistance | None = None if cfg.debug.dry else build(settings.perceptual) or None
     objective: ReconstructionObjective = build(settings.objective, perceptual=perceptual)
     adversary: Adversary | None = build(settings.adversary) or None
     if cfg.debug.dry:
