@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from graincode.core.codes import GrainCodes
 from graincode.core.layout import CodeLayout
@@ -17,7 +16,6 @@ from graincode.pictures import (
     to_pixels,
     to_svg,
 )  # fmt: skip
-from graincode.training.trackers import LogSettings, RunLog
 
 LAYOUTS = [
     CodeLayout((32, 32), ((8, 8), (4, 4)), 16),
@@ -115,13 +113,3 @@ def test_grain_maps_outline_the_cells_of_each_grain():
     assert torch.equal(maps[0, :, 12, 5], plain)  # a coarse cell has no line in its middle
     assert torch.equal(maps[0, :, 12, 26], maps[0, :, 0, 26])
     assert not torch.equal(maps[0, :, 12, 26], maps[0, :, 0, 5])
-
-
-def test_the_newest_picture_of_each_name_is_kept_as_a_file(tmp_path):
-    log, image = RunLog(tmp_path, 0, True, LogSettings()), torch.zeros(3, 4, 6, dtype=torch.uint8)
-    log.pictures(1, {"Images, density: all": image})
-    image[0] = 200
-    log.pictures(None, {"Images, density: all": image})
-    (file,) = (tmp_path / "pictures").iterdir()
-    assert file.name == "images_density_all.png"
-    assert (np.asarray(Image.open(file)) == [200, 0, 0]).all()

@@ -1,4 +1,4 @@
-"""Small trainings of both stages, for any number of processes: `torchrun tests/engine/cases.py FOLDER NAME ...`."""
+"""Small trainings of both stages, for any number of processes: `torchrun tests/helpers_training.py FOLDER NAME ...`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,7 +22,7 @@ from graincode.core.losses import feature_distance
 from graincode.core.rng import SampleRng
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
 from graincode.distributed import collectives
-from graincode.distributed.hardware import Hardware
+from graincode.distributed.hardware import Hardware, Machine
 from graincode.distributed.signals import Stopped
 from graincode.generator import (
     AutoregressiveObjective,
@@ -53,12 +52,17 @@ from graincode.tokenizer import (
 )
 from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import train
+from graincode.training.settings import TrainerConfig
 from graincode.training.stage import Evaluation
 from graincode.training.tokenizer_stage import TokenizerStage
-from graincode.training.trackers import LogSettings
+from graincode.training.trackers import LogSettings, read_log
 
 STEPS, BATCH = 10, 8
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 32, 2)
+TRAINER = TrainerConfig(
+    steps=STEPS, batch_size=BATCH, warmup_steps=2, clip_grad_norm=1.0, ema_decay=0.9, log_every=3, eval_every=4,
+    eval_images=8, checkpoint_every=100,
+)  # fmt: skip
 
 
 class Precise(TensorImages):
@@ -177,57 +181,56 @@ def make_stage(precise: bool, kind: str) -> tuple[GeneratorStage | TokenizerStag
     return tokenizer_stage(precise, kind)
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Run cases: STAGE-PRECISION-WAY, such as `gan-64-whole`."""
-    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # all but the compiler
+def train_cases(folder: Path, names: list[str]) -> None:
+    """Train cases, STAGE-PRECISION-WAY such as `gan-64-whole`, as one of the processes that there are."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     for name in names:
         kind, precision, way = name.split("-")
-        precise = precision == "64"
-        stage, start = make_stage(precise, kind)
         hardware = Hardware(
             num_processes=world, gradient_accumulation=1 if way in ("whole", "compiled") else 2, tf32=False, threads=1,
             gradient_checkpointing=way == "parts", compile=way == "compiled",
             strategy="fsdp" if way.startswith("sharded") else "ddp",
         )  # fmt: skip
-        # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
-        optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-        if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first
-            optimizer = partial(torch.optim.Adam, lr=1e-3)
-        trainer = OmegaConf.create({
-            "steps": STEPS, "batch_size": BATCH, "warmup_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.9,
-            "log_every": 3, "eval_every": 4, "eval_images": 8, "checkpoint_every": 100, "keep_checkpoints": 2,
-            "resume": "auto", "export": "last",
-        })  # fmt: skip
-        run = Run(folder / f"{name}-{world}", {}, {"case": name})
         machine = hardware.machine()
-        with run:
-            again = partial(train, machine=machine, make_optimizer=optimizer, trainer=trainer, seed=5, run=run,
-                            logs=LogSettings())  # fmt: skip
-            if way.endswith("resumed"):
-                first, update = stage.trainables[0], stage.trainables[0].update
+        with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:
+            module = _train_case(run, machine, kind, precision == "64", way)
+        weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+        save_file(weights, folder / f"{name}-{world}-{collectives.rank()}.safetensors")
+        if collectives.is_main():
+            lines = [line for line in read_log(run.path) if "train/loss" in line]
+            (folder / f"{name}-{world}.json").write_text(json.dumps(lines))
 
-                def interrupt(trained: nn.Module, outputs: list, update=update, calls=[]) -> None:  # noqa: B006
-                    update(trained, outputs)
-                    calls.append(0)
-                    if len(calls) == STEPS // 2 and collectives.rank() == world - 1:
-                        os.kill(os.getpid(), signal.SIGTERM)
 
-                first.update = interrupt
-                with suppress(Stopped):
-                    again(stage, start=start)
-                    sys.exit("the signal was not obeyed")
-                module, _ = again(make_stage(precise, kind)[0], start=lambda: sys.exit("a resumed run starts anew"))
-            else:
-                module, _ = again(stage, start=start)
-            weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-            save_file(weights, folder / f"{name}-{world}-{collectives.rank()}.safetensors")
-            if collectives.is_main():
-                lines = [line for line in (run.path / "log.jsonl").read_text().splitlines() if "train/loss" in line]
-                (folder / f"{name}-{world}.json").write_text(json.dumps([json.loads(line) for line in lines]))
+def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) -> nn.Module:
+    # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
+    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first
+        optimizer = partial(torch.optim.Adam, lr=1e-3)
+    stage, start = make_stage(precise, kind)
+    again = partial(train, machine=machine, make_optimizer=optimizer, trainer=TRAINER, seed=5, run=run,
+                    logs=LogSettings())  # fmt: skip
+    if way.endswith("resumed"):
+        first, update, calls = stage.trainables[0], stage.trainables[0].update, []
+
+        def interrupt(trained: nn.Module, outputs: list) -> None:
+            update(trained, outputs)
+            calls.append(0)
+            if len(calls) == STEPS // 2 and collectives.rank() == collectives.count() - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        first.update = interrupt
+        with suppress(Stopped):
+            again(stage, start=start)
+            raise AssertionError("the signal was not obeyed")
+        stage, start = make_stage(precise, kind)[0], partial(_fail, "a resumed run starts anew")
+    return again(stage, start=start)[0]
+
+
+def _fail(message: str) -> None:
+    raise AssertionError(message)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # all but the compiler
+    train_cases(Path(sys.argv[1]), sys.argv[2:])
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,115 @@
+"""Which items each step sees."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from graincode.data.loader import Schedule, StepSampler, Windows, in_order
+
+LENGTHS = np.random.default_rng(0).integers(16, 65, 500)
+
+
+def joined(ranks, micro_batches):
+    """The steps' batches, from the samplers of all processes."""
+    rounds = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
+    return [list(chain(*rounds[i : i + micro_batches])) for i in range(0, len(rounds), micro_batches)]
+
+
+def padding(schedule, steps):
+    """Share of padded positions in the micro-batches of all processes."""
+    parts = [LENGTHS[part] for part in StepSampler(schedule, 0, steps)]
+    return 1 - sum(part.sum() for part in parts) / sum(part.max() * len(part) for part in parts)
+
+
+def test_each_epoch_is_a_permutation_and_any_step_can_be_started_from():
+    whole = list(StepSampler(Schedule(size=10, batch_size=4, seed=3), 0, 25))
+    stream = [index for batch in whole for index in batch]
+    for epoch in range(10):
+        assert sorted(stream[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+    assert stream[:10] != stream[10:20]
+    for start in (1, 7, 24):
+        assert list(StepSampler(Schedule(10, 4, 3), start, 25)) == whole[start:]
+    assert list(StepSampler(Schedule(10, 4, 4), 0, 25)) != whole
+
+
+def test_a_batch_larger_than_the_data_set():
+    assert len(next(iter(StepSampler(Schedule(3, 7, 0), 0, 1)))) == 7
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (4, 2), (12, 2)])
+def test_the_global_batch_does_not_depend_on_how_it_is_divided(processes, micro_batches):
+    whole = list(StepSampler(Schedule(17, 24, 5), 2, 6))
+    ranks = [StepSampler(Schedule(17, 24, 5, r, processes, micro_batches), 2, 6) for r in range(processes)]
+    assert joined(ranks, micro_batches) == whole
+
+
+@pytest.mark.parametrize("window", [2, 5, 16])
+def test_windows_hold_what_the_stream_has_there_sorted_by_length(window):
+    schedule = Schedule(500, 12, 3, windows=Windows(LENGTHS, window))
+    steps = list(StepSampler(schedule, 0, 10 * window))
+    for first in range(0, len(steps), window):
+        here = [index for step in steps[first : first + window] for index in step]
+        assert sorted(here) == sorted(schedule.stream(range(first * 12, (first + window) * 12)))
+        lengths = sorted(LENGTHS[step].tolist() for step in steps[first : first + window])
+        assert list(chain(*lengths)) == sorted(LENGTHS[here].tolist())
+    orders = [np.argsort([LENGTHS[s].sum() for s in steps[f : f + window]]).tolist() for f in (0, window, 2 * window)]
+    assert window == 2 or orders[0] != orders[1] != orders[2]
+    other = Schedule(500, 12, 4, windows=Windows(LENGTHS, window))
+    assert list(StepSampler(other, 0, 10 * window)) != steps
+
+
+def test_windows_that_divide_an_epoch_hold_each_item_of_it_once():
+    schedule = Schedule(500, 10, 3, windows=Windows(LENGTHS, 25))
+    stream = list(chain(*StepSampler(schedule, 0, 150)))
+    for epoch in range(3):
+        assert sorted(stream[epoch * 500 : epoch * 500 + 500]) == list(range(500))
+    assert stream[:500] != stream[500:1000]
+
+
+def test_windows_across_epochs_lose_nothing():
+    schedule = Schedule(17, 4, 3, windows=Windows(LENGTHS, 3))
+    stream = list(chain(*StepSampler(schedule, 0, 3 * 17)))
+    assert sorted(stream) == sorted(list(range(17)) * 12)
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (12, 2)])
+def test_steps_of_windows_depend_on_nothing_but_seed_and_step(processes, micro_batches):
+    windows = Windows(LENGTHS, 8)
+    whole = list(StepSampler(Schedule(500, 24, 5, windows=windows), 0, 20))
+    assert list(StepSampler(Schedule(500, 24, 5, windows=windows), 11, 13)) == whole[11:13]
+    ranks = [StepSampler(Schedule(500, 24, 5, r, processes, micro_batches, windows), 5, 20) for r in range(processes)]
+    assert joined(ranks, micro_batches) == whole[5:]
+    assert all(LENGTHS[step].tolist() == sorted(LENGTHS[step]) for step in whole)
+
+
+def test_longer_windows_pad_less():
+    shares = [padding(Schedule(500, 16, 0, windows=Windows(LENGTHS, w)), 128) for w in (2, 8, 32)]
+    plain = padding(Schedule(500, 16, 0), 128)
+    assert plain > 0.3
+    assert shares == sorted(shares, reverse=True)
+    assert plain > 1.5 * shares[0]
+    assert shares[-1] < 0.02
+
+
+def test_micro_batches_of_sorted_steps_pad_less_and_alike_on_all_processes():
+    windows = Windows(LENGTHS, 1)
+    assert all(
+        sorted(LENGTHS[step]) == LENGTHS[step].tolist() and sorted(step) == sorted(plain)
+        for step, plain in zip(
+            StepSampler(Schedule(500, 16, 0, windows=windows), 0, 60),
+            StepSampler(Schedule(500, 16, 0), 0, 60),
+            strict=True,
+        )
+    )
+    one, four = (padding(Schedule(500, 16, 0, micro_batches=m, windows=windows), 128) for m in (1, 4))
+    assert four < 0.3 * one
+    first, last = (padding(Schedule(500, 32, 0, rank, 2, 4, windows), 128) for rank in (0, 1))
+    assert first == pytest.approx(last, abs=0.01)
+
+
+def test_in_order_gives_everything_once():
+    data = torch.arange(10)
+    assert torch.equal(torch.cat(list(in_order(data, 4))), data)
+    assert torch.equal(torch.cat(list(in_order(data, 4, 6))), data[:6])

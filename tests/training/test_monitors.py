@@ -1,0 +1,40 @@
+"""What is watched while a model trains."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from graincode.core.errors import GraincodeError
+from graincode.data.loader import Schedule
+from graincode.runs.checkpoint import Checkpoints
+from graincode.training.monitors import FiniteNumbers, _fingerprint
+
+
+def test_fingerprints_see_every_bit_and_its_place():
+    rows = torch.randn(6, 3)
+    assert _fingerprint(rows) == _fingerprint(rows.clone())
+    assert _fingerprint(rows[[1, 0, 2, 3, 4, 5]]) != _fingerprint(rows)
+    assert _fingerprint(rows.nextafter(rows + 1)) != _fingerprint(rows)
+    for kind in (torch.bool, torch.bfloat16, torch.float64):
+        assert _fingerprint(rows.to(kind)).dtype == torch.int64
+
+
+def test_the_first_number_that_is_not_finite_is_named_with_its_images(tmp_path):
+    module, schedule = nn.Linear(2, 2), Schedule(10, 4, 0)
+    checkpoints = Checkpoints(tmp_path / "state")
+    checkpoints.save(1, {})
+    finite = FiniteNumbers(tmp_path / "nonfinite.json", {"model": module}, schedule, checkpoints)
+    finite.add(1, {"loss": torch.tensor(1.0)})
+    finite.check()
+    with torch.no_grad():
+        module.bias[0] = torch.nan
+    finite.add(2, {"loss": torch.tensor(1.0), "norm": torch.tensor(torch.inf)})
+    finite.add(3, {"loss": torch.tensor(torch.nan)})
+    with pytest.raises(GraincodeError, match="norm is not finite at step 2: the last good state is of step 1"):
+        finite.check()
+    record = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert record["images"] == schedule.indices(range(4, 8))
+    assert record["weights_not_finite"] == ["bias"]
+    finite.check()  # each value once

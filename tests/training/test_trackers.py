@@ -1,0 +1,144 @@
+"""Logs of runs: log.jsonl, and every tracker's configuration with a class in its tracker's place."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from graincode.config.job import build
+from graincode.config.schema import config_directory
+from graincode.config.validate import check
+from graincode.core.errors import GraincodeError
+from graincode.training.trackers import LogSettings, RunLog, read_log
+
+TRACKERS = sorted({file.stem for file in (config_directory() / "logging").glob("*.yaml")} - {"none"})
+PICTURE = torch.zeros(3, 4, 6, dtype=torch.uint8)
+
+
+def settings_of(name):
+    return build(check("train_tokenizer", [f"logging={name}"]).logging)
+
+
+def train_line(step):
+    return {"train/loss": 1 / step, "speed/images_per_second": 7.0}
+
+
+def test_a_resumed_log_has_no_lines_of_steps_that_were_lost(tmp_path):
+    log = RunLog(tmp_path, 0, True, LogSettings())
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": math.sqrt(step)})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    RunLog(tmp_path, 2, True, LogSettings()).scalars(3, {"loss": 7.0})
+    assert [(line["step"], line["loss"]) for line in read_log(tmp_path)] == [(1, 1.0), (2, math.sqrt(2)), (3, 7.0)]
+
+
+def test_an_evaluation_that_is_done_again_is_logged_once(tmp_path):
+    for _ in range(2):
+        log = RunLog(tmp_path, 0, True, LogSettings())
+        log.scalars(2, {"train/loss": 1.0})
+        log.scalars(2, {"val/loss": 1.5})
+    RunLog(tmp_path, 2, False, LogSettings()).scalars(2, {"val/loss": 1.5})
+    assert read_log(tmp_path) == [{"step": 2, "train/loss": 1.0}, {"step": 2, "val/loss": 1.5}]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_run_that_goes_on_keeps_its_id_and_sends_no_step_twice(name, tmp_path, monkeypatch):
+    settings, sent, made = settings_of(name), [], []
+
+    class Fake:
+        """Gives each run an id of its own, unless it is told one."""
+
+        def __init__(self, project, **arguments):
+            made.append((project, arguments))
+
+        def start(self):
+            told = [value for value in made[-1][1].values() if str(value).startswith("id-")]
+            one = SimpleNamespace(id=(told or [f"id-{len(made)}"])[0])
+            one.hash = one.name = one.run_id = one.id
+            one.info, one.get_key = one, lambda: one.id
+            self.tracker = one
+
+        def store_init_configuration(self, values):
+            sent.append(("config", values["seed"]))
+
+        def log(self, values, step):
+            sent.append((step, *sorted(values)))
+
+        def log_images(self, values, step):
+            sent.append((step, *values))
+
+        def finish(self):
+            sent.append("finished")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, settings.tracker, Fake)
+    run = tmp_path / "my-run"
+    run.mkdir()
+    for begins in (0, 2, 1):  # after step 2, and after step 1 again, as when the state of step 2 was damaged
+        log = RunLog(run, begins, True, settings, {"seed": 3, "data": {"size": [1, 2]}})
+        for step in range(begins + 1, 4):
+            log.scalars(step, train_line(step))
+            if step == 2:
+                log.pictures(step, {"Samples, drawn": PICTURE})
+                log.scalars(step, {"val/loss": 0.5})
+        log.close()
+    lines = [(1, *sorted(train_line(1))), (2, *sorted(train_line(2))), (2, "val/loss"), (3, *sorted(train_line(3)))]
+    if settings.images is not None:
+        lines.insert(2, (2, "Samples, drawn"))
+    config = [("config", 3)] if settings.config else []
+    assert sent == [*config, *lines, "finished", "finished", "finished"]
+    assert len(read_log(run)) == 4
+    assert (run / "pictures/samples_drawn.png").is_file()
+    assert settings.id is None or json.loads((run / "tracker.json").read_text())[settings.tracker]["id"] == "id-1"
+    texts = [str(value) for project, arguments in made for value in (project, *arguments.values())]
+    assert not any("{" in text for text in texts)
+    assert settings.id is None or [("id-1" in arguments.values()) for _, arguments in made] == [False, True, True]
+
+
+def test_tensorboard_has_every_step_once(tmp_path):
+    PartialState(cpu=True)
+    for begins in (0, 2):
+        log = RunLog(tmp_path, begins, True, settings_of("tensorboard"))
+        for step in range(begins + 1, 4):
+            log.scalars(step, train_line(step))
+        log.pictures(3, {"samples": PICTURE})
+        log.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [
+        (step, pytest.approx(1 / step)) for step in (1, 2, 3)
+    ]
+    assert (found.Images("samples")[0].height, found.Images("samples")[0].width) == (4, 6)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    def start(self):
+        raise ModuleNotFoundError("No module named 'mlflow'")
+
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["mlflow"], "start", start)
+    with pytest.raises(GraincodeError, match=r"^tracker=mlflow: expected .* pip install mlflow$"):
+        RunLog(tmp_path, 0, True, settings_of("mlflow"))
+
+
+def test_without_a_tracker_nothing_but_the_log_is_written(tmp_path):
+    settings = settings_of("none")
+    RunLog(tmp_path, 0, True, settings).scalars(1, train_line(1))
+    assert not settings.shows_images
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_the_newest_picture_of_each_name_is_kept_as_a_file(tmp_path):
+    log = RunLog(tmp_path, 0, True, LogSettings())
+    log.pictures(1, {"Images, density: all": PICTURE})
+    red = PICTURE.clone()
+    red[0] = 200
+    log.pictures(None, {"Images, density: all": red})
+    (file,) = (tmp_path / "pictures").iterdir()
+    assert file.name == "images_density_all.png"
+    assert (np.asarray(Image.open(file)) == [200, 0, 0]).all()
