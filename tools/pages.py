@@ -1,7 +1,7 @@
 """Tables of all options for docs/options.md, and of all recipes for docs/recipes.md, from the files in `conf/`.
 
-python tools/options.py            writes both
-python tools/options.py --check    says whether they are current
+python tools/pages.py            writes both
+python tools/pages.py --check    says whether they are current
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 JOBS = ("train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate")
-BEGIN, END = "<!-- begin: tools/options.py -->", "<!-- end: tools/options.py -->"
+BEGIN, END = "<!-- begin: tools/pages.py -->", "<!-- end: tools/pages.py -->"
 
 OPTIONS_HEAD = """# Options
 
-Every setting, its default and what it means, made from the files in [`conf/`](../conf) by `tools/options.py`. A setting
+Every setting, its default and what it means, made from the files in [`conf/`](../conf) by `tools/pages.py`. A setting
 is typed as `key=value`, an option of a group as `group=option`. `--help` of a job lists its groups, `--cfg job` prints
 all of its settings as they are composed.
 """
@@ -190,6 +190,17 @@ def recipes() -> str:
     return "\n".join(lines)
 
 
+def with_files(text: str) -> str:
+    """A page whose code blocks behind `<!-- file: PATH -->` show those files."""
+
+    def shown(found: re.Match) -> str:
+        file = ROOT / found[1]
+        language = {".py": "python", ".yaml": "yaml"}[file.suffix]
+        return f"<!-- file: {found[1]} -->\n```{language}\n{file.read_text()}```\n"
+
+    return re.sub(r"<!-- file: (\S+) -->\n(?:```\w+\n.*?^```\n)?", shown, text, flags=re.M | re.S)
+
+
 def pages() -> dict[Path, str]:
     """What the pages should hold."""
     recipes_page = ROOT / "docs" / "recipes.md"
@@ -198,6 +209,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "options.md": options_page(),
         recipes_page: f"{before}{BEGIN}\n\n{recipes()}\n{END}{after}",
+        **{page: with_files(page.read_text()) for page in sorted((ROOT / "docs" / "extending").glob("*.md"))},
     }
 
 
@@ -206,7 +218,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a page is not current")
     stale = [path for path, text in pages().items() if path.read_text() != text]
     if parser.parse_args().check:
-        sys.exit("".join(f"{path.relative_to(ROOT)} is not current: python tools/options.py\n" for path in stale) or 0)
+        sys.exit("".join(f"{path.relative_to(ROOT)} is not current: python tools/pages.py\n" for path in stale) or 0)
     for path, text in pages().items():
         path.write_text(text)
 
