@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graincode.data.images import ImageDataset, TensorImages, check_split
+from graincode.data.images import SPLITS, ImageDataset, TensorImages
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Shapes:
         return "disc", "square"
 
     def split(self, name: str) -> ImageDataset:
-        check_split(name)
-        rng = torch.Generator().manual_seed(("train", "val", "test").index(name))
+        rng = torch.Generator().manual_seed(SPLITS.index(name))
         count = self.count if name == "train" else max(self.count // 5, 1)
         labels = torch.arange(count) % 2
         images = torch.stack([self._draw(int(label), rng) for label in labels])
