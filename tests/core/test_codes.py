@@ -107,7 +107,7 @@ def test_the_slots_of_a_layout_written_out_by_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((30, 32), ((8, 8),), 4), r"image_size=\[30, 32\]: expected .* \[32, 32\]"),
+        (((30, 32), ((8, 8),), 4), r"grains=.*: expected .* image_size=\[30, 32\], .* \[32, 32\]"),
         (((32, 32), ((8, 8), (16, 16)), 4), "grains=.*: expected coarse to fine"),
         (((32, 32), ((8, 8), (8, 8)), 4), "grains=.*: expected coarse to fine"),
         (((32, 32), (), 4), r"grains=\[\]: expected at least one"),

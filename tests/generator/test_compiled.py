@@ -45,7 +45,7 @@ def test_steps_of_fixed_shapes_draw_the_same_samples(variant, guidance, compiler
         assert torch.equal(found.grains, expected.grains)
     least = int(eager.lengths.max()) // BUCKET
     assert 2 * least <= compiler.frame_count <= 2 * -(-layout.max_tokens // BUCKET)
-    with pytest.raises(GraincodeError, match=r"^drop_finished=True: expected false"):
+    with pytest.raises(GraincodeError, match=r"^drop_finished=True: expected False"):
         sample(drop_finished=True)
 
 

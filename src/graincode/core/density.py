@@ -112,13 +112,9 @@ def region_variance(images: Tensor, region: tuple[int, int]) -> Tensor:
 
 
 def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
-    """A pseudo-random number for each region, a function of (image, region) alone.
+    """A pseudo-random number for each region, a function of the 8-bit image and the region alone, uniform on [0, 1).
 
-    Args:
-        images: (B, 3, H, W) in [-1, 1]. Equal 8-bit pixels give equal numbers.
-        region: (height, width) of a region in pixels.
-    Returns:
-        (B, H / region height, W / region width) float32, uniform on [0, 1).
+    Arguments and shape are those of `region_entropy`.
     """
     pixels = ((images + 1) * 127.5).round().long().flatten(1)
     place = torch.arange(pixels.shape[1], device=pixels.device)
@@ -129,8 +125,7 @@ def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
 
 
 def region_order(rows: int, columns: int) -> Tensor:
-    """(rows, columns) float32 in (0, 1], a different number for each region: the nearer to the image's centre, the
-    larger; of regions as near, the order is that of a hash."""
+    """(rows, columns) float32 in (0, 1], larger the nearer a region is to the image's centre; a hash breaks ties."""
     down, right = ((torch.arange(size) + 0.5) / size - 0.5 for size in (rows, columns))
     distance = (down[:, None].square() + right.square()).flatten()
     ties = hashed_uniforms(mix(torch.arange(rows * columns)))
@@ -140,14 +135,14 @@ def region_order(rows: int, columns: int) -> Tensor:
 
 
 def coding_gains(errors: Tensor, costs: Sequence[int]) -> Tensor:
-    """What each refinement of a region gains, per code that it costs.
+    """Decrease in error per additional code for each refinement of a region.
 
     Args:
         errors: (..., K) error of a region at each grain, coarsest first.
         costs: K, codes of a region at each grain, ascending.
     Returns:
-        (..., K - 1): slopes of the lower convex hull of error over codes, which descend, so that a region whose gains
-        above a price are counted has the grain with the least error + price * codes.
+        (..., K - 1) slopes of the lower convex hull of error over codes, descending: the number of gains above a price
+        is the grain with the least error + price * codes.
     """
     steps = []
     for j in range(len(costs) - 1):
@@ -167,14 +162,9 @@ def quantile_table(densities: Tensor, size: int = 4097) -> Tensor:
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:
-    """The thresholds that leave shares of the densities at or below them.
+    """(...) thresholds that leave (...) shares of the densities at or below them, by an (n,) ascending quantile table.
 
-    Args:
-        table: (n,) ascending quantile table.
-        shares: (...) in [0, 1].
-    Returns:
-        (...) in the table. A share of 0 gives -inf and one of 1 gives inf, so that all densities or none pass it,
-        whether they are in the table or not.
+    A share of 0 gives -inf and one of 1 gives inf, so that all densities or none pass it.
     """
     limits = table[(shares.double() * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
     limits = limits.masked_fill(shares < 1e-9, -torch.inf)
@@ -188,11 +178,8 @@ def length_shares(ratios: Tensor, costs: Sequence[int]) -> Tensor:
 
 
 def ratios_at(level: Tensor, num_grains: int) -> Tensor:
-    """The one-parameter family of mixtures from all coarse to all fine: (...) levels in [0, 1] to (..., K) ratios.
-
-    For two grains the level is the share of the fine one; for K it is binomial, as if a region were refined up to
-    K - 1 times, each time with this probability.
-    """
+    """Mixtures from all coarse to all fine: (...) levels in [0, 1] to (..., K) ratios, binomial with K - 1 trials; for
+    two grains the level is the share of the fine one."""
     last = num_grains - 1
     level = level[..., None].double()
     count = torch.arange(num_grains, device=level.device)
@@ -201,7 +188,7 @@ def ratios_at(level: Tensor, num_grains: int) -> Tensor:
 
 
 def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tensor:
-    """Grains by comparing the regions of each image with each other, so that all images have one length.
+    """Grains by ranking the regions of each image, so that all images have one length.
 
     Args:
         density: (B, H0, W0), or (B, H0, W0, K - 1) gains of `coding_gains`. Of equal densities the first in raster
@@ -227,11 +214,7 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
 
 
 def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
-    """The ratios as a tuple, if they are K non-negative shares that add up to 1.
-
-    Raises:
-        GraincodeError: they are not.
-    """
+    """The ratios as a tuple; refuses what is not K non-negative shares that add up to 1."""
     values = tuple(float(ratio) for ratio in ratios)
     example = [round(1 / num_grains, 2)] * num_grains
     holds = len(values) == num_grains and min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # which NaN fails
@@ -242,10 +225,10 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, H, W) grey values in float32 or better. Products and sums round the same way in any batch."""
+    """(B, H, W) grey values in float32 or better."""
     return grey(images if images.dtype == torch.float64 else images.float())[:, 0]
 
 
 def _on_grid(density: Tensor, step: float) -> Tensor:
-    """float32 multiples of a power of two next to float64 values, before whose rounding errors ties break."""
+    """float64 values as float32 multiples of a power of two, so that rounding errors break no ties."""
     return ((density / step).round() * step).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -71,15 +72,15 @@ class CodeLayout:
         check("codebook_size", self.codebook_size, "1 or more", self.codebook_size >= 1)
         check("classes", self.classes, "0 (unlabelled) or more", self.classes >= 0)
         check_choice("codebook", self.codebook, Codebook)
-        height, width = self.image_size
-        for fh, fw in self.grains:
+        grains, (height, width) = [list(grain) for grain in self.grains], self.image_size
+        for fh, fw in grains:
             fitting = [-(-height // fh) * fh, -(-width // fw) * fw]
-            whole = [height, width] == fitting
-            check("image_size", [height, width], f"a multiple of the grain {fh}x{fw}, such as {fitting}", whole)
-        for coarse, fine in zip(self.grains, self.grains[1:], strict=False):
+            expected = f"pairs that divide image_size={[height, width]}, which could be {fitting} instead"
+            check("grains", grains, expected, [height, width] == fitting)
+        for coarse, fine in pairwise(grains):
             nested = coarse != fine and all(a % b == 0 for a, b in zip(coarse, fine, strict=True))
             order = "coarse to fine, each dividing the one before, such as [[16,16],[8,8]]"
-            check("grains", [list(grain) for grain in self.grains], order, nested)
+            check("grains", grains, order, nested)
 
     def to_config(self) -> dict[str, Any]:
         """The arguments as lists and numbers, as exports and codes on disk keep them."""

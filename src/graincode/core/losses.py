@@ -47,13 +47,8 @@ def as_count(count: Tensor | float, like: Tensor) -> Tensor:
 
 
 def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
-    """The loss: the sum of all means times their weights.
-
-    Args:
-        terms: of this batch.
-        counts: what each total is divided by, when the batch is a part of a larger one; by default the terms' own.
-            A count of 0 makes a mean of 0.
-    """
+    """The loss: the sum of all means times their weights. With the counts of a larger batch, that this one is part of,
+    totals are divided by those instead of the terms' own."""
     return sum(
         term.weight * (term.mean if counts is None else term.over(counts[name]))
         for name, term in terms.items()
@@ -62,12 +57,9 @@ def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float]
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator: logits should be above 1 for real and below -1 for fake images.
+    """Hinge loss of a discriminator: (B, ...) logits of real and fake images to (B,), half the sum of both hinges, each
+    averaged over an image's logits, which should be above 1 for real and below -1 for fake images.
 
-    Args:
-        real, fake: (B, ...) logits of B images.
-    Returns:
-        (B,), half the sum of both hinges, each averaged over an image's logits.
     Source: Geometric GAN (Lim and Ye, 2017), as in VQGAN (Esser et al., 2021).
     """
     return 0.5 * (F.relu(1 - real).flatten(1).mean(1) + F.relu(1 + fake).flatten(1).mean(1))

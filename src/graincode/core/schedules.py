@@ -11,14 +11,12 @@ from torch import Tensor
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor on the base learning rate: linear from 0 over `warmup` steps, then a half cosine down to 0.
+    """Factor in (0, 1] on the base learning rate: linear from 0 over `warmup` steps, then a half cosine down to 0.
 
     Args:
         step: 1-based step about to be taken, 1 <= step <= steps.
         steps: of the whole training.
         warmup: steps of the linear part, 0 <= warmup.
-    Returns:
-        a factor in (0, 1].
     """
     if step <= warmup:
         return step / max(warmup, 1)
@@ -26,11 +24,7 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def ramp(step: int, start: int, length: int) -> float:
-    """Factor on a loss that comes in late: 0 up to step `start`, then linear up to 1 over `length` steps (>= 0).
-
-    Args:
-        step: 1-based step about to be taken.
-    """
+    """Factor on a loss at a 1-based step: 0 up to step `start`, then linear up to 1 over `length` steps (>= 0)."""
     return min(max(step - start, 0) / max(length, 1), 1.0)
 
 
@@ -47,25 +41,16 @@ class MaskSchedule:
     time: Callable[[Tensor], Tensor]
 
     def masked(self, codes: Tensor, u: Tensor) -> Tensor:
-        """How many codes a training step masks, ceil(ratio(u) N).
+        """(B,) long, how many of (B,) N >= 1 codes a training step masks, ceil(ratio(u) N), for (B,) u in [0, 1).
 
-        Args:
-            codes: (B,) long, N of each image, >= 1.
-            u: (B,) float64 in [0, 1).
-        Returns:
-            (B,) long from 1 to N.
         Source: MaskGIT (Chang et al., 2022), section 3.1, applied to each image's own length.
         """
         return (self.ratio(u) * codes).ceil().long().clamp(min=1).minimum(codes)
 
     def expected(self, codes: Tensor, most: int) -> Tensor:
-        """The mean of `masked` over all u: more than k codes are masked up to the u whose share is k / N.
+        """(B,) float64, the mean of `masked` over all u for (B,) N of 1 to `most` codes.
 
-        Args:
-            codes: (B,) long, N of each image, from 1 to `most`.
-            most: known on the CPU.
-        Returns:
-            (B,) float64 from 1 to N.
+        More than k codes are masked up to the u whose share is k / N.
         """
         share = torch.arange(most, device=codes.device) / codes[:, None].double()
         return torch.where(share < 1, self.time(share.clamp(max=1)), 0).sum(dim=1)

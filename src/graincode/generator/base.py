@@ -18,7 +18,8 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
 from graincode.core.sequences import from_sequences
 from graincode.distributed.blocks import compile_blocks
-from graincode.generator.embedding import ClassConditioning, ContentHead, NoConditioning
+from graincode.generator.embedding import Conditioning, ContentHead
+from graincode.generator.transformer import Rotary, Transformer
 from graincode.sampling import AutoregressiveLogits, AutoSampler, MaskedLogits, Sampler
 
 
@@ -29,15 +30,16 @@ class Generator(nn.Module, ABC):
         sampler: the sampler that it is for.
         has_likelihood: whether it gives real codes a likelihood.
         needs_prompt: whether samples must be given what `prompt_of` says.
-        layout, conditioning, content_head: a subclass makes them.
+        layout, conditioning, content_head, rotary: a subclass makes them.
     """
 
     sampler: ClassVar[type[Sampler]]
     has_likelihood: ClassVar[bool] = False
     needs_prompt = False
     layout: CodeLayout
-    conditioning: ClassConditioning | NoConditioning
+    conditioning: Conditioning
     content_head: ContentHead
+    rotary: Rotary | None
 
     @property
     def classes(self) -> int:
@@ -58,6 +60,26 @@ class Generator(nn.Module, ABC):
         """What a sample must be given to become an image like that of these codes; None: nothing."""
         return None
 
+    def transform(
+        self,
+        stack: Transformer,
+        tokens: Tensor,
+        slots: Tensor,
+        condition: Tensor,
+        modulations: list[Tensor] | None,
+        **more: Any,
+    ) -> Tensor:
+        """A stack's states of (B, L, width) tokens.
+
+        Args:
+            slots: (B, L) of the tokens.
+            condition: (B, width).
+            modulations: of the condition, where they are known.
+            more: for the stack.
+        """  # fmt: skip
+        rotation = self.rotary(slots) if stack.rotary else None
+        return stack(tokens, rotation=rotation, modulations=modulations or stack.modulations(condition), **more)
+
     @abstractmethod
     def accept(self, given: CodePrefix | CodeMask | None) -> Any:
         """What is given of samples, as `logits` and the sampler take it.
@@ -75,7 +97,7 @@ class Generator(nn.Module, ABC):
         """The sampler for this generator: itself, or with the settings of an `AutoSampler` the generator's own.
 
         Raises:
-            GraincodeError: it is for other generators, or a setting has no effect on this one.
+            GraincodeError: it is for other generators, or a setting is not for this one.
         """
         if type(sampler) is AutoSampler:
             sampler = self.sampler(**asdict(sampler))
@@ -85,13 +107,13 @@ class Generator(nn.Module, ABC):
         check("guidance_scale", scale, "1, as the generator has no classes", plain or self.classes > 0)
         never = "1, as the generator was trained with dropout=0 of its classes, so never without one"
         check("guidance_scale", scale, never, plain or self.conditioning.dropout > 0)
-        for name, why in self.without_effect(sampler).items():
+        for name, why in self.fixed(sampler).items():
             value, default = getattr(sampler, name), getattr(self.sampler, name)
             check(name, value, f"{default}, as {why}", value == default)
         return sampler
 
-    def without_effect(self, sampler: Sampler) -> dict[str, str]:
-        """Settings of the sampler that would do nothing here, and why."""
+    def fixed(self, sampler: Sampler) -> dict[str, str]:
+        """Settings of the sampler that must keep their defaults here, and why."""
         return {}
 
     def compile_sampling(self) -> None:

@@ -66,7 +66,7 @@ class StaticCache(KeyValueCache):
 
 
 class CompiledSteps:
-    """The two steps of a `DGiTAR`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
+    """`DGiTAR.states` and `contents`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
 
     A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
     one batch is drawn at a time.
@@ -79,8 +79,9 @@ class CompiledSteps:
         self._model, self._batch, self._caches = model, 0, []
         allow_graphs(4 * -(-model.layout.max_tokens // BUCKET))  # for some more batch sizes, guided or not
         mode = "reduce-overhead" if model.device.type == "cuda" else None
-        self._next_state = torch.compile(model.next_state, dynamic=False, mode=mode)
-        self._next_content = torch.compile(model.next_content, dynamic=False, mode=mode)
+        self._states, self._contents = (
+            torch.compile(step, dynamic=False, mode=mode) for step in (model.states, model.contents)
+        )
 
     def caches(self, batch: int) -> list[StaticCache]:
         """See `DGiTAR.caches`."""
@@ -91,13 +92,13 @@ class CompiledSteps:
             cache.restart()
         return self._caches
 
-    def next_state(self, slots: Tensor, contents: Tensor, condition: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
-        """See `DGiTAR.next_state`."""
+    def states(self, *arguments: Any) -> Tensor:
+        """See `DGiTAR.states`; the last argument is the cache."""
         torch.compiler.cudagraph_mark_step_begin()
-        cache.reach()
-        return self._next_state(slots, contents, condition, cache, *rest)
+        arguments[-1].reach()
+        return self._states(*arguments)
 
-    def next_content(self, hidden: Tensor, last: Tensor, slots: Tensor, cache: StaticCache, *rest: Any) -> Tensor:
-        """See `DGiTAR.next_content`."""
-        cache.reach()
-        return self._next_content(hidden, last, slots, cache, *rest)
+    def contents(self, *arguments: Any) -> Tensor:
+        """See `DGiTAR.contents`; the last argument is the cache."""
+        arguments[-1].reach()
+        return self._contents(*arguments)

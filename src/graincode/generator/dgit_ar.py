@@ -21,16 +21,15 @@ from graincode.generator.base import Generator
 from graincode.generator.cache import KeyValueCache
 from graincode.generator.compiled import CompiledSteps
 from graincode.generator.embedding import (
-    ClassConditioning,
+    Conditioning,
     ContentHead,
     Head,
     HeterogeneousEmbedding,
-    NoConditioning,
     initialize,
     normalized,
 )
-from graincode.generator.transformer import Rotary, Rotation, Transformer, refuse_modulation
-from graincode.sampling import AutoregressiveSampler, AutoSampler, Sampler
+from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
+from graincode.sampling import AutoregressiveSampler
 
 LastPositions = Literal["implied", "modelled"]
 GrainMap = Literal["modelled", "given"]
@@ -109,7 +108,7 @@ class DGiTAR(Generator):
         layout: CodeLayout,
         width: int,
         embedding: HeterogeneousEmbedding,
-        conditioning: ClassConditioning | NoConditioning,
+        conditioning: Conditioning,
         position_transformer: Transformer,
         content_transformer: Transformer,
         last_positions: LastPositions = "implied",
@@ -126,10 +125,8 @@ class DGiTAR(Generator):
                 embedding.check_positions(transformer)
         check("next_position", next_position, "true with several grains", next_position or not many)
         check("grain_map", grain_map, "modelled with one grain", many or not given)
-        implied = last_positions == "implied"
-        check(
-            "last_positions", last_positions, "implied with one grain, or a given map", implied or (many and not given)
-        )
+        implied, chosen = last_positions == "implied", many and not given
+        check("last_positions", last_positions, "implied with one grain or a given map", implied or chosen)
         if not conditioning.classes and not given:
             refuse_modulation(position_transformer, content_transformer)
         self.layout, self.next_position = layout, next_position
@@ -138,7 +135,7 @@ class DGiTAR(Generator):
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
         self.needs_prompt = given
-        self.decided_grains = layout.num_ends + (not implied) if many and not given else 0
+        self.decided_grains = layout.num_ends + (not implied) if chosen else 0
         self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if given else None
         if self.map is not None:
             nn.init.normal_(self.map.weight, std=0.02)
@@ -186,15 +183,12 @@ class DGiTAR(Generator):
             same = F.pad((grain[:, 1:] == grain[:, :-1]) & ~is_end[:, :-1], (1, 0), value=False)
             last, own = torch.where(same, table.region[before], -1)[at], grain[at]
             coded = codes.grains.flatten(1)[at[0]] < own[:, None]
-            free = legal_regions(coded, last)
-            modelled = F.pad(torch.ones_like(coded), (0, 1), value=False)  # any region, and no end
-            free = torch.where((own == layout.num_grains - 1)[:, None], modelled, free)
+            any_region = F.pad(torch.ones_like(coded), (0, 1), value=False)  # where the last grain is modelled
+            free = torch.where((own == layout.num_grains - 1)[:, None], any_region, legal_regions(coded, last))
             logits = self.regions_of(hidden[at], own).masked_fill(~free, -torch.inf)
-            paid = F.cross_entropy(logits, table.region[known[at]], reduction="none")
-            position[at] = paid.to(position.dtype)
-        return SequenceLikelihood(
-            content, position, targets.is_code, decides, grain, layout.num_grains, self.decided_grains
-        )
+            position[at] = F.cross_entropy(logits, table.region[known[at]], reduction="none").to(position.dtype)
+        counts = layout.num_grains, self.decided_grains
+        return SequenceLikelihood(content, position, targets.is_code, decides, grain, *counts)
 
     def condition(self, labels: Tensor, grains: Tensor | None, rng: SampleRng | None = None) -> Tensor:
         """(B, width) of (B,) labels, and of (B, H0, W0) grain maps where they are given."""
@@ -213,25 +207,48 @@ class DGiTAR(Generator):
         """
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
-        hidden = self.position_transformer(
-            normalized(self.embedding(slots, contents) + condition[:, None]),
-            rotation=self.angles(self.position_transformer, slots),
-            modulations=self.position_transformer.modulations(condition),
-        )
-        states = self.content_transformer(
-            self.content_input(hidden, targets.slots),
-            rotation=self.angles(self.content_transformer, targets.slots if self.next_position else slots),
-            modulations=self.content_transformer.modulations(condition),
-        )
-        return hidden, self.content_head(states, targets.slots)
+        hidden = self.states(slots, contents, condition)
+        return hidden, self.contents(hidden, slots, targets.slots, condition)
 
-    def angles(self, transformer: Transformer, slots: Tensor) -> Rotation | None:
-        """Angles of a transformer's queries and keys at (B, L) slots, if it is rotary."""
-        return self.rotary(slots) if transformer.rotary else None
+    def states(
+        self,
+        slots: Tensor,
+        contents: Tensor,
+        condition: Tensor,
+        modulations: list[Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """(B, L, width) states after each token.
 
-    def content_input(self, hidden: Tensor, slots: Tensor) -> Tensor:
-        """(B, L, width) states, with the positions of the next tokens, whose (B, L) slots are given, added."""
-        return hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
+        Args:
+            slots, contents: (B, L); L is 1 with a cache.
+            condition: (B, width).
+            modulations: of the condition, where they are known, and cache, both of the position transformer.
+        """
+        stack, start = self.position_transformer, 0 if cache is None else cache.length
+        tokens = normalized(self.embedding(slots, contents, start) + condition[:, None])
+        return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
+
+    def contents(
+        self,
+        hidden: Tensor,
+        last: Tensor,
+        slots: Tensor,
+        condition: Tensor,
+        modulations: list[Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """(B, L, V) logits of the contents of the next tokens.
+
+        Args:
+            hidden: (B, L, width), see `states`.
+            last, slots: (B, L), of the tokens and of those next to them.
+            condition, modulations, cache: as of `states`, of the content transformer.
+        """
+        tokens = hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
+        at = slots if self.next_position else last
+        states = self.transform(self.content_transformer, tokens, at, condition, modulations, cache=cache)
+        return self.content_head(states, slots)
 
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
         """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
@@ -243,34 +260,6 @@ class DGiTAR(Generator):
     def caches(self, batch: int) -> list[KeyValueCache]:
         """Empty caches of both transformers for a batch of samples."""
         return [KeyValueCache(stack, batch, self.layout.max_tokens) for stack in self.stacks]
-
-    def next_state(
-        self, slots: Tensor, contents: Tensor, condition: Tensor, cache: KeyValueCache, modulations: list[Tensor] | None
-    ) -> Tensor:
-        """(B, 1, width) state after one more token.
-
-        Args:
-            slots, contents: (B, 1), of the token.
-            condition: (B, 1, width).
-            cache, modulations: of the position transformer.
-        """
-        stack = self.position_transformer
-        token = normalized(self.embedding(slots, contents, cache.length) + condition)
-        return stack(token, cache, self.angles(stack, slots), modulations)
-
-    def next_content(
-        self, hidden: Tensor, last: Tensor, slots: Tensor, cache: KeyValueCache, modulations: list[Tensor] | None
-    ) -> Tensor:
-        """(B, V) logits of the next content.
-
-        Args:
-            hidden: (B, 1, width), see `next_state`.
-            last, slots: (B, 1), of the last token and of the next.
-            cache, modulations: of the content transformer.
-        """
-        stack = self.content_transformer
-        angles = self.angles(stack, slots if self.next_position else last)
-        return self.content_head(stack(self.content_input(hidden, slots), cache, angles, modulations), slots)[:, 0]
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
         if isinstance(given, CodeMask):
@@ -284,15 +273,10 @@ class DGiTAR(Generator):
         """Draw samples with what torch.compile makes of whole steps, see `CompiledSteps`, from now on."""
         self.steps = CompiledSteps(self)
 
-    def resolve(self, sampler: AutoSampler) -> Sampler:
-        found = super().resolve(sampler)
-        check("drop_finished", True, "false with compiled steps, whose batches have one size",
-              self.steps is None or not found.drop_finished)  # fmt: skip
-        return found
-
-    def without_effect(self, sampler: AutoregressiveSampler) -> dict[str, str]:
+    def fixed(self, sampler: AutoregressiveSampler) -> dict[str, str]:
         why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
-        return {} if self.decided_grains else {f"region_{name}": why for name in sampler.truncation("region_")}
+        regions = {} if self.decided_grains else {f"region_{name}": why for name in sampler.truncation("region_")}
+        return regions | ({"drop_finished": "compiled steps have batches of one size"} if self.steps else {})
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None
@@ -308,23 +292,22 @@ class CachedLogits:
     """
 
     def __init__(self, model: DGiTAR, condition: Tensor) -> None:
-        self.model, self.condition = model, condition[:, None]
+        self.model, self.condition = model, condition
         self.modulations = [stack.modulations(condition) for stack in model.stacks]
         self.steps = model.steps or model
         self.caches = self.steps.caches(len(condition))
         self.slots = self.hidden = torch.empty(0)
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
-        self.slots = slots[:, None]
-        self.hidden = self.steps.next_state(
-            self.slots, contents[:, None], self.condition, self.caches[0], self.modulations[0]
-        )
+        self.slots, known = slots[:, None], (self.condition, self.modulations[0], self.caches[0])
+        self.hidden = self.steps.states(self.slots, contents[:, None], *known)
 
     def regions(self) -> Tensor:
         return self.model.regions_of(self.hidden[:, 0], self.model.next_grain[self.slots[:, 0]])
 
     def contents(self, slots: Tensor) -> Tensor:
-        return self.steps.next_content(self.hidden, self.slots, slots[:, None], self.caches[1], self.modulations[1])
+        known = self.condition, self.modulations[1], self.caches[1]
+        return self.steps.contents(self.hidden, self.slots, slots[:, None], *known)[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         self.condition = self.condition[rows]

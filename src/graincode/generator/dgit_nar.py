@@ -15,14 +15,7 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import to_sequences
 from graincode.generator.base import Generator
-from graincode.generator.embedding import (
-    ClassConditioning,
-    ContentHead,
-    HeterogeneousEmbedding,
-    NoConditioning,
-    initialize,
-    normalized,
-)
+from graincode.generator.embedding import Conditioning, ContentHead, HeterogeneousEmbedding, initialize, normalized
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
 from graincode.sampling import MaskedSampler, RowLogits
@@ -96,7 +89,7 @@ class DGiTNAR(Generator):
         layout: CodeLayout,
         width: int,
         embedding: HeterogeneousEmbedding,
-        conditioning: ClassConditioning | NoConditioning,
+        conditioning: Conditioning,
         grain_transformer: Transformer,
         content_transformer: Transformer,
         masking: InformationMasking | None = None,
@@ -172,32 +165,16 @@ class DGiTNAR(Generator):
         """
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
-        tokens = self.embedding(slots, contents)
-        return self._transform(self.content_transformer, tokens, slots, condition, modulations, seen)
+        tokens = normalized(self.embedding(slots, contents) + condition[:, None])
+        return self.transform(self.content_transformer, tokens, slots, condition, modulations, mask=seen)
 
     def region_states(self, grains: Tensor, condition: Tensor, modulations: list[Tensor] | None = None) -> Tensor:
         """(B, R, width) states that predict the (B, R) grains, K where they are masked; arguments as of `states`."""
         slots = torch.arange(self.layout.num_regions, device=grains.device).expand_as(grains)
-        tokens = self.embedding.at(slots) + self.grain(grains)
-        return self._transform(self.grain_transformer, tokens, slots, condition, modulations)
+        tokens = normalized(self.embedding.at(slots) + self.grain(grains) + condition[:, None])
+        return self.transform(self.grain_transformer, tokens, slots, condition, modulations)
 
-    def _transform(
-        self,
-        transformer: Transformer,
-        tokens: Tensor,
-        slots: Tensor,
-        condition: Tensor,
-        modulations: list[Tensor] | None,
-        seen: Tensor | None = None,
-    ) -> Tensor:
-        return transformer(
-            normalized(tokens + condition[:, None]),
-            rotation=self.rotary(slots) if transformer.rotary else None,
-            modulations=modulations or transformer.modulations(condition),
-            mask=seen,
-        )
-
-    def without_effect(self, sampler: MaskedSampler) -> dict[str, str]:
+    def fixed(self, sampler: MaskedSampler) -> dict[str, str]:
         if self.layout.num_grains > 1:
             return {}
         names = [field.name for field in fields(sampler) if field.name.startswith(sampler.other)]

@@ -166,3 +166,6 @@ class NoConditioning(nn.Module):
 
     def check(self, labels: Tensor) -> None:
         """Accept any labels."""
+
+
+Conditioning = ClassConditioning | NoConditioning

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from graincode.core.errors import check, check_choice
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.generator.cache import KeyValueCache
 
+Part = Callable[[int], nn.Module]
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (B, 1, L, d / 2) of the angles that queries and keys are rotated by."""
 
@@ -102,41 +103,26 @@ def _perceptron(width: int) -> nn.Sequential:
 class Block(CheckpointedBlock):
     """Attention and a perceptron, each with a norm before it and a skip around it."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        dropout: float,
-        norm: type[nn.Module],
-        mlp: Callable[[int], nn.Module],
-        qk_norm: bool,
-    ) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, norm: Part, mlp: Part, qk_norm: bool) -> None:
         super().__init__()
         self.norm1, self.attention = norm(width), SelfAttention(width, heads, dropout, qk_norm)
         self.norm2, self.mlp = norm(width), mlp(width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: bool | Tensor,
-        layer: int,
-        cache: KeyValueCache | None,
-        rotation: Rotation | None,
-        modulation: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor | None, *attention: Any) -> Tensor:
+        """(B, L, width) to the same; further arguments are those of the attention."""
         if modulation is None:
-            x = x + self.drop(self.attention(self.norm1(x), mask, layer, cache, rotation))
+            x = x + self.drop(self.attention(self.norm1(x), *attention))
             return x + self.drop(self.mlp(self.norm2(x)))
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         y = torch.addcmul(shift1, self.norm1(x), scale1)
-        x = torch.addcmul(x, self.drop(self.attention(y, mask, layer, cache, rotation)), gate1)
+        x = torch.addcmul(x, self.drop(self.attention(y, *attention)), gate1)
         y = torch.addcmul(shift2, self.norm2(x), scale2)
         return torch.addcmul(x, self.drop(self.mlp(y)), gate2)
 
 
-_NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-_MLPS: dict[str, Callable[[int], nn.Module]] = {"gelu": _perceptron, "swiglu": SwiGLU}
+_NORMS: dict[str, Part] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+_MLPS: dict[str, Part] = {"gelu": _perceptron, "swiglu": SwiGLU}
 
 
 class Transformer(nn.Module):
@@ -171,16 +157,15 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         check("heads", heads, f"a number that divides width={width}", heads >= 1 and width % heads == 0)
-        fits = not rotary or width // heads % 4 == 0
+        fits = width // heads % 4 == 0 or not rotary
         check("heads", heads, f"width={width} / heads a multiple of 4, for rotary positions", fits)
         check("layers", layers, "0 or more", layers >= 0)
         check("dropout", dropout, "a number from 0 to below 1", 0 <= dropout < 1)
         check_choice("norm", norm, _NORMS)
         check_choice("mlp", mlp, _MLPS)
         self.causal, self.rotary, self.heads, self.head_dim = causal, rotary, heads, width // heads
-        self.blocks = nn.ModuleList(
-            Block(width, heads, dropout, _NORMS[norm], _MLPS[mlp], qk_norm) for _ in range(layers)
-        )
+        parts = _NORMS[norm], _MLPS[mlp], qk_norm
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, *parts) for _ in range(layers))
         self.norm = _NORMS[norm](width)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):
@@ -225,7 +210,7 @@ class Transformer(nn.Module):
             mask = cache.mask
         for layer, block in enumerate(self.blocks):
             modulation = None if modulations is None else modulations[layer]
-            x = block(x, self.causal if mask is None else mask, layer, cache, rotation, modulation)
+            x = block(x, modulation, self.causal if mask is None else mask, layer, cache, rotation)
         if cache is not None:
             cache.advance()
         x = self.norm(x)
