@@ -92,7 +92,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "type data.root=/path/to/images"),
         ("train_tokenizer", ["tokenizer.ratios=[0.5,0.6]"], "tokenizer.ratios=[0.5,0.6]: expected 2 shares"),
         ("train_tokenizer", ["tokenizer.grains=[[4,4],[8,8]]"], "tokenizer.grains=[[4,4],[8,8]]: "),
-        ("train_tokenizer", ["tokenizer.grains=[[12,12],[4,4]]"], "image_size=[32,32]: expected a multiple"),
+        ("train_tokenizer", ["tokenizer.grains=[[12,12],[4,4]]"], "grains=[[12,12],[4,4]]: expected pairs that divide"),
         ("train_tokenizer", ["hardware=gpu"], "hardware.device=gpu: expected cpu"),
         ("extract_codes", ["views=0"], "views=0: expected 1 or more"),
         ("extract_codes", ["views=2"], "type views=1, or augmentation.flip=true (for 2) or augmentation.shift=4"),
