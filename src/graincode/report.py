@@ -39,27 +39,6 @@ SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
 EDITED, EDITS_OF_EACH = 10, 3
 
-# of metrics by their names in metrics.json, without the network's; for others see `_titled`
-TITLES = {
-    "fid": "FID", "rfid": "rFID", "fid_floor": "FID of as many real images: the floor",
-    "fd": "Fréchet distance", "rfd": "Fréchet distance",
-    "fd_floor": "Fréchet distance of as many real images: the floor",
-    "is": "Inception score", "kid": "Kernel distance", "rkid": "Kernel distance",
-    "mse": "MSE of pixels in [0, 1]", "psnr_of_mean": "PSNR of the mean error, dB", "psnr_mean": "Mean PSNR, dB",
-    "ssim": "SSIM", "lpips": "LPIPS", "lite0_distance": "Perceptual distance (lite0)",
-    "codebook_usage": "Share of the codebook in use", "class_accuracy": "Class accuracy of samples",
-    "class_accuracy_ratio": "Ratio of the two", "grain_map_bits": "Bits of a grain map",
-    "bits_per_image": "Bits per image, grain map included", "bits_content": "Bits of contents",
-    "bits_position": "Bits of positions",
-}  # fmt: skip
-LESS_IS_BETTER = {
-    "fid", "rfid", "fd", "rfd", "kid", "rkid", "mse", "lpips", "lite0_distance", "bits_content", "bits_position",
-}  # fmt: skip
-MORE_IS_BETTER = {
-    "is", "precision", "recall", "density", "coverage", "psnr_of_mean", "psnr_mean", "ssim", "codebook_usage",
-    "codebook_perplexity", "class_accuracy", "class_accuracy_ratio",
-}  # fmt: skip
-
 # the run, the title, the keys of training and of validation in its log, and whether the scale is logarithmic
 CURVES = (
     ("train_tokenizer", "Tokenizer: loss", "train/loss", "", True),
@@ -95,47 +74,25 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
     page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page.filters["number"] = _number
     text = page.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
-        title=f"{dataset.name} in {records['Reconstructions']['metrics']['codes_per_image']:.1f} codes per image",
-        headlines=_headlines(layout, *records.values()),
+        dataset=dataset,
+        layout=layout,
+        records=records,
+        metrics={title: _metrics(record) for title, record in records.items()},
         side=f"{min(max(CARD_SIDE, layout.image_size[1]), 2 * CARD_SIDE)}px",
         rendering="pixelated" if layout.image_size[1] <= SAMPLE_SIDE else "auto",
-        **_cards(tokenizer, dataset, records["Reconstructions"].get("ratios")),
-        **_lengths(codes),
+        cards=_cards(tokenizer, dataset, records["Reconstructions"].get("ratios")),
+        lengths=_lengths(codes),
         samples=_samples(runs["sample"] / "samples.npz", layout, names),
         edits=_edits(masked, tokenizer, CodeDataset(codes, "val"), names),
         curves=[chart for run, *rest in CURVES if (chart := _curve(read_log(runs[run]), *rest))],
-        metrics=[(title, _rows(record), _facts(record)) for title, record in records.items()],
         commands=[(name, seconds.get(name), command) for name, command in commands.items()],
         folder=shlex.quote(str(folder)),
         export=repr(f"{runs['train_tokenizer']}/export"),
         coarse=[1.0] + [0.0] * (layout.num_grains - 1),
-        versions=records["Samples"]["versions"],
     )
     with replacing(folder / "index.html") as partial:
         partial.write_text(text, encoding="utf-8")
     return folder / "index.html"
-
-
-def _headlines(layout: CodeLayout, reconstructions: dict[str, Any], samples: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The few metrics that matter most: each one's name, its value, and what it is to be compared with."""
-    found, count = reconstructions["metrics"], reconstructions["count"]
-    longest = layout.num_regions * layout.codes_per_region[-1]
-    tiles = [
-        ("Codes per image", _number(found["codes_per_image"]), f"on average; {longest} with all regions fine"),
-        ("PSNR of reconstructions", f"{found['psnr_of_mean']:.2f} dB", f"mean error of {count:,} images"),
-    ]
-    network = next(iter(samples["features"]))  # of several the first counts
-    found = {_parted(key, samples)[0]: value for key, value in reversed(samples["metrics"].items())}
-    for base, title in (("fid", "FID of samples"), ("fd", "Fréchet distance of samples")):
-        if base in found:
-            floor = found.get(f"{base}_floor")
-            about = f"in {network} features" + (f"; {_number(floor)} of as many real images" if floor else "")
-            tiles.append((title, _number(found[base]), about))
-    if "class_accuracy_ratio" in found:
-        accuracy, real = found["class_accuracy"], found["class_accuracy_of_real_images"]
-        about = f"of that of real images ({accuracy:.1%} against {real:.1%})"
-        tiles.append(("Class accuracy of samples", f"{found['class_accuracy_ratio']:.1%}", about))
-    return tiles
 
 
 def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | None) -> dict[str, Any]:
@@ -169,10 +126,6 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
         }
         for row, (index, psnr) in enumerate(zip(chosen, (-10 * errors.log10()).tolist(), strict=True))
     ]
-    note = (
-        f"{len(chosen)} of the first {len(lengths):,} {dataset.split} images: the shortest, the longest, "
-        f"{f'the first of {len(classes)} classes, ' if classes else ''}and some between."
-    )
     scale = _uri(density_maps(torch.linspace(0, 1, 64)[None, None], (1, 64))[0])
     height, width = layout.grains[0]
     flat = torch.full((1, 3, 2 * height, 2 * width), -1.0)
@@ -180,24 +133,23 @@ def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | No
         (_uri(_outlined(flat, torch.full((1, 2, 2), grain), layout, 32)[0]), count, size)
         for grain, (size, count) in enumerate(zip(layout.grains, layout.codes_per_region, strict=True))
     ]
-    ends = [f"{end:.2g}" for end in (density.min(), density.max())]
-    return {"cards": cards, "cards_note": note, "density": (ends[0], scale, ends[1]), "legend": legend}
+    ends = float(density.min()), float(density.max())
+    return {"all": cards, "of": len(lengths), "classes": len(classes), "legend": legend, "scale": scale, "ends": ends}
 
 
-def _lengths(codes: Path) -> dict[str, str]:
-    """The histogram of codes per image over all splits on disk, and a line of statistics."""
+def _lengths(codes: Path) -> dict[str, Any]:
+    """The histogram of codes per image over all splits on disk, and statistics."""
     info = read_info(codes)
     splits = [CodeDataset(codes, split) for split in info["splits"]]
     lengths = np.concatenate([split.lengths for split in splits])
-    low, middle, high = np.quantile(lengths, (0.05, 0.5, 0.95))
-    views = f"; {info['views']} views of each training image" if info["views"] > 1 else ""
-    note = (
-        f"{len(lengths):,} images ({', '.join(info['splits'])}{views}) with {lengths.mean():.2f} codes on average, "
-        f"standard deviation {lengths.std():.1f}, median {middle:.0f}. Nine in ten have between {low:.0f} and "
-        f"{high:.0f}, all of them between {lengths.min()} and {lengths.max()}."
-    )
     figure = length_histogram(torch.from_numpy(lengths), splits[0].layout)
-    return {"histogram": Markup(to_svg(figure, "images by number of codes")), "lengths_note": note}
+    return {
+        "splits": ", ".join(info["splits"]),
+        "views": info["views"],
+        "all": lengths,
+        "quantiles": np.quantile(lengths, (0.05, 0.5, 0.95)).tolist(),
+        "histogram": Markup(to_svg(figure, "images by number of codes")),
+    }
 
 
 def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> list[tuple[str, list[tuple[str, str, int]]]]:
@@ -272,42 +224,14 @@ def _curve(
     return title, Markup(to_svg(figure, title))
 
 
-def _rows(record: dict[str, Any]) -> list[tuple[str, float, Any]]:
-    """The metrics of a record: each one's title, value and uncertainty."""
-    return [(_titled(key, record), value, record["uncertainty"].get(key)) for key, value in record["metrics"].items()]
-
-
-def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    """What the metrics of a record depend on."""
-    facts = {
-        "images": f"{record['count']:,}",
-        "reference": f"{record['reference']}, {record['reference_count']:,} images",
-        "its SHA-256": record["reference_hash"][:16],
-        "features": ", ".join(record["features"].values()),
-        "IS splits": record["settings"].get("inception_splits"),
-        "tokenizer": record["tokenizer"],
-        "ratios": record.get("ratios"),
-        "generator": record.get("generator"),
-        "sampler": ", ".join(f"{key} {value}" for key, value in record.get("sampler", {}).items()),
-        "seed": record.get("seed"),
-        "note": "; ".join(record["warnings"]),
-    }
-    return {name: fact for name, fact in facts.items() if fact not in (None, "")}
-
-
-def _parted(metric: str, record: dict[str, Any]) -> tuple[str, str]:
-    """A metric's name without its network's, and that network's; empty if it needs none."""
-    network = next((network for network in record["features"] if metric.endswith(f"_{network}")), "")
-    return metric.removesuffix(f"_{network}"), network
-
-
-def _titled(metric: str, record: dict[str, Any]) -> str:
-    """A metric's name on the page, with its network, its grain, and an arrow to what is better."""
-    name, network = _parted(metric, record)
-    name, grain = re.fullmatch(r"(.*?)(?:_(\d))?", name).groups()
-    title = TITLES.get(name, name.replace("_", " ").capitalize())
-    arrow = "↓" if name in LESS_IS_BETTER else "↑" if name in MORE_IS_BETTER else ""
-    return title + (f", grain {grain}" if grain else "") + (f" ({network})" if network else "") + f"\xa0{arrow}"
+def _metrics(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of a record: their names without the network's and the grain, these two, values and uncertainties."""
+    networks = "|".join(re.escape(f"_{network}") for network in record["features"])
+    return [
+        re.fullmatch(rf"(?P<name>.*?)(_(?P<grain>\d))?(?P<network>{networks})?", key).groupdict()
+        | {"value": value, "spread": record["uncertainty"].get(key)}
+        for key, value in record["metrics"].items()
+    ]
 
 
 def _outlined(images: Tensor, grains: Tensor, layout: CodeLayout, side: int) -> Tensor:
