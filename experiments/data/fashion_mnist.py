@@ -17,14 +17,13 @@ from pathlib import Path
 import debian
 
 from graincode.data import FashionMNIST
-from graincode.files import cache_root
 
 PACKAGE = "dataset-fashion-mnist"
 
 
 def main() -> None:
     """Console entry."""
-    cache = cache_root() / FashionMNIST.cache
+    cache = FashionMNIST.cache()
     for folder in (*FashionMNIST.installed, cache):
         if len(FashionMNIST.found(folder)) == len(FashionMNIST.files):
             return

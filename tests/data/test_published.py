@@ -121,7 +121,7 @@ def test_an_unknown_split_is_refused_before_anything_is_read(kind):
 @pytest.mark.parametrize("kind", SOURCES)
 def test_nothing_beyond_a_given_root_is_looked_at(tmp_path, cache, kind):
     source, root = SOURCES[kind], WRITE[kind](tmp_path / "root")
-    WRITE[kind](cache / source.cache)
+    WRITE[kind](source.cache())
     missing = next(iter(source.found(root).values()))
     missing.unlink()
     with pytest.raises(GraincodeError) as error:
@@ -161,7 +161,7 @@ def test_files_are_downloaded_once(site, cache, kind):
     for file in site.iterdir():
         file.unlink()
     assert all(sizes(source()).values())
-    assert len(list((cache / source.cache).iterdir())) == len(source.files)
+    assert len(list(source.cache().iterdir())) == len(source.files)
 
 
 @pytest.mark.parametrize("fault", ["another file", "no file", "no network", "no cache"])
@@ -176,12 +176,12 @@ def test_what_cannot_be_downloaded_is_named(site, cache, monkeypatch, kind, faul
     elif fault == "no network":
         monkeypatch.setattr(source, "url", "http://127.0.0.1:9")
     else:
-        (cache / source.cache).write_text("a file")
+        source.cache().write_text("a file")
     with pytest.raises(GraincodeError) as error:
         source().split("train")
-    one_line(error, str(cache / source.cache), "GRAINCODE_CACHE")
+    one_line(error, str(source.cache()), "GRAINCODE_CACHE")
     assert ("experiments/data/fashion_mnist.py" in str(error.value)) == (kind == "fashion_mnist")
-    assert fault == "no cache" or list((cache / source.cache).iterdir()) == []
+    assert fault == "no cache" or list(source.cache().iterdir()) == []
 
 
 def test_a_download_has_a_time_limit_and_leaves_none_behind(site, monkeypatch):

@@ -1,9 +1,7 @@
 """Data sets of images and of codes, and the order in which training sees them."""
 
-from graincode.data.augmentation import Augmentation, Views
-from graincode.data.cache import CachedImages
+from graincode.data.augmentation import Augmentation
 from graincode.data.codes import CodeBatch, CodeDataset
-from graincode.data.encoded import EncodedImages
 from graincode.data.folders import FFHQ, ImageFolder, ImageNet
 from graincode.data.hugging_face import HuggingFace
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource, Subset, TensorImages
@@ -14,10 +12,8 @@ __all__ = [
     "CIFAR10",
     "FFHQ",
     "Augmentation",
-    "CachedImages",
     "CodeBatch",
     "CodeDataset",
-    "EncodedImages",
     "FashionMNIST",
     "HuggingFace",
     "ImageBatch",
@@ -27,6 +23,5 @@ __all__ = [
     "ImageSource",
     "Subset",
     "TensorImages",
-    "Views",
     "WebDataset",
 ]

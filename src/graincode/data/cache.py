@@ -38,11 +38,7 @@ _logger = logging.getLogger(__name__)
 def build_once(path: Path, build: Callable[[], None]) -> None:
     """Build a file or directory unless it is there; of the processes that ask at once one builds, the others wait.
 
-    Args:
-        path: what is wanted; its parent is made.
-        build: makes it appear as a whole (see `graincode.files`), or raises.
-    Raises:
-        OSError: its parent cannot be written.
+    `build` makes it appear as a whole (see `graincode.files`), or raises. Its parent is made, or an OSError raised.
     """
     if path.exists():
         return
@@ -69,41 +65,32 @@ def cached(images: EncodedImages) -> CachedImages:
     except OSError as error:
         raise GraincodeError(
             f"{folder.parent} cannot take the {needed} bytes of the {images.split} images of {images.name} "
-            f"({error.strerror or error}): free space there, or set GRAINCODE_CACHE to a directory with space, "
-            "or cache=false"
+            f"({error.strerror or error}): free space there, set GRAINCODE_CACHE to another folder, or cache=false"
         ) from error
     return CachedImages(images, folder)
 
 
 class CachedImages(ImageDataset):
-    """A split read from the cache.
+    """A split read from the folder that `cached` built of it.
 
-    Args:
-        images: the split without the cache.
-        folder: what `cached` built of it.
     Raises:
         GraincodeError: the folder is damaged, or an image was skipped that is an error here.
     """
 
     def __init__(self, images: EncodedImages, folder: Path) -> None:
-        self.name, self.split, self.image_size, self.class_names = (
-            images.name,
-            images.split,
-            images.image_size,
-            images.class_names,
-        )
-        self._folder = folder
+        self.name, self.split, self.class_names = images.name, images.split, images.class_names
+        self.image_size, self._folder = images.image_size, folder
         try:
             self.labels = torch.from_numpy(np.load(folder / "labels.npy", allow_pickle=False))
-            self._corrupt = np.load(folder / "corrupt.npy", allow_pickle=False).tolist()
-            damaged = self._images.shape != (len(images), 3, *images.image_size)
+            corrupt = np.load(folder / "corrupt.npy", allow_pickle=False).tolist()
+            if self._images.shape != (len(images), 3, *images.image_size):
+                raise ValueError("other images")
         except (OSError, ValueError):
-            damaged = True
-        if damaged:
-            raise GraincodeError(f"{folder} is damaged: remove it, so that it is built anew")
-        if self._corrupt and images.on_corrupt == "error":
-            images.decode(self._corrupt[:1])  # raises the error that names it
-        for index in self._corrupt:
+            raise GraincodeError(f"{folder} is damaged: remove it, so that it is built anew") from None
+        self.skipped = len(corrupt)
+        if corrupt and images.on_corrupt == "error":
+            images.decode(corrupt[:1])  # raises the error that names it
+        for index in corrupt:
             if not images.corrupt[index]:  # building it has not just said so
                 images.warn_of(index, "when it was cached")
 
@@ -114,10 +101,6 @@ class CachedImages(ImageDataset):
     def __getstate__(self) -> dict[str, Any]:
         # a worker process that is not forked maps the file itself: pickled, the whole of it would be copied
         return {name: value for name, value in self.__dict__.items() if name != "_images"}
-
-    @property
-    def skipped(self) -> int:
-        return len(self._corrupt)
 
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen = index_tensor(indices, len(self))
@@ -172,9 +155,6 @@ class _Writing:
     images: EncodedImages
     file: Path
     offset: int
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, rows: range) -> Tensor | Exception:
         """Labels of the images, or an error as a value: raised here it would arrive with a worker's traceback."""

@@ -27,18 +27,13 @@ _logger = logging.getLogger(__name__)
 class Encoded(Protocol):
     """N encoded images: where their bytes come from."""
 
-    def __len__(self) -> int:
-        """N."""
+    def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
         """What errors and warnings call an image."""
 
     def read(self, index: int) -> bytes:
-        """The content of an image's file.
-
-        Raises:
-            GraincodeError: it is not there. Unlike a file that cannot be decoded, this is never skipped.
-        """
+        """The content of an image's file; a GraincodeError if it is not there, which is never skipped."""
 
     def identity(self) -> str:
         """Changes when the content does, as far as names, sizes and times of change show; not with the place."""
@@ -46,12 +41,7 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Image files on disk (see `Encoded`).
-
-    Args:
-        base: a directory.
-        paths: of the files, relative to it, with forward slashes.
-    """
+    """Image files on disk (see `Encoded`): their paths relative to a directory, with forward slashes."""
 
     base: Path
     paths: tuple[str, ...]
@@ -70,13 +60,7 @@ class Files:
 
 
 def files_identity(files: Iterable[tuple[str, Path]]) -> str:
-    """Hex SHA-256 over names, sizes and times of change (ns).
-
-    Args:
-        files: of each, the name that counts and the path.
-    Raises:
-        GraincodeError: a file is not there.
-    """
+    """Hex SHA-256 over the names that count of files, and the sizes and times of change (ns) at their paths."""
     digest = hashlib.sha256()
     for name, path in files:
         try:
@@ -87,24 +71,20 @@ def files_identity(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        GraincodeError: it cannot be read.
-    """
+def read_file(path: Path, offset: int = 0, size: int = -1) -> bytes:
+    """The content of a file, or a part of it; a GraincodeError if it cannot be read."""
     try:
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(size)
     except OSError as error:
         raise file_error(path, error) from error
 
 
 def file_error(path: Path, error: OSError) -> GraincodeError:
     """What to say of a file that the system does not let us read."""
-    return GraincodeError(
-        f"{path} cannot be read ({error.strerror or error}): make it readable, or if the data set has changed "
-        "meanwhile, start again"
-    )
+    reason = error.strerror or error
+    return GraincodeError(f"{path} cannot be read ({reason}): make it readable; if it was moved, start again")
 
 
 class EncodedImages(ImageDataset):
@@ -141,11 +121,6 @@ class EncodedImages(ImageDataset):
     @property
     def skipped(self) -> int:
         return int(self.corrupt.sum())
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """What errors call each image: of a folder, the paths."""
-        return tuple(map(self.encoded.name, range(len(self))))
 
     def key(self) -> list[Any]:
         """What pixels and labels depend on, besides the decoder's version, in JSON's types."""
@@ -186,7 +161,5 @@ class EncodedImages(ImageDataset):
                     raise
                 self.corrupt[candidate] = True
                 self.warn_of(candidate, " ".join(str(error.__cause__).split()))
-        raise GraincodeError(
-            f"{self.encoded.name(index)}: cannot be read as an image, and none of the {len(self)} {self.split} images "
-            f"of {self.name} can: give a folder of intact images"
-        )
+        example = self.encoded.name(index)
+        raise GraincodeError(f"{example}: none of the {len(self)} {self.split} images of {self.name} can be read")

@@ -44,9 +44,7 @@ class FileSource(EncodedSource):
         if names == ("",):
             return ()
         if "" in example:
-            raise GraincodeError(
-                f"{example['']} lies beside the class folders: move it into one; classes=none takes all as unlabelled"
-            )
+            raise GraincodeError(f"{example['']} lies beside the class folders: move it, or give classes=none")
         return names
 
     def _encoded(self, split: str) -> tuple[Files, Tensor]:
@@ -56,16 +54,11 @@ class FileSource(EncodedSource):
         return files, torch.tensor(labels, dtype=torch.long)
 
     def _base(self, folders: tuple[str, ...], inside: tuple[str, ...] = ()) -> Path:
-        """The first of some folders of the root that has all of the directories.
-
-        Raises:
-            GraincodeError: none has.
-        """
+        """The first of some folders of the root that is one and has all of the directories."""
         for base in (self._root / folder for folder in folders):
             if all((base / name).is_dir() for name in ("", *inside)):
                 return base
-        expected = f"{' and '.join(inside)} in it or in {', '.join(filter(None, folders))}" if inside else "a directory"
-        raise GraincodeError(f"{self._origin}: expected {expected}")
+        raise GraincodeError(f"{self._origin}: expected {' and '.join(inside) or 'images'} in it or its {folders[-1]}")
 
 
 @dataclass(eq=False)
@@ -83,7 +76,7 @@ class ImageFolder(FileSource):
     Args:
         root: the directory; `~` is expanded.
         classes: "folders", or "none" for images that are unlabelled whatever directories they lie in.
-        The others are as in `EncodedSource`.
+        others: as in `EncodedSource`.
     """
 
     root: str | None
@@ -118,7 +111,7 @@ class ImageNet(FileSource):
 
     Args:
         root: the directory of train/ and val/, or one that has them in its ILSVRC/Data/CLS-LOC; `~` is expanded.
-        The others are as in `EncodedSource`.
+        others: as in `EncodedSource`.
     """
 
     root: str | None
@@ -131,14 +124,13 @@ class ImageNet(FileSource):
     @cached_property
     def _splits(self) -> dict[str, Files]:
         base = self._base(("", "ILSVRC/Data/CLS-LOC"), ("train", "val"))
-        train, test = image_files(base / "train"), image_files(base / "val")
-        classes = {_top_folder(path) for path in train} - {""}
-        for path in (*(f"train/{path}" for path in train), *(f"val/{path}" for path in test)):
-            if path.split("/")[1] not in classes or path.count("/") < 2:
-                raise GraincodeError(
-                    f"{base / path}: expected it in a class folder that train has too, such as n01440764"
-                )
-        parts = self._take_out(train) | {"test": test}
+        found = {part: image_files(base / part) for part in ("train", "val")}
+        classes = {_top_folder(path) for path in found["train"]} - {""}
+        for part, paths in found.items():
+            for path in paths:
+                if _top_folder(path) not in classes:
+                    raise GraincodeError(f"{base / part / path}: expected it in a class folder, such as n01440764")
+        parts = self._take_out(found["train"]) | {"test": found["val"]}
         return {name: Files(base / ("val" if name == "test" else "train"), tuple(parts[name])) for name in SPLITS}
 
 
@@ -146,13 +138,12 @@ class ImageNet(FileSource):
 class FFHQ(FileSource):
     """Flickr-Faces-HQ (Karras et al., 2019): 70,000 unlabelled faces in files numbered from 00000.png.
 
-    The test split is the published one, numbers from 60000 on. The val split is a part of those below; a file's name
-    is its number.
+    The test split is the published one, numbers from 60000 on. The val split is a part of those below.
 
     Args:
         root: a directory with images1024x1024/ or thumbnails128x128/ (the first of these is taken), or one of the
             numbered files themselves, flat or in folders of a thousand; `~` is expanded.
-        The others are as in `EncodedSource`.
+        others: as in `EncodedSource`.
     """
 
     root: str | None
@@ -175,20 +166,12 @@ class FFHQ(FileSource):
 
 
 def image_files(base: Path) -> list[str]:
-    """Relative paths, with forward slashes, of the images below a directory, sorted.
-
-    Raises:
-        GraincodeError: there are none.
-    """
+    """Relative paths, with forward slashes, of the images below a directory, sorted; refuses one without images."""
     files = []
     for folder, folders, names in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(base)
-        files += [
-            (inside / name).as_posix()
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
+        shown = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        files += [(Path(folder).relative_to(base) / name).as_posix() for name in shown]
     if not files:
         raise GraincodeError(f"{base}: expected images in it, files that end in {' '.join(EXTENSIONS)}")
     return sorted(files)

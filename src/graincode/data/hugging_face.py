@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Images in rows of a table (see `Encoded`).
-
-    Args:
-        table: its only column has the images, not decoded.
-        column: name of the column.
-        rows: of the images.
-        origin: what errors call the table.
-    """
+    """Rows of a table that has images, not decoded, as its only column (see `Encoded`)."""
 
     table: Dataset
     column: str
@@ -61,7 +54,7 @@ class HuggingFace(EncodedSource):
     """A Hugging Face data set of images; needs the package `datasets`.
 
     Files are decoded here, as those of `ImageFolder` are, so that the same files give the same pixels. No code that
-    comes with a data set is run. What the splits depend on is each row's number.
+    comes with a data set is run. What an image is called, for the splits, is the number of its row.
 
     Args:
         path: a directory that `save_to_disk` wrote, a folder of Parquet or image files, one .parquet file, or a name
@@ -69,9 +62,8 @@ class HuggingFace(EncodedSource):
         name: which configuration, if the data set has several.
         image_key: the column of images, or of their files as bytes.
         label_key: the column of labels, class labels or whole numbers from 0; None for unlabelled images.
-        splits: for "train", "val" and "test", the data set's name for that split; None to take val or test out of
-            train.
-        The others are as in `EncodedSource`.
+        splits: the data set's names for "train", "val" and "test"; None to take val or test out of train.
+        others: as in `EncodedSource`.
     """
 
     path: str | None
@@ -87,8 +79,8 @@ class HuggingFace(EncodedSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         splits = {"train": "train"} if self.splits is None else dict(self.splits)
-        names = bool(splits.get("train")) and all(isinstance(value, str | None) for value in splits.values())
-        check("splits", splits, "the data set's names for train and, unless they are null, for val and test", names)
+        is_named = bool(splits.get("train")) and all(isinstance(value, str | None) for value in splits.values())
+        check("splits", splits, "the data set's names for train and, unless null, for val and test", is_named)
         self._given = {ours: theirs for ours, theirs in splits.items() if theirs}
 
     @cached_property
@@ -99,11 +91,8 @@ class HuggingFace(EncodedSource):
         values = {value for split in self._given for value in self._labels(split)}
         for value in values:
             if type(value) is not int or value < 0 or (names and value >= len(names)):
-                largest = f" to {len(names) - 1}" if names else ""
-                raise GraincodeError(
-                    f"label_key={self.label_key}: expected whole numbers from 0{largest}, found {value!r} in "
-                    f"{self._origin}; null for images without labels"
-                )
+                known = f"whole numbers from 0{f' to {len(names) - 1}' if names else ''}"
+                raise GraincodeError(f"label_key={self.label_key}: expected {known}, found {value!r} in {self._origin}")
         return names or tuple(map(str, range(max(values) + 1)))
 
     def _encoded(self, split: str) -> tuple[Rows, Tensor]:
@@ -129,8 +118,7 @@ class HuggingFace(EncodedSource):
         try:
             return column.cast_column(self.image_key, Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:  # among which are those of pyarrow
-            others = ", ".join(table.features)
-            raise GraincodeError(f"image_key={self.image_key}: expected a column of images, of {others}") from error
+            raise GraincodeError(f"image_key={self.image_key}: expected a column of images") from error
 
     @cached_property
     def _tables(self) -> dict[str, Dataset]:
@@ -159,7 +147,6 @@ class HuggingFace(EncodedSource):
             path = str(local) if local.is_dir() else self.path
             return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
-            raise GraincodeError(
-                f"{self._origin}: expected a directory of save_to_disk, a folder or file of Parquet, or a name at the "
-                f"hub (with name= one of its configurations if it has several): {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            expected = "a directory of save_to_disk, Parquet, or a name at the hub (and name= of one of its configurations)"
+            raise GraincodeError(f"{self._origin}: expected {expected}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Images for training and evaluation: the batch, the data set, the source; decoding, and splits by hash."""
+"""Images for training and evaluation: batch, data set and source; decoding, and splits by hash."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,13 +41,7 @@ _HASH_CHUNK = 256
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """A batch of B images.
-
-    Attributes:
-        images: (B, 3, H, W) float32 in [-1, 1].
-        labels: (B,) long, index into the data set's class names; 0 where it has none.
-        indices: (B,) long, index of each image in its split.
-    """
+    """(B, 3, H, W) float32 images in [-1, 1], (B,) long labels (0 without classes), (B,) long indices in the split."""
 
     images: Tensor
     labels: Tensor
@@ -55,14 +49,11 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def pin_memory(self) -> ImageBatch:
         """The same batch in memory that a GPU copies from directly."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> ImageBatch:
-        return ImageBatch(change(self.images), change(self.labels), change(self.indices))
+        return ImageBatch(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
 class ImageDataset(ABC):
@@ -74,8 +65,8 @@ class ImageDataset(ABC):
         image_size: (height, width) in pixels.
         class_names: name of each label; empty if there are no labels.
         labels: (N,) long, the labels of all images.
-        skipped: how many corrupt images others stand in for, as far as is known: without a cache, those found so far
-            by this process and its loader's workers.
+        skipped: how many corrupt images others stand in for; without a cache, those found so far by this process and
+            its loader's workers.
     """
 
     name: str
@@ -83,30 +74,17 @@ class ImageDataset(ABC):
     image_size: tuple[int, int]
     class_names: tuple[str, ...]
     labels: Tensor
-
-    @property
-    def skipped(self) -> int:
-        return 0
+    skipped: int = 0
 
     def __len__(self) -> int:
-        """Number of images in the split."""
         return len(self.labels)
 
     @abstractmethod
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        """The images at these indices in this order; the same at every call.
-
-        Args:
-            indices: B indices in [0, len), repeats allowed; a single one gives a batch of one.
-        Raises:
-            IndexError: an index is outside [0, len).
-        """
+        """The images at B indices in [0, len), or at one, in this order; the same at every call."""
 
     def content_hash(self) -> str:
-        """Hex SHA-256 of what is delivered: image size, uint8 images and labels in order, whatever their names.
-
-        Reads the whole split once, at the first call.
-        """
+        """Hex SHA-256 of image size, uint8 images and labels in order; reads the whole split at the first call."""
         return self._content_hash
 
     @cached_property
@@ -138,13 +116,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorImages(ImageDataset):
-    """A split held in memory.
-
-    Args:
-        name, split, class_names: as in `ImageDataset`.
-        images: (N, C, H, W) uint8; with C = 1 the gray channel is repeated on delivery, with C = 3 it is RGB.
-        labels: (N,) long.
-    """
+    """A split held in memory: (N, C, H, W) uint8 images, gray (C = 1) or RGB (C = 3), and (N,) long labels."""
 
     name: str
     split: str
@@ -163,40 +135,42 @@ class TensorImages(ImageDataset):
 
 
 class DerivedImages(ImageDataset):
-    """A split made of another one, with its name, image size and classes, and other labels."""
+    """The images of another split in an order (N,) long, which may leave some out or repeat them."""
 
-    def __init__(self, dataset: ImageDataset, split: str, labels: Tensor) -> None:
-        self.name, self.split, self.labels = dataset.name, split, labels
+    def __init__(self, dataset: ImageDataset, split: str, order: Tensor) -> None:
+        self.name, self.split, self.labels = dataset.name, split, dataset.labels[order]
         self.image_size, self.class_names = dataset.image_size, dataset.class_names
-        self._dataset = dataset
+        self._dataset, self._order = dataset, order
 
     @property
     def skipped(self) -> int:
         return self._dataset.skipped
+
+    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
+        chosen = index_tensor(indices, len(self))
+        batch = self._dataset[self._order[chosen].tolist()]
+        return ImageBatch(self._changed(batch.images, chosen), batch.labels, chosen)
+
+    def _changed(self, images: Tensor, indices: Tensor) -> Tensor:
+        """What is delivered in place of the other split's images."""
+        return images
 
 
 class Subset(DerivedImages):
     """The first `count` images of a fixed permutation of a split, so that a part is not one class."""
 
     def __init__(self, dataset: ImageDataset, count: int) -> None:
-        self._order = torch.from_numpy(permutation(0, 0, len(dataset))[:count])
-        super().__init__(dataset, f"{dataset.split} (part)", dataset.labels[self._order])
-
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        batch = self._dataset[self._order[chosen].tolist()]
-        return ImageBatch(batch.images, batch.labels, chosen)
+        order = torch.from_numpy(permutation(0, 0, len(dataset))[:count])
+        super().__init__(dataset, f"{dataset.split} (part)", order)
 
 
 def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[str, list[str]]:
-    """Split names so that the part of each depends on that name alone.
+    """The sorted names of each part; that of a name depends on the name alone, and "train" has the rest.
 
     Args:
         names: distinct names.
         fractions: share of each part but "train", in [0, 1); a part with a positive share gets one name at least
             (while there are any), the one whose hash comes next.
-    Returns:
-        The names of each part, sorted; "train" has the rest.
     """
     ranked = sorted((_unit_hash(name), name) for name in names)
     parts = {}
@@ -213,15 +187,13 @@ def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[
 def read_image(
     file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none", "exact"], name: str | None = None
 ) -> Tensor:
-    """Decode one image and scale it with an antialiased bicubic filter.
+    """One image as (3, height, width) uint8, scaled with an antialiased bicubic filter.
 
     Args:
         file, name: as in `open_image`.
         size: (height, width) in pixels.
         crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
             "exact" refuses an image of another size.
-    Returns:
-        (3, height, width) uint8.
     Raises:
         GraincodeError: the file cannot be decoded, or has another size than the exact one.
     """
@@ -240,11 +212,10 @@ def read_image(
 
 
 def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
-    """Decode one image and turn it upright as its EXIF data say.
+    """One image, turned upright as its EXIF data say.
 
     Args:
-        file: path or content, in one of the `FORMATS` with at most 8 bits a channel; of an animation the first frame
-            is taken.
+        file: path or content, in one of the `FORMATS`; of an animation the first frame is taken.
         name: what to call the file in an error; by default its path.
         mode: of Pillow's; "RGB" drops alpha.
     Raises:
@@ -265,11 +236,7 @@ def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "R
 
 
 def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels of a size that may be the side of a square.
-
-    Raises:
-        GraincodeError: it is no size.
-    """
+    """(height, width) in pixels of a size that may be the side of a square; refuses what is no size."""
     sides = (value, value) if isinstance(value, int) else value
     # a Hydra list is a Sequence but no tuple or list, and True is an int
     is_size = isinstance(sides, Sequence) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
@@ -278,11 +245,7 @@ def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def index_tensor(indices: Sequence[int] | int, length: int) -> Tensor:
-    """(B,) long, the indices of a batch.
-
-    Raises:
-        IndexError: an index is outside [0, length).
-    """
+    """(B,) long, the indices of a batch; an IndexError if one is outside [0, length)."""
     chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
     if len(chosen) and not 0 <= chosen.min() <= chosen.max() < length:
         raise IndexError(f"index {chosen.tolist()} outside a split of {length} images")

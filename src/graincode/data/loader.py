@@ -10,19 +10,21 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
 
+_WINDOWS = 1 << 63  # the permutations below it are those of epochs
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Batches by length: items near each other in the stream trade places, so that neighbours are about as long.
+    """Batches by length: items near each other in the stream change places, so that neighbours are about as long.
 
     Attributes:
         lengths: (N,) of all items of the data set.
-        steps: that trade items; windows begin after multiples of so many steps. With 1, steps keep their items.
+        steps: that exchange items; windows begin after multiples of so many steps. With 1, steps keep their items.
     """
 
     lengths: np.ndarray
@@ -40,8 +42,7 @@ class Schedule:
     With windows, the items that so come to each `windows.steps` steps are sorted by length (equal ones stay in order)
     and cut into batches, which come in an order drawn for the window. A step then depends on (seed, step), the batch
     size, the lengths and the windows' size, not on how long training is; every item still comes once per epoch, but
-    for the window that holds an epoch's end, whose items mix with those of the next epoch's beginning. As the items of
-    a step are sorted too, its micro-batches pad less than it would as a whole, about the same on every process.
+    for the window that holds an epoch's end, whose items mix with those of the next epoch's beginning.
 
     Attributes:
         size: items in the data set.
@@ -62,56 +63,34 @@ class Schedule:
     windows: Windows | None = None
 
     def places(self, step: int, micro_batch: int) -> range:
-        """Places in the stream of a micro-batch of a 1-based step."""
+        """Positions in the stream of a micro-batch of a 1-based step."""
         each = self.batch_size // (self.processes * self.micro_batches)
         first = (step - 1) * self.batch_size + (micro_batch * self.processes + self.rank) * each
         return range(first, first + each)
 
-    def indices(self, places: range) -> list[int]:
-        """Indices into the data set of what training sees at these places."""
+    def indices(self, positions: range) -> list[int]:
+        """Indices into the data set of what training sees at these positions."""
         if self.windows is None:
-            return self.stream(places)
+            return self.stream(positions)
         each = self.windows.steps * self.batch_size
-        return _joined(places, each, lambda window: _by_length(self, window))
+        return _joined(positions, each, lambda window: _by_length(self, window))
 
-    def stream(self, places: range) -> list[int]:
-        """Indices into the data set of places in the plain stream, as if there were no windows."""
-        return _joined(places, self.size, lambda epoch: _order(self.seed, epoch, self.size))
+    def stream(self, positions: range) -> list[int]:
+        """Indices into the data set of positions in the plain stream, as if there were no windows."""
+        return _joined(positions, self.size, lambda epoch: _order(self.seed, epoch, self.size))
 
-
-class StepSampler(Sampler[list[int]]):
-    """The index lists of the micro-batches of steps `start` + 1 to `stop`, for one process.
-
-    A resumed run therefore sees just what it would have seen.
-    """
-
-    def __init__(self, schedule: Schedule, start: int, stop: int) -> None:
-        self.schedule, self.start, self.stop = schedule, start, stop
-
-    def __len__(self) -> int:
-        return max(self.stop - self.start, 0) * self.schedule.micro_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start + 1, self.stop + 1):
-            for micro_batch in range(self.schedule.micro_batches):
-                yield self.schedule.indices(self.schedule.places(step, micro_batch))
+    def batches(self, start: int, stop: int) -> Iterator[list[int]]:
+        """The index lists of this process's micro-batches of steps `start` + 1 to `stop`."""
+        for step in range(start + 1, stop + 1):
+            for micro_batch in range(self.micro_batches):
+                yield self.indices(self.places(step, micro_batch))
 
 
 def training_loader(
     dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
 ) -> Generator[Any]:
     """The micro-batches of steps `start` + 1 to `stop`; close it to end its workers."""
-    return _batches(
-        DataLoader(
-            dataset,
-            sampler=StepSampler(schedule, start, stop),
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_outlive_signals,
-        )
-    )
+    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory, prefetch=4)
 
 
 def in_order(
@@ -122,12 +101,12 @@ def in_order(
     shared: bool = False,
     order: Sequence[int] | None = None,
 ) -> Iterator[Any]:
-    """Batches of the first `limit` items (all by default), in order.
+    """Batches of the first `limit` items (all by default), in order, the same for any number of processes.
 
     Args:
         dataset: indexed by lists.
-        batch_size: items at once; batches are the same for any number of processes.
-        limit: the first so many items.
+        batch_size: items at once.
+        limit: number of items.
         workers: processes that load them.
         shared: give this process its contiguous share of the batches, not all of them.
         order: of all items; None for their own.
@@ -136,18 +115,25 @@ def in_order(
     mine = collectives.items(count, batch_size) if shared else range(count)
     chosen = mine if order is None else order[mine.start : mine.stop]
     parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-    yield from _batches(
-        DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals)
+    yield from _batches(dataset, parts, workers)
+
+
+def _batches(dataset: Dataset[Any], parts: Any, workers: int, pin_memory: bool = False, prefetch: int = 2) -> Generator:
+    """Batches of parts of a data set; at the end, and when an error ends it early, the workers are told to go."""
+    loader = DataLoader(
+        dataset,
+        sampler=parts,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=_outlive_signals,
     )
-
-
-def _batches(loader: DataLoader[Any]) -> Generator[Any]:
-    """A loader's batches; at the end, and when an error ends it early, its workers are told to go."""
     iterator = iter(loader)
     try:
         yield from iterator
     finally:
-        if loader.num_workers:
+        if workers:
             iterator._shutdown_workers()
 
 
@@ -160,12 +146,12 @@ def _outlive_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _joined(places: range, each: int, block: Callable[[int], np.ndarray]) -> list[int]:
-    """What stands at places of a stream that is made of blocks of `each` items, given by their number."""
+def _joined(positions: range, each: int, block: Callable[[int], np.ndarray]) -> list[int]:
+    """What stands at positions of a stream that is made of blocks of `each` items, given by their number."""
     chosen: list[int] = []
-    while len(chosen) < len(places):
-        number, offset = divmod(places[len(chosen)], each)
-        chosen += block(number)[offset : offset + len(places) - len(chosen)].tolist()
+    while len(chosen) < len(positions):
+        number, offset = divmod(positions[len(chosen)], each)
+        chosen += block(number)[offset : offset + len(positions) - len(chosen)].tolist()
     return chosen
 
 
@@ -179,10 +165,4 @@ def _by_length(schedule: Schedule, window: int) -> np.ndarray:
     return batches[permutation(schedule.seed, _WINDOWS + window, steps)].reshape(-1)
 
 
-_WINDOWS = 1 << 63  # the permutations below it are those of epochs
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The permutation of an epoch."""
-    return permutation(seed, epoch, size)
+_order = lru_cache(maxsize=2)(permutation)  # of an epoch

@@ -8,6 +8,7 @@ import os
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,14 +29,10 @@ _logger = logging.getLogger(__name__)
 
 
 def validation_mask(count: int, one_in: int) -> Tensor:
-    """Which training images are for validation: the same in every run and on every machine.
+    """(count,) bool, one in so many training images that are for validation, in every run and on every machine.
 
-    Args:
-        count: number of training images in the files.
-        one_in: how many images there are for each one of validation.
-    Returns:
-        (count,) bool with count // one_in true: those with the smallest of the random 64-bit numbers that Philox
-        draws under a fixed key, a stream that does not change with numpy's version.
+    True are the count // one_in images with the smallest of the random 64-bit numbers that Philox draws under a fixed
+    key, a stream that does not change with numpy's version.
     """
     mask = torch.zeros(count, dtype=torch.bool)
     mask[torch.from_numpy(permutation(_SPLIT_KEY, 0, count)[: count // one_in])] = True
@@ -43,37 +40,28 @@ def validation_mask(count: int, one_in: int) -> Tensor:
 
 
 class PublishedImages(ABC):
-    """A data set of a few files in 10 classes.
+    """A data set of a few files of 32x32 images in 10 classes.
 
     The test split is the published one. The validation split is 5,000 of the training images, drawn once and for all
     (see `validation_mask`); the train split is the others.
 
     Args:
-        root: a directory with the files in it or in the usual folder below it. Without one they are taken from where
-            a package has installed them or from the cache, $GRAINCODE_CACHE or ~/.cache/graincode, into which they
-            are downloaded once.
+        root: a directory with the files in it or in the usual folder below it, gzipped or not. Without one they are
+            taken from where a package has installed them, or from $GRAINCODE_CACHE or ~/.cache/graincode, into which
+            they are downloaded once.
     """
 
     image_size = (32, 32)
     class_names: ClassVar[tuple[str, ...]]
 
     name: ClassVar[str]
-    cache: ClassVar[str]
-    """Name of the folder in the cache."""
-    installed: ClassVar[tuple[Path, ...]] = ()
-    """Folders in which packages have the files."""
-    below: ClassVar[str]
-    """The usual folder below a root."""
     files: ClassVar[tuple[str, ...]]
-    """What a folder must have; each may have .gz after its name."""
-    url: ClassVar[str]
-    """Of the folder at the publisher's, over https."""
-    downloads: ClassVar[dict[str, str]]
-    """MD5 of the files or archives there."""
+    folder: ClassVar[str]  # where they usually are below a root
+    installed: ClassVar[tuple[Path, ...]] = ()  # where packages have them
+    url: ClassVar[str]  # of the folder at the publisher's, over https
+    downloads: ClassVar[dict[str, str]]  # MD5 of the files or archives there
+    advice: ClassVar[str] = ""  # if they cannot be downloaded
     one_in: ClassVar[int]
-    """How many training images there are for each one of validation."""
-    elsewhere: ClassVar[str] = ""
-    """What else to do if they cannot be downloaded."""
 
     def __init__(self, root: str | None = None):
         self._root = root
@@ -85,47 +73,23 @@ class PublishedImages(ABC):
             GraincodeError: there is no such split, or files are missing, corrupt or cannot be downloaded.
         """
         check_choice("split", name, SPLITS)
-        images, labels = self._read(self.found(self._folder()), name == "test")
-        if name != "test":
-            chosen = validation_mask(len(images), self.one_in)
-            chosen = chosen if name == "val" else ~chosen
-            images, labels = images[chosen], labels[chosen]
+        paths, is_test = self.found(self._folder()), name == "test"
+        chosen = [paths[file] for file in self.files if file.startswith(("test", "t10k")) == is_test]
+        images, labels = self._read(chosen)
+        if not is_test:
+            mask = validation_mask(len(images), self.one_in)
+            mask = mask if name == "val" else ~mask
+            images, labels = images[mask], labels[mask]
         return TensorImages(self.name, name, images, labels, self.class_names)
 
     @abstractmethod
-    def _read(self, paths: dict[str, Path], test: bool) -> tuple[Tensor, Tensor]:
-        """(N, C, 32, 32) uint8 images and (N,) long labels of the published test or training images."""
+    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        """(N, C, 32, 32) uint8 images and (N,) long labels of files."""
 
-    def _labels(self, path: Path, labels: np.ndarray) -> Tensor:
-        """(N,) long of a file's labels.
-
-        Raises:
-            GraincodeError: one has no class.
-        """
-        if labels.max(initial=0) >= len(self.class_names):
-            raise _corrupt(path, f"expected labels from 0 to {len(self.class_names) - 1}, found {labels.max()}")
-        return torch.from_numpy(labels.astype(np.int64))
-
-    def _folder(self) -> Path:
-        """The directory that holds the files, downloaded into the cache if they are nowhere else."""
-        cache = cache_root() / self.cache
-        places = (*self.installed, cache) if self._root is None else (Path(self._root).expanduser(),)
-        for folder in (place / below for place in places for below in ("", self.below)):
-            if len(self.found(folder)) == len(self.files):
-                _logger.info("%s is read from %s", self.name, folder)
-                return folder
-        if self._root is not None:
-            raise GraincodeError(
-                f"root={self._root}: expected {', '.join(self.files)} in it or in its {self.below}; null downloads them"
-            )
-        try:
-            self._download(cache)
-        except (OSError, RuntimeError) as error:
-            raise GraincodeError(
-                f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())}): connect to "
-                f"the network, set GRAINCODE_CACHE to a directory that can be written{self.elsewhere}, or give its root"
-            ) from error
-        return cache
+    @classmethod
+    def cache(cls) -> Path:
+        """Where downloaded files are."""
+        return cache_root() / cls.name.replace("_", "-")
 
     @classmethod
     def found(cls, folder: Path) -> dict[str, Path]:
@@ -133,10 +97,28 @@ class PublishedImages(ABC):
         paths = ((file, folder / f"{file}{suffix}") for file in cls.files for suffix in ("", ".gz"))
         return {file: path for file, path in paths if path.is_file()}
 
+    def _folder(self) -> Path:
+        """The directory that holds the files, downloaded into the cache if they are nowhere else."""
+        cache = self.cache()
+        given = (*self.installed, cache) if self._root is None else (Path(self._root).expanduser(),)
+        for folder in (base / below for base in given for below in ("", self.folder)):
+            if len(self.found(folder)) == len(self.files):
+                _logger.info("%s is read from %s", self.name, folder)
+                return folder
+        if self._root is not None:
+            raise GraincodeError(f"root={self._root}: expected {', '.join(self.files)} in it or in its {self.folder}")
+        try:
+            self._download(cache)
+        except (OSError, RuntimeError) as error:
+            raise GraincodeError(
+                f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())}): connect to "
+                f"the network, set GRAINCODE_CACHE to a directory that can be written{self.advice}, or give its root"
+            ) from error
+        return cache
+
     def _download(self, cache: Path) -> None:
         from torchvision.datasets.utils import download_url, extract_archive  # seconds, and only once
 
-        _logger.info("%s is downloaded from %s into %s", self.name, self.url, cache)
         cache.mkdir(parents=True, exist_ok=True)
         # a temporary directory, from which whole files are moved, so that other processes never see half of one
         with tempfile.TemporaryDirectory(dir=cache, prefix="downloading-") as scratch, network_timeout():
@@ -144,7 +126,7 @@ class PublishedImages(ABC):
                 download_url(f"{self.url}/{file}", scratch, file, md5)
                 if file.endswith(".tar.gz"):
                     extract_archive(os.path.join(scratch, file), scratch)
-            found = self.found(Path(scratch)) or self.found(Path(scratch) / self.below)
+            found = self.found(Path(scratch)) or self.found(Path(scratch) / self.folder)
             if len(found) < len(self.files):
                 raise OSError(f"files are missing in what {self.url} has")
             for path in found.values():
@@ -152,44 +134,41 @@ class PublishedImages(ABC):
 
 
 class CIFAR10(PublishedImages):
-    """CIFAR-10 (Krizhevsky, 2009): 60,000 colour images of 32x32 in 10 classes, 10,000 of them the test split.
+    """CIFAR-10 (Krizhevsky, 2009): 60,000 colour images, 10,000 of them the test split.
 
     It is read from its binary version: the other one is of pickles, which are never loaded.
     """
 
-    name, cache, below = "cifar10", "cifar10", "cifar-10-batches-bin"
+    name, folder, one_in = "cifar10", "cifar-10-batches-bin", 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     files = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
     url = "https://www.cs.toronto.edu/~kriz"
     downloads: ClassVar = {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
-    one_in = 10
 
-    def _read(self, paths: dict[str, Path], test: bool) -> tuple[Tensor, Tensor]:
-        parts = [self._records(paths[file]) for file in (self.files[5:] if test else self.files[:5])]
-        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return images, labels
-
-    def _records(self, path: Path) -> tuple[Tensor, Tensor]:
-        """Images and labels of a file of records: a byte of label and three planes of bytes."""
-        content, record = np.fromfile(path, dtype=np.uint8), 1 + 3 * 32 * 32
-        if len(content) == 0 or len(content) % record:
-            raise _corrupt(path, f"expected records of {record} bytes, found {len(content)} bytes")
-        records = content.reshape(-1, record)
-        return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)), self._labels(path, records[:, 0])
+    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        parts = []
+        for path in paths:  # of records: a byte of label and three planes of bytes
+            content = np.frombuffer(read_file(path), dtype=np.uint8)
+            if len(content) == 0 or len(content) % 3073:
+                raise _corrupt(path, f"expected records of 3073 bytes, found {len(content)} bytes")
+            parts.append(content.reshape(-1, 3073))
+            _check_labels(path, parts[-1][:, 0])
+        records = torch.from_numpy(np.concatenate(parts))
+        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
 
 class FashionMNIST(PublishedImages):
-    """Fashion-MNIST (Xiao et al., 2017): 70,000 gray images of clothes in 10 classes, 10,000 of them the test split.
+    """Fashion-MNIST (Xiao et al., 2017): 70,000 gray images of clothes, 10,000 of them the test split.
 
-    The images of 28x28 are padded with black to 32x32. The files are those of IDX, gzipped or not.
+    The images of 28x28 are padded with black to 32x32.
     """
 
-    name, cache, below = "fashion_mnist", "fashion-mnist", "FashionMNIST/raw"
+    name, folder, one_in = "fashion_mnist", "FashionMNIST/raw", 12
     class_names = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    installed = (Path("/usr/share/datasets/fashion-mnist"),)
     files = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    installed = (Path("/usr/share/datasets/fashion-mnist"),)
     url = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
     downloads: ClassVar = {
         "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -197,44 +176,34 @@ class FashionMNIST(PublishedImages):
         "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
         "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     }
-    one_in = 12
-    elsewhere = ", run experiments/data/fashion_mnist.py, which takes it from a Debian package"
+    advice = ", run experiments/data/fashion_mnist.py, which takes it from a Debian package"
 
-    def _read(self, paths: dict[str, Path], test: bool) -> tuple[Tensor, Tensor]:
-        files = [paths[file] for file in (self.files[2:] if test else self.files[:2])]
-        images, labels = map(read_idx, files)
-        if images.shape[1:] != (28, 28):
-            raise _corrupt(files[0], f"expected images of 28x28, found shape {images.shape}")
-        if labels.shape != images.shape[:1]:
-            raise _corrupt(files[1], f"expected {len(images)} labels, found shape {labels.shape}")
+    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+        images, labels = read_idx(paths[0], (28, 28)), read_idx(paths[1], ())
+        if len(images) != len(labels):
+            raise _corrupt(paths[1], f"expected {len(images)} labels, found {len(labels)}")
+        _check_labels(paths[1], labels)
         padded = functional.pad(torch.from_numpy(images), (2, 2, 2, 2)).unsqueeze(1)
-        return padded, self._labels(files[1], labels)
+        return padded, torch.from_numpy(labels).long()
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes.
-
-    Args:
-        path: the file, gzipped if its name ends in .gz.
-    Returns:
-        uint8 array (writable) of the shape that the file's header gives.
-    Raises:
-        GraincodeError: the file is damaged or of another kind.
-    """
+def read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
+    """(N, *item) uint8 array of an IDX file, gzipped if its name ends in .gz; refuses a damaged one."""
     try:
         content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
     except (OSError, EOFError, zlib.error) as error:
         raise _corrupt(path, str(error)) from error
     # header: two zero bytes, 8 for "unsigned byte", the number of dimensions, and each of these in 32 bits
-    dimensions = content[3] if content[:3] == b"\x00\x00\x08" and len(content) > 3 else 0
-    start = 4 + 4 * dimensions
-    if dimensions == 0 or len(content) < start:
-        raise _corrupt(path, f"its first bytes are {content[:4].hex(' ') or 'missing'}, not an IDX header")
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    expected = start + int(np.prod(shape, dtype=np.int64))
-    if len(content) != expected:
-        raise _corrupt(path, f"expected {expected} bytes, found {len(content)}")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
+    start, magic = 8 + 4 * len(item), bytes((0, 0, 8, 1 + len(item)))
+    count, *found = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), dtype=">u4").tolist()
+    if content[:4] != magic or tuple(found) != item or len(content) != start + count * int(np.prod(item)):
+        raise _corrupt(path, f"expected {count} items of shape {item} as IDX, found {len(content)} bytes")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(count, *item).copy()
+
+
+def _check_labels(path: Path, labels: np.ndarray) -> None:
+    if labels.max(initial=0) > 9:
+        raise _corrupt(path, f"expected labels from 0 to 9, found {labels.max()}")
 
 
 def _corrupt(path: Path, reason: str) -> GraincodeError:

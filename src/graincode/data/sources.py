@@ -49,37 +49,30 @@ class EncodedSource(ABC):
     cache: bool = False
     on_corrupt: OnCorrupt = "error"
 
-    place: ClassVar[str] = "root"
-    """The argument that says where the images are."""
+    place: ClassVar[str] = "root"  # the argument that says where the images are
 
     def __post_init__(self) -> None:
         where = getattr(self, self.place)
         check(self.place, where, "where the images are", bool(where))
         check_choice("crop", self.crop, Crop)
         check_choice("on_corrupt", self.on_corrupt, OnCorrupt)
-        self._fractions = {"test": self.test_fraction, "val": self.val_fraction}  # the order of the hashes
-        if self.test_fraction is None:
-            del self._fractions["test"]
-        shares = self._fractions.values()
-        if not all(isinstance(share, int | float) and share >= 0 for share in shares) or not sum(shares) < 1:
-            found = " and ".join(f"{name}_fraction={share}" for name, share in self._fractions.items())
-            raise GraincodeError(f"{found}: expected shares from 0, below 1 in all")
         self.image_size = check_image_size(self.image_size)
         self._origin = f"{self.place}={where}"
         self._root = Path(os.path.abspath(os.path.expanduser(where)))
+        found = {"test": self.test_fraction, "val": self.val_fraction}  # in the order of the hashes
+        self._fractions = {name: share for name, share in found.items() if share is not None}
+        shares = self._fractions.values()
+        if not all(isinstance(share, int | float) and share >= 0 for share in shares) or not sum(shares) < 1:
+            named = " and ".join(f"{name}_fraction={share}" for name, share in self._fractions.items())
+            raise GraincodeError(f"{named}: expected shares from 0, below 1 in all")
 
     @property
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
-        """Name of each label, the same in all splits; empty if there are no labels.
-
-        Raises:
-            GraincodeError: as `split` does.
-        """
+        """Name of each label, the same in all splits; empty if there are no labels. Raises as `split` does."""
 
     @property
     def _name(self) -> str:
-        """Short name of the data set."""
         return self._root.name
 
     @abstractmethod
@@ -105,17 +98,9 @@ class EncodedSource(ABC):
         return cached(images) if self.cache else images
 
     def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
-        """Take the splits that are not given out of the training images.
-
-        Returns:
-            The names of each of these splits and of "train", sorted.
-        Raises:
-            GraincodeError: none is left to train on.
-        """
+        """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""
         parts = split_by_hash(list(names), {name: f for name, f in self._fractions.items() if name not in given})
         if not parts["train"]:
             keys = "".join(f" {name}_fraction=0" for name in parts if name != "train")
-            raise GraincodeError(
-                f"{self._origin}: expected more images, none is left to train on; add some or set{keys}"
-            )
+            raise GraincodeError(f"{self._origin}: none of its images is left to train on; add some or set{keys}")
         return parts

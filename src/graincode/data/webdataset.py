@@ -1,8 +1,7 @@
 """Images in uncompressed tar shards of the WebDataset layout, read at random.
 
-Training takes image i of the split where its order says so, at any number of processes. So the shards are not streamed,
-as the package of that name does: their headers are read once, with the standard library, and every image after that
-with one read at its place.
+Shards are not streamed, as the package of that name does: training takes image i where its order says so, at any number
+of processes. Their headers are read once, with the standard library, and every image with one read at its offset.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
 from graincode.data.cache import build_once
-from graincode.data.encoded import Crop, OnCorrupt, file_error, files_identity
+from graincode.data.encoded import Crop, OnCorrupt, file_error, files_identity, read_file
 from graincode.data.images import EXTENSIONS, SPLITS
 from graincode.data.sources import EncodedSource
 from graincode.files import cache_root, replacing
@@ -59,13 +58,8 @@ class Members:
         return f"{os.fsdecode(self.index['name'][index])} in {self.shards[self.index['shard'][index]]}"
 
     def read(self, index: int) -> bytes:
-        shard = self.shards[self.index["shard"][index]]
-        try:
-            with shard.open("rb", buffering=0) as file:
-                file.seek(self.index["offset"][index])
-                return file.read(self.index["size"][index])
-        except OSError as error:
-            raise file_error(shard, error) from error
+        offset, size = int(self.index["offset"][index]), int(self.index["size"][index])
+        return read_file(self.shards[self.index["shard"][index]], offset, size)
 
     def identity(self) -> str:
         digest = hashlib.sha256(self.shards_identity.encode())
@@ -87,7 +81,7 @@ class WebDataset(EncodedSource):
     Args:
         root: a directory of .tar files, or a glob such as /data/imagenet-*.tar; `~` is expanded.
         class_names: name of each label; by default "0", "1" and so on up to the largest label.
-        The others are as in `EncodedSource`.
+        others: as in `EncodedSource`.
     """
 
     def __init__(
@@ -144,10 +138,7 @@ class WebDataset(EncodedSource):
                 raise GraincodeError(f"{path} is compressed: unpack it to an uncompressed .tar, or move it away")
         shards = tuple(path for path in found if path.suffix == ".tar")
         if not shards:
-            raise GraincodeError(
-                f"{self._origin}: expected .tar files, in a directory or by a glob such as /folder/train-*.tar (with * "
-                "in place of {000..146})"
-            )
+            raise GraincodeError(f"{self._origin}: expected .tar files, or a glob (with * in place of {{000..146}})")
         return shards
 
     @cached_property
@@ -162,10 +153,8 @@ class WebDataset(EncodedSource):
         try:
             build_once(file, lambda: _write_index(self._shards, file))
         except OSError as error:
-            raise GraincodeError(
-                f"{file.parent} cannot take the index of {self._origin} ({error.strerror or error}): "
-                "set GRAINCODE_CACHE to a directory that can be written"
-            ) from error
+            where = f"{file.parent} cannot be written ({error.strerror or error})"
+            raise GraincodeError(f"{where}: set GRAINCODE_CACHE to another folder") from error
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
 
@@ -177,8 +166,7 @@ class WebDataset(EncodedSource):
         given = set(part_of_shard) if any(match and match[1].lower() == "train" for match in named) else set()
         if given and None in named:
             raise GraincodeError(
-                f"{self._shards[named.index(None)]} is of no split, but others are named after theirs: "
-                "rename it to train-*.tar, val-*.tar or test-*.tar, or move it away"
+                f"{self._shards[named.index(None)]}: expected train, val or test in its name, as others have; rename it"
             )
         parts = np.array([SPLITS.index(part) if given else 0 for part in part_of_shard])[self._index["shard"]]
         train = np.flatnonzero(parts == 0)
@@ -210,11 +198,7 @@ def _write_index(shards: Sequence[Path], file: Path) -> None:
 
 
 def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
-    """The image and, if there is one, the label of each sample in a shard.
-
-    Raises:
-        GraincodeError: it cannot be read, is no tar, has no images or two in a sample, or a label is no number.
-    """
+    """The image and, if there is one, the label of each sample in a shard; refuses a shard that is not as expected."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     try:
