@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from timing import Result
 
-from graincode.data.loader import Schedule, StepSampler, Windows
+from graincode.data.loader import Schedule, Windows
 
 WINDOWS = (4, 8, 16, 32, 64)
 BATCH, STEPS, ENDS = 16, 3840, 1
@@ -26,5 +26,5 @@ def padding(window: int) -> Result:
 
 
 def _share(lengths: np.ndarray, schedule: Schedule) -> float:
-    batches = [lengths[items] for items in StepSampler(schedule, 0, STEPS)]
+    batches = [lengths[items] for items in schedule.batches(0, STEPS)]
     return 1 - sum(batch.sum() for batch in batches) / sum(len(batch) * batch.max() for batch in batches)

@@ -97,7 +97,7 @@ def test_labels_that_are_not_published_are_refused(tmp_path, hub, labels, names)
     [
         ({"image_key": "img"}, ["image_key=img", "image, label"]),
         ({"label_key": "class"}, ["label_key=class", "image, label"]),
-        ({"image_key": "label"}, ["image_key=label", "image, label"]),
+        ({"image_key": "label"}, ["image_key=label"]),
         ({"splits": {"train": None}}, ["splits="]),
         ({"splits": {"train": "train", "val": 3}}, ["splits="]),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from graincode.data.loader import Schedule, StepSampler, Windows, in_order
+from graincode.data.loader import Schedule, Windows, in_order
 
 LENGTHS = np.random.default_rng(0).integers(16, 65, 500)
 
@@ -19,36 +19,36 @@ def joined(ranks, micro_batches):
 
 def padding(schedule, steps):
     """Share of padded positions in the micro-batches of all processes."""
-    parts = [LENGTHS[part] for part in StepSampler(schedule, 0, steps)]
+    parts = [LENGTHS[part] for part in schedule.batches(0, steps)]
     return 1 - sum(part.sum() for part in parts) / sum(part.max() * len(part) for part in parts)
 
 
 def test_each_epoch_is_a_permutation_and_any_step_can_be_started_from():
-    whole = list(StepSampler(Schedule(size=10, batch_size=4, seed=3), 0, 25))
+    whole = list(Schedule(size=10, batch_size=4, seed=3).batches(0, 25))
     stream = [index for batch in whole for index in batch]
     for epoch in range(10):
         assert sorted(stream[epoch * 10 : epoch * 10 + 10]) == list(range(10))
     assert stream[:10] != stream[10:20]
     for start in (1, 7, 24):
-        assert list(StepSampler(Schedule(10, 4, 3), start, 25)) == whole[start:]
-    assert list(StepSampler(Schedule(10, 4, 4), 0, 25)) != whole
+        assert list(Schedule(10, 4, 3).batches(start, 25)) == whole[start:]
+    assert list(Schedule(10, 4, 4).batches(0, 25)) != whole
 
 
 def test_a_batch_larger_than_the_data_set():
-    assert len(next(iter(StepSampler(Schedule(3, 7, 0), 0, 1)))) == 7
+    assert len(next(iter(Schedule(3, 7, 0).batches(0, 1)))) == 7
 
 
 @pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (4, 2), (12, 2)])
 def test_the_global_batch_does_not_depend_on_how_it_is_divided(processes, micro_batches):
-    whole = list(StepSampler(Schedule(17, 24, 5), 2, 6))
-    ranks = [StepSampler(Schedule(17, 24, 5, r, processes, micro_batches), 2, 6) for r in range(processes)]
+    whole = list(Schedule(17, 24, 5).batches(2, 6))
+    ranks = [Schedule(17, 24, 5, r, processes, micro_batches).batches(2, 6) for r in range(processes)]
     assert joined(ranks, micro_batches) == whole
 
 
 @pytest.mark.parametrize("window", [2, 5, 16])
 def test_windows_hold_what_the_stream_has_there_sorted_by_length(window):
     schedule = Schedule(500, 12, 3, windows=Windows(LENGTHS, window))
-    steps = list(StepSampler(schedule, 0, 10 * window))
+    steps = list(schedule.batches(0, 10 * window))
     for first in range(0, len(steps), window):
         here = [index for step in steps[first : first + window] for index in step]
         assert sorted(here) == sorted(schedule.stream(range(first * 12, (first + window) * 12)))
@@ -57,12 +57,12 @@ def test_windows_hold_what_the_stream_has_there_sorted_by_length(window):
     orders = [np.argsort([LENGTHS[s].sum() for s in steps[f : f + window]]).tolist() for f in (0, window, 2 * window)]
     assert window == 2 or orders[0] != orders[1] != orders[2]
     other = Schedule(500, 12, 4, windows=Windows(LENGTHS, window))
-    assert list(StepSampler(other, 0, 10 * window)) != steps
+    assert list(other.batches(0, 10 * window)) != steps
 
 
 def test_windows_that_divide_an_epoch_hold_each_item_of_it_once():
     schedule = Schedule(500, 10, 3, windows=Windows(LENGTHS, 25))
-    stream = list(chain(*StepSampler(schedule, 0, 150)))
+    stream = list(chain(*schedule.batches(0, 150)))
     for epoch in range(3):
         assert sorted(stream[epoch * 500 : epoch * 500 + 500]) == list(range(500))
     assert stream[:500] != stream[500:1000]
@@ -70,16 +70,16 @@ def test_windows_that_divide_an_epoch_hold_each_item_of_it_once():
 
 def test_windows_across_epochs_lose_nothing():
     schedule = Schedule(17, 4, 3, windows=Windows(LENGTHS, 3))
-    stream = list(chain(*StepSampler(schedule, 0, 3 * 17)))
+    stream = list(chain(*schedule.batches(0, 3 * 17)))
     assert sorted(stream) == sorted(list(range(17)) * 12)
 
 
 @pytest.mark.parametrize(("processes", "micro_batches"), [(1, 3), (2, 1), (2, 3), (12, 2)])
 def test_steps_of_windows_depend_on_nothing_but_seed_and_step(processes, micro_batches):
     windows = Windows(LENGTHS, 8)
-    whole = list(StepSampler(Schedule(500, 24, 5, windows=windows), 0, 20))
-    assert list(StepSampler(Schedule(500, 24, 5, windows=windows), 11, 13)) == whole[11:13]
-    ranks = [StepSampler(Schedule(500, 24, 5, r, processes, micro_batches, windows), 5, 20) for r in range(processes)]
+    whole = list(Schedule(500, 24, 5, windows=windows).batches(0, 20))
+    assert list(Schedule(500, 24, 5, windows=windows).batches(11, 13)) == whole[11:13]
+    ranks = [Schedule(500, 24, 5, r, processes, micro_batches, windows).batches(5, 20) for r in range(processes)]
     assert joined(ranks, micro_batches) == whole[5:]
     assert all(LENGTHS[step].tolist() == sorted(LENGTHS[step]) for step in whole)
 
@@ -98,8 +98,8 @@ def test_micro_batches_of_sorted_steps_pad_less_and_alike_on_all_processes():
     assert all(
         sorted(LENGTHS[step]) == LENGTHS[step].tolist() and sorted(step) == sorted(plain)
         for step, plain in zip(
-            StepSampler(Schedule(500, 16, 0, windows=windows), 0, 60),
-            StepSampler(Schedule(500, 16, 0), 0, 60),
+            Schedule(500, 16, 0, windows=windows).batches(0, 60),
+            Schedule(500, 16, 0).batches(0, 60),
             strict=True,
         )
     )

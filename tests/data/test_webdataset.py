@@ -42,7 +42,7 @@ def test_shards_named_after_splits_are_the_splits(tmp_path, prefix):
     write_tar(tmp_path / "more.tar", shard(range(20, 25)))
     with pytest.raises(GraincodeError) as error:
         WebDataset(str(tmp_path)).split("train")
-    one_line(error, str(tmp_path / "more.tar"), "train-*.tar")
+    one_line(error, str(tmp_path / "more.tar"), "train, val or test")
 
 
 def test_the_split_of_a_sample_does_not_depend_on_its_shard(tmp_path):

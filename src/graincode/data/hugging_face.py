@@ -148,5 +148,7 @@ class HuggingFace(EncodedSource):
             return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
             reason = " ".join(str(error).split())
-            expected = "a directory of save_to_disk, Parquet, or a name at the hub (and name= of one of its configurations)"
+            expected = (
+                "a directory of save_to_disk, Parquet, or a name at the hub (and name= of one of its configurations)"
+            )
             raise GraincodeError(f"{self._origin}: expected {expected}: {reason}") from error
