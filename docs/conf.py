@@ -122,12 +122,20 @@ def plain_text(app, what, name, obj, options, lines: list[str]) -> None:
     """Doc-strings are plain text with `code`: what reStructuredText would read as markup is escaped."""
     if lines[:1] == ["Attributes:"] and not lines[1].startswith(" "):
         lines[1:] = [f"    {line}" if line else line for line in lines[1:]]
-    for index, line in enumerate(lines):
-        if not line.lstrip().startswith(">>>"):
-            parts = re.split(r"(`+[^`]*`+)", line)
-            parts[::2] = [re.sub(r"([*|\\])|_(?=\W|$)", lambda found: "\\" + found[0], part) for part in parts[::2]]
-            parts[1::2] = [f"`{part.strip('` ')}`" for part in parts[1::2]]
-            lines[index] = "".join(parts)
+    parts = re.split(r"(^ *>>>.*$|`+[^`]*`+)", "\n".join(lines), flags=re.M)
+    parts[::2] = [re.sub(r"([*|\\])|_(?=\W|$)", lambda found: "\\" + found[0], part) for part in parts[::2]]
+    parts[1::2] = [f"`{part.strip('` ')}`" if part.startswith("`") else part for part in parts[1::2]]
+    lines[:] = "".join(parts).split("\n")
+    if what == "property":
+        _properties[name] = list(lines)
+
+
+def whole_properties(app, what, name, obj, options, lines: list[str]) -> None:
+    """Doc-strings of properties as they were: napoleon takes what stands before a colon for a type."""
+    lines[:] = _properties.pop(name, lines)
+
+
+_properties: dict[str, list[str]] = {}
 
 
 def setup(app) -> None:
@@ -135,3 +143,4 @@ def setup(app) -> None:
     app.connect("builder-inited", write_other_pages)
     app.connect("source-read", rewrite_page)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon reads them
+    app.connect("autodoc-process-docstring", whole_properties, priority=600)  # and after

@@ -186,7 +186,7 @@ def recipes() -> str:
     """The recipes of `conf/experiment`, each with its head."""
     lines = []
     for path in sorted((CONF / "experiment").glob("*.yaml")):
-        lines.append(f"### {path.stem}\n\n{head(read(path).head)}\n")
+        lines.append(f"## {path.stem}\n\n{head(read(path).head)}\n")
     return "\n".join(lines)
 
 
