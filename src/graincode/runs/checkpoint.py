@@ -51,7 +51,7 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}"
 
     def save(self, step: int, state: dict[str, Any], **about: Any) -> None:
-        """Write the state after `step` steps as a whole, unless it is there, and remove the oldest.
+        """Write the state after `step` steps, unless it is there, and remove the oldest.
 
         Args:
             step: steps done.
@@ -67,10 +67,8 @@ class Checkpoints:
                     digest = sha256(partial / "state.pt")
                     write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                raise GraincodeError(
-                    f"{self.path(step)} cannot be written ({_shortened(error)}): make room; the same command then goes "
-                    f"on from step {next(iter(self.steps()), 0)}"
-                ) from error
+                line = f"{self.path(step)} cannot be written ({_shortened(error)}): make room; the same command then "
+                raise GraincodeError(f"{line}goes on from step {next(iter(self.steps()), 0)}") from error
         self._prune()
 
     def mark_best(self, step: int, metrics: dict[str, float]) -> None:
@@ -114,12 +112,7 @@ class Checkpoints:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `state.json` of a state says.
-
-    Raises:
-        Damaged: there is none, or it is not what was written.
-        GraincodeError: it is of another format.
-    """
+    """What `state.json` of a state says; raises as `read_state` does."""
     try:
         about = json.loads((path / "state.json").read_text())
         found = about["format"]

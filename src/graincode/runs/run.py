@@ -52,9 +52,8 @@ class Run:
         try:
             self._lock.acquire(poll_interval=0.2)
         except Timeout:
-            raise GraincodeError(
-                f"another process works in {self.path}: wait for it, or choose another run_name"
-            ) from None
+            line = f"another process works in {self.path}: wait for it, or choose another run_name"
+            raise GraincodeError(line) from None
         try:
             self._claim()
             for folder in (self.path, self.path / "state", self.path / "pictures"):
@@ -89,20 +88,21 @@ class Run:
 
     def finish(self, objective: float, **more: Any) -> float:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
-        collectives.on_main(lambda: self._finish({"objective": objective, **more}))
-        return objective
 
-    def _finish(self, result: dict[str, Any]) -> None:
-        link = self.path.parent / f".latest-{self.path.name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self.path.name)
-        os.replace(link, self.path.parent / "latest")
-        write_json(self.path / "result.json", result)  # last: with it, nothing is done again
-        note_member(self.path)
+        def record() -> None:
+            link = self.path.parent / f".latest-{self.path.name}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.path.name)
+            os.replace(link, self.path.parent / "latest")
+            write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
+            note_member(self.path)
+
+        collectives.on_main(record)
+        return objective
 
     def report_finished(self, result: dict[str, Any]) -> float:
         """Say that there is nothing left to do; gives the recorded objective."""
         collectives.on_main(lambda: note_member(self.path))
-        log.info("%s is finished (objective %.6g): choose another run_name to run it again", self.path,
-                 result["objective"])  # fmt: skip
-        return result["objective"]
+        objective = result["objective"]
+        log.info("%s is finished (objective %.6g): choose another run_name to run it again", self.path, objective)
+        return objective

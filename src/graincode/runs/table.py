@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ log = logging.getLogger(__name__)
 MEMBER = "GRAINCODE_SWEEP_MEMBER"
 """Environment variable: the file in which a member of a sweep notes which run it was."""
 
-_LENGTH, _RATES = "codes_per_image", ("images.ratios", "images.psnr")
+_RATES = {"codes_per_image": "codes per image", "bits_per_image": "bits per image, grain map included"}
+_LENGTHS = ("images.ratios", "images.psnr")  # settings that ask for lengths
 _FIRST = ("run", "mode", "images", "count", "reference")
-_OF_REAL_IMAGES = ("_floor", "_of_real_images")
+_OF_REAL_IMAGES = re.compile("_floor|_of_real_images")
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
 
-Lines = dict[str, list[tuple[float, float, float]]]
-"""What one panel of a plot shows: points (x, y, spread of y) by the label of their line."""
+Lines = dict[str, list[tuple[float, float, float]]]  # points (x, y, spread of y) by the label of their line
 
 
 def update_table(folder: Path) -> Path:
@@ -64,97 +65,79 @@ def collect_sweep(folder: Path) -> None:
 
 
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the table of a sweep, and plots of its metrics over the settings that vary.
+    """Write the table of a sweep, and plots of its metrics over the settings that vary; gives the table's path.
 
     Args:
         folder: of the sweep.
         members: each with its `run` directory and its `overrides`.
-    Returns:
-        the table.
     """
     settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
-    names = list(dict.fromkeys(name for setting in settings for name in setting))
+    names = dict.fromkeys(name for setting in settings for name in setting)
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
-    rows, metrics, spreads = [], [], []
+    rows, metrics = [], {}
     for member, setting in zip(members, settings, strict=True):
         run = Path(member["run"])
         result = json.loads((run / "result.json").read_text())
-        metrics.append({k: v for k, v in _row(result.get("metrics") or result).items() if _is_number(v)})
-        record = run / "metrics.json"
-        known = json.loads(record.read_text())["uncertainty"] if record.is_file() else {}
-        spreads.append({name: spread["std"] for name, spread in known.items()})
-        chosen = {name: setting.get(name) for name in varying}
-        stds = {f"{name}_std": std for name, std in spreads[-1].items()}
-        rows.append(chosen | metrics[-1] | stds | {"run": run.name})
+        found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
+        spreads = json.loads(file.read_text())["uncertainty"] if (file := run / "metrics.json").is_file() else {}
+        stds = {f"{name}_std": spread["std"] for name, spread in spreads.items()}
+        rows.append({name: setting.get(name) for name in varying} | found | stds | {"run": run.name})
+        metrics |= dict.fromkeys(found)
     _write_csv(folder / "table.csv", rows, varying)
     if varying and len(rows) > 1:
-        _plot_metrics(folder / "plot.png", settings, varying, metrics, spreads)
-        if len({found[_LENGTH] for found in metrics if _LENGTH in found and "mse" in found}) > 1:
-            _plot_rate_distortion(folder / "rate_distortion.png", settings, varying, metrics)
+        _plot_metrics(folder / "plot.png", rows, varying, list(metrics))
+        if len({row["codes_per_image"] for row in rows if "mse" in row and "codes_per_image" in row}) > 1:
+            others = [name for name in varying if name not in _LENGTHS]
+            panels = {title: _lines(rows, rate, "mse", others) for rate, title in _RATES.items()}
+            _draw(folder / "rate_distortion.png", panels, log_of="mean squared error")
     return folder / "table.csv"
 
 
-def _plot_metrics(
-    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str],
-    metrics: Sequence[Mapping[str, float]], spreads: Sequence[Mapping[str, float]],
-) -> None:  # fmt: skip
+def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> None:
     """A panel for each metric, over the setting that takes most numbers; a line for each choice of the others."""
-    values = {name: [setting.get(name) for setting in settings] for name in names}
-    numeric = {name: all(_is_number(_parsed(value)) for value in values[name]) for name in names}
+    values = {name: [_parsed(row[name]) for row in rows] for name in names}
+    numeric = {name: all(isinstance(value, float) for value in values[name]) for name in names}
     across = max(names, key=lambda name: (numeric[name], len(set(values[name]))))
     ticks = None if numeric[across] else list(dict.fromkeys(values[across]))
-    x = [float(value) if ticks is None else float(ticks.index(value)) for value in values[across]]
-    labels = [_label(setting, [name for name in names if name != across]) for setting in settings]
-    every = list(dict.fromkeys(name for found in metrics for name in found))
-    panels: dict[str, Lines] = {}
-    for name in every:
-        if any(part in name for part in _OF_REAL_IMAGES):
-            continue
-        lines: Lines = {label: [] for label in labels}
-        for i, found in enumerate(metrics):
-            if name in found:
-                lines[labels[i]].append((x[i], found[name], spreads[i].get(name) or 0))
-        for part in _OF_REAL_IMAGES:
-            real = next((other for other in every if part in other and other.replace(part, "") == name), None)
-            if real is not None:
-                lines["real images"] = [(x[i], found[real], 0) for i, found in enumerate(metrics) if real in found]
-        panels[name] = lines
-    _draw(path, panels, columns=min(3, len(panels)), across=across, ticks=ticks)
+    x = values[across] if ticks is None else [ticks.index(value) for value in values[across]]
+    rows = [row | {"": place} for row, place in zip(rows, x, strict=True)]
+    others = [name for name in names if name != across]
+    panels = {name: _lines(rows, "", name, others) for name in metrics if not _OF_REAL_IMAGES.search(name)}
+    for name in metrics:
+        if (of := _OF_REAL_IMAGES.sub("", name)) != name and of in panels:
+            panels[of]["real images"] = _lines(rows, "", name, [])[""]
+    _draw(path, panels, across, ticks)
 
 
-def _plot_rate_distortion(
-    path: Path, settings: Sequence[Mapping[str, str]], names: Sequence[str], metrics: Sequence[Mapping[str, float]]
-) -> None:
-    """Error of reconstructions over codes and over bits; a line for each choice of all but the length asked for."""
-    panels: dict[str, Lines] = {}
-    for rate, title in {_LENGTH: "codes per image", "bits_per_image": "bits per image, grain map included"}.items():
-        lines = panels[title] = {}
-        for setting, found in zip(settings, metrics, strict=True):
-            if rate in found and "mse" in found:
-                label = _label(setting, [name for name in names if name not in _RATES])
-                lines.setdefault(label, []).append((found[rate], found["mse"], 0))
-    _draw(path, panels, columns=2, across="", log_of="mean squared error")
+def _lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, others: Sequence[str]) -> Lines:
+    """Points of rows that have both, by the values of the other settings."""
+    lines: Lines = {}
+    for row in rows:
+        label = ", ".join(f"{name.rpartition('.')[2]}={row[name]}" for name in others)
+        if x in row and y in row:
+            lines.setdefault(label, []).append((row[x], row[y], row.get(f"{y}_std") or 0))
+    return lines
 
 
 def _draw(
-    path: Path, panels: Mapping[str, Lines], columns: int, across: str,
-    ticks: Sequence[str | None] | None = None, log_of: str | None = None,
+    path: Path, panels: Mapping[str, Lines], across: str = "", ticks: Sequence[Any] | None = None,
+    log_of: str | None = None,
 ) -> None:  # fmt: skip
     """Panels side by side with one legend; with `log_of`, a name of y, both axes are logarithmic and y is shared."""
     from matplotlib.figure import Figure  # every process of every job imports this module
 
+    columns, colours, shown = min(3, len(panels)), {}, {}
     high = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.1 * high), layout="constrained")
     axes = figure.subplots(high, columns, squeeze=False, sharey=log_of is not None).flatten()
-    shown: dict[str, Any] = {}
     for panel, (title, lines) in zip(axes, panels.items(), strict=False):
         panel.set_title(title, fontsize=10)
-        for index, (label, points) in enumerate(lines.items()):
-            style = {"color": _COLOURS[index % len(_COLOURS)], "marker": "o", "markersize": 4, "capsize": 2}
+        for label, points in lines.items():
+            colour = colours.setdefault(label, _COLOURS[len(colours) % len(_COLOURS)])
+            style = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2}
             if label == "real images":
                 style = {"color": "#777777", "linestyle": "--"}
-            if points:
-                shown[label] = panel.errorbar(*zip(*sorted(points), strict=True), label=label, **style)
+            shown[label] = panel.errorbar(*zip(*sorted(points), strict=True), label=label, **style)
         if log_of is not None:
             panel.set(xscale="log", yscale="log")
             panel.xaxis.set_major_formatter("{x:.0f}")
@@ -186,16 +169,8 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Iterable[st
         writer.writerows(rows)
 
 
-def _label(setting: Mapping[str, str], names: Iterable[str]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]}={setting.get(name)}" for name in names)
-
-
 def _parsed(value: str | None) -> Any:
     try:
         return float(value)
     except (TypeError, ValueError):
         return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

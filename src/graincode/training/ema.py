@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,42 +12,37 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from graincode.distributed.hardware import Machine, full_state
 
-if TYPE_CHECKING:
-    from timm.utils import ModelEmaV3
-
 
 class AveragedWeights:
-    """The exponential moving average of a module's parameters; buffers are copied, since a codebook is an average
-    already.
+    """The exponential moving average of a module's parameters; buffers are copied: a codebook is an average already.
 
-    The average is warmed up: at step n its decay is 1 - n^(-2/3), until that exceeds `decay`.
+    At step n the decay is 1 - n^(-2/3), until that exceeds `decay`.
 
     Args:
         plain: the whole module, which shares its tensors with the one that is trained unless that is sharded.
-        decay: of the average, in [0, 1); 0 switches it off, and the trained weights themselves are used.
+        decay: of the average, in [0, 1); 0: there is none, and the trained weights themselves are used.
         machine: that they are on.
     """
 
     def __init__(self, plain: nn.Module, decay: float, machine: Machine) -> None:
-        self._plain, self._is_sharded = plain, machine.is_sharded
-        self.average: ModelEmaV3 | None = None
+        self._plain, self._is_sharded, self._average = plain, machine.is_sharded, None
         if decay > 0:
             from timm.utils import ModelEmaV3  # which imports all of timm's models
 
-            self.average = ModelEmaV3(plain, decay=decay, use_warmup=True, exclude_buffers=True)
-            self.average.requires_grad_(False)
+            self._average = ModelEmaV3(plain, decay=decay, use_warmup=True, exclude_buffers=True)
+            self._average.requires_grad_(False)
             if machine.is_sharded:
-                machine.shard(self.average.module)
+                machine.shard(self._average.module)
 
     def update(self, trained: nn.Module, step: int) -> None:
         """Take in the weights after 1-based `step`; `trained` is unwrapped, but may be sharded."""
-        if self.average is not None:
-            self.average.update(trained, step=step)
+        if self._average is not None:
+            self._average.update(trained, step=step)
 
     @contextmanager
     def in_use(self, trained: nn.Module) -> Iterator[nn.Module]:
         """The module to evaluate, sample from or export, in evaluation mode; `trained` is as it was afterwards."""
-        module = trained if self.average is None else self.average.module
+        module = trained if self._average is None else self._average.module
         if self._is_sharded:
             self._plain.load_state_dict(full_state(module))
             module = self._plain
@@ -61,12 +56,14 @@ class AveragedWeights:
 
     def state(self) -> dict[str, Any] | None:
         """For a resume state."""
-        if self.average is None:
+        if self._average is None:
             return None
         whole = StateDictOptions(full_state_dict=self._is_sharded, cpu_offload=True)
-        return get_model_state_dict(self.average.module, options=whole)
+        return get_model_state_dict(self._average.module, options=whole)
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """The inverse of `state`."""
-        if self.average is not None and state is not None:
-            set_model_state_dict(self.average.module, state, options=StateDictOptions(full_state_dict=self._is_sharded))
+        if self._average is not None and state is not None:
+            set_model_state_dict(
+                self._average.module, state, options=StateDictOptions(full_state_dict=self._is_sharded)
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -64,7 +65,7 @@ def train(
     training = _Training(stage, machine, make_optimizer, trainer, seed, run, logs, start)
     try:
         with Interruption() as interruption:
-            training.to_the_end(interruption)
+            training.loop(interruption)
         return training.exported()
     finally:
         training.close()
@@ -72,19 +73,12 @@ def train(
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """Where a run stands."""
 
-    Attributes:
-        step: steps done.
-        evaluated: whether the evaluation after that step, if there is to be one, is done.
-        metrics: of the last evaluation.
-        best: least objective so far.
-    """
-
-    step: int = 0
-    evaluated: bool = True
-    metrics: dict[str, float] = field(default_factory=dict)
-    best: float = math.inf
+    step: int = 0  # steps done
+    evaluated: bool = True  # whether the evaluation after that step, if there is to be one, is done
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    best: float = math.inf  # least objective so far
 
 
 class _Training:
@@ -94,7 +88,7 @@ class _Training:
         self, stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int,
         run: Run, logs: LogSettings, start: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.stage, self.machine, self.trainer, self.run, self.logs = stage, machine, trainer, run, logs
+        self.stage, self.machine, self.trainer, self.run = stage, machine, trainer, run
         self.schedule = _schedule(stage, machine, trainer.batch_size, seed)
         self.checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
         state = _find_state(self.checkpoints, trainer.resume, run)
@@ -113,6 +107,7 @@ class _Training:
         self.speed = Speed(machine, trainer.batch_size, self.flops)
         is_main, at = collectives.is_main(), self.at
         self.log = RunLog(run.path, at.step, at.evaluated, logs, run.config) if is_main else None
+        self.shows, self.draws = logs.shows_images, logs.shows_images and is_main
         self.bar = tqdm(total=trainer.steps, initial=at.step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
         self.batches = training_loader(stage.dataset, self.schedule, at.step, trainer.steps, machine.hardware.workers,
@@ -124,7 +119,7 @@ class _Training:
         if self.log is not None:
             self.log.close()
 
-    def to_the_end(self, interruption: Interruption) -> None:
+    def loop(self, interruption: Interruption) -> None:
         trainer, at = self.trainer, self.at
         while True:
             if not at.evaluated:
@@ -155,11 +150,10 @@ class _Training:
             for group, rate in zip(one.optimizer.param_groups, one.base_rates, strict=True):
                 group["lr"] = rate * factor
         micro_batches = [self._micro_batch(number, part) for part in range(schedule.micro_batches)]
-        asked = interruption.signal is not None
-        counts: list[Mapping[str, Tensor] | None] = [None] * len(prepared)
+        counts: list[Mapping[str, Tensor] | None] = [None] * len(prepared)  # the terms' own
         if schedule.micro_batches * processes > 1:
-            counts, number_asked = self._global_counts(prepared, [batch for batch, _ in micro_batches], asked)
-            early = EarlyRead(number_asked)
+            counts, asked = self._global_counts(prepared, [batch for batch, _ in micro_batches], interruption)
+            stop = EarlyRead(asked)
         totals: dict[str, Tensor | float] = defaultdict(float)
         outputs: list[list[StepOutput]] = [[] for _ in prepared]
         for part, (batch, step) in enumerate(micro_batches):
@@ -191,36 +185,32 @@ class _Training:
                 self.meter.add({name: Term(norm, 1)})
                 totals[name] = norm.double()
         self.finite.add(number, totals)
-        self.speed.step()
-        return early.is_positive() if processes > 1 else interruption.signal is not None
+        self.speed.steps += 1
+        return stop.is_positive() if processes > 1 else interruption.signal is not None
 
     def _micro_batch(self, number: int, part: int) -> tuple[Any, Step]:
-        with self.speed.waiting():
-            batch = next(self.batches)
+        began = time.perf_counter()
+        batch = next(self.batches)
+        self.speed.waited += time.perf_counter() - began
         places, device = self.schedule.places(number, part), self.machine.device
         rng = SampleRng(self.schedule.seed, torch.arange(places.start, places.stop, device=device))
         return self.stage.prepare(batch.to(device), rng), Step(number, rng)
 
     def _global_counts(
-        self, prepared: list[Prepared], batches: list[Any], asked: bool
+        self, prepared: list[Prepared], batches: list[Any], interruption: Interruption
     ) -> tuple[list[Mapping[str, Tensor]], Tensor]:
         """Counts of each trainable's terms in the whole step, and how many processes were asked to stop."""
-        stop = torch.full((1,), float(asked), dtype=torch.float64, device=self.machine.device)
+        stop = torch.full((1,), float(interruption.signal is not None), dtype=torch.float64, device=self.machine.device)
         counts = [[one.trainable.counts(batch) for batch in batches] for one in prepared]
-        own = [[] if parts[0] is None else list(parts[0]) for parts in counts]
-        flat = [
-            sum(as_count(part[name], stop) for part in parts)
-            for parts, names in zip(counts, own, strict=True)
-            for name in names
-        ]
+        flat = [sum(as_count(part[name], stop) for part in parts) for parts in counts for name in parts[0]]
         joined = collectives.sum_(torch.cat([stop, *(count[None] for count in flat)]))
-        images, numbers = as_count(self.schedule.batch_size, stop), iter(joined[1:].unbind())
-        return [defaultdict(lambda: images, {name: next(numbers) for name in names}) for names in own], joined[:1]
+        images, found = as_count(self.schedule.batch_size, stop), iter(joined[1:].unbind())
+        return [defaultdict(lambda: images, {name: next(found) for name in parts[0]}) for parts in counts], joined[:1]
 
     def _evaluate(self) -> None:
         at = self.at
         with self.average.in_use(self.prepared[0].trained) as module:
-            evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self._draws)
+            evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self.draws)
         at.metrics, at.evaluated = evaluation.metrics, True
         if self.log is not None:
             self.log.pictures(at.step, evaluation.pictures)
@@ -229,10 +219,6 @@ class _Training:
             at.best = at.metrics["objective"]
             collectives.on_main(partial(self.checkpoints.mark_best, at.step, at.metrics))
         self.speed.restart()
-
-    @property
-    def _draws(self) -> bool:
-        return self.logs.shows_images and collectives.is_main()
 
     def _report(self, factor: float) -> None:
         """Log the means of the interval that ends."""
@@ -284,8 +270,8 @@ class _Training:
                 weights = state["trainables"][self.prepared[0].trainable.name]["module"]
                 module.load_state_dict(weights if state["average"] is None else state["average"])
                 log.info("the weights of step %d are exported, whose evaluation was the best", best["step"])
-                if self.logs.shows_images:  # files show what is exported
-                    evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self._draws)
+                if self.shows:  # files show what is exported
+                    evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self.draws)
                     if self.log is not None:
                         self.log.pictures(None, evaluation.pictures)
         return module.eval(), metrics

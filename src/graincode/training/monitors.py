@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -57,11 +56,13 @@ class FiniteNumbers:
         self, file: Path, modules: Mapping[str, nn.Module], schedule: Schedule, checkpoints: Checkpoints
     ) -> None:
         self._file, self._modules, self._schedule, self._checkpoints = file, modules, schedule, checkpoints
-        self._kept: list[tuple[int, list[str], Tensor]] = []
+        self._labels: list[tuple[int, str]] = []
+        self._values: list[Tensor] = []
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep a step's () values by name."""
-        self._kept.append((step, list(values), torch.stack([value.reshape(()) for value in values.values()])))
+        self._labels += [(step, name) for name in values]
+        self._values.append(torch.stack([value.reshape(()) for value in values.values()]))
 
     def check(self) -> None:
         """Stop all processes if a value since the last check was not finite on any of them.
@@ -69,29 +70,24 @@ class FiniteNumbers:
         Raises:
             GraincodeError: the file then has the step's images, the values before it, and which weights are affected.
         """
-        if not self._kept:
+        if not self._labels:
             return
-        kept, self._kept = self._kept, []
-        values = torch.cat([found for _, _, found in kept]).cpu()
-        labels = [(step, name) for step, names, _ in kept for name in names]
-        wrong = (~values.isfinite()).nonzero().flatten()
-        first = int(wrong[0]) if len(wrong) else len(labels)
-        first = int(collectives.gather_rows(torch.tensor([first]), equal=True).min())
+        labels, values = self._labels, torch.cat(self._values).cpu()
+        self._labels, self._values = [], []
+        wrong = (~values.isfinite()).nonzero().flatten().tolist()
+        first = torch.tensor([wrong[0] if wrong else len(labels)])
+        first = int(collectives.gather_rows(first, equal=True).min())
         if first == len(labels):
             return
         (step, name), size = labels[first], self._schedule.batch_size
         good = next(iter(self._checkpoints.steps()), 0)
+        weights = [pair for module in self._modules.values() for pair in module.named_parameters()]
         record = {
             "step": step,
             "term": name,
-            "values": [[s, n, repr(v)] for (s, n), v in zip(labels, values.tolist(), strict=True)],
+            "values": [[*label, repr(value)] for label, value in zip(labels, values.tolist(), strict=True)],
             "images": self._schedule.indices(range((step - 1) * size, step * size)),
-            "weights_not_finite": [
-                key
-                for module in self._modules.values()
-                for key, tensor in module.named_parameters()
-                if not bool(torch.isfinite(getattr(tensor, "_local_tensor", tensor)).all())
-            ],
+            "weights_not_finite": [key for key, t in weights if not getattr(t, "_local_tensor", t).isfinite().all()],
             "last_good_step": good,
         }
         collectives.on_main(lambda: write_json(self._file, record))
@@ -102,7 +98,7 @@ class FiniteNumbers:
 
 
 class Speed:
-    """How fast training is, of all processes together.
+    """How fast training is, of all processes together; its user counts `steps`, and seconds `waited` for data.
 
     Args:
         machine: that it runs on.
@@ -116,44 +112,33 @@ class Speed:
 
     def restart(self) -> None:
         """Begin a new interval, as after an evaluation."""
-        self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._began, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    def step(self) -> None:
-        """A step is done."""
-        self._steps += 1
-
-    def metrics(self, tokens: float | None = None) -> dict[str, float]:
+    def metrics(self, tokens: float | None) -> dict[str, float]:
         """Metrics of the interval, which ends; the device has just been waited for.
 
         Args:
             tokens: of the mean item, without padding; None where items are no sequences.
         """
-        seconds, steps = time.perf_counter() - self._began, max(self._steps, 1)
-        rate = self._items * self._steps / seconds
+        seconds = time.perf_counter() - self._began
+        rate = self._items * self.steps / seconds
         found = {
-            "speed/images_per_second": rate,
-            "speed/step_seconds": seconds / steps,
-            "speed/data_wait_share": self._waited / seconds,
-            "speed/model_tflops": rate * self._flops / 1e12,
+            "images_per_second": rate,
+            "step_seconds": seconds / max(self.steps, 1),
+            "data_wait_share": self.waited / seconds,
+            "model_tflops": rate * self._flops / 1e12,
         }
         if self._machine.device.type == "cuda":
-            found["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         elif resource is not None:
             unit = 2**30 if sys.platform == "darwin" else 2**20
-            found["speed/peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+            found["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if tokens is not None:
-            found["speed/tokens_per_second"] = rate * tokens
+            found["tokens_per_second"] = rate * tokens
         if (peak := self._machine.hardware.peak_tflops) is not None:
-            found["speed/model_flops_utilization"] = found["speed/model_tflops"] / (peak * collectives.count())
+            found["model_flops_utilization"] = found["model_tflops"] / (peak * collectives.count())
         self.restart()
-        return found
+        return {f"speed/{name}": value for name, value in found.items()}
 
 
 def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
@@ -162,21 +147,17 @@ def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
     Raises:
         GraincodeError: naming the first tensor that differs.
     """
-    named = [
-        (f"{name}.{key}", tensor)
-        for name, module in modules.items()
-        for key, tensor in module.state_dict().items()
-        if not isinstance(tensor, DTensor)
-    ]
-    if collectives.count() == 1 or not named:
+    every = [(f"{name}.{key}", t) for name, module in modules.items() for key, t in module.state_dict().items()]
+    whole = {name: tensor for name, tensor in every if not isinstance(tensor, DTensor)}
+    if collectives.count() == 1 or not whole:
         return
-    prints = torch.stack([_fingerprint(tensor) for _, tensor in named])
-    every = collectives.gather_rows(prints[None], equal=True)
-    differing = (every != every[:1]).any(dim=0).nonzero().flatten()
-    if len(differing):
+    prints = torch.stack([_fingerprint(tensor) for tensor in whole.values()])
+    found = collectives.gather_rows(prints[None], equal=True)
+    differing = (found != found[:1]).any(dim=0).nonzero().flatten().tolist()
+    if differing:
         raise GraincodeError(
-            f"{named[int(differing[0])][0]} differs between processes: this is a bug or a broken machine; "
-            "the states that were saved before are good"
+            f"{list(whole)[differing[0]]} differs between processes: this is a bug or a broken machine; the states "
+            "that were saved before are good"
         )
 
 

@@ -53,9 +53,9 @@ class Trainable(ABC):
         """Whether it trains in this 1-based step."""
         return True
 
-    def counts(self, batch: Any) -> Mapping[str, Tensor | float] | None:
-        """Counts of its loss's terms, known before its module has run; None: all terms count images."""
-        return None
+    def counts(self, batch: Any) -> Mapping[str, Tensor | float]:
+        """Counts of its loss's terms, known before its module has run; terms without one here count images."""
+        return {}
 
     @abstractmethod
     def forward(self, wrapped: nn.Module, batch: Any, step: Step, before: StepOutput | None) -> StepOutput:
@@ -66,12 +66,8 @@ class Trainable(ABC):
         return {}
 
     def update(self, trained: nn.Module, outputs: Sequence[StepOutput]) -> None:
-        """After the optimizer step, learn what is learned without gradients.
-
-        Args:
-            trained: its module, sharded or not.
-            outputs: codes and routing of each micro-batch.
-        """
+        """After the optimizer step, learn without gradients from the codes and routing of each micro-batch; `trained`
+        is its module, sharded or not."""
         return
 
 
@@ -99,8 +95,5 @@ class Stage(Protocol):
         """What trainables see of a batch on its device, such as augmented images."""
 
     def evaluate(self, module: nn.Module, limit: int, draw: bool = False) -> Evaluation:
-        """Metrics on `limit` validation items, the same each time and on all processes, which must all ask.
-
-        Args:
-            draw: whether this process makes pictures.
-        """
+        """Metrics on `limit` validation items, the same each time and on all processes, which must all ask; pictures if
+        this process is to `draw`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -18,9 +18,7 @@ from graincode.core.errors import GraincodeError
 from graincode.files import replacing, write_json
 from graincode.runs.identity import flatten
 
-Name = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]
-Place = tuple[int, bool]
-"""Where a line stands in a log: its step, and whether it is of the evaluation after that."""
+Place = tuple[int, bool]  # of a line in a log: its step, and whether it is of the evaluation after that
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class LogSettings:
         config: whether it is given the run's configuration.
     """
 
-    tracker: Name | None = None
+    tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"] | None = None
     project: str = "graincode"
     init: dict[str, Any] = field(default_factory=dict)
     resume: dict[str, Any] = field(default_factory=dict)
@@ -78,30 +76,25 @@ class RunLog:
             self._start(settings, [_place(line) for line in before], config or {})
 
     def _start(self, settings: LogSettings, before: list[Place], config: Mapping[str, Any]) -> None:
-        file = self._folder / "tracker.json"
+        name, file = settings.tracker, self._folder / "tracker.json"
         every = json.loads(file.read_text()) if file.is_file() else {}
-        known = every.get(settings.tracker)
-        values = {"{name}": self._folder.name, "{folder}": str(self._folder), "{id}": (known or {}).get("id")}
-        arguments = settings.init | (settings.resume if known else {})
-        filled = {
-            key: values.get(value, value) if isinstance(value, str) else value for key, value in arguments.items()
-        }
-        project = values.get(settings.project, settings.project)
-        self._tracker = LOGGER_TYPE_TO_CLASS[settings.tracker](project, **filled)
+        known = every.get(name, {})
+        values = {"{name}": self._folder.name, "{folder}": str(self._folder), "{id}": known.get("id")}
+        arguments = {"": settings.project} | settings.init | (settings.resume if known else {})
+        filled = {k: values.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
+        self._tracker = LOGGER_TYPE_TO_CLASS[name](filled.pop(""), **filled)
         try:
             self._tracker.start()
         except ImportError as error:
-            raise GraincodeError(
-                f"tracker={settings.tracker}: expected one that is installed ({error}); pip install {settings.tracker}"
-            ) from None
-        if known is not None:
+            line = f"tracker={name}: expected one that is installed ({error}); pip install {name}"
+            raise GraincodeError(line) from None
+        if known:
             self._sent = max([*before, tuple(known["sent"])])
         elif settings.config:
             plain = {k: v if isinstance(v, str | int | float | None) else str(v) for k, v in flatten(config).items()}
             self._tracker.store_init_configuration(plain)
         found = None if settings.id is None else attrgetter(settings.id)(self._tracker.tracker)
-        known = {"id": found() if callable(found) else found, "sent": self._sent}
-        write_json(file, every | {settings.tracker: known})
+        write_json(file, every | {name: {"id": found() if callable(found) else found, "sent": self._sent}})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by name, which begins with a group and "/"."""
@@ -118,12 +111,8 @@ class RunLog:
             with replacing(self._folder / "pictures" / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.png") as partial:
                 drawn.save(partial)
             if step is not None and self._images is not None and (step, True) > self._sent:
-                forms: dict[str, Callable[[], Any]] = {
-                    "array": lambda image=image: image[None].cpu().numpy(),
-                    "list": lambda drawn=drawn: [drawn],
-                    "one": lambda drawn=drawn: drawn,
-                }
-                self._tracker.log_images({name: forms[self._images]()}, step=step)
+                forms = {"array": image[None].cpu().numpy(), "list": [drawn], "one": drawn}
+                self._tracker.log_images({name: forms[self._images]}, step=step)
 
     def close(self) -> None:
         """Send what the tracker still holds."""
