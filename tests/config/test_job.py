@@ -24,7 +24,7 @@ def shown(job, *flags, cwd=None):
 
 
 @pytest.mark.parametrize(("job", "has", "lacks"), [
-    ("train_tokenizer", "tokenizer/router: ", "generator"), ("extract_codes", "data: ", "optimizer"),
+    ("train_tokenizer", "tokenizer/router: ", "generator/"), ("extract_codes", "data: ", "optimizer"),
     ("train_generator", "generator/size: ", "tokenizer/"), ("sample", "sampler: ", "optimizer"),
     ("evaluate", "reference: ", "optimizer"),
 ])  # fmt: skip

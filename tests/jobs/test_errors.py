@@ -31,7 +31,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["+foo=1"], "unknown key 'foo'"),
         ("train_tokenizer", ["trainer.lr=1e-3"], "unknown key 'trainer.lr': type optimizer.lr"),
         ("train_tokenizer", ["lr=1e-3"], "unknown key 'lr': type optimizer.lr"),
-        ("train_tokenizer", ["trainer=5"], "trainer=5: expected keys"),
+        ("train_tokenizer", ["trainer=5"], "trainer=5: expected one of "),
         ("sample", ["experiment=tok_fashion"], "experiment=tok_fashion is not for sample"),
         ("sample", ["given.grains=[1"], "given.grains=[1 cannot be read"),
         ("sample", ["sampler.steps=8"], "unknown key 'sampler.steps': type sampler=masked too"),
@@ -41,7 +41,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["debug.dry=perhaps"], "debug.dry=perhaps: expected true or false"),
         ("train_tokenizer", ["hardware.mixed_precision=fp8"], "mixed_precision=fp8: expected one of no, fp16, bf16"),
         ("train_tokenizer", ["hardware.mixed_precision=fp16"], "hardware.mixed_precision=fp16: expected bf16"),
-        ("train_tokenizer", ["hardware=multi_node"], "hardware.num_nodes=None: expected a number"),
+        ("train_tokenizer", ["hardware=multi_node"], "hardware.num_nodes=null: expected a number"),
         ("train_tokenizer", ["hardware.num_processes=0"], "hardware.num_processes=0: expected 1 or more"),
         ("train_tokenizer", ["hardware.gradient_accumulation=3"], "trainer.batch_size=16: expected a multiple of 3"),
         ("train_tokenizer", ["hardware.num_nodes=2", "hardware.node_rank=2"], "hardware.node_rank=2: expected 0 to "),
@@ -72,7 +72,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["evaluation.metrics=[fd,fad]"], "expected a list of some of fd, is, kid, "),
         ("evaluate", ["evaluation.metrics=[]"], "evaluation.metrics=[]: type evaluation.metrics=null"),
         ("evaluate", ["features=resnet"], "features=resnet: expected one of inception, lite0_112, lite0_224, timm"),
-        ("evaluate", ["features=null"], "Config group override must be a string or a list"),
+        ("evaluate", ["features=null"], "features=null: expected one of inception, "),
         ("evaluate", ["evaluation.inception_splits=0"], "evaluation.inception_splits=0: expected 1 or more"),
         ("evaluate", ["evaluation.precision_neighbours=0"], "precision_neighbours=0: expected 1 or more"),
         ("evaluate", ["seed=4294967296"], "expected 0 or more, below 2^32"),
@@ -88,8 +88,8 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["features=[lite0_112,lite0_224]", "reference=statistics", "reference.path=a.npz"], "choose one"),
         ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
         ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
-        ("train_tokenizer", ["data=image_folder"], "type data.root=/path/to/images"),
-        ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "type data.root=/path/to/images"),
+        ("train_tokenizer", ["data=image_folder"], "data.root=null: expected"),
+        ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: expected"),
         ("train_tokenizer", ["tokenizer.ratios=[0.5,0.6]"], "tokenizer.ratios=[0.5,0.6]: expected 2 shares"),
         ("train_tokenizer", ["tokenizer.grains=[[4,4],[8,8]]"], "tokenizer.grains=[[4,4],[8,8]]: "),
         ("train_tokenizer", ["tokenizer.grains=[[12,12],[4,4]]"], "grains=[[12,12],[4,4]]: expected pairs that divide"),
@@ -102,9 +102,9 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("extract_codes", ["augmentation.flop=true"], "type augmentation.flip"),
         ("train_generator", ["trainer.bucketing_window=0"], "trainer.bucketing_window=0: expected 1 or more"),
         ("train_tokenizer", ["trainer.bucketing_window=8"], "unknown key 'trainer.bucketing_window'"),
-        ("extract_codes", [], "run graincode-train-tokenizer first"),
-        ("sample", ["classes=7"], "classes=7: expected a list, for example [7]"),
-        ("sample", ["generator_path=/nowhere"], "type generator_path=latest or generator_path=/path"),
+        ("extract_codes", [], "tokenizer_path=latest: expected a train_tokenizer run"),
+        ("sample", ["classes=7"], "classes=7: expected a list such as [7]"),
+        ("sample", ["generator_path=/nowhere"], "generator_path=/nowhere: expected latest or a path"),
     ],
 )  # fmt: skip
 def test_what_is_typed_wrong(job, overrides, expected, tmp_path, monkeypatch):
@@ -150,8 +150,8 @@ def test_a_directory_without_images(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     line = refusal(capsys, "train_tokenizer", *SHORT, "data=image_folder", "data.root=empty", "data.image_size=32")
-    assert "has no images" in line
-    assert "type data.root=" in line
+    assert "data.root=" in line
+    assert "/empty: expected images" in line
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -165,7 +165,6 @@ def test_an_unreadable_image(workers, capsys, tmp_path, monkeypatch):
         f"hardware.workers={workers}",
     )  # fmt: skip
     assert ".png cannot be read as an image" in line
-    assert "remove it, or re-save it" in line
 
 
 def test_an_export_that_is_none_and_one_of_the_other_kind(inside, capsys):

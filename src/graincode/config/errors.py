@@ -57,7 +57,7 @@ class Keys:
         if node and (key := self.typed(f"{node}.{name}")) in self.values:
             return key
         named = [key for key in self.values if key.rpartition(".")[2] == name]
-        equal = [key for key in named if _spelled(self.values[key]) == _spelled(value)]
+        equal = [key for key in named if _is_same(self.values[key], value)]
         within = [key for key in equal if node and key.startswith(f"{self.typed(node.split('.')[0])}.")]
         for found in (within, equal):
             if found:
@@ -67,11 +67,9 @@ class Keys:
     def explain(self, message: str, node: str = "") -> str:
         """A message about arguments, or about a path, with the keys that they came from."""
         head, colon, rest = message.partition(": ")
-        if colon and (found := _ARGUMENTS.findall(head)):
-            if _bare("".join(f"{name}={value}" for name, value in found)) != _bare(head.replace(" and ", "")):
-                return message
-            keys = [(self.find(name, value, node) or name, value) for name, value in found]
-            return f"{' '.join(f'{key}={_listed(value)}' for key, value in keys)}: {rest}"
+        if colon and (found := _ARGUMENTS.findall(head)) and head.startswith(f"{found[0][0]}="):
+            keys = [f"{self.find(name, value, node) or name}={_listed(value)}" for name, value in found]
+            return f"{' '.join(keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
             for path in paths:
@@ -80,21 +78,19 @@ class Keys:
         return message
 
 
-def _bare(text: str) -> str:
-    return re.sub(r"[\s'\"]", "", text)
+def _listed(value: Any) -> str:
+    """A value as it is typed."""
+    text = str(value)
+    if text[:1] not in ("[", "("):
+        return {"None": "null", "True": "true", "False": "false"}.get(text, text)
+    return re.sub(r"[\s'\"]", "", text).replace("(", "[").replace(")", "]").replace(",]", "]")
 
 
-def _listed(value: str) -> str:
-    """A list as it is typed."""
-    return _bare(value).replace("(", "[").replace(")", "]").replace(",]", "]") if value[:1] in ("[", "(") else value
-
-
-def _spelled(value: Any) -> str:
-    text = _listed(str(value))
+def _is_same(first: Any, second: str) -> bool:
     try:
-        return repr(float(text))
-    except ValueError:
-        return text
+        return float(first) == float(second)
+    except (TypeError, ValueError):
+        return _listed(first) == _listed(second)
 
 
 @contextmanager
@@ -117,13 +113,9 @@ def border(cfg: DictConfig) -> Iterator[None]:
 
 def _of_no_room(error: Exception, cfg: DictConfig) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's
-        less = "batch_size= less"
-        if "trainer" in cfg:
-            less = (
-                "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
-            )
-        if "precision" in cfg:
-            less += ", or for samples precision=bfloat16"
+        less = "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
+        if "trainer" not in cfg:
+            less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
         return f"{'. '.join(str(error).split('. ')[:2])}: type {less}"
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
@@ -153,6 +145,9 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     if recipe := _IN_RECIPE.search(str(error)):
         group, name, other = recipe.groups()
         return f"{group}={name} is not for {job}, which has no {other}: type {group}= another"
+    for key, _, value in (override.partition("=") for override in overrides if "Config group override" in text):
+        if (config_directory() / key).is_dir() and value[:1] != "[" and value not in (known := options(key)):
+            return f"{key}={value}: expected one of {', '.join(known)}"
     if unknown := _UNKNOWN.search(text):
         return _of_unknown(unknown.group(1), job, overrides)
     for cause in chain:
@@ -184,7 +179,7 @@ def _groups(cfg: DictConfig) -> set[str]:
     return {group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/")}
 
 
-def options(group: str, groups: Collection[str]) -> list[str]:
+def options(group: str, groups: Collection[str] = ()) -> list[str]:
     """The options of a group; of recipes those that override no group that a job lacks."""
     found = []
     for file in sorted((config_directory() / group).glob("*.yaml")):

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Keys, border, explain, list_groups
 from graincode.config.schema import config_directory
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
@@ -125,20 +125,14 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
         GraincodeError: there is nothing at that path.
     """
     value = OmegaConf.select(cfg, key)
+    path = Path(value).expanduser()
     if value == "latest":
         newest = Path(cfg.runs_dir) / job / "latest"
-        if not newest.exists():
-            raise GraincodeError(
-                f"{key}=latest, but no {job} run has finished in {cfg.runs_dir}/{job}: "
-                f"run graincode-{job.replace('_', '-')} first, or type {key}=/path"
-            )
+        check(key, value, f"a {job} run that has finished in {newest.parent}, or a path", newest.exists())
         path = newest.resolve() / inside
         log.info("%s: %s", key, path)
-    else:
-        path = Path(value).expanduser().resolve()
-    if not path.exists():
-        raise GraincodeError(f"{key}={value}: there is nothing at {path}; type {key}=latest or {key}=/path")
-    return path
+    check(key, value, "latest or a path where something is", path.exists())
+    return path.resolve()
 
 
 def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:

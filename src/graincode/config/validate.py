@@ -87,30 +87,28 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-# the first pattern that fits an annotation; what it is in words; an example
+# the first pattern that fits an annotation, in words
 _KINDS = (
-    (r"^dict", "keys of its own", "key.name=value"),
-    (r"tuple\[tuple", "a list of pairs", "[[8,8],[4,4]]"),
-    (r"(Sequence|list)\[float", "a list of numbers", "[0.5,0.5]"),
-    (r"(Sequence|list|tuple)\[", "a list", "[16,32]"),
-    (r"\bbool\b", "true or false", "true"),
-    (r"\bfloat\b", "a number", "0.5"),
-    (r"\bint\b", "a whole number", "64"),
-    (r"\bstr\b", "text", "name"),
+    (r"^dict", "keys of its own"),
+    (r"tuple\[tuple", "a list of pairs such as [[8,8],[4,4]]"),
+    (r"(Sequence|list)\[float", "a list of numbers such as [0.5,0.5]"),
+    (r"(Sequence|list|tuple)\[", "a list such as [{value}]"),
+    (r"\bbool\b", "true or false"),
+    (r"\bfloat\b", "a number"),
+    (r"\bint\b", "a whole number"),
+    (r"\bstr\b", "text"),
 )
 
 
 def _in_words(hint: Any, value: Any) -> str:
-    """What an annotation allows, and an example."""
+    """What an annotation allows."""
     literals = [part for part in _parts(hint) if typing.get_origin(part) is typing.Literal]
     if choices := list(dict.fromkeys(str(choice) for part in literals for choice in typing.get_args(part))):
         choices += ["null"] if type(None) in typing.get_args(hint) else []
         several = re.search(r"(Sequence|list|tuple)\[", str(hint))
         return f"{'a list of some' if several else 'one'} of {', '.join(choices)}"
-    for pattern, kind, example in _KINDS:
-        if re.search(pattern, str(hint)):
-            return f"{kind}, for example {f'[{value}]' if isinstance(value, int) and example[0] == '[' else example}"
-    return str(hint)
+    kind = next((kind for pattern, kind in _KINDS if re.search(pattern, str(hint))), str(hint))
+    return kind.replace("{value}", str(value) if isinstance(value, int) else "16,32")
 
 
 def _parts(hint: Any) -> Iterator[Any]:

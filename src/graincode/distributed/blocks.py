@@ -10,11 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CheckpointedBlock(nn.Module):
-    """A block that can drop its activations in training and compute them anew in the backward pass.
-
-    `hardware.gradient_checkpointing=true` sets `recompute` on all of them; results do not change. These are also what
-    `hardware.compile=true` compiles and `hardware.strategy=fsdp` shards.
-    """
+    """A block that can compute its activations anew in the backward pass; also what is compiled and sharded."""
 
     recompute = False
 

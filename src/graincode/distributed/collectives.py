@@ -1,4 +1,4 @@
-"""What several processes do together. A single process exchanges nothing, and every function here lets it pass."""
+"""Collectives over torch.distributed; no-ops in one process."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def broadcast_(tensor: Tensor) -> Tensor:
 def gather_rows(rows: Tensor, equal: bool = False) -> Tensor:
     """(n, ...) rows, n of each process's own, joined in the order of the processes: (sum of n, ...) on each.
 
-    Args:
-        rows: of this process.
-        equal: n is the same on all processes, which saves an exchange of sizes and a synchronisation.
+    With `equal`, n is the same on all, which saves an exchange of sizes and a synchronisation.
     """
     if count() == 1:
         return rows
@@ -87,14 +85,7 @@ def on_main(action: Callable[[], T]) -> T | None:
 
 
 def check_agreement(what: str, number: int) -> None:
-    """Refuse to go on when a number that must be the same on all processes is not; then each goes on alone.
-
-    Args:
-        what: the number stands for, in words.
-        number: a whole number below 2^53.
-    Raises:
-        GraincodeError: on every process.
-    """
+    """Raise on every process when a number below 2^53 (`what` in words) is not the same on all."""
     found = gather_rows(torch.tensor([number]))
     if bool((found != found[0]).any()):
         leave()
@@ -102,10 +93,7 @@ def check_agreement(what: str, number: int) -> None:
 
 
 def leave() -> None:
-    """End what the processes share, once all have come here; each is a single process from then on.
-
-    Without it, one that ends earlier can abort another.
-    """
+    """End the process group, once all have come here; without it, a process that ends earlier can abort another."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -38,24 +38,10 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 @dataclass(frozen=True)
 class Hardware:
-    """What `conf/hardware` gives. Nothing here changes results beyond rounding, but for precision.
+    """What `conf/hardware` gives; conf/hardware/cpu.yaml says what each is.
 
-    Attributes:
-        num_processes: on each machine; None starts one for each GPU. A process that torchrun, `accelerate launch` or
-            another launcher started takes part in that launcher's world instead.
-        strategy: of several processes: "ddp" has whole models on each, "fsdp" shards them.
-        num_nodes, node_rank: machines, and which this is; the same command is given on each.
-        main_address, main_port: of machine 0; None asks SLURM, and takes any free port on one machine.
-        mixed_precision: of training; codes, samples and metrics are made in float32.
-        gradient_accumulation: micro-batches that a process's part of a step's batch is cut into, to save memory.
-        gradient_checkpointing: whether activations are computed anew in the backward pass, to save memory.
-        compile: whether torch.compile is used: for the blocks of models in training, and as
-            `Generator.compile_sampling` says when samples are drawn.
-        tf32: whether float32 matrix products and convolutions of training may use TF32.
-        workers: processes that load data, for each process; 0 loads in the process itself.
-        threads: CPU threads of one process; None divides the cores among the processes of a machine.
-        peak_tflops: of one device in the precision of training, for the model FLOP utilisation; None leaves it out.
-        timeout_minutes: after which a process that waits for the others gives up.
+    Nothing here changes results beyond rounding, but for the precision of training. A process that torchrun or another
+    launcher started takes part in that launcher's world instead of starting others.
     """
 
     device: Literal["cpu", "gpu"] = "cpu"
@@ -89,11 +75,7 @@ class Hardware:
 
     @property
     def local_processes(self) -> int:
-        """Processes on this machine.
-
-        Raises:
-            GraincodeError: a GPU is asked for and there is none, or fewer than asked for.
-        """
+        """Processes on this machine."""
         if self.device == "cpu":
             return self.num_processes or 1
         available = torch.cuda.device_count()
@@ -108,11 +90,7 @@ class Hardware:
         return "LOCAL_RANK" not in os.environ and self.num_nodes * self.local_processes > 1
 
     def address(self) -> str:
-        """Host name of machine 0.
-
-        Raises:
-            GraincodeError: it is not configured, and SLURM does not tell.
-        """
+        """Host name of machine 0."""
         if self.main_address is not None or self.num_nodes == 1:
             return self.main_address or "127.0.0.1"
         nodes = os.environ.get("SLURM_JOB_NODELIST")
@@ -121,13 +99,7 @@ class Hardware:
         return names.stdout.split()[0]
 
     def machine(self, training: bool = False) -> Machine:
-        """Set torch up, join the other processes if there are any, and give what the job runs on.
-
-        Args:
-            training: whether TF32 may be used.
-        Raises:
-            GraincodeError: a GPU is asked for and there is none.
-        """
+        """Set torch up (with TF32 in training alone), join the other processes, and give what the job runs on."""
         on_cpu = self.device == "cpu"
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -156,12 +128,7 @@ def usable_cores() -> int:
 
 
 class Machine:
-    """This process's device and its part in the world, for training.
-
-    Args:
-        hardware: the settings.
-        accelerator: of Accelerate.
-    """
+    """This process's device and its part in the world, for training."""
 
     def __init__(self, hardware: Hardware, accelerator: Accelerator) -> None:
         self.hardware, self.accelerator, self.device = hardware, accelerator, accelerator.device

@@ -36,10 +36,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     machines; the error that came first is raised here. A second SIGINT ends all of them at once.
 
     Args:
-        entry: dotted name of the function that each process calls with the job's name and its configuration.
-        job: its name.
-        cfg: its composed configuration; interpolations stay as they are.
-        hardware: from the same configuration.
+        entry: dotted name of the function that each process calls with `job` and `cfg`.
     Raises:
         GraincodeError, Stopped: what a process raised.
         ProcessFailed: a process crashed or was killed.
@@ -87,7 +84,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
 
 
 def _watch(context: PContext, store: TCPStore | None) -> dict[int, int]:
-    """Wait for the end; exit statuses of the processes that did not end well, by their rank on this machine."""
+    """Exit statuses of the processes that did not end well, by their rank on this machine, at the end."""
     while (result := context.wait(0)) is None:
         time.sleep(_POLL_SECONDS)
         if store is not None and _others_failed(store):
@@ -113,13 +110,7 @@ def _others_failed(store: TCPStore) -> bool:
 
 
 def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
-    """The error that came first, as the process that had it wrote it down.
-
-    Args:
-        folder: where the processes write.
-        failures: exit statuses in the order in which they were noticed.
-        total: number of processes on all machines.
-    """
+    """The error that came first, as the process that had it wrote it to the folder; exit statuses are in order."""
     index, status = next(iter(failures.items()))
     reports = [json.loads(file.read_text()) for file in folder.glob("error_*.json")]
     reports.sort(key=lambda report: (report.get("echo", False), report["time"]))

@@ -47,11 +47,10 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
     except GraincodeError as error:
         problem = {"status": 2, "message": error.line}
     except Exception as error:
-        problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}"}
-        if _is_echo(error):
-            problem["echo"] = True
-            return 1
-        raise
+        echo = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+        problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}", "echo": echo}
+        if not echo:  # which only says that another process has gone
+            raise
     finally:
         if problem is not None:
             write_json(folder / f"error_{rank}.json", problem | {"time": time.time()})
@@ -59,11 +58,6 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
         collectives.leave()
     return 0 if problem is None else problem["status"]
-
-
-def _is_echo(error: Exception) -> bool:
-    """Whether it only says that another process has gone."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _end_with(parent: int, folder: Path) -> None:
