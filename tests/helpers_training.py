@@ -49,6 +49,7 @@ from graincode.tokenizer import (
     PatchDiscriminator,
     QuantileRouter,
     ReconstructionObjective,
+    TrunkSize,
 )
 from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import train
@@ -110,10 +111,10 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
         "tokenizer": lambda: QuantileRouter(layout, CodingDensity(), [0.75, 0.25], elastic=True),
         "feature": lambda: FeatureRouter(layout, 8, [0.75, 0.25]),
     }[kind]()
-    parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": 2}
+    size = TrunkSize(8, [1, 2], blocks=1, attention=[], patch=2)
     module = DQVAE(
-        layout, GrainEncoder(layout, **parts), router, EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2),
-        GrainDecoder(layout, **parts, expand=True, coarse_blocks=1),
+        layout, GrainEncoder(layout, size, 8), router, EMAQuantizer(32, 8, restart_below=0.5, max_restarts=0.2),
+        GrainDecoder(layout, size, 8, expand=True, coarse_blocks=1),
     )  # fmt: skip
     adversary = Adversary(PatchDiscriminator(8, 2), start_step=3, ramp_steps=4, lecam=0.3) if adversary else None
     objective = ReconstructionObjective(perceptual=Edges(0.2) if adversary else None)

@@ -112,7 +112,7 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
-        module.update([made.routing])
+        module.update([made.quantized], [made.routing])
         average.update(module, step=step)
     return clock.seconds()
 

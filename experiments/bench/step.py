@@ -60,7 +60,7 @@ def _shares() -> Counter[str]:
             adam.step()
             adam.zero_grad()
         with record_function("part quantizer"):
-            module.update([made.routing])
+            module.update([made.quantized], [made.routing])
         with record_function("part optimizer"):
             average.update(module, step=number)
 

@@ -17,7 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,17 +47,12 @@ class CountBelowOne(EMAQuantizer):
 
     def __init__(self, codebook_size: int, code_dim: int, decay: float) -> None:
         super().__init__(codebook_size, code_dim, decay, restart_below=0.0)
-        self.batch = torch.zeros(0, code_dim)
-
-    def forward(self, vectors, keys=None):
-        self.batch = vectors.detach()
-        return super().forward(vectors, keys)
 
     @torch.no_grad()
-    def update(self) -> None:
-        super().update()
+    def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> Tensor:
+        super().update(seen)
         dead = self.counts < 1
-        batch, size = self.batch, len(self.counts)
+        batch, size = seen[-1][0], len(self.counts)
         if len(batch) < size:
             batch = batch.repeat(-(-size // len(batch)), 1)
             batch = batch + torch.randn_like(batch) * 0.01 / batch.shape[1] ** 0.5
@@ -65,7 +60,7 @@ class CountBelowOne(EMAQuantizer):
         for tensor in (self.sums, self.codebook):
             tensor[dead] = chosen[dead]
         self.counts[dead] = 1
-        self.restarted = dead.float().mean()
+        return dead.float().mean()
 
 
 RULES: dict[str, Callable[[int, int], EMAQuantizer]] = {
@@ -108,9 +103,8 @@ def measure(
     quantizer.initialize(train[torch.randperm(len(train))[:first]])
     restarted = []
     for _ in range(STEPS):
-        quantizer(train[torch.randint(len(train), (count,))])
-        quantizer.update()
-        restarted.append(float(quantizer.restarted))
+        found = quantizer(train[torch.randint(len(train), (count,))])
+        restarted.append(float(quantizer.update([found.seen])))
     codes, use = quantizer.nearest(val), CodebookUsage(SIZE)
     use.update(codes)
     error = (quantizer.lookup(codes) - val).square().mean() / (val - val.mean(dim=0)).square().mean()

@@ -35,7 +35,7 @@ _ALLOWED: dict[str, type | None] = {
         "core.layout": "CodeLayout",
         "tokenizer": "DQVAE GrainEncoder GrainDecoder QuantileRouter FeatureRouter CodingDensity EntropyDensity "
         "FixedDensity GradientDensity RandomDensity VarianceDensity CosineQuantizer EMAQuantizer FSQuantizer "
-        "LFQuantizer SimVQuantizer",
+        "LFQuantizer SimVQuantizer TrunkSize",
         "generator": "DGiTAR DGiTNAR Transformer HeterogeneousEmbedding InformationMasking ClassConditioning "
         "NoConditioning",
     }.items()
@@ -221,6 +221,23 @@ def _drop_density_bins(kind: Kind, node: dict[str, Any], weights: dict[str, Tens
     check("density_bins", bins := node.pop("density_bins", 1), "1, as densities are no longer predicted", bins == 1)
 
 
+def _gather_trunk_size(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    for inner in list(_nodes(node)):
+        if inner.get("_target_") in ("graincode.tokenizer.GrainEncoder", "graincode.tokenizer.GrainDecoder"):
+            names = ("channels", "multipliers", "blocks", "attention", "patch")
+            size = {name: inner.pop(name) for name in names if name in inner}
+            inner["size"] = {"_target_": "graincode.tokenizer.TrunkSize", **size}
+
+
+def _drop_density_definition(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    weights.pop("router.definition", None)  # the configuration says it
+
+
 # what turns an export of tokenizer format 4 or generator format 5 into today's, in this order: each changes the
 # configuration node and the weights in place
-UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [_move_layout, _drop_density_bins]
+UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [
+    _move_layout,
+    _drop_density_bins,
+    _gather_trunk_size,
+    _drop_density_definition,
+]

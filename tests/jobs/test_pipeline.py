@@ -536,13 +536,15 @@ def test_the_published_sizes_take_a_training_step(recipe):
     terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
     assert cfg.tokenizer.perceptual._target_.endswith("LPIPSDistance")  # whose weights are not at hand
     adversary.adaptive.fill_(0.5)
-    terms["adversarial"] = adversary.generator_term(made.images, terms["l1"], module.decoder.last.weight, 20_000)
+    terms["adversarial"], gradients = adversary.generator_term(
+        made.images, terms["l1"], module.decoder.last.weight, 20_000
+    )
     weighted_sum(terms).backward()
     optimizer.step()
-    module.update([made.routing])
+    module.update([made.quantized], [made.routing])
     assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
     weighted_sum(adversary.discriminator_terms(adversary(torch.cat([images, made.images.detach()])))).backward()
-    adversary.update()
+    adversary.update([gradients])
     assert 0 < float(adversary.adaptive) <= 0.75
     assert all(bool(parameter.grad.abs().sum() > 0) for parameter in adversary.parameters())
     assert not torch.equal(module.quantizers[0].codebook, before)

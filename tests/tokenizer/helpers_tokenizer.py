@@ -12,6 +12,7 @@ from graincode.tokenizer import (
     GrainDecoder,
     GrainEncoder,
     QuantileRouter,
+    TrunkSize,
 )
 
 DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
@@ -22,17 +23,17 @@ def make(layout, ratios=None, density=None, patch=2, expand=True, coarse_blocks=
     """A tokenizer; density "feature" gives it a router that learns."""
     torch.manual_seed(0)
     ratios = ratios or [1 / layout.num_grains] * layout.num_grains
-    parts = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [], "code_dim": 8, "patch": patch}
+    size = TrunkSize(8, [1, 2], blocks=1, attention=[], patch=patch)
     if density == "feature":
         router = FeatureRouter(layout, 8, ratios, **routing)
     else:
         router = QuantileRouter(layout, density or EntropyDensity(), ratios, **routing)
     return DQVAE(
         layout,
-        GrainEncoder(layout, **parts),
+        GrainEncoder(layout, size, 8),
         router,
         EMAQuantizer(layout.codebook_size, 8),
-        GrainDecoder(layout, **parts, expand=expand, coarse_blocks=coarse_blocks),
+        GrainDecoder(layout, size, 8, expand=expand, coarse_blocks=coarse_blocks),
     )
 
 
@@ -48,3 +49,18 @@ def start(tokenizer, images):
     """What training does before its first step."""
     tokenizer.initialize([images], SampleRng(0, torch.arange(len(images))))
     tokenizer.calibrate([images])
+
+
+def photographs_with_detail(count, size=(32, 32)):
+    """Regions of very different difficulty."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(count, 3, *size, generator=generator) * 2 - 1
+    strength = torch.rand(count, 1, size[0] // 16, size[1] // 16, generator=generator)
+    return images * strength.repeat_interleave(16, dim=2).repeat_interleave(16, dim=3)
+
+
+def count_decodes(tokenizer):
+    """A list that grows by one at each decode."""
+    seen = []
+    tokenizer.decoder.register_forward_hook(lambda *_: seen.append(1))
+    return seen

@@ -13,7 +13,7 @@ from graincode.tokenizer.densities import (
     VarianceDensity,
 )
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction
-from graincode.tokenizer.encoder import GrainEncoder
+from graincode.tokenizer.encoder import GrainEncoder, TrunkSize
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
 from graincode.tokenizer.router import FeatureRouter, QuantileRouter, Router, Routing
@@ -43,5 +43,6 @@ __all__ = [
     "Router",
     "Routing",
     "SimVQuantizer",
+    "TrunkSize",
     "VarianceDensity",
 ]

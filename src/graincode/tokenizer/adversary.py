@@ -1,13 +1,14 @@
-"""The opponent of a tokenizer: a discriminator of patches, and how much it may say."""
+"""PatchGAN discriminator and VQGAN's adaptive weight."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.losses import Term, hinge_discriminator, hinge_generator, lecam
 from graincode.core.schedules import ramp
 from graincode.distributed import collectives
@@ -17,24 +18,19 @@ LECAM_DECAY = 0.99  # of the running averages, per step, as in its authors' code
 
 
 class PatchDiscriminator(nn.Module):
-    """Tells real patches from made ones: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
+    """Tells real patches from fake ones: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
 
     Args:
         channels: width of the first layer; each further one doubles it, up to 8 times.
         layers: convolutions of stride 2; H and W are at least 3 * 2^layers.
-    Raises:
-        GraincodeError: a number is below 1, or images are smaller than that.
     Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm instead of batch norm, whose statistics would
         depend on how a batch is divided into micro-batches and processes.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
-        if channels < 1 or layers < 1:
-            raise GraincodeError(
-                f"channels={channels} layers={layers}: expected 1 or more; type for example "
-                "tokenizer.adversary.discriminator.channels=64 tokenizer.adversary.discriminator.layers=3"
-            )
+        check("channels", channels, "1 or more", channels >= 1)
+        check("layers", layers, "1 or more", layers >= 1)
         self._smallest = 3 * 2**layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -51,14 +47,14 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[2:]) < self._smallest:
             raise GraincodeError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels: this discriminator takes {self._smallest} or "
-                "more; type tokenizer.adversary.discriminator.layers=2, or 1"
+                f"images of {images.shape[2]} x {images.shape[3]} pixels: a discriminator of so many layers takes "
+                f"{self._smallest} or more; fewer layers take smaller ones"
             )
         return self.layers(images)
 
 
 class Adversary(nn.Module):
-    """A discriminator and the adaptive weight of what it says.
+    """A discriminator and the adaptive weight of its loss in the tokenizer's.
 
     The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last
     layer, both of the whole global batch, and at most `max_weight`. It is the one of the step before: the gradients of
@@ -67,14 +63,12 @@ class Adversary(nn.Module):
 
     Args:
         discriminator: (B, 3, H, W) to logits.
-        start_step: steps before it begins to train; the tokenizer hears of it from the step after.
-        ramp_steps: over which its weight then rises from 0.
+        start_step: steps before it begins to train; its loss reaches the tokenizer from the step after.
+        ramp_steps: warm-up steps of that loss, over which its weight rises from 0.
         weight: of the adversarial loss, times the adaptive weight.
         max_weight: of the adaptive weight.
         lecam: weight of the LeCam regulariser in the discriminator's loss, whose running averages of logits are those
             after the step before, for the same reason; 0: none.
-    Raises:
-        GraincodeError: a number is negative.
     Source: VQGAN (Esser et al., 2021), eq. 7; the clamp is DQ-VAE's; LeCam: see `core.losses.lecam`.
     """
 
@@ -96,17 +90,12 @@ class Adversary(nn.Module):
             "lecam": lecam,
         }  # fmt: skip
         for name, value in settings.items():
-            if value < 0:
-                raise GraincodeError(
-                    f"{name}={value}: expected 0 or more; type for example tokenizer.adversary.{name}=1"
-                )
+            check(name, value, "0 or more", value >= 0)
         self.discriminator = discriminator
         self.start_step, self.ramp_steps, self.weight, self.max_weight = start_step, ramp_steps, weight, max_weight
         self.lecam = lecam
         self.register_buffer("adaptive", torch.zeros(()))
         self.register_buffer("averages", torch.zeros(3))
-        self._gradients: Tensor | None = None
-        self._logits: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of (B, 3, H, W) images."""
@@ -116,12 +105,12 @@ class Adversary(nn.Module):
         """Whether the discriminator trains in this 1-based step."""
         return step > self.start_step
 
-    def generator_term(self, fake: Tensor, reconstruction: Term, last_layer: Tensor, step: int) -> Term:
-        """What the tokenizer minimises so that its images pass; takes note of both gradients.
+    def generator_term(self, fake: Tensor, reconstruction: Term, last_layer: Tensor, step: int) -> tuple[Term, Tensor]:
+        """The term with which the tokenizer's images come to look real, and what `update` needs of both gradients.
 
         Args:
             fake: (B, 3, H, W) reconstructions, with a gradient.
-            reconstruction: what the adversarial loss is weighed against.
+            reconstruction: the term that the adversarial loss is weighed against.
             last_layer: the weight of the decoder's last layer.
             step: 1-based.
         """
@@ -137,13 +126,10 @@ class Adversary(nn.Module):
         for part in (reconstruction, term):
             (gradient,) = torch.autograd.grad(part.total, last_layer, retain_graph=True)
             pairs.append(torch.cat([gradient.flatten(), gradient.new_tensor([float(part.count)])]))
-        found = torch.stack(pairs)
-        self._gradients = found if self._gradients is None else self._gradients + found
-        return term
+        return term, torch.stack(pairs)
 
     def discriminator_terms(self, logits: Tensor) -> dict[str, Term]:
-        """What the discriminator minimises, from the logits of real images and as many fake ones, in this order; takes
-        note of their means."""
+        """The discriminator's terms, from the logits of real images and as many fake ones, in this order."""
         real, fake = logits.to(self.adaptive.dtype).chunk(2)
         count, means = len(real), [part.detach().flatten(1).mean(1).sum() for part in (real, fake)]
         terms = {
@@ -154,25 +140,22 @@ class Adversary(nn.Module):
         if self.lecam:
             before = self.averages[:2] / self.averages[2].clamp(min=1e-3)  # 0 as long as nothing is known
             terms["lecam"] = Term(lecam(real, fake, *before).sum(), count, self.lecam)
-            found = torch.stack([*means, means[0].new_tensor(float(count))])
-            self._logits = found if self._logits is None else self._logits + found
         return terms
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Set the adaptive weight from all gradients since the last update, here and on all other processes."""
-        if self._gradients is None:
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """Set the adaptive weight from the gradients of a step's micro-batches, here and on all other processes."""
+        if not gradients:
             return
-        found = collectives.sum_(self._gradients)
+        found = collectives.sum_(sum(gradients))
         reconstruction, adversarial = (found[:, :-1] / found[:, -1:]).norm(dim=1)
         self.adaptive.copy_((reconstruction / (adversarial + 1e-4)).clamp(max=self.max_weight))
-        self._gradients = None
 
     @torch.no_grad()
-    def update_logits(self) -> None:
-        """Take the logits since the last update, here and on all other processes, into the running averages."""
-        if self._logits is None:
-            return
-        found = collectives.sum_(self._logits)
-        self.averages.lerp_(found / found[2], 1 - LECAM_DECAY)
-        self._logits = None
+    def update_averages(self, terms: Sequence[Mapping[str, Term]]) -> None:
+        """Move the running averages towards the mean logits of a step's micro-batches, on all processes."""
+        if self.lecam:
+            pairs = [(part["logits_real"], part["logits_fake"]) for part in terms]
+            sums = [torch.stack([a.total, b.total, a.total.new_tensor(float(a.count))]) for a, b in pairs]
+            found = collectives.sum_(sum(sums))
+            self.averages.lerp_(found / found[2], 1 - LECAM_DECAY)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from graincode.core.layout import CodeLayout
 from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
-from graincode.tokenizer.encoder import level_channels, trunk_path
+from graincode.tokenizer.encoder import TrunkSize
+
+_WAVES = (torch.sin, torch.cos)
 
 
 class PositionSignal(nn.Module):
@@ -44,12 +46,8 @@ class GrainDecoder(nn.Module):
 
     Args:
         layout: the code layout.
-        channels: width of the finest level.
-        multipliers: width of each level as a multiple of `channels`, finest first; the last one repeats.
-        blocks: residual blocks per level, and before the first.
-        attention: heights of feature maps, in cells, that get self-attention.
+        size: of the trunk; the last convolution draws its patches.
         code_dim: dimension D of the codes.
-        patch: the last convolution draws patches of this size; the levels of finer resolution are left out.
         expand: let a coarse code become one vector for each finest cell that it covers (a learned linear map, added to
             the repeated code) instead of repeating it.
         coarse_blocks: residual blocks of each grain but the finest, on its own grid, before its codes are laid on the
@@ -60,22 +58,16 @@ class GrainDecoder(nn.Module):
     def __init__(
         self,
         layout: CodeLayout,
-        channels: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention: Sequence[int],
+        size: TrunkSize,
         code_dim: int,
-        patch: int = 1,
         expand: bool = False,
         coarse_blocks: int = 0,
         grain_embedding: bool = False,
     ) -> None:
         super().__init__()
-        self.layout, self.patch = layout, patch
-        finest = layout.grains[-1]
-        path = trunk_path(layout, patch)
-        path = path[: path.index(finest) + 1]
-        widths = level_channels(channels, multipliers, len(path))
+        self.layout, self.patch, path = layout, size.patch, size.path(layout)
+        path = path[: path.index(layout.grains[-1]) + 1]
+        widths = size.widths(len(path))
         self.position = PositionSignal(layout.grids[-1], code_dim)
         self.coarse = nn.ModuleList(
             nn.Sequential(*(ResBlock(code_dim) for _ in range(coarse_blocks))) for _ in layout.grains[:-1]
@@ -94,19 +86,19 @@ class GrainDecoder(nn.Module):
             nn.Conv2d(code_dim, width, 3, padding=1),
             ResBlock(width),
             SpatialAttention(width),
-            *(ResBlock(width) for _ in range(blocks - 1)),
+            *(ResBlock(width) for _ in range(size.blocks - 1)),
         )
         self.levels, self.ups, self._scales = nn.ModuleList(), nn.ModuleList(), []
         for index in reversed(range(len(path))):
-            height = layout.image_size[0] // path[index][0]
-            self.levels.append(Level(width, widths[index], blocks, height in attention))
+            attends = layout.image_size[0] // path[index][0] in size.attention
+            self.levels.append(Level(width, widths[index], size.blocks, attends))
             width = widths[index]
             if index:
                 scale = (path[index][0] // path[index - 1][0], path[index][1] // path[index - 1][1])
                 self._scales.append(tuple(float(s) for s in scale))
                 self.ups.append(nn.Conv2d(width, widths[index - 1], 3, padding=1))
                 width = widths[index - 1]
-        self.norm, self.last = norm(width), nn.Conv2d(width, 3 * patch**2, 3, padding=1)
+        self.norm, self.last = norm(width), nn.Conv2d(width, 3 * size.patch**2, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor], grains: Tensor) -> Tensor:
         """Codes to images.
@@ -136,6 +128,3 @@ class GrainDecoder(nn.Module):
             if index < len(self.ups):
                 x = self.ups[index](F.interpolate(x, scale_factor=self._scales[index], mode="nearest"))
         return F.pixel_shuffle(self.last(F.silu(self.norm(x))), self.patch)
-
-
-_WAVES = (torch.sin, torch.cos)

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core import density as core
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
+
+Measure = Literal["error", "gain"]
 
 
 class Probe:
@@ -56,10 +58,6 @@ class Density(nn.Module):
     is_learned = False  # whether it changes with the weights, so that thresholds must follow
     has_gains = False  # whether each refinement has its own
 
-    def definition(self) -> dict[str, float]:
-        """The numbers that the measure depends on; thresholds are valid for these alone."""
-        return {}
-
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         raise NotImplementedError
 
@@ -71,18 +69,12 @@ class EntropyDensity(Density):
         super().__init__()
         self.bins, self.sigma = bins, sigma
 
-    def definition(self) -> dict[str, float]:
-        return {"bins": self.bins, "sigma": self.sigma, "low": -1.0, "high": 1.0}
-
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
 
 
 class GradientDensity(Density):
     """`core.density.region_gradient`."""
-
-    def definition(self) -> dict[str, float]:
-        return {"derivative": 1.0, "power": 2.0, "low": -1.0, "high": 1.0}
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         return core.region_gradient(probe.images, layout.grains[0])
@@ -91,22 +83,19 @@ class GradientDensity(Density):
 class VarianceDensity(Density):
     """`core.density.region_variance`."""
 
-    def definition(self) -> dict[str, float]:
-        return {"derivative": 0.0, "power": 2.0, "low": -1.0, "high": 1.0}
-
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         return core.region_variance(probe.images, layout.grains[0])
 
 
 class RandomDensity(Density):
-    """The control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
+    """A control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         return core.region_hash(probe.images, layout.grains[0])
 
 
 class FixedDensity(Density):
-    """The other control: the middle of every image is dense, whatever it shows."""
+    """A control experiment: the middle of every image is dense, whatever it shows."""
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         order = core.region_order(*layout.grids[0]).to(probe.images.device)
@@ -114,7 +103,7 @@ class FixedDensity(Density):
 
 
 class CodingDensity(Density):
-    """What the tokenizer itself makes of a region, measured by coding the whole image at one grain after the other.
+    """The tokenizer's own error, measured by coding the whole image at one grain after the other.
 
     Two measures: "error", the squared error that the coarsest grain leaves (one decode more); and "gain", what each
     refinement takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
@@ -123,25 +112,19 @@ class CodingDensity(Density):
     Args:
         of: what decides once the tokenizer is trained.
         in_training: what decides while it is.
-    Raises:
-        GraincodeError: a measure is neither.
     """
 
     is_learned = True
 
-    def __init__(self, of: Literal["error", "gain"] = "gain", in_training: Literal["error", "gain"] = "error") -> None:
+    def __init__(self, of: Measure = "gain", in_training: Measure = "error") -> None:
         super().__init__()
-        for name, value in (("of", of), ("in_training", in_training)):
-            if value not in ("error", "gain"):
-                raise GraincodeError(f"coding {value!r}: type tokenizer.router.density.{name}= one of error, gain")
+        check_choice("of", of, Measure)
+        check_choice("in_training", in_training, Measure)
         self.of, self.in_training = of, in_training
 
     @property
     def has_gains(self) -> bool:
         return (self.in_training if self.training else self.of) == "gain"
-
-    def definition(self) -> dict[str, float]:
-        return {"of": float(("error", "gain").index(self.of))}
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         if layout.num_grains == 1:  # nothing to decide, so nothing is decoded; what is no pixel still makes no number

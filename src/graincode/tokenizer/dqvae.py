@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +13,37 @@ from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
 from graincode.core.density import ratios_at
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.rng import RESTARTS, SampleRng
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.densities import Probe
 from graincode.tokenizer.encoder import GrainEncoder
-from graincode.tokenizer.quantizer import Quantized
-from graincode.tokenizer.router import Router, Routing
+from graincode.tokenizer.quantizer import Quantized, Quantizer
+from graincode.tokenizer.router import Ratios, Router, Routing
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """Attributes:
     images: (B, 3, H, W), about [-1, 1].
-    quantized: the N codes of the batch.
+    quantized: the codes of each codebook, grain by grain.
     routing: the grain of each region.
     """
 
     images: Tensor
-    quantized: Quantized
+    quantized: tuple[Quantized, ...]
     routing: Routing
+
+    @property
+    def codes(self) -> Tensor:
+        """(N,) indices of all codes of the batch, grain by grain."""
+        return torch.cat([part.indices for part in self.quantized])
+
+    @property
+    def error(self) -> Tensor:
+        """(N,) `Quantized.error` of all codes of the batch."""
+        return torch.cat([part.error for part in self.quantized])
 
 
 class DQVAE(nn.Module):
@@ -47,7 +57,7 @@ class DQVAE(nn.Module):
     """
 
     def __init__(
-        self, layout: CodeLayout, encoder: GrainEncoder, router: Router, quantizer: nn.Module, decoder: GrainDecoder
+        self, layout: CodeLayout, encoder: GrainEncoder, router: Router, quantizer: Quantizer, decoder: GrainDecoder
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -58,12 +68,10 @@ class DQVAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return self.decoder.last.weight.device
 
-    def forward(
-        self, images: Tensor, ratios: Sequence[float] | None = None, rng: SampleRng | None = None
-    ) -> Reconstruction:
+    def forward(self, images: Tensor, ratios: Ratios | None = None, rng: SampleRng | None = None) -> Reconstruction:
         """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients.
 
         Args:
@@ -81,25 +89,27 @@ class DQVAE(nn.Module):
         vectors = gather_cells(features, routing.grains, self.layout)
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         vectors = vectors + 0 * sum(feature.sum() for feature in features)
-        quantized = self._quantize(vectors, routing.grains, None if rng is None else self._keys(rng))
-        maps = scatter_cells(quantized.vectors, routing.grains, self.layout)
+        parts, keys = self._by_codebook(vectors, routing.grains), [None] * len(self.quantizers)
+        if rng is not None:
+            chosen = gather_cells([key[:, None] for key in self._keys(rng)], routing.grains, self.layout)
+            keys = self._by_codebook(chosen[:, 0], routing.grains)
+        quantized = tuple(quantize(*each) for quantize, *each in zip(self.quantizers, parts, keys, strict=True))
+        maps = scatter_cells(torch.cat([part.vectors for part in quantized]), routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
-        """What the router may ask about (B, 3, H, W) images."""
+        """(B, 3, H, W) images as a router asks about them."""
         # without a reference to itself, which would keep its features for the garbage collector
         return Probe(
             images, lambda: self.encoder(images), lambda features, grain: self._error_at(images, features, grain), rng
         )
 
-    def route(self, images: Tensor, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+    def route(self, images: Tensor, ratios: Ratios | None = None) -> Routing:
         """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""
         return self.router(self.probe(images), ratios)
 
     @torch.no_grad()
-    def tokenize(
-        self, images: Tensor, ratios: Sequence[float] | Tensor | None = None, psnr: float | None = None
-    ) -> GrainCodes:
+    def tokenize(self, images: Tensor, ratios: Ratios | None = None, psnr: float | None = None) -> GrainCodes:
         """The variable-length codes of (B, 3, H, W) images in [-1, 1].
 
         Args:
@@ -109,30 +119,21 @@ class DQVAE(nn.Module):
             psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more than
                 the router's own). An image that cannot reach it is all fine.
         Raises:
-            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, both ratios and
-                psnr are given, or psnr is not finite.
+            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
+                and psnr are given.
         """
-        return self.tokenize_with_density(images, ratios, psnr)[0]
-
-    @torch.no_grad()
-    def tokenize_with_density(
-        self, images: Tensor, ratios: Sequence[float] | Tensor | None = None, psnr: float | None = None
-    ) -> tuple[GrainCodes, Tensor]:
-        """`tokenize`, and the (B, H0, W0) float32 density of each region, see `Routing.shown`."""
         expected = (3, *self.layout.image_size)
         if tuple(images.shape[1:]) != expected:
             raise GraincodeError(
-                f"images of shape {tuple(images.shape)}: this tokenizer takes (batch, {', '.join(map(str, expected))}) "
-                f"in [-1, 1]; resize them, or type data.image_size={list(self.layout.image_size)}"
+                f"images of shape {tuple(images.shape)}: expected (batch, {', '.join(map(str, expected))}) in [-1, 1]; "
+                "resize the images"
             )
-        if ratios is not None and psnr is not None:
-            raise GraincodeError(f"ratios={ratios} and psnr={psnr}: give one of them, the other follows")
-        if psnr is not None and not math.isfinite(psnr):
-            raise GraincodeError(f"psnr={psnr}: expected dB, such as psnr=25")
+        both = psnr is not None and ratios is not None
+        check("psnr", psnr, "null where ratios are given: one follows from the other", not both)
+        check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
         probe = self.probe(images)
         routing = self.router(probe, ratios)
-        codes = self.codes_at(probe, routing) if psnr is None else self._reach(probe, psnr)
-        return codes, routing.shown
+        return self.codes_at(probe, routing) if psnr is None else self._reach(probe, psnr)
 
     def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
         """The codes of all images with as few of them as reach an error, by halving the range of mixtures."""
@@ -155,13 +156,11 @@ class DQVAE(nn.Module):
     def codes_at(self, probe: Probe, routing: Routing) -> GrainCodes:
         """The codes of probed images, routed so; nothing has a gradient."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
-            raise GraincodeError(
-                "a density is not finite: expected images in [-1, 1]; see graincode.core.images.from_uint8"
-            )
+            raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
         vectors = gather_cells(probe.features, routing.grains, self.layout)
-        parts = self._by_codebook(vectors, routing.grains)
-        indices = torch.cat([quantizer.nearest(part) for quantizer, part in parts])[:, None]
-        maps = scatter_cells(indices, routing.grains, self.layout)
+        parts = zip(self.quantizers, self._by_codebook(vectors, routing.grains), strict=True)
+        indices = torch.cat([quantizer.nearest(part) for quantizer, part in parts])
+        maps = scatter_cells(indices[:, None], routing.grains, self.layout)
         finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
         return GrainCodes(routing.grains, finest, self.layout)
 
@@ -188,7 +187,7 @@ class DQVAE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[Tensor], rng: SampleRng) -> None:
-        """Set the codebooks to what the encoder makes of the first training images, at all grains.
+        """Start the codebooks from the encoder's vectors of the first training images, at all grains.
 
         Args:
             batches: of training images; as many are taken as give four vectors for each entry, or all.
@@ -213,30 +212,19 @@ class DQVAE(nn.Module):
             )
 
     @torch.no_grad()
-    def update(self, routings: Sequence[Routing]) -> None:
-        """After an optimizer step: move codebooks and thresholds by what its micro-batches have seen."""
-        for quantizer in self.quantizers:
-            quantizer.update()
+    def update(self, quantized: Sequence[Sequence[Quantized]], routings: Sequence[Routing]) -> None:
+        """After an optimizer step: move codebooks and thresholds by the codes and routings of its micro-batches."""
+        for index, quantizer in enumerate(self.quantizers):
+            quantizer.update([parts[index].seen for parts in quantized])
         self.router.update(routings)
 
-    def _quantize(self, vectors: Tensor, grains: Tensor, keys: list[Tensor] | None) -> Quantized:
-        if keys is None:
-            found = [quantizer(part) for quantizer, part in self._by_codebook(vectors, grains)]
-        else:
-            chosen = gather_cells([key[:, None] for key in keys], grains, self.layout)
-            both = zip(self._by_codebook(vectors, grains), self._by_codebook(chosen, grains), strict=True)
-            found = [quantizer(part, key[:, 0]) for (quantizer, part), (_, key) in both]
-        if len(found) == 1:
-            return found[0]
-        return Quantized(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(Quantized)))
-
-    def _by_codebook(self, vectors: Tensor, grains: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        """Each quantizer with its part of vectors that stand grain by grain."""
+    def _by_codebook(self, vectors: Tensor, grains: Tensor) -> list[Tensor]:
+        """Each codebook's part of vectors that stand grain by grain."""
         if len(self.quantizers) == 1:
-            return [(self.quantizers[0], vectors)]
+            return [vectors]
         regions = torch.bincount(grains.flatten(), minlength=self.layout.num_grains).tolist()
         sizes = [count * cost for count, cost in zip(regions, self.layout.codes_per_region, strict=True)]
-        return list(zip(self.quantizers, vectors.split(sizes), strict=True))
+        return list(vectors.split(sizes))
 
     @torch.no_grad()
     def _error_at(self, images: Tensor, features: list[Tensor], grain: int) -> Tensor:
@@ -249,8 +237,8 @@ class DQVAE(nn.Module):
             chosen if g == grain else chosen.new_zeros(len(chosen), chosen.shape[1], *grid)
             for g, grid in enumerate(layout.grids)
         ]
-        made = self.decoder(maps, grains).clamp(-1, 1)
-        error = (made.to(images.dtype) - images).square().mean(dim=1, keepdim=True)
+        reconstruction = self.decoder(maps, grains).clamp(-1, 1)
+        error = (reconstruction.to(images.dtype) - images).square().mean(dim=1, keepdim=True)
         return F.avg_pool2d(error, layout.grains[0])[:, 0]
 
     def _upsampled(self, regions: Tensor, grain: int) -> Tensor:
@@ -259,7 +247,7 @@ class DQVAE(nn.Module):
         return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
     def _keys(self, rng: SampleRng) -> list[Tensor]:
-        """K maps (B, h_g, w_g) of random numbers, functions of the image's place and the cell."""
+        """K maps (B, h_g, w_g) of random numbers, functions of the sample's id and the cell."""
         rows, columns = self.layout.grids[-1]
         finest = rng.uniforms(RESTARTS, rows, columns)
         return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.distributed import collectives
 
 
@@ -19,11 +20,17 @@ class Quantized:
     indices: (N,) long in [0, codebook size).
     error: (N,) what each code adds to the quantiser's own loss, whose weight is the objective's `commitment`: the mean
         squared distance between an input and its entry, unless the quantiser says otherwise.
+    seen: what `Quantizer.update` learns from, without gradients.
     """
 
     vectors: Tensor
     indices: Tensor
     error: Tensor
+    seen: tuple[Tensor | None, ...] = ()
+
+    def detach(self) -> Quantized:
+        """The same without gradients."""
+        return Quantized(self.vectors.detach(), self.indices, self.error.detach(), self.seen)
 
 
 class Quantizer(nn.Module):
@@ -31,21 +38,14 @@ class Quantizer(nn.Module):
 
     No result depends on how a batch is divided over micro-batches and processes: what is learned with gradients is so
     by a sum over codes, and what is learned otherwise moves in `update` alone, by what all of them have seen.
+
+    Args:
+        codebook_size: number of entries V.
     """
 
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
-        self._codebook_size = codebook_size
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of entries V."""
-        return self._codebook_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-        return next(self.buffers()).device
+        self.codebook_size = codebook_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(N,) long, the indices that `forward` would choose for (N, D) vectors; nothing is updated."""
+        """(N,) long, the indices that `forward` would choose for (N, D) vectors."""
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -75,12 +75,8 @@ class Quantizer(nn.Module):
         """Start from (N, D) vectors of training images, N >= 1, if the quantiser does; alike on all processes."""
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Once per optimizer step: learn from what was seen since the last update, here and by all other processes."""
-
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Drop what was seen since the last update."""
+    def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> None:
+        """Once per optimizer step: learn from what its micro-batches, here and on other processes, have `seen`."""
 
 
 def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
@@ -109,21 +105,17 @@ def random_entries(vectors: Tensor, size: int, keys: Tensor | None) -> Tensor:
 class EMAQuantizer(Quantizer):
     """One codebook, learned as a moving average of the vectors that choose each entry.
 
-    `forward` in training mode only takes note of what it sees; `update`, once per optimizer step, moves the codebook by
-    what all micro-batches and all processes have seen, so that neither changes the result. Entries whose running count
-    is below `restart_below` times what uniform use would give are replaced with vectors of the batch, at most
-    `max_restarts` at once: tying the rule to the expected count keeps a step with few vectors from replacing most of
-    the codebook.
+    Entries whose running count is below `restart_below` times what uniform use would give are replaced with vectors of
+    the batch, at most `max_restarts` at once: tying the rule to the expected count keeps a step with few vectors from
+    replacing most of the codebook.
 
     Args:
         codebook_size: number of entries V.
         code_dim: dimension D.
         decay: of the moving averages, in [0, 1).
-        restart_below: share of the expected count under which an entry restarts; 0 switches restarts off.
+        restart_below: share of the expected count under which an entry restarts, in [0, 1]; 0 switches restarts off.
         max_restarts: share of the codebook that one step may replace, in [0, 1]; 0 switches restarts off, too, and more
             allows one at least.
-    Raises:
-        GraincodeError: a share or the decay is out of range.
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
     """
 
@@ -140,48 +132,40 @@ class EMAQuantizer(Quantizer):
         max_restarts: float = 0.1,
     ) -> None:
         super().__init__(codebook_size)
-        for name, value in (("decay", decay), ("restart_below", restart_below), ("max_restarts", max_restarts)):
-            if not 0 <= value <= 1 or (name == "decay" and value == 1):
-                raise GraincodeError(
-                    f"{name}={value}: expected 0 to 1; type for example tokenizer.quantizer.{name}=0.1"
-                )
+        check("decay", decay, "0 to below 1", 0 <= decay < 1)
+        check("restart_below", restart_below, "0 to 1", 0 <= restart_below <= 1)
+        check("max_restarts", max_restarts, "0 to 1", 0 <= max_restarts <= 1)
         self.decay, self.restart_below = decay, restart_below
         self.max_restarts = max(int(max_restarts > 0), round(max_restarts * codebook_size))
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
         self.register_buffer("sums", torch.zeros(codebook_size, code_dim))
-        self.restarted = torch.zeros(())  # share of the entries that the last update restarted
         self._started = False
-        # what has been seen since the last update; empty whenever a state is saved
-        self.register_buffer("_seen_counts", torch.zeros(codebook_size), persistent=False)
-        self.register_buffer("_seen_sums", torch.zeros(codebook_size, code_dim), persistent=False)
-        self.register_buffer("_fresh", torch.zeros(self.max_restarts, code_dim), persistent=False)
-        self.register_buffer("_keys", torch.full((self.max_restarts,), torch.inf).double(), persistent=False)
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        """Quantise (N, D) vectors.
+        """Quantise (N, D) vectors, N >= 0; `keys` decide which of them entries restart at, and are drawn if not given.
 
-        Args:
-            vectors: any N, 0 too.
-            keys: (N,) random numbers that decide which vectors entries restart at; drawn here if they are not given.
+        Raises:
+            GraincodeError: in training, if there is no codebook yet.
         """
+        if self.training and not self._started:
+            self._started = bool(self.counts.any())  # weights may have been loaded
+            if not self._started:
+                raise GraincodeError("the codebook is empty: call initialize(vectors of training images) first")
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.to(self.codebook.dtype)
             indices = self.nearest(vectors)
             chosen = F.embedding(indices, self.codebook)
             error = (vectors - chosen).square().mean(dim=1)
-            if self.training:
-                self._observe(vectors.detach(), indices, keys)
-            return Quantized(vectors + (chosen - vectors).detach(), indices, error)
+            seen = (vectors.detach(), indices, keys)
+            return Quantized(vectors + (chosen - vectors).detach(), indices, error, seen)
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(N,) long, the entry nearest to each of (N, D) vectors; nothing is updated."""
         with torch.autocast(vectors.device.type, enabled=False):
             return nearest_entries(vectors.to(self.codebook.dtype), self.codebook)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codebook entries: (...) long to (..., D)."""
         return F.embedding(indices, self.codebook)
 
     @torch.no_grad()
@@ -191,49 +175,35 @@ class EMAQuantizer(Quantizer):
         self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), size, keys))
         self.counts.fill_(len(vectors) / size)
         self.sums.copy_(self.codebook * self.counts[:, None])
-        self._started = True
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the codebook by what was seen since the last update, here and by all other processes."""
-        both = collectives.sum_(torch.cat([self._seen_counts[:, None], self._seen_sums], dim=1))
-        seen_counts, seen_sums = both[:, 0], both[:, 1:]
-        keys, fresh = (collectives.gather_rows(seen, equal=True) for seen in (self._keys, self._fresh))
+    def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> Tensor:
+        """Move the codebook; gives the () share of its entries that restart."""
+        counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
+        fresh = sums.new_zeros(self.max_restarts, sums.shape[1])
+        smallest = torch.full((self.max_restarts,), torch.inf, dtype=torch.float64, device=sums.device)
+        for vectors, indices, keys in seen:
+            counts.index_add_(0, indices, torch.ones_like(vectors[:, 0]))
+            sums.index_add_(0, indices, vectors)
+            # the vectors with the smallest keys are a random choice that does not depend on how a batch is divided
+            keys = torch.rand(len(vectors), device=vectors.device).double() if keys is None else keys
+            own = keys.topk(min(self.max_restarts, len(keys)), largest=False).indices
+            smallest, order = torch.cat([smallest, keys[own]]).topk(self.max_restarts, largest=False, sorted=True)
+            fresh = torch.cat([fresh, vectors[own]])[order]
+        both = collectives.sum_(torch.cat([counts[:, None], sums], dim=1))
+        keys, fresh = (collectives.gather_rows(part, equal=True) for part in (smallest, fresh))
         first = keys.argsort(stable=True)[: self.max_restarts]
         keys, fresh = keys[first], fresh[first]
-        self.counts.lerp_(seen_counts, 1 - self.decay)
-        self.sums.lerp_(seen_sums, 1 - self.decay)
+        self.counts.lerp_(both[:, 0], 1 - self.decay)
+        self.sums.lerp_(both[:, 1:], 1 - self.decay)
+        restarted = torch.zeros((), device=sums.device)
         if self.restart_below > 0 and self.max_restarts:
             expected = self.counts.sum() / len(self.counts)
             rarest = self.counts.topk(self.max_restarts, largest=False).indices
             restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
             self.sums[rarest] = torch.where(restart[:, None], fresh * expected, self.sums[rarest])
             self.counts[rarest] = torch.where(restart, expected, self.counts[rarest])
-            self.restarted = restart.sum() / len(self.counts)
+            restarted = restart.sum() / len(self.counts)
         used = self.counts > 1e-6
         self.codebook.copy_(torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-6)[:, None], self.codebook))
-        self.forget()
-
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Drop what was seen since the last update."""
-        self._seen_counts.zero_()
-        self._seen_sums.zero_()
-        self._keys.fill_(torch.inf)
-
-    @torch.no_grad()
-    def _observe(self, vectors: Tensor, indices: Tensor, keys: Tensor | None) -> None:
-        if not self._started:
-            raise GraincodeError("the codebook is empty: call initialize(vectors of training images), or load weights")
-        self._seen_counts.index_add_(0, indices, torch.ones_like(vectors[:, 0]))
-        self._seen_sums.index_add_(0, indices, vectors)
-        # the vectors with the smallest keys are a random choice that does not depend on how a batch is divided
-        keys = torch.rand(len(vectors), device=vectors.device).double() if keys is None else keys
-        own = keys.topk(min(self.max_restarts, len(keys)), largest=False).indices
-        keys, order = torch.cat([self._keys, keys[own]]).topk(self.max_restarts, largest=False, sorted=True)
-        self._fresh.copy_(torch.cat([self._fresh, vectors[own]])[order])
-        self._keys.copy_(keys)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._started = bool(self.counts.any())
+        return restarted

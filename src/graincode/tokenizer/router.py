@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core import density as core
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import GATES, LENGTHS
@@ -21,6 +20,9 @@ from graincode.distributed import collectives
 from graincode.tokenizer.densities import Density, Probe
 
 log = logging.getLogger(__name__)
+
+Ratios = Sequence[float] | Tensor
+Scope = Literal["dataset", "image"]
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,19 @@ class Routing:
 
     @property
     def shown(self) -> Tensor:
-        """(B, H0, W0) one number for each region, to look at."""
+        """(B, H0, W0) one number for each region, for pictures."""
         return self.density if self.density.ndim == 3 else self.density[..., 0]
 
 
 class Router(nn.Module):
     """What a tokenizer asks of its router.
 
-    Attributes:
+    Args:
         layout: the code layout.
         ratios: share of regions at each grain, coarsest first, when none is asked for.
-        is_learned: whether thresholds follow the weights: they run along in training, and are calibrated for the
-            weights that are evaluated or exported.
     """
 
-    is_learned = False
+    is_learned = False  # whether thresholds follow the weights, so that those evaluated or exported need calibration
 
     def __init__(self, layout: CodeLayout, ratios: Sequence[float]) -> None:
         super().__init__()
@@ -63,15 +63,18 @@ class Router(nn.Module):
     @property
     def nominal_length(self) -> float:
         """Codes per image that the ratios stand for."""
-        each = zip(self.ratios, self.layout.codes_per_region, strict=True)
-        return self.layout.num_regions * sum(ratio * cost for ratio, cost in each)
+        return self._length(self.ratios)
 
-    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+    def _length(self, shares: Sequence[float]) -> float:
+        each = zip(shares, self.layout.codes_per_region, strict=True)
+        return self.layout.num_regions * sum(share * cost for share, cost in each)
+
+    def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
         """Route each region of a batch; `ratios` are K shares, or (B, K) of them."""
         raise NotImplementedError
 
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
-        """Learn thresholds from training images; gives the shares that were asked for and achieved."""
+        """Learn thresholds from training images; gives the shares asked for and achieved, if there are thresholds."""
         return {}
 
     def update(self, routings: Sequence[Routing]) -> None:
@@ -81,8 +84,8 @@ class Router(nn.Module):
 class QuantileRouter(Router):
     """Routes by comparing each region's density with quantiles of the density.
 
-    The quantile function over the training data is a buffer and travels with the weights, together with the definition
-    of the density, so that any ratio can be asked for later; weights made with another definition are refused.
+    The quantile function over the training data is a buffer and travels with the weights, so that any ratio can be
+    asked for later. It is that of this density alone; training sets it anew, whatever weights it starts from.
 
     Args:
         layout: the code layout.
@@ -93,8 +96,6 @@ class QuantileRouter(Router):
         elastic: draw a mixture of grains for each training image, from all coarse to all fine (`core.ratios_at`), so
             that one tokenizer serves every length; `ratios` are then only the default afterwards.
         decay: of the running quantiles of a density that changes with the weights, in [0, 1).
-    Raises:
-        GraincodeError: the ratios do not fit the layout, or an option is unknown.
     """
 
     quantiles: Tensor
@@ -104,24 +105,17 @@ class QuantileRouter(Router):
         layout: CodeLayout,
         density: Density,
         ratios: Sequence[float],
-        scope: Literal["dataset", "image"] = "dataset",
+        scope: Scope = "dataset",
         elastic: bool = False,
         decay: float = 0.95,
     ) -> None:
         super().__init__(layout, ratios)
-        if scope not in ("dataset", "image"):
-            raise GraincodeError(f"scope {scope!r}: type tokenizer.router.scope= one of dataset, image")
-        if not 0 <= decay < 1:
-            raise GraincodeError(f"decay={decay}: expected 0 to below 1; type tokenizer.router.decay=0.95")
+        check_choice("scope", scope, Scope)
+        check("decay", decay, "0 to below 1", 0 <= decay < 1)
         self.density, self.scope, self.elastic, self.decay = density, scope, elastic, decay
         self.is_learned = density.is_learned and layout.num_grains > 1
         self.register_buffer("quantiles", torch.full((4097,), torch.nan))
-        measure = float(zlib.crc32(type(density).__name__.encode()))
-        height, width = layout.grains[0]
-        described = {"measure": measure, **density.definition(), "height": height, "width": width}
-        self._definition_names = list(described)
         self._calibrated = False
-        self.register_buffer("definition", torch.tensor(list(described.values()), dtype=torch.float64))
 
     @torch.no_grad()
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
@@ -136,7 +130,6 @@ class QuantileRouter(Router):
         """
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
-            self._calibrated = True
             return {"asked_0": 1.0, "achieved_0": 1.0}
         found = [self.density(probe, self.layout).cpu() for probe in probes]
         gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
@@ -144,27 +137,21 @@ class QuantileRouter(Router):
         if not bool(densities.isfinite().all()):
             raise GraincodeError("a density is not finite: look for damaged images in the training data")
         self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
-        self._calibrated = True
-        grains = self._grains(densities, self._ratios(self.ratios))
+        grains = self._grains(densities, self.ratios)
         shares = [float((grains == g).double().mean()) for g in range(self.layout.num_grains)]
-        each = zip(shares, self.layout.codes_per_region, strict=True)
-        length = self.layout.num_regions * sum(share * cost for share, cost in each)
+        length = self._length(shares)
         if abs(length / self.nominal_length - 1) > 0.01:
             log.warning(
                 "images get %.1f codes on average, not the %.1f that were asked for: regions that tie at a threshold "
-                "stay coarse, and an image has %d regions to divide; choose other tokenizer.ratios",
+                "stay coarse, and an image has %d regions to divide; choose other ratios",
                 length, self.nominal_length, self.layout.num_regions,
             )  # fmt: skip
-        return {f"asked_{g}": asked for g, asked in enumerate(self.ratios)} | {
-            f"achieved_{g}": share for g, share in enumerate(shares)
-        }
+        found = {"asked": self.ratios, "achieved": shares}
+        return {f"{name}_{g}": share for name, values in found.items() for g, share in enumerate(values)}
 
-    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
-        """Route each region of a batch.
+    def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
+        """Route each region of a batch; `ratios` are K shares, or (B, K) of them.
 
-        Args:
-            probe: of the images.
-            ratios: K shares, or (B, K) of them.
         Raises:
             GraincodeError: the router is not calibrated, or the ratios do not fit the layout.
         """
@@ -175,12 +162,14 @@ class QuantileRouter(Router):
         density = self.density(probe, self.layout)
         if self.layout.num_grains == 1:
             return Routing(torch.zeros_like(density, dtype=torch.long), density)
-        if not self._calibrated:
-            raise GraincodeError("the router has no thresholds yet: call calibrate(training images), or load weights")
+        if not self._calibrated:  # what is once known is not asked again, for the device would be waited for
+            self._calibrated = not bool(self.quantiles.isnan().any())
+            if not self._calibrated:
+                raise GraincodeError("the router has no thresholds yet: call calibrate(training images) first")
         if ratios is None and self.elastic and self.training:
             level = torch.rand(len(density)) if probe.rng is None else probe.rng.uniforms(LENGTHS)
             ratios = core.ratios_at(level.to(density.device), self.layout.num_grains)
-        return Routing(self._grains(density, self._ratios(self.ratios if ratios is None else ratios)), density)
+        return Routing(self._grains(density, self.ratios if ratios is None else ratios), density)
 
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
@@ -194,26 +183,22 @@ class QuantileRouter(Router):
         num_grains = self.layout.num_grains
         if tuple(ratios.shape) not in ((num_grains,), (images, num_grains)):
             raise GraincodeError(
-                f"ratios of shape {tuple(ratios.shape)}: expected ({num_grains},), or ({images}, {num_grains}) for as "
-                "many images"
+                f"ratios of shape {tuple(ratios.shape)}: expected ({num_grains},) or ({images}, {num_grains})"
             )
         for shares in ratios.reshape(-1, num_grains).unique(dim=0).tolist():
             core.check_ratios(shares, num_grains)
 
-    def _ratios(self, ratios: Sequence[float] | Tensor) -> Tensor:
+    def _grains(self, density: Tensor, ratios: Ratios) -> Tensor:
+        """(B, H0, W0[, K - 1]) densities and K or (B, K) ratios to (B, H0, W0) long."""
         if not isinstance(ratios, Tensor):
             ratios = torch.tensor(ratios, dtype=torch.float64)
-        return ratios.to(self.quantiles.device)
-
-    def _grains(self, density: Tensor, ratios: Tensor) -> Tensor:
-        """(B, H0, W0[, K - 1]) densities and (K,) or (B, K) ratios to (B, H0, W0) long."""
-        ratios, costs = ratios.to(density.device), self.layout.codes_per_region
+        ratios, costs, quantiles = ratios.to(density.device), self.layout.codes_per_region, self.quantiles
         if self.scope == "image":
             return core.grains_within(density, ratios, costs)
         if density.ndim == 4:
-            limits = core.thresholds(self.quantiles.to(density.device), core.length_shares(ratios, costs))[..., None]
+            limits = core.thresholds(quantiles.to(density.device), core.length_shares(ratios, costs))[..., None]
         else:
-            limits = core.thresholds(self.quantiles.to(density.device), ratios.cumsum(dim=-1)[..., :-1])
+            limits = core.thresholds(quantiles.to(density.device), ratios.cumsum(dim=-1)[..., :-1])
             density = density[..., None]
         limits = limits if limits.ndim == 1 else limits[:, None, None]
         return (density > limits).sum(dim=-1)
@@ -225,17 +210,6 @@ class QuantileRouter(Router):
         costs = torch.tensor(self.layout.codes_per_region).diff()
         weights = (costs // costs.gcd(costs.min()).min()).to(density.device)
         return density.flatten(0, 2).repeat_interleave(weights, dim=1).flatten()
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        saved = state_dict.get(prefix + "definition")
-        if saved is not None and not torch.equal(saved.cpu(), self.definition.cpu()):
-            described = dict(zip(self._definition_names, self.definition.tolist(), strict=True))
-            raise GraincodeError(
-                f"these weights hold thresholds of another density definition ({saved.tolist()}) than the configured "
-                f"one ({described}): type the values that they were calibrated with, or train anew"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._calibrated = not bool(self.quantiles.isnan().any())
 
 
 class FeatureRouter(Router):
@@ -253,9 +227,7 @@ class FeatureRouter(Router):
         ratios: share of regions at each grain that the budget aims at.
         budget: weight of the sum over the finer grains of (share - ratio)^2. Published: 20 for two grains (2 gamma,
             gamma 10), 1 for three.
-        temperature: of the Gumbel-softmax.
-    Raises:
-        GraincodeError: the ratios do not fit the layout, which has one grain, or a number is out of range.
+        temperature: of the Gumbel-softmax, above 0.
     Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
     """
 
@@ -270,20 +242,16 @@ class FeatureRouter(Router):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(layout, ratios)
-        if layout.num_grains == 1:
-            raise GraincodeError("one grain leaves nothing to route: type tokenizer/router=entropy, or more grains")
-        if budget < 0 or temperature <= 0:
-            raise GraincodeError(
-                f"budget={budget}, temperature={temperature}: expected 0 or more, and more than 0; "
-                "type for example tokenizer.router.budget=20 tokenizer.router.temperature=1"
-            )
+        check("grains", layout.grains, "two or more for a router that learns", layout.num_grains > 1)
+        check("budget", budget, "0 or more", budget >= 0)
+        check("temperature", temperature, "a number above 0", temperature > 0)
         self.budget, self.temperature = budget, temperature
         self.norms = nn.ModuleList(nn.GroupNorm(1, code_dim) for _ in layout.grains)
         width = layout.num_grains * code_dim
         self.choose = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, layout.num_grains))
         self.register_buffer("shares", torch.tensor(self.ratios))
 
-    def forward(self, probe: Probe, ratios: Sequence[float] | Tensor | None = None) -> Routing:
+    def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
         """Route each region of a batch; the density is the log-odds of all finer grains against the coarsest.
 
         Raises:
@@ -291,8 +259,8 @@ class FeatureRouter(Router):
         """
         if ratios is not None:
             raise GraincodeError(
-                "this tokenizer's router learned its own share of fine regions in training and obeys no other: leave "
-                "ratios and psnr out, or train with tokenizer/router=coding"
+                "the router learned its own share of fine regions in training and obeys no other: leave ratios and "
+                "psnr out, or train with another router"
             )
         grid = self.layout.grids[0]
         pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
@@ -316,7 +284,7 @@ class FeatureRouter(Router):
 
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
-        """Take note of the shares of this step, of all processes."""
+        """Set the shares to those of this step, of all processes."""
         counts = sum(torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings)
         counts = collectives.sum_(counts.double())
         self.shares.copy_(counts / counts.sum())

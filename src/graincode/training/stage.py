@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graincode.core.losses import Term
 from graincode.core.rng import SampleRng
 from graincode.data.loader import Windows
-from graincode.tokenizer import Routing
+from graincode.tokenizer import Quantized, Routing
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class StepOutput:
     Attributes:
         terms: of its loss, and what is only reported, by name.
         reconstruction: (B, 3, H, W) images without a gradient, which a discriminator tells from the batch's.
-        codes: (N,) indices of all codes of the batch, grain by grain.
+        codes: of each codebook, without gradients.
         routing: the grains of the batch's regions, without gradients.
+        gradients: what the adaptive weight of an adversarial loss follows.
     """
 
     terms: Mapping[str, Term]
     reconstruction: Tensor | None = None
-    codes: Tensor | None = None
+    codes: tuple[Quantized, ...] = ()
     routing: Routing | None = None
+    gradients: Tensor | None = None
 
 
 class Trainable(ABC):

@@ -31,15 +31,17 @@ class TrainableTokenizer(Trainable):
     def forward(self, wrapped: nn.Module, batch: ImageBatch, step: Step, before: StepOutput | None) -> StepOutput:
         found = wrapped(batch.images, rng=step.rng)
         terms = self.objective(batch.images, found, self.module.router.nominal_length)
+        gradients = None
         if self.adversary is not None and self.adversary.is_on(step.number):
-            terms["adversarial"] = self.adversary.generator_term(
+            terms["adversarial"], gradients = self.adversary.generator_term(
                 found.images, self.objective.likeness(terms), self.module.decoder.last.weight, step.number
             )
         routing = replace(found.routing, gates=None, terms={})
-        return StepOutput(terms, found.images.detach(), found.quantized.indices, routing)
+        codes = tuple(part.detach() for part in found.quantized)
+        return StepOutput(terms, found.images.detach(), codes, routing, gradients)
 
     def histograms(self, output: StepOutput) -> dict[str, Tensor]:
-        layout, codes = self.module.layout, output.codes
+        layout, codes = self.module.layout, torch.cat([part.indices for part in output.codes])
         regions = torch.stack([(output.routing.grains == g).sum() for g in range(layout.num_grains)])
         sizes = regions * torch.tensor(layout.codes_per_region, device=codes.device)
         grain = torch.arange(layout.num_grains, device=codes.device).repeat_interleave(sizes, output_size=len(codes))
@@ -49,9 +51,9 @@ class TrainableTokenizer(Trainable):
         return found if layout.num_codebooks > 1 else found | {"codebook": sum(found.values())}
 
     def update(self, trained: DQVAE, outputs: Sequence[StepOutput]) -> None:
-        trained.update([output.routing for output in outputs])
+        trained.update([output.codes for output in outputs], [output.routing for output in outputs])
         if self.adversary is not None:
-            self.adversary.update()
+            self.adversary.update([output.gradients for output in outputs if output.gradients is not None])
 
 
 class TrainableDiscriminator(Trainable):
@@ -71,7 +73,7 @@ class TrainableDiscriminator(Trainable):
         return StepOutput(self.module.discriminator_terms(logits) | {"adaptive_weight": Term(weight, 1, 0.0)})
 
     def update(self, trained: nn.Module, outputs: Sequence[StepOutput]) -> None:
-        self.module.update_logits()
+        self.module.update_averages([output.terms for output in outputs])
 
 
 class TokenizerStage:
