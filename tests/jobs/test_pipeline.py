@@ -543,7 +543,7 @@ def test_the_published_sizes_take_a_training_step(recipe):
     optimizer.step()
     module.update([made.quantized], [made.routing])
     assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
-    weighted_sum(adversary.discriminator_terms(adversary(torch.cat([images, made.images.detach()])))).backward()
+    weighted_sum(adversary.discriminator_terms(adversary(torch.cat([images, made.images.detach()])))[0]).backward()
     adversary.update([gradients])
     assert 0 < float(adversary.adaptive) <= 0.75
     assert all(bool(parameter.grad.abs().sum() > 0) for parameter in adversary.parameters())

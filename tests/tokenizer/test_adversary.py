@@ -33,7 +33,7 @@ def test_each_side_wins_while_the_other_does_not_learn():
     optimizer = torch.optim.Adam(adversary.parameters(), lr=1e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        term = adversary.discriminator_terms(adversary(torch.cat([real, made.detach()])))["discriminator"]
+        term = adversary.discriminator_terms(adversary(torch.cat([real, made.detach()])))[0]["discriminator"]
         term.mean.backward()
         optimizer.step()
     assert float(term.mean.detach()) < 0.5
@@ -71,7 +71,7 @@ def test_one_step_of_the_discriminator_raises_real_logits_and_lowers_fake_ones()
     real = torch.randn(4, 3, 16, 16).double()
     fake = layer(real).detach()
     before = means(adversary, real, fake)
-    terms = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
+    terms, _ = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
     assert [float(terms[f"logits_{kind}"].mean) for kind in ("real", "fake")] == pytest.approx(before)
     step(adversary, weighted_sum(terms), 1e-2)
     after = means(adversary, real, fake)
@@ -116,11 +116,11 @@ def test_one_step_on_lecam_narrows_the_gap():
     real = torch.randn(4, 3, 16, 16).double()
     fake = layer(real).detach()
     for _ in range(20):  # until they are well apart
-        terms = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
+        terms, sums = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
         step(adversary, weighted_sum(terms), 0.1)
-        adversary.update_averages([terms])
+        adversary.update_averages([sums])
     before = means(adversary, real, fake)
-    terms = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
+    terms, _ = adversary.discriminator_terms(adversary(torch.cat([real, fake])))
     step(adversary, weighted_sum({"lecam": terms["lecam"]}), 1e-2)
     after = means(adversary, real, fake)
     assert before[0] > before[1]
@@ -132,16 +132,16 @@ def test_running_averages_are_those_of_the_whole_batch_and_of_the_steps_before()
     first, second = torch.randn(2, 2, 6, 1, 3, 3).double()  # steps of real and fake logits
     for logits in (first, second):
         parts = (range(0, 1), range(1, 4), range(4, 6))  # micro-batches
-        terms = [adversary.discriminator_terms(torch.cat([logits[0][part], logits[1][part]])) for part in parts]
-        adversary.update_averages(terms)
+        found = [adversary.discriminator_terms(torch.cat([logits[0][part], logits[1][part]])) for part in parts]
+        adversary.update_averages([sums for _, sums in found])
     found = adversary.averages[:2] / adversary.averages[2]
     expected = (0.99 * first.flatten(1).mean(1) + second.flatten(1).mean(1)) / 1.99
     torch.testing.assert_close(found, expected)
     assert "averages" in adversary.state_dict()
-    terms = adversary.discriminator_terms(second.flatten(0, 1))
+    terms, _ = adversary.discriminator_terms(second.flatten(0, 1))
     assert float(terms["lecam"].total) == pytest.approx(float(lecam(*second, *expected).sum()))
     assert terms["lecam"].weight == 0.1
-    assert "lecam" not in adversary_and_layer()[0].discriminator_terms(second.flatten(0, 1))
+    assert "lecam" not in adversary_and_layer()[0].discriminator_terms(second.flatten(0, 1))[0]
 
 
 def adversary_and_layer(**settings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -128,8 +128,9 @@ class Adversary(nn.Module):
             pairs.append(torch.cat([gradient.flatten(), gradient.new_tensor([float(part.count)])]))
         return term, torch.stack(pairs)
 
-    def discriminator_terms(self, logits: Tensor) -> dict[str, Term]:
-        """The discriminator's terms, from the logits of real images and as many fake ones, in this order."""
+    def discriminator_terms(self, logits: Tensor) -> tuple[dict[str, Term], Tensor]:
+        """The discriminator's terms, and what `update_averages` needs, from the logits of real images and as many fake
+        ones, in this order."""
         real, fake = logits.to(self.adaptive.dtype).chunk(2)
         count, means = len(real), [part.detach().flatten(1).mean(1).sum() for part in (real, fake)]
         terms = {
@@ -140,7 +141,7 @@ class Adversary(nn.Module):
         if self.lecam:
             before = self.averages[:2] / self.averages[2].clamp(min=1e-3)  # 0 as long as nothing is known
             terms["lecam"] = Term(lecam(real, fake, *before).sum(), count, self.lecam)
-        return terms
+        return terms, torch.stack([*means, means[0].new_tensor(float(count))])
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor]) -> None:
@@ -152,10 +153,8 @@ class Adversary(nn.Module):
         self.adaptive.copy_((reconstruction / (adversarial + 1e-4)).clamp(max=self.max_weight))
 
     @torch.no_grad()
-    def update_averages(self, terms: Sequence[Mapping[str, Term]]) -> None:
+    def update_averages(self, sums: Sequence[Tensor]) -> None:
         """Move the running averages towards the mean logits of a step's micro-batches, on all processes."""
         if self.lecam:
-            pairs = [(part["logits_real"], part["logits_fake"]) for part in terms]
-            sums = [torch.stack([a.total, b.total, a.total.new_tensor(float(a.count))]) for a, b in pairs]
             found = collectives.sum_(sum(sums))
             self.averages.lerp_(found / found[2], 1 - LECAM_DECAY)

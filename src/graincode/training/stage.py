@@ -32,14 +32,14 @@ class StepOutput:
         reconstruction: (B, 3, H, W) images without a gradient, which a discriminator tells from the batch's.
         codes: of each codebook, without gradients.
         routing: the grains of the batch's regions, without gradients.
-        gradients: what the adaptive weight of an adversarial loss follows.
+        observed: sums that an adversary learns from without gradients.
     """
 
     terms: Mapping[str, Term]
     reconstruction: Tensor | None = None
     codes: tuple[Quantized, ...] = ()
     routing: Routing | None = None
-    gradients: Tensor | None = None
+    observed: Tensor | None = None
 
 
 class Trainable(ABC):

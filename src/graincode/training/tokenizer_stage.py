@@ -31,14 +31,14 @@ class TrainableTokenizer(Trainable):
     def forward(self, wrapped: nn.Module, batch: ImageBatch, step: Step, before: StepOutput | None) -> StepOutput:
         found = wrapped(batch.images, rng=step.rng)
         terms = self.objective(batch.images, found, self.module.router.nominal_length)
-        gradients = None
+        observed = None
         if self.adversary is not None and self.adversary.is_on(step.number):
-            terms["adversarial"], gradients = self.adversary.generator_term(
+            terms["adversarial"], observed = self.adversary.generator_term(
                 found.images, self.objective.likeness(terms), self.module.decoder.last.weight, step.number
             )
         routing = replace(found.routing, gates=None, terms={})
         codes = tuple(part.detach() for part in found.quantized)
-        return StepOutput(terms, found.images.detach(), codes, routing, gradients)
+        return StepOutput(terms, found.images.detach(), codes, routing, observed)
 
     def histograms(self, output: StepOutput) -> dict[str, Tensor]:
         layout, codes = self.module.layout, torch.cat([part.indices for part in output.codes])
@@ -53,7 +53,7 @@ class TrainableTokenizer(Trainable):
     def update(self, trained: DQVAE, outputs: Sequence[StepOutput]) -> None:
         trained.update([output.codes for output in outputs], [output.routing for output in outputs])
         if self.adversary is not None:
-            self.adversary.update([output.gradients for output in outputs if output.gradients is not None])
+            self.adversary.update([output.observed for output in outputs if output.observed is not None])
 
 
 class TrainableDiscriminator(Trainable):
@@ -70,10 +70,11 @@ class TrainableDiscriminator(Trainable):
     def forward(self, wrapped: nn.Module, batch: ImageBatch, step: Step, before: StepOutput | None) -> StepOutput:
         logits = wrapped(torch.cat([batch.images, before.reconstruction.to(batch.images.dtype)]))
         weight = self.module.adaptive.clone()
-        return StepOutput(self.module.discriminator_terms(logits) | {"adaptive_weight": Term(weight, 1, 0.0)})
+        terms, observed = self.module.discriminator_terms(logits)
+        return StepOutput(terms | {"adaptive_weight": Term(weight, 1, 0.0)}, observed=observed)
 
     def update(self, trained: nn.Module, outputs: Sequence[StepOutput]) -> None:
-        self.module.update_averages([output.terms for output in outputs])
+        self.module.update_averages([output.observed for output in outputs])
 
 
 class TokenizerStage:
