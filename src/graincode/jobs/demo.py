@@ -60,9 +60,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
     Raises:
         GraincodeError: an override belongs to no step, or a step cannot be composed with its own.
     """
-    tokenizer, generator = (
-        f"{kind}_path={folder}/train_{kind}/train_{kind}/export" for kind in ("tokenizer", "generator")
-    )
+    tokenizer, generator = (f"{x}_path={folder}/train_{x}/train_{x}/export" for x in ("tokenizer", "generator"))
     codes, features = f"codes_path={folder}/extract_codes/extract_codes/codes", "features=lite0_112"
     jobs = {
         "train_tokenizer": ("train_tokenizer", "experiment=tok_fashion"),
@@ -152,13 +150,8 @@ def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[st
         word = re.split(r"[./=@]", override.lstrip("+~"))[0]
         takers = [name for name, job in jobs.items() if word in words[job] and (word, name) != ("generator", MASKED)]
         if not takers:
-            raise GraincodeError(
-                f"no job of the demo takes {override!r}: {nearest(word, set().union(*words.values()))}"
-            )
+            known = set().union(*words.values())
+            raise GraincodeError(f"no job of the demo takes {override!r}: {nearest(word, known)}")
         for name in takers:
             chosen[name].append(override)
     return chosen
-
-
-if __name__ == "__main__":
-    main()
