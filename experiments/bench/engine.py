@@ -157,7 +157,7 @@ def cached_loader() -> Result:
     with _photographs() as root:
         rates = []
         for cache in (True, False):
-            dataset = ImageFolder(str(root), 256, cache=cache, val_fraction=0, test_fraction=0).split("train")
+            dataset = ImageFolder(str(root), image_size=256, cache=cache, val_fraction=0, test_fraction=0).split("train")
             steps = 2 * len(dataset) // BATCH
             schedule = Schedule(len(dataset), BATCH, 0)
             for timed in (False, True):
@@ -174,12 +174,12 @@ def data_wait() -> Result:
     with _photographs() as root:
         shares = []
         for cache in (True, False):
-            dataset = ImageFolder(str(root), 64, cache=cache, val_fraction=0, test_fraction=0).split("train")
+            dataset = ImageFolder(str(root), image_size=64, cache=cache, val_fraction=0, test_fraction=0).split("train")
             module = demo_tokenizer(layout, dataset[range(32)].images)
             with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
                 machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
                 optimizer = partial(torch.optim.Adam, lr=4e-3)
-                train(_stage(module, dataset), machine, optimizer, _trainer(STEPS), 0, run, LogSettings(False))
+                train(_stage(module, dataset), machine, optimizer, _trainer(STEPS), 0, run, LogSettings())
                 lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
             shares.append(statistics.median(x["speed/data_wait_share"] for x in lines if "train/loss" in x))
     return Result("step waits for data", 100 * shares[0], "% with cache", f"{100 * shares[1]:.1f} % without",
