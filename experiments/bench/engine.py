@@ -152,12 +152,16 @@ def _photographs() -> Iterator[Path]:
                 os.environ["GRAINCODE_CACHE"] = before
 
 
+def _train_split(root: Path, size: int, cache: bool) -> ImageDataset:
+    return ImageFolder(str(root), image_size=size, cache=cache, val_fraction=0, test_fraction=0).split("train")
+
+
 def cached_loader() -> Result:
     """JPEG files of 500 x 375 pixels to batches at 256 pixels, in one process."""
     with _photographs() as root:
         rates = []
         for cache in (True, False):
-            dataset = ImageFolder(str(root), image_size=256, cache=cache, val_fraction=0, test_fraction=0).split("train")
+            dataset = _train_split(root, 256, cache)
             steps = 2 * len(dataset) // BATCH
             schedule = Schedule(len(dataset), BATCH, 0)
             for timed in (False, True):
@@ -174,7 +178,7 @@ def data_wait() -> Result:
     with _photographs() as root:
         shares = []
         for cache in (True, False):
-            dataset = ImageFolder(str(root), image_size=64, cache=cache, val_fraction=0, test_fraction=0).split("train")
+            dataset = _train_split(root, 64, cache)
             module = demo_tokenizer(layout, dataset[range(32)].images)
             with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
                 machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
