@@ -131,7 +131,7 @@ def test_python_examples_run(page, demo_runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["router", "quantizer", "sampler", "dataset", "metric"])
+@pytest.mark.parametrize("name", ["router", "quantizer", "sampler", "dataset"])
 def test_an_extension_is_a_complete_example(name, workspace, tmp_path, monkeypatch):
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "docs" / "examples" / name, folder)

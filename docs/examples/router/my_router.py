@@ -17,9 +17,6 @@ class LaplacianDensity(Density):
         super().__init__()
         self.power = power
 
-    def definition(self) -> dict[str, float]:
-        return {"power": self.power}  # thresholds are valid for this definition alone
-
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         grey = probe.images.mean(dim=1, keepdim=True)  # (B, 1, H, W)
         kernel = grey.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
