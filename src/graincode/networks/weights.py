@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,6 +65,15 @@ def load_weights(path: str | None, url: str) -> dict[str, Tensor]:
             f"{url}: cannot be downloaded ({brief(error)}); give the path of {Path(url).name} as weights, or choose "
             "another network"
         ) from None
+
+
+@contextmanager
+def fitting(weights: Mapping[str, Tensor], origin: str, network: str) -> Iterator[None]:
+    """Weights that a network does not take are refused, naming their origin and the network."""
+    try:
+        yield
+    except (RuntimeError, ValueError):
+        raise GraincodeError(f"{origin}: {len(weights)} tensors that do not fit {network}") from None
 
 
 def brief(error: Exception) -> str:

@@ -29,19 +29,6 @@ def _library() -> Any:
     return vector_quantize_pytorch
 
 
-@torch.no_grad()
-def _standardize(projection: nn.Module, vectors: Tensor) -> None:
-    """Let a linear projection give numbers of mean 0 and variance 1 for (N, D) vectors, alike on all processes.
-
-    Else most vectors of an untrained encoder, whose mean is large, start with the same signs, and few codes in use.
-    """
-    if isinstance(projection, nn.Linear) and len(vectors) > 1:
-        std, mean = torch.std_mean(projection(vectors), dim=0)
-        std, mean = collectives.broadcast_(torch.stack([torch.where(std > 1e-6, std, 1.0), mean]))
-        projection.weight.div_(std[:, None])
-        projection.bias.sub_(mean).div_(std)
-
-
 class _LearnedQuantizer(Quantizer):
     """A codebook that learns by gradients from the per-code loss |p - sg e|^2 + w |sg p - e|^2 (sg: no gradient).
 
@@ -64,26 +51,12 @@ class _LearnedQuantizer(Quantizer):
             error = (points - weighted).square().mean(dim=1)
             return Quantized(self._vectors(points + (chosen - points).detach()), indices, error)
 
-    @torch.no_grad()
-    def nearest(self, vectors: Tensor) -> Tensor:
-        with torch.autocast(vectors.device.type, enabled=False):
-            return nearest_entries(self._points(vectors.to(self.dtype)), self._entries())
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        with torch.autocast(indices.device.type, enabled=False):
-            return self._vectors(F.embedding(indices, self._entries()))
-
     def _points(self, vectors: Tensor) -> Tensor:
         """(N, D) vectors to (N, d) points in the codebook's space."""
         return vectors
 
     def _entries(self) -> Tensor:
-        """(V, d), the codebook."""
         return self.library.codebook
-
-    def _vectors(self, points: Tensor) -> Tensor:
-        """(..., d) points to (..., D) vectors."""
-        return points
 
 
 class SimVQuantizer(_LearnedQuantizer):
@@ -138,7 +111,27 @@ class CosineQuantizer(_LearnedQuantizer):
         return self.library.project_out(points)
 
 
-class FSQuantizer(Quantizer):
+class _ScalarQuantizer(Quantizer):
+    """Codes of a few numbers that vectors are projected to."""
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
+        """Let the projection, if there is one, give numbers of mean 0 and variance 1, alike on all processes.
+
+        Else most vectors of an untrained encoder, whose mean is large, start with the same signs, and few codes in use.
+        """
+        projection, vectors = self.library.project_in, vectors.to(self.dtype)
+        if isinstance(projection, nn.Linear) and len(vectors) > 1:
+            std, mean = torch.std_mean(projection(vectors), dim=0)
+            std, mean = collectives.broadcast_(torch.stack([torch.where(std > 1e-6, std, 1.0), mean]))
+            projection.weight.div_(std[:, None])
+            projection.bias.sub_(mean).div_(std)
+
+    def _vectors(self, points: Tensor) -> Tensor:
+        return self.library.project_out(points)
+
+
+class FSQuantizer(_ScalarQuantizer):
     """Finite scalar quantisation: a few bounded numbers, each rounded to one of its levels.
 
     There is no codebook to learn and no loss of its own: `Quantized.error` is 0, and `commitment` has no effect.
@@ -163,20 +156,11 @@ class FSQuantizer(Quantizer):
             chosen, indices = self.library(vectors.to(self.dtype)[None])
             return Quantized(chosen[0], indices[0].long(), chosen.new_zeros(len(vectors)))
 
-    @torch.no_grad()
-    def nearest(self, vectors: Tensor) -> Tensor:
-        return self(vectors).indices
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        with torch.autocast(indices.device.type, enabled=False):
-            return self.library.project_out(F.embedding(indices, self.library.implicit_codebook))
-
-    @torch.no_grad()
-    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        _standardize(self.library.project_in, vectors.to(self.dtype))
+    def _entries(self) -> Tensor:
+        return self.library.implicit_codebook
 
 
-class LFQuantizer(Quantizer):
+class LFQuantizer(_ScalarQuantizer):
     """Lookup-free quantisation: a code is the signs of log2 V numbers; entropies keep all codes in use.
 
     `Quantized.error` is, for each code, the mean square of x - sign(x), plus `entropy_weight` times
@@ -220,7 +204,7 @@ class LFQuantizer(Quantizer):
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
         with torch.autocast(vectors.device.type, enabled=False):
             points = self.library.project_in(vectors.to(self.dtype))
-            indices = self._indices(points)
+            indices = ((points > 0) * self.library.mask).sum(dim=-1)
             signs = F.embedding(indices, self.library.codebook)
             error, seen = (points - signs).square().mean(dim=1), ()
             if self.entropy_weight:
@@ -229,20 +213,10 @@ class LFQuantizer(Quantizer):
                 entropies = (shares * (self.diversity * self.average.clamp(min=1e-5).log() - logs)).sum(dim=1)
                 error = error + self.entropy_weight * entropies
                 seen = (torch.cat([shares.sum(dim=0), shares.new_full((1,), len(points))]).detach(),)
-            return Quantized(self.library.project_out(points + (signs - points).detach()), indices, error, seen)
+            return Quantized(self._vectors(points + (signs - points).detach()), indices, error, seen)
 
-    @torch.no_grad()
-    def nearest(self, vectors: Tensor) -> Tensor:
-        with torch.autocast(vectors.device.type, enabled=False):
-            return self._indices(self.library.project_in(vectors.to(self.dtype)))
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        with torch.autocast(indices.device.type, enabled=False):
-            return self.library.project_out(F.embedding(indices, self.library.codebook))
-
-    @torch.no_grad()
-    def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        _standardize(self.library.project_in, vectors.to(self.dtype))
+    def _entries(self) -> Tensor:
+        return self.library.codebook
 
     @torch.no_grad()
     def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> None:
@@ -251,6 +225,3 @@ class LFQuantizer(Quantizer):
             shares, count = collectives.sum_(sum(part for (part,) in seen)).split([self.codebook_size, 1])
             moved = self.average.lerp(shares / count.clamp(min=1), 1 - self.decay)
             self.average.copy_(torch.where(count > 0, moved, self.average))
-
-    def _indices(self, points: Tensor) -> Tensor:
-        return ((points > 0) * self.library.mask).sum(dim=-1)

@@ -36,6 +36,8 @@ class Quantized:
 class Quantizer(nn.Module):
     """What every quantiser offers: `forward` in training, `nearest` and `lookup` to encode and decode.
 
+    One of your own has `forward`, `_entries`, and what else it needs of the methods below.
+
     No result depends on how a batch is divided over micro-batches and processes: what is learned with gradients is so
     by a sum over codes, and what is learned otherwise moves in `update` alone, by what all of them have seen.
 
@@ -63,12 +65,21 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(N,) long, the indices that `forward` would choose for (N, D) vectors."""
-        raise NotImplementedError
+        """(N,) long, the indices that `forward` chooses for (N, D) vectors."""
+        return self(vectors).indices
 
     def lookup(self, indices: Tensor) -> Tensor:
         """What the decoder gets for codes: (...) long to (..., D)."""
+        with torch.autocast(indices.device.type, enabled=False):
+            return self._vectors(F.embedding(indices, self._entries()))
+
+    def _entries(self) -> Tensor:
+        """(V, d), the codebook."""
         raise NotImplementedError
+
+    def _vectors(self, points: Tensor) -> Tensor:
+        """(..., d) entries to (..., D) vectors."""
+        return points
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
@@ -165,8 +176,8 @@ class EMAQuantizer(Quantizer):
         with torch.autocast(vectors.device.type, enabled=False):
             return nearest_entries(vectors.to(self.codebook.dtype), self.codebook)
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices, self.codebook)
+    def _entries(self) -> Tensor:
+        return self.codebook
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:

@@ -234,12 +234,7 @@ class FeatureRouter(Router):
     shares: Tensor
 
     def __init__(
-        self,
-        layout: CodeLayout,
-        code_dim: int,
-        ratios: Sequence[float],
-        budget: float = 20.0,
-        temperature: float = 1.0,
+        self, layout: CodeLayout, code_dim: int, ratios: Sequence[float], budget: float = 20.0, temperature: float = 1.0
     ) -> None:
         super().__init__(layout, ratios)
         check("grains", layout.grains, "two or more for a router that learns", layout.num_grains > 1)
