@@ -27,7 +27,7 @@ from graincode.core.images import to_uint8
 from graincode.data import FashionMNIST
 from graincode.evaluation.pairs import structural_similarity
 from graincode.files import replacing
-from graincode.networks.distances import Lite0Distance
+from graincode.networks.perceptual import Lite0Distance
 from graincode.tokenizer import DQVAE, Routing
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -27,7 +27,7 @@ from torch import Tensor
 from graincode import load_tokenizer
 from graincode.core.codes import gather_cells
 from graincode.data import FashionMNIST
-from graincode.evaluation.pairs import CodebookUsage
+from graincode.evaluation.code_use import codebook_use
 from graincode.files import write_json
 from graincode.tokenizer import EMAQuantizer
 
@@ -105,13 +105,13 @@ def measure(
     for _ in range(STEPS):
         found = quantizer(train[torch.randint(len(train), (count,))])
         restarted.append(float(quantizer.update([found.seen])))
-    codes, use = quantizer.nearest(val), CodebookUsage(SIZE)
-    use.update(codes)
+    codes = quantizer.nearest(val)
+    usage, perplexity = codebook_use(torch.bincount(codes.flatten(), minlength=SIZE))
     error = (quantizer.lookup(codes) - val).square().mean() / (val - val.mean(dim=0)).square().mean()
     return {
         "restarted": 100 * statistics.mean(restarted[WARM_UP:]),
-        "usage": 100 * use.result().usage,
-        "perplexity": use.result().perplexity,
+        "usage": 100 * usage,
+        "perplexity": perplexity,
         "error": 100 * float(error),
     }
 

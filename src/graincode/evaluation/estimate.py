@@ -1,10 +1,12 @@
-"""A number with its spread."""
+"""A number with its uncertainty."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
@@ -16,7 +18,7 @@ class Estimate:
     """A number and how far it can be trusted.
 
     Attributes:
-        value: the figure.
+        value: the number.
         std: its spread; None where none is defined.
         over: what the spread is of and over, in words.
     """
@@ -27,22 +29,22 @@ class Estimate:
 
 
 def share_of(value: float, count: int) -> Estimate:
-    """A share of `count` images, with the standard error of a share."""
+    """A share of `count` images, with its standard error."""
     return Estimate(value, math.sqrt(value * (1 - value) / count), f"standard error over {count} images")
 
 
-def mean_of(own: Tensor) -> Estimate:
-    """The mean over images and its standard error.
+def mean_of(parts: Sequence[Tensor]) -> Estimate:
+    """The mean over the images of all processes, and its standard error; each process must ask.
 
     Args:
-        own: (n,) values of this process's images; those of all are counted, and each process must ask.
+        parts: values of this process's images, (n,) each.
     Raises:
         GraincodeError: there are none.
     """
-    values = collectives.gather_rows(own.double())
+    values = collectives.gather_rows(torch.cat([torch.zeros(0, dtype=torch.float64), *parts]))
     if not len(values):
-        raise GraincodeError("the mean over 0 images: expected at least 1; call update first")
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(
-        values.mean().item(), error, f"standard error over {len(values)} images" if error is not None else ""
-    )
+        raise GraincodeError("the mean over 0 images: expected at least 1")
+    if len(values) == 1:
+        return Estimate(values.item())
+    error = values.std().item() / math.sqrt(len(values))
+    return Estimate(values.mean().item(), error, f"standard error over {len(values)} images")

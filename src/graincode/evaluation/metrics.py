@@ -1,15 +1,17 @@
-"""Figures of sets of images, computed from their statistics. Each is a figure *in the features of a network*."""
+"""Metrics of sets of images, computed from their statistics. Each is a metric *in the features of a network*."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.evaluation.estimate import Estimate, share_of
 from graincode.evaluation.statistics import Statistics
 
@@ -23,7 +25,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of means and covariances of features, in float64.
 
     It is the FID only in Inception's features; elsewhere it is named with its network. It shrinks as images are added,
-    so compare figures of equally many. Equal sets give 0 up to rounding, of either sign.
+    so compare distances of equally many. Equal sets give 0 up to rounding, of either sign.
 
     Args:
         a, b: of at least 2 images each, in the features of one network; the order does not matter.
@@ -32,9 +34,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
     Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
     _check_comparable(a, b)
-    for one in (a, b):
-        if one.count is not None and one.count < 2:
-            raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
+    if 1 in (a.count, b.count):
+        raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
     both = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (a, b)]
     return Estimate(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
@@ -57,12 +58,12 @@ def inception_score(statistics: Statistics) -> Estimate:
 
 
 def kernel_distance(
-    made: Statistics, real: Statistics, subsets: int = 100, size: int = 1000, seed: int = 0
+    generated: Statistics, real: Statistics, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> Estimate:
     """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
 
     Args:
-        made, real: of at least `size` images each whose features were kept.
+        generated, real: of at least `size` images each whose features were kept.
         subsets: random draws, over which mean and standard deviation are taken.
         size: images in each.
         seed: of the draws.
@@ -70,15 +71,12 @@ def kernel_distance(
         GraincodeError: two networks, or too few images.
     Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
     """
-    _check_comparable(made, real)
-    fewest = min(len(made.subset), len(real.subset))
-    if not 2 <= size <= fewest or subsets < 1:
-        raise GraincodeError(
-            f"kid_subset_size={size}, kid_subsets={subsets}: expected 2 to {fewest}, the number of images, and 1 or "
-            f"more; type evaluation.kid_subset_size={min(1000, fewest)}"
-        )
+    _check_comparable(generated, real)
+    fewest = min(len(generated.subset), len(real.subset))
+    check("kid_subset_size", size, f"2 to {fewest}, the number of images", 2 <= size <= fewest)
+    check("kid_subsets", subsets, "1 or more", subsets >= 1)
     found = kid_features_to_metric(
-        made.subset, real.subset, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+        generated.subset, real.subset, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
     )
     return Estimate(
         found[KEY_METRIC_KID_MEAN],
@@ -87,49 +85,54 @@ def kernel_distance(
     )
 
 
-def precision_recall(made: Statistics, real: Statistics, neighbours: int = 3) -> dict[str, Estimate]:
-    """`precision`: share of made images that lie within reach of real ones; `recall`: the other way round.
+def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 3) -> dict[str, Estimate]:
+    """`precision`: share of generated images that lie within reach of real ones; `recall`: the other way round.
 
     An image reaches as far as its k-th neighbour in its own set.
 
     Args:
-        made, real: of more than `neighbours` images each whose features were kept.
+        generated, real: of more than `neighbours` images each whose features were kept.
         neighbours: k.
     Raises:
         GraincodeError: two networks, or too few images.
     Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
         torch-fidelity's function.
     """
-    _check_neighbours(made, real, neighbours)
+    _check_neighbours(generated, real, neighbours)
     found = prc_features_to_metric(
-        made.subset, real.subset, prc_neighborhood=neighbours, prc_batch_size=_BLOCK, save_cpu_ram=True, verbose=False
+        generated.subset,
+        real.subset,
+        prc_neighborhood=neighbours,
+        prc_batch_size=_BLOCK,
+        save_cpu_ram=True,
+        verbose=False,
     )
     return {
-        "precision": share_of(found[KEY_METRIC_PRECISION], len(made.subset)),
+        "precision": share_of(found[KEY_METRIC_PRECISION], len(generated.subset)),
         "recall": share_of(found[KEY_METRIC_RECALL], len(real.subset)),
     }
 
 
-def density_coverage(made: Statistics, real: Statistics, neighbours: int = 5) -> dict[str, Estimate]:
-    """`density`: how many real images reach a made one, over k; `coverage`: share of real images that reach one.
+def density_coverage(generated: Statistics, real: Statistics, neighbours: int = 5) -> dict[str, Estimate]:
+    """`density`: how many real images reach a generated one, over k; `coverage`: share of real images that reach one.
 
     Unlike precision and recall they are not ruled by outliers, whose reach is long. Density may exceed 1.
 
     Args:
-        made, real: of more than `neighbours` images each whose features were kept.
+        generated, real: of more than `neighbours` images each whose features were kept.
         neighbours: k.
     Raises:
         GraincodeError: two networks, or too few images.
     Source: "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), equations 3 and 4.
     """
-    _check_neighbours(made, real, neighbours)
+    _check_neighbours(generated, real, neighbours)
     reaching, covered = 0, 0
     for block in real.subset.split(_BLOCK):
         reach = torch.cdist(block, real.subset).kthvalue(neighbours + 1).values  # the first is the image itself
-        within = torch.cdist(block, made.subset) < reach[:, None]
+        within = torch.cdist(block, generated.subset) < reach[:, None]
         reaching += int(within.sum())
         covered += int(within.any(1).sum())
-    density = reaching / (neighbours * len(made.subset))
+    density = reaching / (neighbours * len(generated.subset))
     return {"density": Estimate(density), "coverage": share_of(covered / len(real.subset), len(real.subset))}
 
 
@@ -143,8 +146,7 @@ def class_consistency(
 ) -> dict[str, Estimate]:
     """Accuracy on generated images of a linear classifier that is trained on real ones.
 
-    The classifier is multinomial logistic regression on features standardised by the real set, with the fixed penalty
-    `CLASSIFIER_C`. There are no random numbers in it. It sees the images whose features were kept.
+    There are no random numbers in it. It sees the images whose features were kept.
 
     Args:
         real, real_labels: training images of at least two classes, and (N,) integers, of all images of the set.
@@ -158,56 +160,69 @@ def class_consistency(
             that gets no test image right.
     """
     sets = {"real": (real, real_labels), "test": (test, test_labels), "generated": (generated, generated_labels)}
-    known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (statistics, labels) in sets.items():
         _check_comparable(real, statistics)
         if labels.shape != (statistics.count,):
             raise GraincodeError(
-                f"{name} labels of shape {tuple(labels.shape)} for {statistics.count} images: expected one label "
-                "an image; give the labels of these images"
+                f"{name} labels of {tuple(labels.shape)}: expected ({statistics.count},), one an image"
             )
-        known[name] = statistics.subset.numpy(), labels.cpu()[statistics.indices].numpy()
-    classes = np.unique(known["real"][1])
-    if len(classes) < 2:
-        raise GraincodeError(f"real labels {classes.tolist()}: expected at least two classes; use labelled data")
-    # here, as it takes a second or two to import
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    known = {name: labels.cpu()[statistics.indices] for name, (statistics, labels) in sets.items()}
+    if len(classes := known["real"].unique()) < 2:
+        raise GraincodeError(f"real labels {classes.tolist()}: expected at least two classes")
+    predict = linear_classifier(real.subset, known["real"])
 
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=CLASSIFIER_C, max_iter=1000))
-    classifier.fit(*known["real"])
+    def accuracy(name: str) -> Estimate:
+        features, labels = sets[name][0].subset, known[name]
+        return share_of((predict(features) == labels).double().mean().item(), len(labels))
 
-    def accuracy_of(name: str) -> Estimate:
-        features, labels = known[name]
-        return share_of(float(np.mean(classifier.predict(features) == labels)), len(labels))
-
-    test_accuracy, accuracy = accuracy_of("test"), accuracy_of("generated")
-    if test_accuracy.value == 0:
-        raise GraincodeError(
-            f"test accuracy 0 of a classifier of {len(classes)} classes: expected more; check that "
-            "test labels are those of the test images"
-        )
+    of_test, of_generated = accuracy("test"), accuracy("generated")
+    if of_test.value == 0:
+        raise GraincodeError(f"test accuracy 0 of a classifier of {len(classes)} classes: check the test labels")
     return {
-        "class_accuracy": accuracy,
-        "class_accuracy_of_real_images": test_accuracy,
-        "class_accuracy_ratio": Estimate(accuracy.value / test_accuracy.value),
+        "class_accuracy": of_generated,
+        "class_accuracy_of_real_images": of_test,
+        "class_accuracy_ratio": Estimate(of_generated.value / of_test.value),
     }
 
 
+def linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression on standardised features, in float64, fitted until the gradient is below 1e-5.
+
+    Args:
+        features: (N, D).
+        labels: (N,) long.
+    Returns:
+        What gives the (M,) labels that (M, D) features most likely have.
+    """
+    classes, targets = labels.unique(return_inverse=True)
+    mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
+    scale = torch.where(std > 1e-10 * mean.abs(), std, 1.0)
+    inputs = (features.double() - mean) / scale
+    weight = torch.zeros(features.shape[1], len(classes), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(classes), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=1000, tolerance_grad=1e-5, tolerance_change=1e-13, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        penalty = weight.square().sum() / (2 * CLASSIFIER_C * len(inputs))
+        value = F.cross_entropy(inputs @ weight + bias, targets) + penalty
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return lambda points: classes[((points.double() - mean) / scale @ weight.detach() + bias.detach()).argmax(dim=1)]
+
+
 def _check_comparable(a: Statistics, b: Statistics) -> None:
-    if None not in (a.identity, b.identity) and a.identity != b.identity:
+    if (None not in (a.identity, b.identity) and a.identity != b.identity) or a.mean.shape != b.mean.shape:
         raise GraincodeError(
-            f"features of {a.identity} and of {b.identity}: expected one network; extract both with it"
-        )
-    if a.mean.shape != b.mean.shape:
-        raise GraincodeError(
-            f"features of {len(a.mean)} and of {len(b.mean)} dimensions: expected one network; extract both with it"
+            f"{len(a.mean)} features of {a.identity} and {len(b.mean)} of {b.identity}: expected one network"
         )
 
 
-def _check_neighbours(made: Statistics, real: Statistics, neighbours: int) -> None:
-    _check_comparable(made, real)
-    fewest = min(len(made.subset), len(real.subset))
-    if not 1 <= neighbours < fewest:
-        raise GraincodeError(f"{neighbours} neighbours among {fewest} images: expected fewer; give more images")
+def _check_neighbours(generated: Statistics, real: Statistics, neighbours: int) -> None:
+    _check_comparable(generated, real)
+    fewest = min(len(generated.subset), len(real.subset))
+    check("neighbours", neighbours, f"1 to {fewest - 1}, below the number of images", 1 <= neighbours < fewest)

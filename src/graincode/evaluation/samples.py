@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,16 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check, check_choice
 from graincode.core.images import to_uint8
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import LABELS, SampleRng
 from graincode.distributed import collectives
 from graincode.evaluation.estimate import Estimate, mean_of
+from graincode.evaluation.streams import ImageStream
 from graincode.generator import Generator
 from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE
+
+LabelChoice = Literal["balanced", "drawn", "reference"]
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,21 @@ class SampleBatch:
     labels: Tensor
 
 
-def balanced_labels(count: int, classes: int, chosen: list[int] | None) -> Tensor:
+def balanced_labels(count: int, classes: int, chosen: Sequence[int] | None) -> Tensor:
     """(count,) long labels that take the chosen classes (all by default) in turn; zeros if there are no classes.
 
     Raises:
         GraincodeError: a chosen class is not one of them, or none is chosen.
     """
-    if chosen is not None and not classes:
-        raise GraincodeError(f"classes={list(chosen)}, but the generator has no classes: type classes=null")
-    if chosen is not None and (not chosen or min(chosen) < 0 or max(chosen) >= classes):
-        raise GraincodeError(f"classes={list(chosen)}: expected labels from 0 to {classes - 1}, such as classes=[0]")
+    if chosen is not None:
+        check("classes", list(chosen), "null, as the generator has no classes", classes > 0)
+        valid = len(chosen) > 0 and 0 <= min(chosen) <= max(chosen) < classes
+        check("classes", list(chosen), f"labels from 0 to {classes - 1}, such as [0]", valid)
     labels = torch.tensor(list(chosen) if chosen is not None else range(max(classes, 1)))
     return labels[torch.arange(count) % len(labels)]
 
 
-def chosen_labels(
-    how: Literal["balanced", "drawn", "reference"], count: int, classes: int, seed: int, reference: Tensor | None
-) -> Tensor:
+def chosen_labels(how: LabelChoice, count: int, classes: int, seed: int, reference: Tensor | None) -> Tensor:
     """(count,) long labels for samples; label i does not depend on the count.
 
     Args:
@@ -60,21 +61,18 @@ def chosen_labels(
             those of the reference images in turn.
         count: number of samples.
         classes: of the generator; 0 for none.
-        seed: of the draws.
+        seed: of the random numbers.
         reference: (N,) long labels of the reference images; None if it has none.
     Raises:
         GraincodeError: the reference has no labels or others, or the generator no classes.
     """
+    check_choice("labels", how, LabelChoice)
     if how == "reference":
-        if not classes or reference is None or int(reference.max()) >= classes:
-            raise GraincodeError(
-                f"images.labels=reference, but the generator has {classes} classes and the reference no such labels: "
-                "type images.labels=balanced"
-            )
+        known = classes > 0 and reference is not None and int(reference.max()) < classes
+        check("labels", how, f"balanced, as the reference has no labels of the generator's {classes} classes", known)
         return reference[torch.arange(count) % len(reference)]
     if how == "drawn" and classes:
-        places = torch.arange(count)
-        return (SampleRng(seed, places).uniforms(LABELS, 1)[:, 0] * classes).long()
+        return (SampleRng(seed, torch.arange(count)).uniforms(LABELS, 1)[:, 0] * classes).long()
     return balanced_labels(count, classes, None)
 
 
@@ -114,33 +112,29 @@ def draw(
             yield SampleBatch(images, codes, part)
 
 
-class SampleStream:
-    """Samples, whose codes are counted as they go; arguments are those of `draw`."""
+class SampleStream(ImageStream):
+    """Samples, whose codes are counted as they go.
 
-    name = "samples"
+    Args:
+        batches: as of `draw`.
+        labels, batch_size: that these are drawn with.
+        generator: that draws them.
+    """
 
-    def __init__(
-        self,
-        generator: Generator,
-        tokenizer: DQVAE,
-        sampler: Sampler,
-        labels: Tensor,
-        seed: int,
-        batch_size: int,
-        given: CodePrefix | CodeMask | None = None,
-    ) -> None:
-        self._draw = lambda: draw(generator, tokenizer, sampler, labels, seed, batch_size, given)
+    name, shows_progress = "samples", True
+
+    def __init__(self, batches: Iterable[SampleBatch], labels: Tensor, batch_size: int, generator: Generator) -> None:
         self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size
         self.labels = labels if generator.classes > 1 else None
-        self._lengths = [torch.zeros(0, dtype=torch.long)]
+        self._batches, self._lengths = batches, []
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._draw():
+        for batch in self._batches:
             self._lengths.append(batch.codes.lengths.cpu())
             yield batch.images
 
     def metrics(self) -> dict[str, Estimate]:
-        return {"codes_per_image": mean_of(torch.cat(self._lengths))}
+        return {"codes_per_image": mean_of(self._lengths)}
 
 
 def gathered(batches: Iterable[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:

@@ -1,10 +1,10 @@
-"""What figures need to know of a set of images, gathered in one pass: it is small however many images there are."""
+"""What metrics need to know of a set of images, gathered in one pass: it is small however many images there are."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
+from graincode.evaluation.streams import DatasetStream
 from graincode.files import cache_root, open_npz, replacing
-from graincode.networks.features import FeatureNetwork, check_images, hash_tensors
+from graincode.networks.features import FeatureNetwork
+from graincode.networks.weights import hash_tensors
 
 SUBSET = 10_000
-"""Images whose single features are kept, for the figures that compare images one by one."""
+"""Images whose single features are kept, for the metrics that compare images one by one."""
 
 _ROWS = 512  # features that are added to a covariance at once
 
@@ -67,37 +69,37 @@ class Accumulator:
 
     Args:
         network: whose features.
-        count: N, of all processes.
+        count: N, of all processes, >= 1.
         first: index of this process's first image.
         subset: how many images' features are kept, chosen by a fixed permutation of N; all where N is not larger.
-        splits: of the Inception score; 0 leaves it out.
+        inception_splits: of the Inception score, 0 to N; 0 leaves it out.
         seed: of the permutation that divides the images into splits.
     Raises:
-        GraincodeError: there are no images, or more splits than images.
+        GraincodeError: there are no images, more splits than images, or splits for a network without a classifier.
     """
 
     def __init__(
-        self, network: FeatureNetwork, count: int, first: int = 0, subset: int = SUBSET, splits: int = 0, seed: int = 0
+        self,
+        network: FeatureNetwork,
+        count: int,
+        first: int = 0,
+        subset: int = SUBSET,
+        inception_splits: int = 0,
+        seed: int = 0,
     ) -> None:
-        if count < 1:
-            raise GraincodeError("0 images to measure: expected at least 1; give more images")
-        if not 0 <= splits <= count:
-            raise GraincodeError(
-                f"inception_splits={splits}: expected 1 to {count}, the number of images; "
-                "type evaluation.inception_splits=1"
-            )
+        check("count", count, "1 image or more", count >= 1)
+        splits = inception_splits
+        check("inception_splits", splits, f"1 to {count}, the number of images", 0 <= splits <= count)
         if splits and not network.classes:
-            raise GraincodeError(
-                f"{network.name} has no classifier, so it gives no Inception score: leave is out of evaluation.metrics"
-            )
+            raise GraincodeError(f"{network.name} has no classifier, so it gives no Inception score")
         self.network, self.count, self.next = network, count, first
         self._kept = np.zeros(count, dtype=bool)
         self._kept[permutation(0, 0, count)[:subset]] = True
         order = np.random.RandomState(seed).permutation(count)  # as torch-fidelity shuffles
+        bounds = [part * count // max(splits, 1) for part in range(max(splits, 1) + 1)]
         self._split_of = np.empty(count, dtype=np.int64)
-        self._split_of[order] = np.repeat(np.arange(max(splits, 1)), np.diff(_bounds(count, max(splits, 1))))
+        self._split_of[order] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         self._waiting: Tensor | None = None
-        self._size: torch.Size | None = None
         self._rows: list[Tensor] = []
         self._added, self._broken = 0, 0
         self._mean = torch.zeros(network.dimension, dtype=torch.float64)
@@ -110,19 +112,7 @@ class Accumulator:
         self._entropy = torch.zeros(splits, dtype=torch.float64)
 
     def update(self, images: Tensor) -> None:
-        """Add the next images of this process's part.
-
-        Args:
-            images: uint8 (B, 3, H, W), any B, one H and W.
-        Raises:
-            GraincodeError: they are not of that type and shape, or of another size than those before.
-        """
-        check_images(images)
-        if self._size is not None and self._size != images.shape[2:]:
-            raise GraincodeError(
-                f"images of {tuple(images.shape[2:])} after {tuple(self._size)} pixels: expected one size; resize them"
-            )
-        self._size = images.shape[2:]
+        """Add the next images of this process's part, uint8 (B, 3, H, W) with any B."""
         if self._waiting is not None:
             images = torch.cat([self._waiting, images])
         whole = len(images) - len(images) % self.network.batch_size
@@ -141,14 +131,13 @@ class Accumulator:
             self._add(self._waiting)
         self._waiting = None
         self._merge()
-        counts = collectives.sum_(torch.tensor([self._added, self._broken]))
-        if int(counts[1]):
+        added, broken = collectives.sum_(torch.tensor([self._added, self._broken])).tolist()
+        if broken:
             raise GraincodeError(
-                f"{int(counts[1])} of {self.count} images have NaN or infinite features in {self.network.identity}: "
-                "expected finite ones; check the weights of the network"
+                f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}: "
+                "check the weights of the network"
             )
-        if int(counts[0]) != self.count:
-            raise GraincodeError(f"{int(counts[0])} images, but {self.count} were announced: give all of them")
+        check("count", self.count, f"{added}, as many images as came", added == self.count)
         mean = collectives.sum_(self._mean * self._added) / self.count
         away = self._mean - mean
         scatter = collectives.sum_(self._scatter + self._added * torch.outer(away, away))
@@ -166,23 +155,22 @@ class Accumulator:
 
     def _add(self, images: Tensor) -> None:
         features, logits = self.network(images)
-        places = np.arange(self.next, self.next + len(images))
+        numbers = np.arange(self.next, self.next + len(images))
         self.next += len(images)
-        if self.next > self.count:
-            raise GraincodeError(f"more than the {self.count} images that were announced: give no others")
+        check("count", self.count, f"{self.next} or more, as many images as came", self.next <= self.count)
         self._broken += int((~features.isfinite()).any(1).logical_or((~logits.isfinite()).any(1)).sum())
         features = features.cpu()
-        kept = torch.from_numpy(self._kept[places])
+        kept = torch.from_numpy(self._kept[numbers])
         filled = self._filled + int(kept.sum())
         self._subset[self._filled : filled] = features[kept]
-        self._indices[self._filled : filled] = torch.from_numpy(places)[kept]
+        self._indices[self._filled : filled] = torch.from_numpy(numbers)[kept]
         self._filled = filled
         self._rows.append(features)
         if sum(map(len, self._rows)) >= _ROWS:
             self._merge()
         if len(self._entropy):
             log_p = logits.cpu().double().log_softmax(1)
-            p, split = log_p.exp(), torch.from_numpy(self._split_of[places])
+            p, split = log_p.exp(), torch.from_numpy(self._split_of[numbers])
             self._mass.index_add_(0, split, p)
             self._entropy.index_add_(0, split, (p * log_p).sum(1))
 
@@ -237,50 +225,47 @@ def measure(
 
 def cached_statistics(
     networks: Mapping[str, FeatureNetwork],
-    content_hash: str,
-    batches: Callable[[], Iterable[Tensor]],
-    count: int,
-    mine: range | None = None,
+    images: DatasetStream,
     subset: int = SUBSET,
     cache_dir: Path | str | None = None,
-    progress: str | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of a set of real images, from `statistics/` of the cache, or gathered and stored there.
 
     Args:
-        networks: whose features.
-        content_hash: names the images and their order; letters and digits.
-        batches: returns this process's share of the images; called only when something is not stored.
-        count, mine: as of `measure`.
+        networks: whose features, by name.
+        images: read only when something is not stored; stored under the hash of their content.
         subset: as of `Accumulator`; what is stored with more is used, too.
         cache_dir: None for `cache_root()`.
-        progress: label of the progress bar.
     Raises:
-        GraincodeError: the content hash is malformed, the folder cannot be written, or a network fails.
+        GraincodeError: the folder cannot be written, or a network fails.
     """
-    if not content_hash.isalnum():
-        raise GraincodeError(f"content hash {content_hash!r}: expected letters and digits, as a SHA-256 in hex has")
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
-    origins = {name: {"weights": network.weights_hash, "content": content_hash} for name, network in networks.items()}
-    paths = {name: folder / _file_name(network, content_hash) for name, network in networks.items()}
+    content = images.dataset.content_hash()
+    origins = {name: {"weights": network.weights_hash, "content": content} for name, network in networks.items()}
+    paths = {
+        name: folder / f"{network.name}-{network.weights_hash[:12]}-{content[:16]}.safetensors"
+        for name, network in networks.items()
+    }
     found: dict[str, Statistics] = {}
     for name, path in paths.items():
         if path.is_file():
             try:
                 stored = _read(path, networks[name].identity, origins[name])
-                if len(stored.subset) >= min(subset, stored.count):
-                    found[name] = _narrowed(stored, subset)
             except (SafetensorError, OSError, ValueError, KeyError) as error:
                 _logger.warning("%s is damaged (%s): computing it again", path, error)
+                continue
+            if len(stored.subset) >= min(subset, stored.count):
+                found[name] = _narrowed(stored, subset)
     # gathering is work for all processes: they must agree on what is needed
     having = collectives.sum_(torch.tensor([int(name in found) for name in networks]))
     missing = {name: net for (name, net), of in zip(networks.items(), having, strict=True) if of < collectives.count()}
     if missing:
-        _make_writable(folder)
-        made = measure(missing, batches(), count, mine, subset=subset, progress=progress)
-        for name, statistics in made.items():
+        _check_writable(folder)
+        mine = collectives.items(images.count, images.batch_size)
+        measured = measure(missing, images, images.count, mine, subset=subset, progress=images.name)
+        for name, statistics in measured.items():
             collectives.on_main(lambda name=name, statistics=statistics: _write(paths[name], statistics, origins[name]))
-        found |= made
+        found |= measured
     return {name: found[name] for name in networks}
 
 
@@ -293,42 +278,32 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
     Raises:
         GraincodeError: there is no such file, it holds something else, or features of another network.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise GraincodeError(f"{path}: no such file; type reference.path=/path/to/statistics.npz")
+    path, size = Path(path).expanduser(), network.dimension
     try:
         with open_npz(path) as arrays:
             known = {name: arrays[name] for name in arrays.files if name in ("mu", "sigma", "count", "features")}
     except ValueError as error:
         raise GraincodeError(f"{path}: {error}; give one with arrays mu and sigma") from None
     if not {"mu", "sigma"} <= known.keys():
-        raise GraincodeError(
-            f"{path} has no arrays mu and sigma: make it with evaluation=statistics, or if it holds images, "
-            "type reference=folder"
-        )
+        raise GraincodeError(f"{path}: no arrays mu and sigma; give statistics, or images as a folder")
     if any(known[name].dtype.kind not in "fiu" for name in ("mu", "sigma")):
-        raise GraincodeError(f"{path} has mu and sigma that are not real numbers: make it with evaluation=statistics")
+        raise GraincodeError(f"{path}: mu and sigma are not real numbers; make it anew")
     mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean) == network.dimension:
+    if mean.shape != (size,) or covariance.shape != (size, size):
         raise GraincodeError(
-            f"{path} holds mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: expected "
-            f"({network.dimension},) and ({network.dimension}, {network.dimension}), as {network.name} has that many "
-            "features; type features= the network that it was made with"
+            f"{path}: mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, but {network.name} has {size} "
+            "features; measure with the network that it was made with"
         )
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
     if not (symmetric and mean.isfinite().all() and covariance.isfinite().all()):
-        raise GraincodeError(f"{path} holds NaN or infinite values, or a sigma that is not symmetric: make it anew")
+        raise GraincodeError(f"{path}: NaN or infinite values, or a sigma that is not symmetric; make it anew")
     identity = str(known["features"]) if "features" in known else None
-    if identity is not None and identity != network.identity:
-        raise GraincodeError(
-            f"{path} holds features of {identity}, but {network.identity} is asked for: use one of them"
-        )
-    nothing = torch.zeros(0)
+    if identity not in (None, network.identity):
+        raise GraincodeError(f"{path}: features of {identity}, not of {network.identity}; use one of them")
     count = known.get("count", np.array(0))
     count = int(count) if count.shape == () and count.dtype.kind in "iu" and count > 0 else None
-    return Statistics(
-        identity, count, mean, covariance, torch.zeros(0, len(mean)), nothing.long(), nothing, nothing, nothing.long()
-    )
+    none = torch.zeros(0)
+    return Statistics(identity, count, mean, covariance, torch.zeros(0, size), none.long(), none, none, none.long())
 
 
 def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
@@ -339,19 +314,11 @@ def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
         np.savez(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **known)
 
 
-def _bounds(count: int, parts: int) -> Sequence[int]:
-    return [part * count // parts for part in range(parts + 1)]
-
-
 def _narrowed(statistics: Statistics, subset: int) -> Statistics:
     """With the features of fewer images kept; subsets of one set are parts of each other."""
     chosen = np.isin(statistics.indices.numpy(), permutation(0, 0, statistics.count)[:subset])
     mask = torch.from_numpy(chosen)
     return replace(statistics, subset=statistics.subset[mask], indices=statistics.indices[mask])
-
-
-def _file_name(network: FeatureNetwork, content_hash: str) -> str:
-    return f"{network.name}-{network.weights_hash[:12]}-{content_hash[:16]}.safetensors"
 
 
 def _read(path: Path, identity: str, origin: Mapping[str, str]) -> Statistics:
@@ -372,13 +339,11 @@ def _write(path: Path, statistics: Statistics, origin: Mapping[str, str]) -> Non
         save_file(tensors, partial, metadata=header)
 
 
-def _make_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     """Make the folder, and find out before the work whether it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise GraincodeError(
-            f"cache folder {folder} cannot be written ({error.strerror}): set GRAINCODE_CACHE=/path/to/folder"
-        ) from None
+        raise GraincodeError(f"{folder}: cannot be written ({error.strerror}); set GRAINCODE_CACHE") from None

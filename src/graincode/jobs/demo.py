@@ -122,7 +122,7 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
         if status:
             raise GraincodeError(f"{step.name} ended with status {status}; once it is mended, the same command goes on")
 
-    from graincode.jobs.evaluate import table  # which imports every model
+    from graincode.evaluation.record import table  # which imports every model
     from graincode.report import write_report
 
     config = steps[-2].config

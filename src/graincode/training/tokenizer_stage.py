@@ -115,9 +115,7 @@ class TokenizerStage:
             if module.router.is_learned:
                 module.calibrate(self.calibration())
             size = evaluation_batch(module.layout)
-            reconstructions = ReconstructionStream(
-                module, self.validation, size, limit, device=module.device, workers=self.workers
-            )
+            reconstructions = ReconstructionStream(module, self.validation, size, limit, self.workers)
             for _ in reconstructions:
                 pass
             metrics = {name: estimate.value for name, estimate in reconstructions.metrics().items()}

@@ -1,13 +1,19 @@
-"""A network whose features are known beforehand, and what else tests of figures share."""
+"""A network whose features are known beforehand, and what else tests of metrics share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from matplotlib import get_data_path
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError
+from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import SUBSET, Statistics, measure
 from graincode.networks.features import FeatureNetwork
 
@@ -63,6 +69,31 @@ def statistics_of(
 def drawn(count: int, dimension: int = 8, seed: int = 0, shift: float = 0.0) -> Tensor:
     """Standard normal numbers, moved."""
     return torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def photographs(side: int = 64, step: int = 32) -> Tensor:
+    """Square parts of a photograph."""
+    with Image.open(get_data_path() + "/sample_data/grace_hopper.jpg") as photograph:
+        windows = sliding_window_view(np.asarray(photograph), (side, side), (0, 1))[::step, ::step]
+    return torch.from_numpy(windows.reshape(-1, 3, side, side).copy())
+
+
+def each(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    changed = [np.asarray(change(Image.fromarray(image.permute(1, 2, 0).numpy()))) for image in images]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
+
+
+def blurred(images: Tensor, radius: float) -> Tensor:
+    return each(images, lambda image: image.filter(ImageFilter.GaussianBlur(radius)))
+
+
+def noisy(images: Tensor, deviation: float) -> Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * deviation
+    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def values_of(found: dict[str, Estimate]) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in found.items()}
 
 
 def message_of(error: pytest.ExceptionInfo[GraincodeError]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of sets of images, of pairs, and of codes."""
+"""Metrics of sets of images."""
 
 import io
 import math
@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers_metrics import drawn, message_of, statistics_of
+from helpers_evaluation import blurred, drawn, each, message_of, noisy, photographs, statistics_of, values_of
 from helpers_networks import in_torch_fidelity
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image, ImageFilter
+from PIL import Image
 from safetensors.torch import save_file
-from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch_fidelity import calculate_metrics
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -33,7 +29,6 @@ from graincode.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
-from graincode.evaluation.pairs import MSE_FLOOR, CodebookUsage, PairErrors, PairMean, structural_similarity
 from graincode.evaluation.statistics import Statistics, measure
 from graincode.networks.features import Lite0Features, TimmFeatures
 
@@ -65,29 +60,6 @@ def test_frechet_distance_of_gaussians_along_the_axes_is_the_closed_form():
     scales = torch.tensor([1.0, 2.0, 5.0])
     a, b = statistics_of(corners), statistics_of(corners * scales)
     assert frechet_distance(a, b).value == pytest.approx(8 / 7 * (scales - 1).square().sum().item(), rel=1e-9)
-
-
-def photographs(side: int = 64, step: int = 40) -> Tensor:
-    """Square parts of two photographs."""
-    crops = []
-    for photograph in load_sample_images().images:
-        windows = sliding_window_view(photograph, (side, side), (0, 1))[::step, ::step]
-        crops.append(torch.from_numpy(windows.reshape(-1, 3, side, side).copy()))
-    return torch.cat(crops)
-
-
-def each(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    changed = [np.asarray(change(Image.fromarray(image.permute(1, 2, 0).numpy()))) for image in images]
-    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)
-
-
-def blurred(images: Tensor, radius: float) -> Tensor:
-    return each(images, lambda image: image.filter(ImageFilter.GaussianBlur(radius)))
-
-
-def noisy(images: Tensor, deviation: float) -> Tensor:
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * deviation
-    return (images + noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def compressed(images: Tensor, quality: int) -> Tensor:
@@ -131,7 +103,7 @@ def patterns(coarse: int, seed: int) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["lite0", "timm"])
-def test_figures_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, kind: str):
+def test_metrics_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, kind: str):
     if kind == "timm":
         path = tmp_path / "weights.safetensors"
         save_file(timm.create_model("test_resnet").state_dict(), path)
@@ -171,16 +143,16 @@ def test_figures_are_those_of_torch_fidelity_with_our_networks(tmp_path: Path, k
     assert {name: share.value for name, share in shares.items()} == {name: expected[name] for name in shares}
 
 
-@pytest.mark.parametrize("figure", [frechet_distance, lambda a, b: kernel_distance(a, b, 2, 5), density_coverage])
-def test_statistics_of_two_networks_are_not_compared(figure: Callable[[Statistics, Statistics], object]):
+@pytest.mark.parametrize("metric", [frechet_distance, lambda a, b: kernel_distance(a, b, 2, 5), density_coverage])
+def test_statistics_of_two_networks_are_not_compared(metric: Callable[[Statistics, Statistics], object]):
     a = statistics_of(drawn(10))
     for b, words in (
         (statistics_of(drawn(10), weights_hash="1" * 64), "expected one network"),
-        (statistics_of(drawn(10, 7)), "8 and of 7 dimensions|7 and of 8 dimensions"),
+        (statistics_of(drawn(10, 7)), "8 features .* 7|7 features .* 8"),
     ):
         for pair in ((a, b), (b, a)):
             with pytest.raises(GraincodeError, match=words) as error:
-                figure(*pair)
+                metric(*pair)
             message_of(error)
 
 
@@ -275,16 +247,12 @@ def test_kernel_distance_grows_with_a_shift_from_nearly_zero():
 def test_kernel_distance_refuses_more_images_than_there_are(arguments: dict[str, int]):
     a, b = statistics_of(drawn(40)), statistics_of(drawn(50, seed=1))
     for pair in ((a, b), (b, a)):
-        with pytest.raises(GraincodeError, match=r"type evaluation\.kid_subset_size=40") as error:
+        with pytest.raises(GraincodeError, match=r"kid_sub\w+=\d+") as error:
             kernel_distance(*pair, **arguments)
         message_of(error)
 
 
 # Precision, recall, density, coverage
-
-
-def values_of(figures: dict[str, Estimate]) -> dict[str, float]:
-    return {name: figure.value for name, figure in figures.items()}
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
@@ -330,13 +298,13 @@ def test_density_and_coverage_are_their_definitions(monkeypatch: pytest.MonkeyPa
     assert found["density"].std is None
 
 
-@pytest.mark.parametrize("figures", [precision_recall, density_coverage])
+@pytest.mark.parametrize("metrics", [precision_recall, density_coverage])
 def test_a_set_matches_itself_and_nothing_that_is_far_away(
-    figures: Callable[[Statistics, Statistics], dict[str, Estimate]],
+    metrics: Callable[[Statistics, Statistics], dict[str, Estimate]],
 ):
     near, far = statistics_of(small_integers(100)), statistics_of(small_integers(80, seed=1) + 2000)
-    assert list(values_of(figures(near, near)).values()) == [1, 1]
-    assert list(values_of(figures(far, near)).values()) == [0, 0]
+    assert list(values_of(metrics(near, near)).values()) == [1, 1]
+    assert list(values_of(metrics(far, near)).values()) == [0, 0]
 
 
 def test_two_draws_of_one_distribution_have_a_density_near_one_and_cover_each_other():
@@ -356,13 +324,13 @@ def test_density_sees_that_one_outlier_is_no_support():
     assert density < 0.4
 
 
-@pytest.mark.parametrize("figures", [precision_recall, density_coverage])
+@pytest.mark.parametrize("metrics", [precision_recall, density_coverage])
 @pytest.mark.parametrize("neighbours", [0, 10])
-def test_more_neighbours_than_images_are_refused(figures: Callable, neighbours: int):
+def test_more_neighbours_than_images_are_refused(metrics: Callable, neighbours: int):
     few, many = statistics_of(drawn(10)), statistics_of(drawn(20))
     for pair in ((few, many), (many, few)):
-        with pytest.raises(GraincodeError, match=f"{neighbours} neighbours among 10 images") as error:
-            figures(*pair, neighbours)
+        with pytest.raises(GraincodeError, match=f"neighbours={neighbours}: expected 1 to 9") as error:
+            metrics(*pair, neighbours)
         message_of(error)
 
 
@@ -428,198 +396,11 @@ def test_class_consistency_refuses_what_cannot_be_judged():
     kept, _ = clusters(40, 1, subset=20)
     for arguments, words in (
         ((real, labels, other, labels, strange, labels), "expected one network"),
-        ((real, labels, other, labels[:-1], other, labels), "test labels of shape"),
-        ((real, labels, other, labels, kept, labels[kept.indices]), r"generated labels of shape \(20,\) for 40"),
+        ((real, labels, other, labels[:-1], other, labels), "test labels of"),
+        ((real, labels, other, labels, kept, labels[kept.indices]), r"generated labels of \(20,\)"),
         ((real, labels * 0, other, labels * 0, other, labels), "at least two classes"),
         ((real, labels, other, labels + 4, other, labels), "test accuracy 0"),
     ):
         with pytest.raises(GraincodeError, match=words) as error:
             class_consistency(*arguments)
         message_of(error)
-
-
-# Pairs of images
-
-
-def pairs(count: int, seed: int = 0, height: int = 5, width: int = 7) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (count, 3, height, width)
-    a, b = (torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for _ in range(2))
-    b[0] = a[0]
-    return a, b
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 100))
-def test_pair_errors_do_not_depend_on_batches_or_sides(sizes: list[int], seed: int):
-    a, b = pairs(sum(sizes) + 1, seed)
-    whole, parts = PairErrors(), PairErrors()
-    whole.update(a, b)
-    for x, y in zip(a.split([*sizes, 1]), b.split([*sizes, 1]), strict=True):
-        parts.update(y, x)
-    assert whole.metrics() == parts.metrics()
-
-
-def test_pair_errors_are_their_definitions():
-    a, b = pairs(6)
-    errors = PairErrors()
-    errors.update(a, b)
-    found = errors.metrics()
-    mse = ((a.double() - b.double()) / 255).square().mean((1, 2, 3))
-    assert mse[0] == 0
-    assert found["mse"].value == pytest.approx(mse.mean().item(), rel=1e-12)
-    assert found["mse"].std == pytest.approx(mse.std().item() / math.sqrt(6), rel=1e-12)
-    assert found["psnr_of_mean"].value == pytest.approx(-10 * math.log10(found["mse"].value), abs=1e-6)
-    each_one = torch.tensor(
-        [-10 * math.log10(max(value, (1 / 255) ** 2 / 12)) for value in mse.tolist()], dtype=torch.float64
-    )
-    assert found["psnr_mean"].value == pytest.approx(each_one.mean().item(), rel=1e-12)
-    assert found["psnr_mean"].std == pytest.approx(each_one.std().item() / math.sqrt(6), rel=1e-12)
-    assert {figure.over for figure in found.values()} == {"standard error over 6 images"}
-
-
-def test_the_spread_of_psnr_of_mean_is_that_of_the_error_in_decibels():
-    a, b = pairs(200)
-    errors = PairErrors()
-    errors.update(a, b)
-    found = errors.metrics()
-    low, high = (-10 * math.log10(found["mse"].value + sign * found["mse"].std) for sign in (1, -1))
-    assert found["psnr_of_mean"].std == pytest.approx((high - low) / 2, rel=1e-2)
-
-
-def test_one_pair_has_no_spread():
-    errors = PairErrors()
-    errors.update(*(part[1:] for part in pairs(2)))
-    assert {(figure.std, figure.over) for figure in errors.metrics().values()} == {(None, "")}
-
-
-def test_pair_errors_of_copies_are_finite():
-    a, _ = pairs(3)
-    errors = PairErrors()
-    errors.update(a, a)
-    found = values_of(errors.metrics())
-    assert found["mse"] == 0
-    assert found["psnr_of_mean"] == pytest.approx(found["psnr_mean"]) == pytest.approx(-10 * math.log10(MSE_FLOOR))
-
-
-def test_pair_errors_of_black_against_white():
-    errors = PairErrors()
-    black = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
-    errors.update(black, black + 255)
-    assert values_of(errors.metrics()) == {"mse": 1, "psnr_of_mean": 0, "psnr_mean": 0}
-
-
-@pytest.mark.parametrize(
-    "pair",
-    [
-        (torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 3, 4, 4)),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)),
-    ],
-)
-def test_what_is_not_pairs_is_refused(pair: tuple[Tensor, Tensor]):
-    errors = PairErrors()
-    for accumulator in (errors, PairMean(structural_similarity)):
-        with pytest.raises(GraincodeError, match="expected"):
-            accumulator.update(*pair)
-    with pytest.raises(GraincodeError, match="0 images"):
-        errors.metrics()
-
-
-def absolute_difference(images: Tensor, reference: Tensor) -> Tensor:
-    return (images.float() - reference.float()).abs().mean((1, 2, 3))
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(0, 100))
-def test_pair_mean_is_the_mean_over_images_whatever_the_batches(sizes: list[int], seed: int):
-    a, b = pairs(sum(sizes) + 2, seed)
-    whole, parts = PairMean(absolute_difference), PairMean(absolute_difference)
-    whole.update(a, b)
-    for x, y in zip(a.split([*sizes, 2]), b.split([*sizes, 2]), strict=True):
-        parts.update(x, y)
-    found = whole.figure()
-    assert parts.figure().value == pytest.approx(found.value, rel=1e-6)
-    values = (a.double() - b.double()).abs().mean((1, 2, 3)).numpy()
-    assert found.value == pytest.approx(values.mean(), rel=1e-6)
-    assert found.std == pytest.approx(values.std(ddof=1) / math.sqrt(len(values)), rel=1e-5)
-    assert found.over == f"standard error over {len(values)} images"
-
-
-def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of two (3, H, W), in float64, from the covariances within every whole window."""
-    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
-    window = np.outer(line, line) / line.sum() ** 2
-    x, y = (sliding_window_view(image.astype(np.float64), (11, 11), (1, 2)) for image in (a, b))
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return (values * window).sum((-2, -1))
-
-    mean_x, mean_y = mean(x), mean(y)
-    away_x, away_y = x - mean_x[..., None, None], y - mean_y[..., None, None]
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    structure = (2 * mean(away_x * away_y) + c2) / (mean(away_x**2) + mean(away_y**2) + c2)
-    return float(((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure).mean())
-
-
-@pytest.mark.parametrize("size", [(11, 11), (11, 40), (33, 24)])
-def test_structural_similarity_is_its_definition(size: tuple[int, int]):
-    reference = photographs()[::60, :, : size[0], : size[1]]
-    for worse in (noisy(reference, 20), blurred(reference, 2), 255 - reference, pairs(len(reference), 0, *size)[0]):
-        expected = [similarity(a.numpy(), b.numpy()) for a, b in zip(worse, reference, strict=True)]
-        torch.testing.assert_close(
-            structural_similarity(worse, reference), torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-4
-        )
-
-
-def test_structural_similarity_of_equal_images_is_one_and_of_negatives_less_than_zero():
-    images = photographs()[::20]
-    torch.testing.assert_close(structural_similarity(images, images), torch.ones(len(images)))
-    assert (structural_similarity(noisy(images, 20), images) < 0.999).all()
-    assert structural_similarity(255 - images, images).mean() < 0
-
-
-@pytest.mark.parametrize("size", [(10, 20), (20, 10), (1, 1)])
-def test_structural_similarity_refuses_images_smaller_than_its_window(size: tuple[int, int]):
-    a, b = pairs(2, 0, *size)
-    with pytest.raises(GraincodeError, match="expected 11 or more") as error:
-        PairMean(structural_similarity).update(a, b)
-    assert str(size) in message_of(error)
-
-
-# Codebook usage
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.lists(st.integers(0, 11)), min_size=1, max_size=5).filter(any))
-def test_codebook_usage_does_not_depend_on_batches(batches: list[list[int]]):
-    whole, parts = CodebookUsage(12), CodebookUsage(12)
-    indices = torch.tensor([index for batch in batches for index in batch], dtype=torch.uint8)
-    whole.update(indices.unsqueeze(0))
-    for batch in batches:
-        parts.update(torch.tensor(batch, dtype=torch.long))
-    result = whole.result()
-    assert result == parts.result()
-    used = len(indices.unique())
-    assert result.usage == used / 12
-    assert 1 - 1e-12 <= result.perplexity <= used + 1e-9
-    assert result.count == len(indices)
-
-
-def test_perplexity_of_even_use_is_the_number_of_codes_used():
-    usage = CodebookUsage(10)
-    usage.update(torch.arange(5).repeat(3, 4))
-    assert usage.result().usage == 0.5
-    assert usage.result().perplexity == pytest.approx(5)
-
-
-def test_codes_that_are_none_are_refused():
-    usage = CodebookUsage(4)
-    for indices in (torch.tensor([0, 4]), torch.tensor([-1]), torch.tensor([0.5])):
-        with pytest.raises(GraincodeError, match="expected"):
-            usage.update(indices)
-    with pytest.raises(GraincodeError, match="0 codes"):
-        usage.result()
-    with pytest.raises(GraincodeError, match="at least 1"):
-        CodebookUsage(0)

@@ -1,0 +1,72 @@
+"""How many codes images take, and which."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
+from graincode.distributed import collectives
+from graincode.evaluation.estimate import Estimate, mean_of
+
+
+class CodeMetrics:
+    """Lengths of codes and use of codebooks; the grouping into batches does not change a bit of it.
+
+    Args:
+        layout: of the codes.
+    """
+
+    def __init__(self, layout: CodeLayout) -> None:
+        self._layout = layout
+        self._entries = torch.zeros(layout.num_grains, layout.codebook_size, dtype=torch.long)
+        self._grains = torch.zeros(layout.num_grains, *layout.grids[0], dtype=torch.long)
+        self._lengths: list[Tensor] = []
+
+    def update(self, codes: GrainCodes) -> None:
+        """Add the codes of some images."""
+        layout, first = self._layout, codes.first_cells
+        rows, columns = layout.region_cells[-1]
+        grains = codes.grains.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)[first]
+        entries = grains * layout.codebook_size + codes.indices[first]
+        self._entries += torch.bincount(entries, minlength=self._entries.numel()).view_as(self._entries).cpu()
+        self._grains += torch.stack([(codes.grains == g).sum(dim=0) for g in range(layout.num_grains)]).cpu()
+        self._lengths.append(codes.lengths.cpu())
+
+    def metrics(self) -> dict[str, Estimate]:
+        """Over all codes so far, of all processes; each of them must ask.
+
+        `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of
+        grain g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each
+        grain; `bits_per_image` adds log2 of the codebook's size for each code.
+        """
+        layout, entries = self._layout, collectives.sum_(self._entries.clone())
+        length, grains = mean_of(self._lengths), collectives.sum_(self._grains.clone()).double()
+        map_bits = torch.special.entr(grains / grains.sum(dim=0)).sum().item() / math.log(2)
+        usage, perplexity = codebook_use(entries.flatten() if layout.num_codebooks > 1 else entries.sum(dim=0))
+        found = {
+            "codebook_usage": usage,
+            "codebook_perplexity": perplexity,
+            "codes_per_image": length.value,
+            "grain_map_bits": map_bits,
+            "bits_per_image": length.value * math.log2(layout.codebook_size) + map_bits,
+        }
+        for g, counts in enumerate(entries if layout.num_grains > 1 else ()):
+            if bool(counts.any()):
+                found[f"codebook_usage_{g}"], found[f"codebook_perplexity_{g}"] = codebook_use(counts)
+        return {name: Estimate(value) for name, value in found.items()} | {"codes_per_image": length}
+
+
+def codebook_use(counts: Tensor) -> tuple[float, float]:
+    """Usage and perplexity of a codebook.
+
+    Args:
+        counts: (size,) long, how often each entry was used; some were.
+    Returns:
+        The share of entries that were used at all, in (0, 1]; exp of the entropy of their frequencies, in [1, size].
+    """
+    frequencies = counts[counts > 0].double() / counts.sum()
+    return len(frequencies) / len(counts), math.exp(torch.special.entr(frequencies).sum().item())
