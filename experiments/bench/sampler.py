@@ -18,15 +18,9 @@ from graincode.core.logits import draw
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
 from graincode.core.sequences import CodeSequences
-from graincode.generator import (
-    AutoregressiveObjective,
-    CachedLogits,
-    ClassConditioning,
-    DGiTAR,
-    HeterogeneousEmbedding,
-    KeyValueCache,
-    Transformer,
-)
+from graincode.generator import AutoregressiveObjective, ClassConditioning, DGiTAR, HeterogeneousEmbedding, Transformer
+from graincode.generator.cache import KeyValueCache
+from graincode.generator.dgit_ar import CachedLogits
 from graincode.sampling import AutoregressiveSampler
 
 BATCH, WIDTH, HEADS = 4, 256, 8

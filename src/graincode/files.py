@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,11 +26,7 @@ NETWORK_TIMEOUT_SECONDS = 20
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; nothing changes if the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.partial-", suffix=path.suffix)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    partial = Path(name)
+    partial = _partial(path, path.stem, path.suffix)
     try:
         yield partial
         _to_disk(partial)
@@ -41,24 +37,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside `path`, renamed to it at the end.
-
-    Raises:
-        GraincodeError: `path` is there already.
-    """
+    """A temporary directory beside `path`, renamed to it at the end; refuses a path that is there already."""
     if path.exists():
-        raise GraincodeError(f"{path} is there already: move it away, or type another run_name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
-    os.chmod(partial, 0o777 & ~_umask())
+        raise GraincodeError(f"{path} is there already: move it away, or give another name")
+    partial = _partial(path, path.name)
+    partial.mkdir()
     try:
         yield partial
         for file in partial.iterdir():
-            os.chmod(file, 0o666 & ~_umask())  # some libraries write for the owner alone
+            file.chmod(partial.stat().st_mode & 0o666)  # some libraries write for the owner alone
             _to_disk(file)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path, stem: str, suffix: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{stem}.partial-{secrets.token_hex(4)}{suffix}")
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -112,12 +108,6 @@ def _to_disk(file: Path) -> None:
     """Wait until a file's content is on the disk; a rename may get there first, and a crash then leave it empty."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def test_a_full_disk_is_named_with_the_bytes_needed(tmp_path, monkeypatch, cache
         monkeypatch.setattr(EncodedImages, "decode", write)
     with pytest.raises(GraincodeError) as error:
         source.split("train")
-    one_line(error, str(cache / "images"), str(size * (3 * 8 * 6 + 8)), "GRAINCODE_CACHE", "cache=false")
+    one_line(error, str(cache / "images"), str(size * (3 * 8 * 6 + 8)), "GRAINCODE_CACHE")
     assert folders(cache) == []
 
 
@@ -263,7 +263,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAINCODE_CACHE", str(write_files(tmp_path, {"file": b""}) / "file"))
     with pytest.raises(GraincodeError) as error:
         folder(tmp_path / "data").split("train")
-    one_line(error, str(tmp_path / "file"), "GRAINCODE_CACHE", "cache=false")
+    one_line(error, str(tmp_path / "file"), "GRAINCODE_CACHE")
 
 
 def test_a_damaged_cache_is_named(tmp_path, cache):

@@ -118,7 +118,7 @@ def broken_shards(path: Path) -> dict[str, list[str]]:
         "cut": ["not a whole uncompressed tar"],
         "empty": ["not a whole uncompressed tar"],
         "none": ["no images", ".png"],
-        "two": ["a.png and a.jpg"],
+        "two": ["a.png", "a.jpg"],
         "word": ["a.cls", "b'cat'", "whole number"],
         "some": ["b.png", "add its .cls"],
     }

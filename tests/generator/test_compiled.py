@@ -13,10 +13,10 @@ from graincode.generator import (
     ClassConditioning,
     DGiTNAR,
     HeterogeneousEmbedding,
-    StaticCache,
     Transformer,
     compiled,
 )
+from graincode.generator.compiled import StaticCache
 
 BUCKET = 32
 

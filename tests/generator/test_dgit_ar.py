@@ -15,14 +15,14 @@ from graincode.core.rng import uniforms
 from graincode.core.sequences import from_sequences, to_sequences
 from graincode.generator import (
     AutoregressiveObjective,
-    CachedLogits,
     ClassConditioning,
     DGiTAR,
     HeterogeneousEmbedding,
-    KeyValueCache,
     NoConditioning,
     Transformer,
 )
+from graincode.generator.cache import KeyValueCache
+from graincode.generator.dgit_ar import CachedLogits
 from graincode.sampling import AutoregressiveSampler, autoregressive
 from graincode.sampling.guidance import SCHEDULES, GuidedLogits
 

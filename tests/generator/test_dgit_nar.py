@@ -17,7 +17,6 @@ from graincode.core.schedules import MASK_SCHEDULES
 from graincode.core.sequences import from_sequences, to_sequences
 from graincode.generator import (
     ClassConditioning,
-    ConditionedLogits,
     DGiTAR,
     DGiTNAR,
     HeterogeneousEmbedding,
@@ -26,7 +25,9 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
-from graincode.sampling import AutoregressiveSampler, AutoSampler, GuidedMaskedLogits, MaskedSampler
+from graincode.generator.dgit_nar import ConditionedLogits
+from graincode.sampling import AutoregressiveSampler, AutoSampler, MaskedSampler
+from graincode.sampling.guidance import GuidedMaskedLogits
 
 WIDTH = 32
 CLASSED = [layout for layout in LAYOUTS if layout.classes]

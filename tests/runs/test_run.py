@@ -55,7 +55,7 @@ def test_what_is_left_out_of_an_identity_goes_with_all_below_it():
     config = {"hardware": {"device": "cpu"}, "seed": 1, "images": {"path": "/a", "split": "test"}, "codes_path": "/b"}
     left_out = ["hardware", "images.path", "*_path"]
     assert identity_of(config, left_out) == {"seed": 1, "images.split": "test"}
-    assert flatten({"a": {"b": 1}}, leaves_only=False) == {"a.b": 1, "a": {"b": 1}}
+    assert flatten({"a": {"b": 1}}, nodes=True) == {"a.b": 1, "a": {"b": 1}}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_keys_that_an_identity_leaves_out_are_there():
                       ("sample", []), ("evaluate", ["images=folder", "images.path=x", "reference=statistics",
                                                     "reference.path=x"]),
                       ("evaluate", ["evaluation=reconstruction"])):  # fmt: skip
-        known |= set(flatten(OmegaConf.to_container(check(job, more)), leaves_only=False))
+        known |= set(flatten(OmegaConf.to_container(check(job, more)), nodes=True))
     assert not {key for key in [*listed.left_out, *listed.left_out_unless_best] if "*" not in key} - known
 
 

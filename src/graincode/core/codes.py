@@ -106,13 +106,11 @@ class GrainCodes(Rows):
 
 
 def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:
-    """The vectors of the codes that images really have, each once.
+    """(N, D) vectors of the codes that images really have: grain by grain, then image by image, in raster order.
 
     Args:
         maps: K feature maps (B, D, h_g, w_g), coarsest first.
         grains: (B, H0, W0) grain maps.
-    Returns:
-        (N, D), N the number of codes of the whole batch: grain by grain, then image by image, in raster order.
     """
     return torch.cat([m.permute(0, 2, 3, 1)[layout.cells_at(grains, g)] for g, m in enumerate(maps)])
 

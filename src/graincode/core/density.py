@@ -85,8 +85,7 @@ def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
 
     Returns:
         (B, H / region height, W / region width) float32 in [0, 8]: the mean squared difference between a pixel and the
-        one right of it, plus that between it and the one below. Pixels at the image's edge, without such a neighbour,
-        do not count, so a ramp has the square of its slope everywhere.
+        one right of it, plus that between it and the one below. Pixels without such a neighbour do not count.
     """
     pixels = _grey(images).double()
 
@@ -188,16 +187,14 @@ def ratios_at(level: Tensor, num_grains: int) -> Tensor:
 
 
 def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tensor:
-    """Grains by ranking the regions of each image, so that all images have one length.
+    """(B, H0, W0) grains by ranking the regions of each image, so that all images have one length.
 
     Args:
-        density: (B, H0, W0), or (B, H0, W0, K - 1) gains of `coding_gains`. Of equal densities the first in raster
-            order is refined last; of equal gains, first.
+        density: (B, H0, W0), of which shares are rounded to regions; or (B, H0, W0, K - 1) gains of `coding_gains`,
+            which are taken in descending order as long as they fit into the length that the ratios stand for. Of equal
+            densities the first in raster order is refined last; of equal gains, first.
         ratios: (K,) or (B, K) shares.
         costs: K, codes of a region at each grain.
-    Returns:
-        (B, H0, W0) long. Shares are rounded to regions; gains are taken in descending order as long as they fit into
-        the length that the ratios stand for.
     """
     batch, regions = len(density), density.shape[1] * density.shape[2]
     ratios = ratios.to(density.device).expand(batch, -1)

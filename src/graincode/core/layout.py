@@ -226,11 +226,7 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:
-    """Refuse codes of another layout; the number of classes does not matter.
-
-    Raises:
-        GraincodeError: naming the fields that differ.
-    """
+    """Refuse codes of another layout; the number of classes does not matter."""
     a, b = found.to_config(), wanted.to_config()
     differing = [f"{key} {a[key]} instead of {b[key]}" for key in a if key != "classes" and a[key] != b[key]]
     if differing:

@@ -9,15 +9,13 @@ from torch import Tensor
 
 
 def legal_regions(coded: Tensor, last: Tensor) -> Tensor:
-    """Which regions may come next within a grain, and its end.
+    """(..., R + 1) bool, which regions may come next within a grain; the last entry is its end, which always may.
 
     Any sequence of legal choices tiles the image, for any number of grains, when the last grain takes what is left.
 
     Args:
         coded: (..., R) bool, regions that coarser grains hold already.
         last: (...,) long, the region that this grain coded last; -1 before its first.
-    Returns:
-        (..., R + 1) bool; the last entry is the end of the grain, which is always legal.
     """
     regions = torch.arange(coded.shape[-1], device=coded.device)
     legal = ~coded & (regions > last[..., None])
@@ -55,13 +53,11 @@ def truncate(
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The entry at which the cumulative distribution passes a uniform number.
+    """(...,) long, the entry at which the cumulative distribution passes a uniform number; none of probability 0.
 
     Args:
         logits: (..., V), at least one finite.
         uniform: (...,) in [0, 1). One number decides one draw, so a sample's draws depend on its own numbers alone.
-    Returns:
-        (...,) long in [0, V); never an entry of probability 0.
     """
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = cumulative[..., -1]

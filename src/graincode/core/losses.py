@@ -87,14 +87,12 @@ def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> T
 
 
 def feature_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Distance between the directions of two images' features.
+    """(B,) squared differences of features scaled to length 1 at each position (0 stays 0, without a gradient), summed
+    over channels and averaged over positions; float32 or float64.
 
     Args:
         a, b: (B, C, h, w) features of B images.
         weights: (C,) of the channels; all 1 by default.
-    Returns:
-        (B,) squared differences of features scaled to length 1 at each position (0 stays 0, without a gradient),
-        summed over channels and averaged over positions; float32 or float64.
     Source: LPIPS (Zhang et al., 2018), eq. 1.
     """
     squares = (_unit(a) - _unit(b)).square()

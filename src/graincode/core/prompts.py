@@ -77,21 +77,29 @@ class CodePrefix(Rows):
     @property
     def grains(self) -> Tensor:
         """(B, H0, W0) long, the whole grain maps; 0 where there is no sequence."""
-        sequences, layout = self.sequences, self.layout
-        table = layout.slots(sequences.slots.device)
-        known = sequences.slots.clamp(max=layout.num_slots - 1)
-        found = torch.zeros(len(self), layout.num_regions + 1, dtype=torch.long, device=known.device)
-        found.scatter_(1, torch.where(sequences.is_code, table.region[known], layout.num_regions), table.grain[known])
-        return found[:, :-1].view(-1, *layout.grids[0])
+        return self.first_codes(self.tokens).int().argmax(dim=1).view(-1, *self.layout.grids[0])
 
     @property
     def known_cells(self) -> Tensor:
         """(B, H, W) bool, the cells of the finest grid whose codes are given."""
-        slots, layout = self.sequences.slots, self.layout
-        kept = (torch.arange(slots.shape[1], device=slots.device) < self.lengths[:, None]) & self.sequences.is_code
-        active = torch.zeros(len(slots), layout.num_slots + 1, dtype=torch.bool, device=slots.device)
-        active.scatter_(1, torch.where(kept, slots, layout.num_slots), True)
-        return active[:, layout.slots(slots.device).at_cell].any(dim=1).view(-1, *layout.grids[-1])
+        at_cell = self.layout.slots(self.lengths.device).at_cell
+        return self._coded(self.lengths)[:, at_cell].any(dim=1).view(-1, *self.layout.grids[-1])
+
+    @property
+    def tokens(self) -> Tensor:
+        """(B,) long, tokens of each whole sequence."""
+        return self.sequences.is_token.sum(dim=1)
+
+    def first_codes(self, lengths: Tensor) -> Tensor:
+        """(B, K, R) bool, whether each region's first code, at each grain, is among the first (B,) tokens."""
+        return self._coded(lengths)[:, self.layout.slots(lengths.device).first[:, :-1]]
+
+    def _coded(self, lengths: Tensor) -> Tensor:
+        """(B, S + 1) bool, the slots of the codes among the first (B,) tokens of each sequence; the last is no slot."""
+        slots, size = self.sequences.slots, self.layout.num_slots
+        begun = torch.arange(slots.shape[1], device=slots.device) < lengths[:, None]
+        coded = torch.zeros(len(slots), size + 1, dtype=torch.bool, device=slots.device)
+        return coded.scatter_(1, torch.where(begun & self.sequences.is_code, slots, size), True)
 
 
 @dataclass(frozen=True)
@@ -137,14 +145,10 @@ class CodeMask(Rows):
     @classmethod
     def of_prefix(cls, prefix: CodePrefix) -> CodeMask:
         """What the beginnings of whole sequences give."""
-        sequences, layout = prefix.sequences, prefix.layout
-        table, codes = layout.slots(sequences.slots.device), from_sequences(sequences)
-        slots = sequences.slots.clamp(max=layout.num_slots - 1)
-        begun = torch.arange(slots.shape[1], device=slots.device) < prefix.positions[:, None]
-        regions = torch.zeros(len(prefix), layout.num_regions + 1, dtype=torch.bool, device=slots.device)
-        regions.scatter_(1, torch.where(begun & sequences.is_code, table.region[slots], layout.num_regions), True)
-        ended = (begun & table.is_end[slots] & sequences.is_token).sum(dim=1)
-        return cls(codes, regions[:, :-1].view_as(codes.grains), prefix.known_cells, ended)
+        codes, ends = from_sequences(prefix.sequences), prefix.sequences.is_token & ~prefix.sequences.is_code
+        begun = torch.arange(ends.shape[1], device=ends.device) < prefix.positions[:, None]
+        regions = prefix.first_codes(prefix.positions).any(dim=1).view_as(codes.grains)
+        return cls(codes, regions, prefix.known_cells, (begun & ends).sum(dim=1))
 
     @property
     def layout(self) -> CodeLayout:

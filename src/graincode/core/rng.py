@@ -61,13 +61,10 @@ class SampleRng:
 
 
 def batch_uniforms(rng: SampleRng | None, purpose: int, like: Tensor, *shape: int) -> Tensor:
-    """(B, *shape) float64 in [0, 1) of a batch's `SampleRng`, or of torch's generator without one.
+    """(B, *shape) float64 in [0, 1): `SampleRng.uniforms` of a batch, or of torch's generator without one.
 
     Args:
-        rng: of B items.
-        purpose: see `SampleRng.uniforms`.
         like: (B, ...), a tensor of the batch on its device.
-        shape: of each item's numbers.
     """
     if rng is not None:
         return rng.uniforms(purpose, *shape)

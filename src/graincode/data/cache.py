@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -32,20 +31,27 @@ from graincode.files import cache_root, new_directory, replacing
 FORMAT = 1
 _CHUNK = 64
 
-_logger = logging.getLogger(__name__)
 
-
-def build_once(path: Path, build: Callable[[], None]) -> None:
+def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
     """Build a file or directory unless it is there; of the processes that ask at once one builds, the others wait.
 
-    `build` makes it appear as a whole (see `graincode.files`), or raises. Its parent is made, or an OSError raised.
+    Args:
+        path: where; its parent is made.
+        what: is built, for errors.
+        build: makes it appear as a whole (see `graincode.files`), or raises.
+    Raises:
+        GraincodeError: it cannot be written.
     """
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f".{path.name}.lock"):
-        if not path.exists():
-            build()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            if not path.exists():
+                build()
+    except OSError as error:
+        where = f"{path.parent} cannot take {what} ({error.strerror or error})"
+        raise GraincodeError(f"{where}: free space there, or set GRAINCODE_CACHE to another folder") from error
 
 
 def cached(images: EncodedImages) -> CachedImages:
@@ -60,13 +66,8 @@ def cached(images: EncodedImages) -> CachedImages:
     key = [FORMAT, PIL.__version__, *images.key()]
     folder = cache_root() / "images" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     needed = len(images) * (3 * images.image_size[0] * images.image_size[1] + 8)
-    try:
-        build_once(folder, lambda: _build(images, folder, needed))
-    except OSError as error:
-        raise GraincodeError(
-            f"{folder.parent} cannot take the {needed} bytes of the {images.split} images of {images.name} "
-            f"({error.strerror or error}): free space there, set GRAINCODE_CACHE to another folder, or cache=false"
-        ) from error
+    what = f"the {needed} bytes of the {images.split} images of {images.name}"
+    build_once(folder, what, lambda: _build(images, folder, needed))
     return CachedImages(images, folder)
 
 
@@ -119,17 +120,15 @@ class CachedImages(ImageDataset):
 def _build(images: EncodedImages, folder: Path, needed: int) -> None:
     for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a process that was killed, as the lock is ours
         shutil.rmtree(left, ignore_errors=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needed:
+    if (free := shutil.disk_usage(folder.parent).free) < needed:
         raise OSError(errno.ENOSPC, f"{free} bytes are free")
     with new_directory(folder) as partial:
         file, shape = partial / "images.npy", (len(images), 3, *images.image_size)
         offset = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).offset
         chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
         workers = min(os.cpu_count() or 1, len(chunks))
-        loader = DataLoader(
-            _Writing(images, file, offset), sampler=chunks, batch_size=None, num_workers=workers if workers > 1 else 0
-        )
+        writing = _Writing(images, file, offset)
+        loader = DataLoader(writing, sampler=chunks, batch_size=None, num_workers=workers if workers > 1 else 0)
         labels, failure = [], None
         with tqdm(total=len(images), desc=f"decoding {images.split}", unit=" images", leave=False) as bar:
             for written in loader:
@@ -142,7 +141,6 @@ def _build(images: EncodedImages, folder: Path, needed: int) -> None:
             raise failure
         np.save(partial / "labels.npy", torch.cat(labels).numpy())
         np.save(partial / "corrupt.npy", images.corrupt.nonzero().flatten().numpy())
-    _logger.info("%s: %d %s images were decoded into %s", images.name, len(images), images.split, folder)
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,9 @@ class CodeBatch:
 
 
 class CodeDataset:
-    """One split of codes on disk; an index list gives a batch, whose codes are checked against the layout.
+    """A split of codes that `extract_codes` wrote in a directory; an index list gives a batch, which is checked.
 
     With several views of each training image, all images come in one view, then all in the next.
-
-    Args:
-        path: a directory that `extract_codes` wrote.
-        split: "train", "val" or "test".
-    Raises:
-        GraincodeError: the directory holds no codes, or not this split, or another format.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str) -> None:
@@ -60,11 +54,10 @@ class CodeDataset:
         self.identity = hashlib.sha256((self.path / "codes.json").read_bytes()).hexdigest()[:16]
         self.layout = CodeLayout(**self.info["layout"])
         self.class_names: tuple[str, ...] = tuple(self.info["class_names"])
+        known = sorted(found.name.split(".")[0] for found in self.path.glob("*.labels.npy"))  # what is written last
+        if split not in known:
+            raise GraincodeError(f"{self.path} has no codes of {split}, only of {', '.join(known) or 'no split'}")
         files = {name: self.path / f"{split}.{name}.npy" for name in _ARRAYS}
-        for file in files.values():
-            if not file.is_file():
-                there = sorted(found.name.split(".")[0] for found in self.path.glob("*.grains.npy"))
-                raise GraincodeError(f"{file} is missing: extract codes of {split} (there: {', '.join(there) or None})")
         self._arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
 
     def __len__(self) -> int:
@@ -84,11 +77,7 @@ class CodeDataset:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What stands beside codes: layout, class names, tokenizer, and views of each training image (1 if it says none).
-
-    Raises:
-        GraincodeError: there are no codes of a known format.
-    """
+    """What stands beside codes: layout, class names, tokenizer, views of each training image (1 if it says none)."""
     file = path / "codes.json"
     if not file.is_file():
         raise GraincodeError(f"{path} holds no codes (no codes.json): give a directory that extract_codes wrote")
@@ -101,15 +90,11 @@ def read_info(path: Path) -> dict[str, Any]:
 def write_split(
     path: Path, split: str, layout: CodeLayout, size: int, batches: Iterable[CodeBatch], first: int = 0
 ) -> dict[str, float]:
-    """Write one split of codes, all processes together; a split is there as a whole or not at all.
+    """Write the codes of `size` images, all processes together; a split is there as a whole or not at all.
 
     Args:
         path: directory.
-        split: name of the split.
-        layout: of the codes.
-        size: number of images.
-        batches: of this process, in order.
-        first: index of this process's first image.
+        batches: of this process, in order, from the image with the index `first`.
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.
     """
@@ -132,20 +117,16 @@ def write_split(
     arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in partial.items()}
     lengths, start = [torch.zeros(0, dtype=torch.long)], first
     for batch in batches:
-        stop = start + len(batch.codes)
+        chosen = slice(start, start := start + len(batch.codes))
         for name, values in zip(_ARRAYS, (batch.codes.grains, batch.codes.indices, batch.labels), strict=True):
-            arrays[name][start:stop] = values.cpu().numpy()
+            arrays[name][chosen] = values.cpu().numpy()
         lengths.append(batch.codes.lengths.cpu())
-        start = stop
     for array in arrays.values():
         array.flush()
     joined = collectives.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
     if len(joined) != size:
         raise GraincodeError(f"{len(joined)} codes for {size} images of {split}: the data set has changed meanwhile")
     collectives.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in partial.items()])
-    return {
-        "images": len(joined),
-        "mean_length": float(joined.double().mean()),
-        "min_length": int(joined.min()),
-        "max_length": int(joined.max()),
-    }
+    low, high = joined.aminmax()
+    mean = float(joined.double().mean())
+    return {"images": len(joined), "mean_length": mean, "min_length": int(low), "max_length": int(high)}

@@ -87,35 +87,32 @@ def file_error(path: Path, error: OSError) -> GraincodeError:
     return GraincodeError(f"{path} cannot be read ({reason}): make it readable; if it was moved, start again")
 
 
+@dataclass(eq=False)
 class EncodedImages(ImageDataset):
     """A split of encoded images, decoded when they are asked for.
 
-    Args:
+    Attributes:
         name, split, image_size, class_names: as in `ImageDataset`.
         encoded: N images.
         labels: (N,) long.
         crop: as in `read_image`.
         on_corrupt: "error", or "skip": the next image of the split that can be decoded (after the last, the first)
-            stands in for one that cannot, with its own label in the batch, so that the length stays. The attribute
-            `labels` is as given.
+            stands in for one that cannot, with its own label in the batch, so that the length stays.
+        corrupt: (N,) bool, those found so far.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        image_size: tuple[int, int],
-        encoded: Encoded,
-        labels: Tensor,
-        class_names: tuple[str, ...] = (),
-        crop: Crop | Literal["exact"] = "center",
-        on_corrupt: OnCorrupt = "error",
-    ) -> None:
-        self.name, self.split, self.image_size = name, split, image_size
-        self.encoded, self.labels, self.class_names = encoded, labels, class_names
-        self.crop, self.on_corrupt = crop, on_corrupt
-        self.corrupt = torch.zeros(len(encoded), dtype=torch.bool)
-        if on_corrupt == "skip":
+    name: str
+    split: str
+    image_size: tuple[int, int]
+    encoded: Encoded
+    labels: Tensor
+    class_names: tuple[str, ...] = ()
+    crop: Crop | Literal["exact"] = "center"
+    on_corrupt: OnCorrupt = "error"
+
+    def __post_init__(self) -> None:
+        self.corrupt = torch.zeros(len(self.encoded), dtype=torch.bool)
+        if self.on_corrupt == "skip":
             self.corrupt.share_memory_()  # what a loader's worker process finds counts in all of them
 
     @property
@@ -132,11 +129,7 @@ class EncodedImages(ImageDataset):
         return ImageBatch(from_uint8(images), labels, chosen)
 
     def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) uint8 images and (B,) long labels at B indices in [0, len).
-
-        Raises:
-            GraincodeError: an image is corrupt, or with `on_corrupt="skip"`, all of the split are.
-        """
+        """(B, 3, H, W) uint8 images and (B,) long labels at B indices; a GraincodeError if one is corrupt."""
         images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
         shown = torch.empty(len(indices), dtype=torch.long)
         for row, index in enumerate(indices):

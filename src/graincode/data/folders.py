@@ -24,8 +24,7 @@ FFHQ_TRAIN = 60_000
 class FileSource(EncodedSource):
     """Image files below a directory; a subclass says which of them are in which split.
 
-    Attributes:
-        classes: "folders" for the first-level directories (of each split), "none" for unlabelled images.
+    With the classes "folders" they are the first-level directories (of each split); with "none" there are no labels.
     """
 
     classes: Literal["folders", "none"]
@@ -40,17 +39,15 @@ class FileSource(EncodedSource):
         if self.classes == "none":
             return ()
         example = {_top_folder(path): files.base / path for files in self._splits.values() for path in files.paths}
-        names = tuple(sorted(example))
-        if names == ("",):
+        if example.keys() == {""}:
             return ()
         if "" in example:
             raise GraincodeError(f"{example['']} lies beside the class folders: move it, or give classes=none")
-        return names
+        return tuple(sorted(example))
 
     def _encoded(self, split: str) -> tuple[Files, Tensor]:
-        files, names = self._splits[split], self.class_names
-        label_of = {folder: label for label, folder in enumerate(names)}
-        labels = [label_of[_top_folder(path)] if names else 0 for path in files.paths]
+        files, label_of = self._splits[split], {folder: label for label, folder in enumerate(self.class_names)}
+        labels = [label_of[_top_folder(path)] if label_of else 0 for path in files.paths]
         return files, torch.tensor(labels, dtype=torch.long)
 
     def _base(self, folders: tuple[str, ...], inside: tuple[str, ...] = ()) -> Path:
@@ -67,11 +64,10 @@ class ImageFolder(FileSource):
 
     Files with a known extension count, at any depth, except those whose name or directory begins with a dot.
 
-    Splits. If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and
-    those of val and test that are missing are taken out of train/. Otherwise all three are taken out of the root. A
-    file's name is its relative path.
+    If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and those of
+    val and test that are missing are taken out of train/. Otherwise all three are taken out of the root.
 
-    Classes. The first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
+    Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
 
     Args:
         root: the directory; `~` is expanded.

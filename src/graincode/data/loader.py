@@ -20,12 +20,7 @@ _WINDOWS = 1 << 63  # the permutations below it are those of epochs
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Batches by length: items near each other in the stream change places, so that neighbours are about as long.
-
-    Attributes:
-        lengths: (N,) of all items of the data set.
-        steps: that exchange items; windows begin after multiples of so many steps. With 1, steps keep their items.
-    """
+    """Batches by length: the items of so many steps, of (N,) lengths, change places so that neighbours are as long."""
 
     lengths: np.ndarray
     steps: int
@@ -41,15 +36,14 @@ class Schedule:
 
     With windows, the items that so come to each `windows.steps` steps are sorted by length (equal ones stay in order)
     and cut into batches, which come in an order drawn for the window. A step then depends on (seed, step), the batch
-    size, the lengths and the windows' size, not on how long training is; every item still comes once per epoch, but
-    for the window that holds an epoch's end, whose items mix with those of the next epoch's beginning.
+    size, the lengths and the windows' size, not on how long training is. Every item still comes once per epoch, but
+    for the window that holds an epoch's end.
 
     Attributes:
         size: items in the data set.
         batch_size: items in each step, of all processes and micro-batches together; divisible by their product.
         seed: of the permutations.
-        rank: of this process.
-        processes: number of them.
+        rank, processes: this process's number, and how many there are.
         micro_batches: per step and process.
         windows: None leaves the stream as it is.
     """
@@ -90,7 +84,7 @@ def training_loader(
     dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
 ) -> Generator[Any]:
     """The micro-batches of steps `start` + 1 to `stop`; close it to end its workers."""
-    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory, prefetch=4)
+    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory=pin_memory, prefetch_factor=4)
 
 
 def in_order(
@@ -105,8 +99,7 @@ def in_order(
 
     Args:
         dataset: indexed by lists.
-        batch_size: items at once.
-        limit: number of items.
+        batch_size, limit: numbers of items.
         workers: processes that load them.
         shared: give this process its contiguous share of the batches, not all of them.
         order: of all items; None for their own.
@@ -118,16 +111,11 @@ def in_order(
     yield from _batches(dataset, parts, workers)
 
 
-def _batches(dataset: Dataset[Any], parts: Any, workers: int, pin_memory: bool = False, prefetch: int = 2) -> Generator:
+def _batches(dataset: Dataset[Any], parts: Any, workers: int, **settings: Any) -> Generator[Any]:
     """Batches of parts of a data set; at the end, and when an error ends it early, the workers are told to go."""
+    settings = settings if workers else {**settings, "prefetch_factor": None}
     loader = DataLoader(
-        dataset,
-        sampler=parts,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch if workers else None,
-        worker_init_fn=_outlive_signals,
+        dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals, **settings
     )
     iterator = iter(loader)
     try:
@@ -138,7 +126,7 @@ def _batches(dataset: Dataset[Any], parts: Any, workers: int, pin_memory: bool =
 
 
 def _outlive_signals(_: int) -> None:
-    """Let the process that loads data live on when all processes of a run get a signal: the run finishes its step."""
+    """Let a worker live on when all processes of a run get a signal, so that the run can finish its step."""
     os.setpgid(0, 0)  # out of the reach of a terminal's Ctrl-C
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

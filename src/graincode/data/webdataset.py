@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import os
 import re
 import tarfile
@@ -34,22 +33,14 @@ FORMAT = 1
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:idation)?(?![a-z])", re.IGNORECASE)
 
-_logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Members:
-    """Image files in tar shards (see `Encoded`).
-
-    Args:
-        shards: the tar files.
-        index: of each image the number of its "shard", its "offset" there and "size" in bytes, and its "name" there.
-        shards_identity: hex digest of the shards' names, sizes and times of change.
-    """
+    """Images in tar shards (see `Encoded`): of each the number of its shard, its offset and size in bytes, its name."""
 
     shards: tuple[Path, ...]
-    index: Mapping[str, np.ndarray]
     shards_identity: str
+    index: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.index["offset"])
@@ -74,9 +65,8 @@ class WebDataset(EncodedSource):
     Of a sample count the image, a member with one of the extensions of `ImageFolder`, and its label, a whole number
     as text in a member with the extension .cls, if there is one; either all samples have labels, or none.
 
-    Splits. If shards are named after splits, as in train-000.tar or imagenet-val-7.tar, and some are called train,
-    these are the splits, and those of val and test that are missing are taken out of train. Otherwise all three are
-    taken out of all shards.
+    If shards are named after splits, as in train-000.tar or imagenet-val-7.tar, and some are called train, these are
+    the splits, and those of val and test that are missing are taken out of train. Otherwise all three are taken out.
 
     Args:
         root: a directory of .tar files, or a glob such as /data/imagenet-*.tar; `~` is expanded.
@@ -106,27 +96,22 @@ class WebDataset(EncodedSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        labels = self._index["label"]
-        unlabelled = np.flatnonzero(labels < 0)
-        if len(unlabelled) == len(labels):
-            if self._given_names:
-                raise GraincodeError(f"class_names={self._given_names}: expected null, as {self._origin} has no labels")
-            return ()
-        if len(unlabelled):
-            first = Members(self._shards, self._index, "").name(unlabelled[0])
-            raise GraincodeError(f"{first} has no label, but others have: add its .cls, or remove those of all")
-        count = int(labels.max()) + 1
-        names = tuple(self._given_names or map(str, range(count)))
-        if len(names) < count:
+        labels, given = self._index["label"], self._given_names
+        count, unlabelled = int(labels.max()) + 1, np.flatnonzero(labels < 0)
+        if count and len(unlabelled):
+            name = Members(self._shards, "", self._index).name(unlabelled[0])
+            raise GraincodeError(f"{name} has no label, but others have: add its .cls, or remove those of all")
+        if given and (len(given) < count or not count):
+            expected = f"{count} names or more, as {self._origin} has the label {count - 1}"
             raise GraincodeError(
-                f"class_names={list(names)}: expected {count} names or more for the label {count - 1} in {self._origin}"
+                f"class_names={given}: expected {expected if count else 'null, as there are no labels'}"
             )
-        return names
+        return tuple(given or map(str, range(count)))
 
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
         chosen = {field: values[self._splits[split]] for field, values in self._index.items()}
-        labels = chosen["label"] if self.class_names else np.zeros_like(chosen["label"])
-        return Members(self._shards, chosen, self._shards_identity), torch.from_numpy(labels)
+        labels = torch.from_numpy(chosen["label"]) if self.class_names else torch.zeros(len(chosen["label"])).long()
+        return Members(self._shards, self._shards_identity, chosen), labels
 
     @cached_property
     def _shards(self) -> tuple[Path, ...]:
@@ -150,11 +135,7 @@ class WebDataset(EncodedSource):
         """Of all images in order: "shard", "offset", "size", "label" (-1 without one), (N,) int64, and "name" bytes."""
         key = hashlib.sha256(f"{FORMAT} {self._shards_identity}".encode()).hexdigest()[:32]
         file = cache_root() / "webdataset" / f"{key}.npz"
-        try:
-            build_once(file, lambda: _write_index(self._shards, file))
-        except OSError as error:
-            where = f"{file.parent} cannot be written ({error.strerror or error})"
-            raise GraincodeError(f"{where}: set GRAINCODE_CACHE to another folder") from error
+        build_once(file, f"the index of {self._origin}", lambda: _write_index(self._shards, file))
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
 
@@ -165,9 +146,8 @@ class WebDataset(EncodedSource):
         part_of_shard = ["train" if match is None else match[1].lower() for match in named]
         given = set(part_of_shard) if any(match and match[1].lower() == "train" for match in named) else set()
         if given and None in named:
-            raise GraincodeError(
-                f"{self._shards[named.index(None)]}: expected train, val or test in its name, as others have; rename it"
-            )
+            shard = self._shards[named.index(None)]
+            raise GraincodeError(f"{shard}: expected train, val or test in its name, as others have; rename it")
         parts = np.array([SPLITS.index(part) if given else 0 for part in part_of_shard])[self._index["shard"]]
         train = np.flatnonzero(parts == 0)
         keys = [_sample(os.fsdecode(name))[0] for name in self._index["name"][train]]
@@ -191,10 +171,9 @@ def _write_index(shards: Sequence[Path], file: Path) -> None:
         for key, member in images.items():
             rows.append((number, member.offset_data, member.size, labels.get(key, -1)))
             names.append(os.fsencode(member.name))
-    columns = np.array(rows, dtype=np.int64).T
+    columns = dict(zip(("shard", "offset", "size", "label"), np.array(rows, dtype=np.int64).T, strict=True))
     with replacing(file) as partial:
-        np.savez(partial, name=np.array(names), **dict(zip(("shard", "offset", "size", "label"), columns, strict=True)))
-    _logger.info("%d images in %d shards were listed in %s", len(rows), len(shards), file)
+        np.savez(partial, name=np.array(names), **columns)
 
 
 def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
@@ -206,15 +185,16 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 key, extension = _sample(member.name)
                 if f".{extension}" in EXTENSIONS:
-                    if key in images:
-                        both = f"{images[key].name} and {member.name}"
-                        raise GraincodeError(f"{shard} has two images of one sample, {both}: rename one of them")
-                    images[key] = member
+                    if (other := images.setdefault(key, member)) is not member:
+                        raise GraincodeError(
+                            f"{shard} has two images of a sample: rename {other.name} or {member.name}"
+                        )
                 elif extension == "cls":
                     content = tar.extractfile(member).read()
                     if not content.strip().isdigit():
-                        found = f"{member.name} in {shard} has {content[:20]!r}"
-                        raise GraincodeError(f"{found}: expected a whole number from 0, as text")
+                        raise GraincodeError(
+                            f"{shard}: expected a whole number in {member.name}, found {content[:20]!r}"
+                        )
                     labels[key] = int(content)
             if tar.offset >= shard.stat().st_size:
                 raise tarfile.ReadError("it has no end mark, so it is cut short")
@@ -223,8 +203,5 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
     except OSError as error:
         raise file_error(shard, error) from error
     if not images:
-        extensions = " ".join(EXTENSIONS)
-        raise GraincodeError(
-            f"{shard} has no images, members that end in {extensions} after their first dot: move it away"
-        )
+        raise GraincodeError(f"{shard} has no images, members like 1{' or 1'.join(EXTENSIONS)}: move it away")
     return images, labels

@@ -20,7 +20,8 @@ from graincode.core.sequences import from_sequences
 from graincode.distributed.blocks import compile_blocks
 from graincode.generator.embedding import Conditioning, ContentHead
 from graincode.generator.transformer import Rotary, Transformer
-from graincode.sampling import AutoregressiveLogits, AutoSampler, MaskedLogits, Sampler
+from graincode.sampling import AutoSampler, Sampler
+from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
 
 
 class Generator(nn.Module, ABC):
@@ -61,52 +62,29 @@ class Generator(nn.Module, ABC):
         return None
 
     def transform(
-        self,
-        stack: Transformer,
-        tokens: Tensor,
-        slots: Tensor,
-        condition: Tensor,
-        modulations: list[Tensor] | None,
-        **more: Any,
+        self, stack: Transformer, tokens: Tensor, slots: Tensor, condition: Tensor, modulations: Any, **more: Any
     ) -> Tensor:
-        """A stack's states of (B, L, width) tokens.
-
-        Args:
-            slots: (B, L) of the tokens.
-            condition: (B, width).
-            modulations: of the condition, where they are known.
-            more: for the stack.
-        """  # fmt: skip
+        """A stack's states of (B, L, width) tokens at (B, L) slots, under a (B, width) condition and its modulations,
+        where they are known; more arguments are the stack's."""
         rotation = self.rotary(slots) if stack.rotary else None
         return stack(tokens, rotation=rotation, modulations=modulations or stack.modulations(condition), **more)
 
     @abstractmethod
     def accept(self, given: CodePrefix | CodeMask | None) -> Any:
-        """What is given of samples, as `logits` and the sampler take it.
-
-        Raises:
-            GraincodeError: it is not what this generator can keep.
-        """
+        """What is given of samples, as `logits` and the sampler take it; refuses what this generator cannot keep."""
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler draws from, for (B,) labels and what is given of each sample; under guidance for twice as
-        many labels, the second half without a class."""
+        """What the sampler draws from, for (B,) labels and what is given; under guidance for twice as many labels, the
+        second half without a class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
-        """The sampler for this generator: itself, or with the settings of an `AutoSampler` the generator's own.
-
-        Raises:
-            GraincodeError: it is for other generators, or a setting is not for this one.
-        """
+        """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses those of other generators
+        and settings that are not for this one."""
         if type(sampler) is AutoSampler:
             sampler = self.sampler(**asdict(sampler))
         fits, kind = isinstance(sampler, self.sampler), type(self).__name__
         check("sampler", sampler.name, f"auto or {self.sampler.name}, as the generator is a {kind}", fits)
-        scale, plain = sampler.guidance_scale, sampler.guidance_scale == 1
-        check("guidance_scale", scale, "1, as the generator has no classes", plain or self.classes > 0)
-        never = "1, as the generator was trained with dropout=0 of its classes, so never without one"
-        check("guidance_scale", scale, never, plain or self.conditioning.dropout > 0)
         for name, why in self.fixed(sampler).items():
             value, default = getattr(sampler, name), getattr(self.sampler, name)
             check(name, value, f"{default}, as {why}", value == default)
@@ -114,7 +92,9 @@ class Generator(nn.Module, ABC):
 
     def fixed(self, sampler: Sampler) -> dict[str, str]:
         """Settings of the sampler that must keep their defaults here, and why."""
-        return {}
+        if not self.classes:
+            return {"guidance_scale": "the generator has no classes"}
+        return {} if self.conditioning.dropout else {"guidance_scale": "dropout=0 trained it with classes alone"}
 
     def compile_sampling(self) -> None:
         """Draw samples with what torch.compile makes of the blocks, from now on; results change by rounding alone."""
@@ -146,20 +126,17 @@ class Generator(nn.Module, ABC):
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of steps that the current batch has taken.
             given: the codes of each sample that it keeps; nothing by default.
-            sampler: one that is made already, instead of settings.
             settings: of the generator's `sampler`.
         Returns:
             N valid codes, on the CPU.
         Raises:
-            GraincodeError: the generator is in training mode, a label is not one of its classes, there are none, what
-                is given is of another layout or number, or not what the generator can keep, or a setting is unknown,
-                out of range, or without effect on this generator.
+            GraincodeError: the generator is in training mode, or an argument does not fit it.
         """
         check("labels", list(labels.shape), "at least one, such as torch.zeros(1).long()", len(labels) > 0)
         self.conditioning.check(labels)
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
-            raise GraincodeError(f"codes of {len(given)} images are given for {len(labels)} samples: expected as many, "
-                                 "of this generator's layout")  # fmt: skip
+            counts = f"{len(given)} images are given for {len(labels)} samples"
+            raise GraincodeError(f"codes of {counts}: expected as many, of this generator's layout")
         given = self.accept(given)
         names = [field.name for field in fields(self.sampler)]
         for name, value in settings.items():

@@ -37,11 +37,12 @@ class KeyValueCache:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add one token's (B, heads, 1, d) keys and values, and return views of all so far, (B, heads, length, d)."""
-        found = []
-        for store, new in zip(self.layers[layer], (keys, values), strict=True):
-            store.narrow(2, self.length, 1).copy_(new)
-            found.append(store.narrow(2, 0, self.length + 1))
-        return found[0], found[1]
+        store_keys, store_values = self.layers[layer]
+        return self._extend(store_keys, keys), self._extend(store_values, values)
+
+    def _extend(self, store: Tensor, new: Tensor) -> Tensor:
+        store.narrow(2, self.length, 1).copy_(new)
+        return store.narrow(2, 0, self.length + 1)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the sequences, (N,) long and increasing, in the same memory."""

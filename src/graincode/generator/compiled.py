@@ -20,13 +20,9 @@ BUCKET = 64
 
 
 class StaticCache(KeyValueCache):
-    """A cache for compiled steps: its shapes, and all that is no tensor, change with every `BUCKET` tokens alone.
+    """A cache for compiled steps: shapes and all that is no tensor change with every `BUCKET` tokens alone.
 
-    Attention sees all buckets that are filled or begun, under a mask. Arguments are those of `KeyValueCache`.
-
-    Attributes:
-        length: (1,) long.
-        seen: tokens that attention sees, a multiple of `BUCKET`.
+    Attention sees `seen` tokens, all of the buckets that are filled or begun, under a mask; `length` is (1,) long.
     """
 
     length: Tensor
@@ -57,22 +53,16 @@ class StaticCache(KeyValueCache):
     def advance(self) -> None:
         self.length.add_(1)
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        found = []
-        for store, new in zip(self.layers[layer], (keys, values), strict=True):
-            store.index_copy_(2, self.length, new)
-            found.append(store.narrow(2, 0, self.seen))
-        return found[0], found[1]
+    def _extend(self, store: Tensor, new: Tensor) -> Tensor:
+        store.index_copy_(2, self.length, new)
+        return store.narrow(2, 0, self.seen)
 
 
 class CompiledSteps:
     """`DGiTAR.states` and `contents`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
 
     A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
-    one batch is drawn at a time.
-
-    Args:
-        model: on its device, in its precision.
+    one batch is drawn at a time; the model stays on its device and in its precision.
     """
 
     def __init__(self, model: DGiTAR) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,7 @@ class DGiTAR(Generator):
 
     A position is the region that comes next; the other cells of a region, and all positions of the last grain, are
     implied. Likelihood and sampling use one distribution, renormalised over the legal regions. The condition is added
-    to every token, and modulates the blocks of transformers with `adaln`. Tokens and next positions are normalised
-    before states are added to them, which would drown them otherwise.
+    to every token, and modulates the blocks of transformers with `adaln`.
 
     With one grain this is a decoder in raster order that is told where the next code is; without `next_position` and
     with no position layers, a plain one.
@@ -142,9 +141,6 @@ class DGiTAR(Generator):
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = Head(width, outputs) if outputs else None
         self.content_head = ContentHead(layout, width)
-        table = layout.slots()  # the grain of the token after each slot, where its region is predicted
-        following = F.pad(table.grain + table.is_end, (0, 2)).clamp(max=max(self.decided_grains - 1, 0))
-        self.register_buffer("next_grain", following, persistent=False)
         initialize(self.region_head, self.content_head)
 
     @property
@@ -160,12 +156,9 @@ class DGiTAR(Generator):
         return self.position_transformer, self.content_transformer
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
-        """Likelihood of a batch of codes, with gradients.
+        """Likelihood of a batch of codes of this layout and (B,) labels, which are unused without conditioning.
 
-        Args:
-            codes: of this layout.
-            labels: (B,) long classes; unused without conditioning.
-            rng: random numbers of this batch, for the conditioning; taken from torch's generator if not given.
+        Label dropout takes the random numbers of `rng`, or of torch's generator.
         """
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
@@ -199,44 +192,29 @@ class DGiTAR(Generator):
         return found + self.map(regions + grains.flatten(1)).sum(dim=1)
 
     def hidden_and_contents(self, targets: CodeSequences, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, L, width) that predict each token's region, and the (B, L, V) logits of its content.
-
-        Args:
-            targets: of B images.
-            condition: (B, width), see `condition`.
-        """
+        """(B, L, width) states that predict each token's region, and the (B, L, V) logits of its content."""
         slots = F.pad(targets.slots[:, :-1], (1, 0), value=self.layout.start_slot)
         contents = F.pad(targets.contents[:, :-1], (1, 0), value=self.layout.no_content)
         hidden = self.states(slots, contents, condition)
         return hidden, self.contents(hidden, slots, targets.slots, condition)
 
     def states(
-        self,
-        slots: Tensor,
-        contents: Tensor,
-        condition: Tensor,
-        modulations: list[Tensor] | None = None,
-        cache: KeyValueCache | None = None,
+        self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
         """(B, L, width) states after each token.
 
         Args:
             slots, contents: (B, L); L is 1 with a cache.
             condition: (B, width).
-            modulations: of the condition, where they are known, and cache, both of the position transformer.
+            modulations: of the condition, where they are known.
+            cache: a `KeyValueCache` of the position transformer.
         """
         stack, start = self.position_transformer, 0 if cache is None else cache.length
         tokens = normalized(self.embedding(slots, contents, start) + condition[:, None])
         return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
 
     def contents(
-        self,
-        hidden: Tensor,
-        last: Tensor,
-        slots: Tensor,
-        condition: Tensor,
-        modulations: list[Tensor] | None = None,
-        cache: KeyValueCache | None = None,
+        self, hidden: Tensor, last: Tensor, slots: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
         """(B, L, V) logits of the contents of the next tokens.
 
@@ -251,7 +229,7 @@ class DGiTAR(Generator):
         return self.content_head(states, slots)
 
     def regions_of(self, hidden: Tensor, grain: Tensor) -> Tensor:
-        """(N, width) states and their (N,) current grains to (N, R + 1) logits, by each grain's own head."""
+        """(N, R + 1) logits of (N, width) states and their (N,) current grains, by each grain's own head."""
         if self.region_head is None:
             return hidden.new_zeros(len(hidden), self.layout.num_regions + 1)
         logits = self.region_head(hidden).unflatten(1, (self.decided_grains, -1))
@@ -263,20 +241,25 @@ class DGiTAR(Generator):
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
         if isinstance(given, CodeMask):
-            raise GraincodeError("this generator draws codes in a fixed order: expected first grains, first regions or "
-                                 "a grain map to be given")  # fmt: skip
-        if self.needs_prompt and (given is None or bool((given.positions < given.sequences.is_token.sum(dim=1)).any())):
+            raise GraincodeError(
+                "this generator has a fixed order: it can be given first grains, regions or a grain map"
+            )
+        if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws contents alone: expected a grain map to be given")
         return given
 
     def compile_sampling(self) -> None:
-        """Draw samples with what torch.compile makes of whole steps, see `CompiledSteps`, from now on."""
+        """Draw samples with `CompiledSteps` from now on."""
         self.steps = CompiledSteps(self)
 
     def fixed(self, sampler: AutoregressiveSampler) -> dict[str, str]:
-        why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
-        regions = {} if self.decided_grains else {f"region_{name}": why for name in sampler.truncation("region_")}
-        return regions | ({"drop_finished": "compiled steps have batches of one size"} if self.steps else {})
+        why, found = (
+            "it is given grain maps" if self.needs_prompt else "all codes are of one grain",
+            super().fixed(sampler),
+        )
+        if not self.decided_grains:
+            found |= {f"region_{name}": why for name in sampler.truncation("region_")}
+        return found | ({"drop_finished": "compiled steps have batches of one size"} if self.steps else {})
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None
@@ -284,12 +267,7 @@ class DGiTAR(Generator):
 
 
 class CachedLogits:
-    """`AutoregressiveLogits` of a `DGiTAR` and a condition, with key/value caches.
-
-    Args:
-        model: in evaluation mode.
-        condition: (B, width), see `DGiTAR.condition`.
-    """
+    """`AutoregressiveLogits` of a `DGiTAR` in evaluation mode and a (B, width) condition, with key/value caches."""
 
     def __init__(self, model: DGiTAR, condition: Tensor) -> None:
         self.model, self.condition = model, condition
@@ -297,13 +275,15 @@ class CachedLogits:
         self.steps = model.steps or model
         self.caches = self.steps.caches(len(condition))
         self.slots = self.hidden = torch.empty(0)
+        table = model.layout.slots(condition.device)
+        self.next_grain = F.pad(table.grain + table.is_end, (0, 2))  # of the token after each slot
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         self.slots, known = slots[:, None], (self.condition, self.modulations[0], self.caches[0])
         self.hidden = self.steps.states(self.slots, contents[:, None], *known)
 
     def regions(self) -> Tensor:
-        return self.model.regions_of(self.hidden[:, 0], self.model.next_grain[self.slots[:, 0]])
+        return self.model.regions_of(self.hidden[:, 0], self.next_grain[self.slots[:, 0]])
 
     def contents(self, slots: Tensor) -> Tensor:
         known = self.condition, self.modulations[1], self.caches[1]

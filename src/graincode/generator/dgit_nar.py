@@ -18,7 +18,8 @@ from graincode.generator.base import Generator
 from graincode.generator.embedding import Conditioning, ContentHead, HeterogeneousEmbedding, initialize, normalized
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
-from graincode.sampling import MaskedSampler, RowLogits
+from graincode.sampling import MaskedSampler
+from graincode.sampling.protocol import RowLogits
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,9 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskedPredictions:
-    """Predictions of a batch.
+    """Predictions of a batch: of the masked codes, and with several grains of the masked regions.
 
     Attributes:
-        contents: of the masked codes.
-        grains: of the masked regions; None with one grain.
         counts: how many of each are masked on average, see `DGiTNAR.expected`.
         num_grains: K.
     """
@@ -63,8 +62,7 @@ class MaskedPredictions:
 
 
 class DGiTNAR(Generator):
-    """A grain transformer that fills in the grain map, and a content transformer that fills in the codes; both see
-    everything that is not masked, and no padding.
+    """Transformers that fill in the grain map and the codes; both see everything that is not masked, and no padding.
 
     Codes are tokens of content (the vector of "no content" where it is masked), position and grain, without an order.
     Regions are tokens of position and grain, or a vector for a masked one. The condition is added to every token, which
@@ -74,8 +72,8 @@ class DGiTNAR(Generator):
     Args:
         layout: the code layout.
         width: of each token.
-        embedding: without an index.
-        conditioning, grain_transformer, content_transformer: its parts, of this width; the transformers are not causal.
+        embedding, conditioning, grain_transformer, content_transformer: its parts, of this width; the embedding has no
+            index, and the transformers are not causal.
         masking: of training.
     Raises:
         GraincodeError: the parts do not fit each other or the layout.
@@ -118,13 +116,8 @@ class DGiTNAR(Generator):
         initialize(self.grain_head, self.content_head)
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> MaskedPredictions:
-        """Mask some of a batch's codes and regions, and predict them, with gradients.
-
-        Args:
-            codes: of this layout.
-            labels: (B,) long classes; unused without conditioning.
-            rng: random numbers of this batch, for masks and conditioning; torch's generator, if not given.
-        """
+        """Mask some codes and regions of a batch of this layout, and predict them, given (B,) labels, which are unused
+        without conditioning. Masks and label dropout take the random numbers of `rng`, or of torch's generator."""
         layout, condition = self.layout, self.conditioning(labels, rng)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
@@ -144,7 +137,7 @@ class DGiTNAR(Generator):
         return MaskedPredictions(contents, grains, self.expected(codes), layout.num_grains)
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
-        """How many codes, and how many regions, training masks in a batch on average."""
+        """How many codes and regions training masks in a batch on average."""
         layout = self.layout
         counts: dict[str, Tensor | float] = {"content": self.masking.expected(codes.lengths, layout.max_tokens).sum()}
         if self.grain_head is not None:
@@ -160,8 +153,7 @@ class DGiTNAR(Generator):
         Args:
             slots: (B, L), `pad_slot` behind the end, in any order.
             contents: (B, L), `no_content` where they are masked.
-            condition: (B, width).
-            modulations: of the condition, of `content_transformer`, where they are known.
+            condition, modulations: (B, width), and what `content_transformer` makes of it, where that is known.
         """
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
@@ -176,10 +168,10 @@ class DGiTNAR(Generator):
 
     def fixed(self, sampler: MaskedSampler) -> dict[str, str]:
         if self.layout.num_grains > 1:
-            return {}
+            return super().fixed(sampler)
         names = [field.name for field in fields(sampler) if field.name.startswith(sampler.other)]
-        names += ["information_weight"] + ["order"] * (sampler.order in ("coarse_first", "dense_first"))
-        return dict.fromkeys(names, "all codes are of one grain")
+        names += ["information_weight", *(["order"] if sampler.order.endswith("_first") else [])]
+        return super().fixed(sampler) | dict.fromkeys(names, "all codes are of one grain")
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
         return CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given

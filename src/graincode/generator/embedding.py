@@ -81,8 +81,7 @@ def normalized(tokens: Tensor) -> Tensor:
 
 
 class Head(nn.Linear):
-    """(..., width) states to logits, in float32 at least: halved weights are multiplied exactly, and the likeliest
-    entries do not tie."""
+    """States to logits, in float32 at least, so that in half precision the likeliest entries do not tie."""
 
     def forward(self, states: Tensor) -> Tensor:
         dtype = torch.promote_types(states.dtype, torch.float32)
@@ -90,12 +89,7 @@ class Head(nn.Linear):
 
 
 class ContentHead(Head):
-    """States to logits over the codebook of each code's grain.
-
-    Args:
-        layout: the code layout.
-        width: of the states.
-    """
+    """States to logits over the codebook of each code's grain."""
 
     def __init__(self, layout: CodeLayout, width: int) -> None:
         super().__init__(width, layout.num_entries)
@@ -123,10 +117,10 @@ def initialize(*heads: nn.Linear | None) -> None:
 
 
 class ClassConditioning(nn.Module):
-    """A learned vector for each class of the layout, and one for no class: (B,) long labels to (B, width).
+    """A learned vector for each class of the layout, and one for its `null_class`: (B,) long labels to (B, width).
 
     Args:
-        layout: with at least one class; its `null_class` is the label for no class.
+        layout: with at least one class.
         width: of each token.
         dropout: share of the labels that training replaces by the null class, in [0, 1); guidance needs some.
     """

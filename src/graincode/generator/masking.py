@@ -47,13 +47,7 @@ class InformationMasking:
         return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
     def codes(self, is_code: Tensor, density: Tensor, rng: SampleRng | None) -> Tensor:
-        """(B, L) bool, where codes are masked.
-
-        Args:
-            is_code: (B, L) bool, at least one of each image.
-            density: (B, L) in [0, 1], h.
-            rng: random numbers of this batch; torch's generator, if not given.
-        """
+        """(B, L) bool, which of the codes, (B, L) bool `is_code`, are masked, by their (B, L) densities h."""
         beta = self.beta
         if self.elastic:
             beta = beta * (2 * batch_uniforms(rng, purpose.MASK_STRENGTHS, is_code, 1) - 1)

@@ -1,4 +1,4 @@
-"""What stage 2 minimises."""
+"""Losses of stage 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from graincode.generator.dgit_nar import DGiTNAR, MaskedPredictions
 
 
 class GeneratorObjective(Protocol):
-    """What a kind of generator minimises."""
+    """The loss of a kind of generator."""
 
     def __call__(self, output: Any) -> dict[str, Term]:
         """The terms for a generator's output for a batch."""
@@ -34,8 +34,8 @@ class AutoregressiveObjective:
 
     Args:
         position_weight: None for the likelihood; otherwise >= 0, of the mean over the grains of the mean position loss
-            per decision, which is added to the mean content loss per code. As there are fewer decisions than codes, 1
-            (as published) makes positions count two or three times as much as the likelihood does.
+            per decision, added to the mean content loss per code. With 1 (as published) positions count two or three
+            times as much as in the likelihood, since there are fewer decisions than codes.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
@@ -44,10 +44,8 @@ class AutoregressiveObjective:
         self.position_weight = position_weight
 
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
-        """The terms for the likelihood of a batch, in nats.
-
-        Only reported, in bits per image: `bits_per_image`, and its parts `bits_content_g` and `bits_position_g`.
-        """
+        """The terms for the likelihood of a batch, in nats; only reported are `bits_per_image`, and its parts
+        `bits_content_g` and `bits_position_g`."""
         codes, decided = likelihood.is_code.sum(), likelihood.decided_grains
         terms = {"content": Term(likelihood.content.sum(), codes)}
         for g in range(decided):
@@ -93,10 +91,9 @@ class MaskedObjective:
     def __call__(self, predictions: MaskedPredictions) -> dict[str, Term]:
         """The terms for the predictions of a batch, in nats.
 
-        Only reported, over what was masked: loss and accuracy of the contents at each grain, `content_g` and
-        `accuracy_g`, and where up to 25, 50, 75 or 100 per cent of the image was masked, `content_at_25` and
-        `accuracy_at_25` and so on; `accuracy_grains` of the grain map. A low accuracy, such as 7 per cent, is normal:
-        many entries of a large codebook look nearly alike, and most of a masked image is not determined.
+        Only reported, over what was masked: `content_g` and `accuracy_g` of the contents at each grain, `content_at_25`
+        and `accuracy_at_25` (50, 75, 100) where up to 25 per cent of the image was masked; `accuracy_grains` of the
+        grain map. A low accuracy, such as 7 per cent, is normal: many entries of a large codebook look nearly alike.
         """
         found, grains = predictions.contents, predictions.grains
         terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}

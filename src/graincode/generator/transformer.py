@@ -81,10 +81,7 @@ class SelfAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A gated perceptron with as many parameters as one that is four times as wide as its input.
-
-    Source: "GLU Variants Improve Transformer" (Shazeer, 2020).
-    """
+    """A gated perceptron with as many parameters as one of four times the width. Source: Shazeer, 2020."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -138,8 +135,8 @@ class Transformer(nn.Module):
         mlp: "gelu", or "swiglu", which has as many parameters.
         qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
         rotary: whether they are rotated by their positions; `forward` then takes the angles.
-        adaln: whether the condition shifts, scales and gates each branch, from no effect at the start (after DiT,
-            Peebles & Xie, 2022, whose gates start closed).
+        adaln: whether the condition shifts, scales and gates each branch; without effect at first (in DiT, Peebles &
+            Xie, 2022, gates start closed).
     """
 
     def __init__(
@@ -168,10 +165,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout, *parts) for _ in range(layers))
         self.norm = _NORMS[norm](width)
         for name, parameter in self.named_parameters():
-            if name.endswith(("out.weight", "mlp.2.weight")):
-                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5)
-            elif name.endswith("weight") and parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
+            if name.endswith("weight") and parameter.ndim == 2:
+                last = name.endswith(("out.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if last else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         self.modulation = nn.Linear(width, (6 * layers + 2) * width) if adaln else None
@@ -197,13 +193,10 @@ class Transformer(nn.Module):
         modulations: list[Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """All tokens at once; or, with a cache, one token (B, 1, width) after those that it holds.
+        """(B, L, width) tokens to as many states; with a cache, one token (B, 1, width) after those that it holds.
 
         Args:
-            x: (B, L, width).
-            cache: of the tokens before.
-            rotation: of the tokens' positions, with `rotary`.
-            modulations: of the condition, with `adaln`.
+            rotation, modulations: of the tokens' positions, with `rotary`, and of the condition, with `adaln`.
             mask: (B, 1, 1 or L, L) bool, which tokens each may see; not with `causal`.
         """
         if cache is not None:

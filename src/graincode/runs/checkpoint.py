@@ -31,11 +31,7 @@ class Damaged(GraincodeError):
 class Checkpoints:
     """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`.
 
-    The state with the best objective of an evaluation stays besides the newest ones.
-
-    Args:
-        folder: where they lie; no other process may write there.
-        keep: how many of the newest stay.
+    The newest `keep` of them stay, and the one with the best evaluation. No other process may write to `folder`.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -54,7 +50,6 @@ class Checkpoints:
         """Write the state after `step` steps, unless it is there, and remove the oldest.
 
         Args:
-            step: steps done.
             state: tensors, numbers and containers of them.
             about: JSON that `state.json` keeps besides.
         Raises:
@@ -83,11 +78,7 @@ class Checkpoints:
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest state that can be read, or None; a damaged one is named, and the one before is taken.
-
-        Raises:
-            GraincodeError: there are states, and all of them are damaged, or one is of another format.
-        """
+        """The newest state that can be read, or None if there are none; a damaged one is named, and passed over."""
         for step in self.steps():
             try:
                 return read_state(self.path(step), device)
@@ -112,7 +103,7 @@ class Checkpoints:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What `state.json` of a state says; raises as `read_state` does."""
+    """What `state.json` of a state says; raises as `read_state`."""
     try:
         about = json.loads((path / "state.json").read_text())
         found = about["format"]
@@ -127,12 +118,7 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """A state, proven to be what was written.
-
-    Raises:
-        Damaged: it is not what was written.
-        GraincodeError: it is of another format.
-    """
+    """A state; raises `Damaged` if it is not what was written, and GraincodeError if it is of another format."""
     about = read_about(path)
     try:
         if sha256(path / "state.pt") != about["sha256"]:

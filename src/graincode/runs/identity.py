@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import accumulate
 from typing import Any
@@ -17,20 +17,19 @@ def identity_of(config: Mapping[str, Any], left_out: Sequence[str]) -> dict[str,
     """
 
     def matters(key: str) -> bool:
-        above: Iterator[str] = accumulate(key.split("."), "{}.{}".format)
+        above = accumulate(key.split("."), "{}.{}".format)
         return not any(fnmatch(name, pattern) for name in above for pattern in left_out)
 
     return {key: value for key, value in flatten(config).items() if matters(key)}
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "", leaves_only: bool = True) -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
+def flatten(node: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys; with `nodes`, those of the inner mappings too."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.", leaves_only)
-            if leaves_only:
-                continue
-        flat[name] = value
+        is_node = isinstance(value, Mapping) and bool(value)
+        if nodes or not is_node:
+            flat[f"{prefix}{key}"] = value
+        if is_node:
+            flat |= flatten(value, f"{prefix}{key}.", nodes)
     return flat

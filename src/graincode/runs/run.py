@@ -23,16 +23,12 @@ _LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a
 
 
 class Run:
-    """One run's directory, held by one process at a time.
-
-    A run is identified by its configuration, not by the time: the same command finds its directory again.
+    """One run's directory, held by one process at a time: within `with`, which raises if another holds it.
 
     Args:
-        path: `runs_dir/job/run_name`.
+        path: `runs_dir/job/run_name`, which the same command finds again.
         config: the resolved configuration, plain containers.
-        identity: what of it matters to the result, flattened to dotted keys.
-    Raises:
-        GraincodeError: another process holds the directory, or it belongs to a run with another identity.
+        identity: what of it matters to the result, by dotted key; a directory belongs to one identity.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -54,23 +50,16 @@ class Run:
         except Timeout:
             line = f"another process works in {self.path}: wait for it, or choose another run_name"
             raise GraincodeError(line) from None
-        try:
-            self._claim()
-            for folder in (self.path, self.path / "state", self.path / "pictures"):
-                clear_leftovers(folder)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _claim(self) -> None:
         file = self.path / "config.json"
         if not file.is_file():
             write_json(file, {"config": self.config, "identity": self.identity})
-        elif changes := self.differing(json.loads(file.read_text())["identity"]):
+        if changes := self.differing(json.loads(file.read_text())["identity"]):
+            self._lock.release()
             raise GraincodeError(
-                f"{self.path} holds a run with other settings ({changes}): choose another run_name, or the settings "
-                "of that run"
+                f"{self.path} holds a run with other settings ({changes}): choose another run_name, or those settings"
             )
+        for folder in (self.path, self.path / "state", self.path / "pictures"):
+            clear_leftovers(folder)
 
     def differing(self, before: dict[str, Any], but: Sequence[str] = ()) -> str:
         """Which settings of another run's identity differ from this one's, in words; empty if none does."""

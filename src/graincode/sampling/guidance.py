@@ -22,12 +22,11 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 class Guidance:
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
-    Computed and returned in float32, or float64 if the logits are: half precision would round the difference.
+    Computed in float32, or float64 if the logits are: half precision would round the difference.
 
     Args:
         logits: of twice the batch: first all samples with their condition, then all without.
-        scale: 1 is the conditional model; more exaggerates the condition.
-        schedule: one of `SCHEDULES`.
+        scale, schedule: of guidance; a scale of 1 is the conditional model.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """

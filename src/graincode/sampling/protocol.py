@@ -16,22 +16,18 @@ class AutoregressiveLogits(Protocol):
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
         """Take in the last token, (B,) slots and contents."""
-        ...
 
     def regions(self) -> Tensor:
-        """(B, R + 1) logits of the region that comes next; the last is the end of the grain.
+        """(B, R + 1) logits of the region that comes next, or the end of the grain; not called where all are implied.
 
-        Not called where all regions are implied. Illegal regions need not be masked.
+        Illegal regions need not be masked.
         """
-        ...
 
     def contents(self, slots: Tensor) -> Tensor:
         """Given the (B,) slots of the next token, the (B, V) logits of its content."""
-        ...
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the samples, (N,) long rows of those so far, increasing."""
-        ...
 
 
 class MaskedLogits(Protocol):
@@ -39,7 +35,6 @@ class MaskedLogits(Protocol):
 
     def grains(self, grains: Tensor) -> Tensor:
         """(B, R) grains of the regions, K where they are masked, to (B, R, K) logits; not called with one grain."""
-        ...
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
         """The logits of the contents at N of all positions.
@@ -49,4 +44,3 @@ class MaskedLogits(Protocol):
             contents: (B, L), the layout's `no_content` where they are masked, and behind the end.
             at: (B, L) bool, the N positions, which are rows of the logits image by image.
         """
-        ...

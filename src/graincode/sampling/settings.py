@@ -42,8 +42,8 @@ class AutoSampler:
     guidance_scale: float = 1.0
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
 
-    name: ClassVar[str] = "auto"
-    other: ClassVar[str] = ""
+    name: ClassVar[str] = "auto"  # in configurations
+    other: ClassVar[str] = ""  # prefix of temperature and truncation of what is drawn besides contents
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,12 +61,7 @@ class AutoSampler:
 
 
 class Sampler(AutoSampler, ABC):
-    """Draws codes from a function that returns logits.
-
-    Attributes:
-        name: of the sampler in configurations.
-        other: prefix of temperature and truncation of what it draws besides contents.
-    """
+    """Draws codes from a function that returns logits."""
 
     @abstractmethod
     def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
@@ -81,15 +76,12 @@ class Sampler(AutoSampler, ABC):
         on_step: Callable[[int], None] = lambda _: None,
         given: Any = None,
     ) -> CodeSequences:
-        """Draw one image's codes for each row of random numbers.
+        """Draw one image's codes for each row of random numbers, as sequences that `from_sequences` takes.
 
         Args:
-            logits: the model, with whatever it is conditioned on; under guidance, for the batch with its condition and
-                then again without.
+            logits: the conditioned model; under guidance, for the batch with its condition and then again without.
             layout: of the codes.
             uniforms: (B, *numbers(layout)) in [0, 1).
             on_step: called with the number of steps taken so far, for a progress bar.
-            given: what each sample keeps; the rest is drawn with the numbers of its own positions.
-        Returns:
-            sequences that `from_sequences` takes.
+            given: what each sample keeps.
         """

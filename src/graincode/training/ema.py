@@ -16,12 +16,8 @@ from graincode.distributed.hardware import Machine, full_state
 class AveragedWeights:
     """The exponential moving average of a module's parameters; buffers are copied: a codebook is an average already.
 
-    At step n the decay is 1 - n^(-2/3), until that exceeds `decay`.
-
-    Args:
-        plain: the whole module, which shares its tensors with the one that is trained unless that is sharded.
-        decay: of the average, in [0, 1); 0: there is none, and the trained weights themselves are used.
-        machine: that they are on.
+    At step n the decay is 1 - n^(-2/3), until that exceeds `decay`; with 0 the trained weights themselves are used.
+    `plain` is the whole module, which shares its tensors with the one that is trained unless that is sharded.
     """
 
     def __init__(self, plain: nn.Module, decay: float, machine: Machine) -> None:

@@ -28,12 +28,8 @@ TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for
 class TrainableGenerator(Trainable):
     """A generator with its objective.
 
-    Args:
-        module: the generator.
-        objective: of its kind.
-        typical: counts of the objective's terms for a typical image, by which losses are then divided instead of the
-            batch's own. Where batches are sorted by length, means over each of them would make a code of a short image
-            count more than one of a long image.
+    Where batches are sorted by length, a mean over each of them would make a code of a short image count more than one
+    of a long image. So losses are then divided by the counts of a `typical` image instead of the batch's own.
     """
 
     name = "generator"
@@ -62,15 +58,11 @@ class TrainableGenerator(Trainable):
 
 
 class GeneratorStage:
-    """Codes and a generator.
+    """Codes to train on and to evaluate on, and a generator.
 
     Args:
-        module: the generator.
-        objective: of its kind.
-        dataset: codes to train on.
-        validation: codes to evaluate on.
         tokenizer: that made the codes, for pictures alone; None shows codes only.
-        bucketing_window: steps whose batches get similar lengths; 1: each step keeps its own images.
+        bucketing_window: steps within which batches get similar lengths; 1: each step keeps its own images.
     """
 
     def __init__(

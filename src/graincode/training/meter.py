@@ -19,27 +19,27 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._histograms: dict[str, Tensor] = {}
+        self._sums: dict[str, dict[str, Tensor]] = {"terms": {}, "histograms": {}}
 
     def add(self, terms: Mapping[str, Term], weight: float = 1.0) -> None:
         """Take in one batch's terms; with a weight of 0, their names alone."""
         for name, term in terms.items():
             total = term.total.detach().double()
-            pair = torch.stack([total, as_count(term.count, total)]) * weight
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            self._add("terms", name, torch.stack([total, as_count(term.count, total)]) * weight)
 
     def add_histograms(self, histograms: Mapping[str, Tensor]) -> None:
         """Take in (V,) counts of what one batch chose among V things."""
         for name, counts in histograms.items():
-            counts = counts.double()
-            self._histograms[name] = self._histograms[name] + counts if name in self._histograms else counts
+            self._add("histograms", name, counts.double())
+
+    def _add(self, kind: str, name: str, values: Tensor) -> None:
+        self._sums[kind][name] = self._sums[kind].get(name, 0) + values
 
     def flush(self) -> dict[str, float]:
         """The means since the last flush, and of each histogram the share of things chosen and the perplexity."""
         state = self.state()
-        self._sums, self._histograms = {}, {}
-        means = {name: float(total / max(count, 1)) for name, (total, count) in state["sums"].items()}
+        self._sums = {kind: {} for kind in self._sums}
+        means = {name: float(total / max(count, 1)) for name, (total, count) in state["terms"].items()}
         for name, counts in state["histograms"].items():
             frequencies = counts / counts.sum().clamp(min=1)
             means[f"{name}_usage"] = float((counts > 0).double().mean())
@@ -48,18 +48,14 @@ class Meter:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What was taken in since the last flush, on all processes together, on the CPU."""
-        parts = {"sums": self._sums, "histograms": self._histograms}
-        tensors = [tensor for part in parts.values() for tensor in part.values()]
+        tensors = [tensor for kept in self._sums.values() for tensor in kept.values()]
         if not tensors:
-            return {name: {} for name in parts}
-        joined = collectives.sum_(torch.cat([tensor.flatten() for tensor in tensors])).cpu()
-        pieces = iter(joined.split([tensor.numel() for tensor in tensors]))
-        return {name: {key: next(pieces) for key in part} for name, part in parts.items()}
+            return {kind: {} for kind in self._sums}
+        joined = collectives.sum_(torch.cat(tensors)).cpu()
+        pieces = iter(joined.split([len(tensor) for tensor in tensors]))
+        return {kind: {name: next(pieces) for name in kept} for kind, kept in self._sums.items()}
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
         """The inverse of `state`: what all processes had taken in counts once, on process 0."""
         share = 1.0 if collectives.is_main() else 0.0
-        self._sums, self._histograms = (
-            {key: tensor.double().to(device) * share for key, tensor in state[name].items()}
-            for name in ("sums", "histograms")
-        )
+        self._sums = {kind: {name: t.to(device) * share for name, t in kept.items()} for kind, kept in state.items()}

@@ -43,14 +43,8 @@ class EarlyRead:
 
 
 class FiniteNumbers:
-    """Keeps every step's terms and gradient norms, and checks once per logging interval that all are finite.
-
-    Args:
-        file: where to write what is known when they are not.
-        modules: that train, by name.
-        schedule: of the batches.
-        checkpoints: of the run.
-    """
+    """Keeps every step's terms and gradient norms, and checks once per logging interval that all are finite; where
+    they are not, what is known is written to `file`."""
 
     def __init__(
         self, file: Path, modules: Mapping[str, nn.Module], schedule: Schedule, checkpoints: Checkpoints
@@ -65,11 +59,7 @@ class FiniteNumbers:
         self._values.append(torch.stack([value.reshape(()) for value in values.values()]))
 
     def check(self) -> None:
-        """Stop all processes if a value since the last check was not finite on any of them.
-
-        Raises:
-            GraincodeError: the file then has the step's images, the values before it, and which weights are affected.
-        """
+        """Raise on all processes if a value since the last check was not finite on any of them."""
         if not self._labels:
             return
         labels, values = self._labels, torch.cat(self._values).cpu()
@@ -98,13 +88,8 @@ class FiniteNumbers:
 
 
 class Speed:
-    """How fast training is, of all processes together; its user counts `steps`, and seconds `waited` for data.
-
-    Args:
-        machine: that it runs on.
-        items: in each step.
-        flops: of one item, forward and backward.
-    """
+    """How fast training is, of all processes together, with `items` in each step and `flops` of each, forward and
+    backward; the loop counts `steps`, and seconds `waited` for data."""
 
     def __init__(self, machine: Machine, items: int, flops: float) -> None:
         self._machine, self._items, self._flops = machine, items, flops
@@ -115,11 +100,7 @@ class Speed:
         self._began, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def metrics(self, tokens: float | None) -> dict[str, float]:
-        """Metrics of the interval, which ends; the device has just been waited for.
-
-        Args:
-            tokens: of the mean item, without padding; None where items are no sequences.
-        """
+        """Metrics of the interval, which ends; the device was just waited for. `tokens`: of the mean item, if any."""
         seconds = time.perf_counter() - self._began
         rate = self._items * self.steps / seconds
         found = {
@@ -142,11 +123,7 @@ class Speed:
 
 
 def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse to go on when processes that should hold the same weights do not, to the last bit.
-
-    Raises:
-        GraincodeError: naming the first tensor that differs.
-    """
+    """Raise if processes that should hold the same weights do not, to the last bit."""
     every = [(f"{name}.{key}", t) for name, module in modules.items() for key, t in module.state_dict().items()]
     whole = {name: tensor for name, tensor in every if not isinstance(tensor, DTensor)}
     if collectives.count() == 1 or not whole:

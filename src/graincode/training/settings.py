@@ -10,16 +10,11 @@ from graincode.core.errors import check
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long to train, and how often to look, evaluate and save; all in steps.
+    """How long to train, and how often to look, evaluate and save; all in steps (see conf/trainer).
 
     Attributes:
         batch_size: items in each step, of all processes and micro-batches together.
-        clip_grad_norm: limit of the gradients' norm; 0: none.
-        ema_decay: of the averaged weights that are evaluated and exported; 0: the trained ones themselves.
-        eval_images: of the validation split, at each evaluation.
-        keep_checkpoints: how many of the newest states stay, besides the best.
-        resume: "auto" goes on where this run stands, "never" refuses if it stands anywhere, and the path of a state of
-            another run starts from it.
+        resume: "auto", "never", or the path of a state of another run to start from.
         export: the "last" weights, or those of the "best" evaluation.
     """
 
@@ -45,11 +40,6 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class GeneratorTrainerConfig(TrainerConfig):
-    """The same for codes, whose number differs from image to image.
-
-    Attributes:
-        bucketing_window: steps within which batches get similar lengths; 1: each step keeps its own images, sorted, so
-            that micro-batches pad less.
-    """
+    """The same for codes, with the steps within which batches get similar lengths; 1: each keeps its own images."""
 
     bucketing_window: int = 1

@@ -78,18 +78,12 @@ class TrainableDiscriminator(Trainable):
 
 
 class TokenizerStage:
-    """Images and a tokenizer.
+    """Images to train on and to evaluate on, and a tokenizer.
 
     Args:
-        module: the tokenizer.
-        objective: of its reconstructions.
-        adversary: a discriminator, or None.
-        dataset: to train on.
-        validation: to evaluate on.
         augmentation: of the images that are trained on.
         workers: processes that load images for evaluation.
-        calibration: gives batches of training images, this process's share of them; for thresholds that follow the
-            weights.
+        calibration: gives batches of training images, this process's share, for thresholds that follow the weights.
     """
 
     windows = None

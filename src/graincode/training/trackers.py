@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -56,10 +57,7 @@ class RunLog:
         folder: of the run.
         step: steps done before; lines of later ones, left by an interrupted run, are dropped.
         evaluated: whether the evaluation after that step, if any, is done; if not, its line is dropped too.
-        settings: what to write besides log.jsonl.
-        config: of the run, for the tracker.
-    Raises:
-        GraincodeError: the tracker is not installed.
+        settings, config: of the run.
     """
 
     def __init__(
@@ -128,8 +126,6 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's log, in order; a last line that was cut off is left out."""
     file, lines = folder / "log.jsonl", []
     for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
+        with suppress(ValueError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
     return lines
