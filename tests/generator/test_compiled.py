@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from strategies import LAYOUTS
-from test_dgit_ar import VARIANTS, WIDTH, labels_for, make
+from helpers_generators import MODERN, WIDTH, labels_for, make_ar
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.generator import (
     ClassConditioning,
     DGiTNAR,
@@ -18,7 +18,8 @@ from graincode.generator import (
 )
 from graincode.generator.compiled import StaticCache
 
-BUCKET = 32
+BUCKET = 16
+SMALL = CodeLayout((32, 32), ((16, 16), (8, 8)), 256, 10)
 
 
 @pytest.fixture
@@ -32,10 +33,11 @@ def compiler(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("variant", "guidance"), [("plain", 1.0), ("modern", 2.0)])
-def test_steps_of_fixed_shapes_draw_the_same_samples(variant, guidance, compiler):
-    layout = LAYOUTS[2]
-    model, labels = make(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 7)
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "guidance"), [({}, 1.0), (MODERN, 2.0)], ids=["plain", "modern"])
+def test_steps_of_fixed_shapes_draw_the_same_samples(block, guidance, compiler):
+    layout = SMALL
+    model, labels = make_ar(layout, dtype=torch.float64, layers=(1, 1), block=block), labels_for(layout, 7)
     sample = partial(model.sample, labels, batch_size=4, guidance_scale=guidance)
     eager, other = sample(), sample(seed=1)
     model.compile_sampling()
@@ -49,8 +51,9 @@ def test_steps_of_fixed_shapes_draw_the_same_samples(variant, guidance, compiler
         sample(drop_finished=True)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_fill_in_the_same_samples(compiler):
-    layout = LAYOUTS[2]
+    layout = SMALL
     torch.manual_seed(0)
     model = DGiTNAR(
         layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from helpers_generators import MODERN, labels_for, make_ar
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import LAYOUTS, random_codes, random_grains
+
+from graincode.core.errors import GraincodeError
+from graincode.core.prompts import CodePrefix
+from graincode.core.rng import uniforms
+from graincode.core.sequences import from_sequences, to_sequences
+from graincode.sampling import AutoregressiveSampler
+from graincode.sampling import autoregressive as sampling
+
+
+class Indifferent:
+    """Logits that do not depend on anything, plus an inclination towards the end of a grain."""
+
+    def __init__(self, layout, end):
+        self.layout, self.end = layout, end
+
+    def take(self, slots, contents):
+        self.count = len(slots)
+
+    def regions(self):
+        logits = torch.zeros(self.count, self.layout.num_regions + 1)
+        logits[:, -1] = self.end
+        return logits
+
+    def contents(self, slots):
+        return torch.zeros(len(slots), self.layout.codebook_size)
+
+
+@given(st.sampled_from(LAYOUTS), st.integers(0, 2**31), st.floats(-8, 8))
+@settings(max_examples=60, deadline=None)
+def test_draws_from_the_legality_mask_tile_the_image(layout, seed, end):
+    numbers = uniforms(seed, range(5), layout.max_tokens, 2)
+    codes = from_sequences(AutoregressiveSampler()(Indifferent(layout, end), layout, numbers))
+    assert len(codes) == 5  # from_sequences refuses what does not tile
+
+
+def test_every_grain_map_can_be_drawn():
+    layout = LAYOUTS[5]
+    numbers = uniforms(0, range(6000), layout.max_tokens, 2)
+    grains = from_sequences(AutoregressiveSampler()(Indifferent(layout, 0.0), layout, numbers)).grains
+    assert {tuple(row) for row in grains.flatten(1).tolist()} == {
+        (a, b, c, d) for a in range(3) for b in range(3) for c in range(3) for d in range(3)
+    }
+
+
+def test_every_cell_of_every_grid_can_be_drawn():
+    layout = LAYOUTS[5]
+    codes = make_ar(layout).sample(torch.zeros(300, dtype=torch.long), batch_size=300)
+    for g in range(layout.num_grains):
+        assert layout.cells_at(codes.grains, g).any(dim=0).all(), f"grain {g}"
+
+
+def test_greedy_and_truncated_sampling():
+    layout = LAYOUTS[2]
+    model, labels = make_ar(layout), labels_for(layout, 6)
+    greedy = model.sample(labels, seed=1, batch_size=6, top_k=1, region_top_k=1)
+    assert torch.equal(greedy.indices, model.sample(labels, seed=2, batch_size=6, top_k=1, region_top_k=1).indices)
+    for name, value in (
+        ("temperature", 0), ("top_k", -1), ("region_top_k", -1), ("top_p", 0), ("region_top_p", 1.5), ("min_p", 1),
+        ("region_min_p", -0.1), ("guidance_schedule", "late"),
+    ):  # fmt: skip
+        with pytest.raises(GraincodeError, match=rf"^{name}={value}: expected"):
+            model.sample(labels, **{name: value})
+    likely = model.sample(labels, seed=1, batch_size=6, min_p=1 - 1e-9, region_min_p=1 - 1e-9)
+    assert torch.equal(likely.indices, greedy.indices)
+
+
+@pytest.mark.parametrize("drop_finished", [False, True])
+def test_how_often_a_sampler_looks_whether_it_is_done_changes_nothing(drop_finished, monkeypatch):
+    layout = LAYOUTS[2]
+    model, labels = make_ar(layout, dtype=torch.float64), labels_for(layout, 24)
+    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
+    given, drawn, steps = CodePrefix.of_grains(codes, 1), [], []
+    for every in (1, 16):
+        monkeypatch.setitem(sampling._CHECK_EVERY, "cpu", every)
+        drawn.append(
+            model.sample(labels, batch_size=24, given=given, drop_finished=drop_finished, on_step=steps.append)
+        )
+    assert torch.equal(drawn[0].indices, drawn[1].indices)
+    assert torch.equal(drawn[0].grains, drawn[1].grains)
+    looked = steps.index(1, 1)  # where the second call begins
+    assert steps[looked - 1] < steps[-1]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("block", [{}, MODERN], ids=["plain", "modern"])
+def test_dropping_finished_samples_changes_none(block, guidance):
+    layout = LAYOUTS[2]
+    model, labels = make_ar(layout, dtype=torch.float64, block=block), labels_for(layout, 24)
+    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
+    given = CodePrefix.of_grains(codes, 1)  # three of four are all coarse, and complete early
+    batches = []
+    step = model.position_transformer.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
+    kept = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given)
+    everything = sum(batches)
+    batches.clear()
+    dropped = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given, drop_finished=True)
+    step.remove()
+    assert torch.equal(dropped.indices, kept.indices)
+    assert torch.equal(dropped.grains, kept.grains)
+    assert sum(batches) < everything
+
+
+def test_what_is_given_is_kept_and_the_rest_is_drawn():
+    layout = LAYOUTS[5]
+    model, labels = make_ar(layout, dtype=torch.float64), labels_for(layout, 6)
+    codes = random_codes(layout, random_grains(layout, 6))
+    nothing = model.sample(labels, batch_size=4)
+    assert torch.equal(
+        model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, 0)).indices, nothing.indices
+    )
+    whole = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, layout.num_grains))
+    assert torch.equal(whole.indices, codes.indices)
+    for count in range(1, layout.num_grains):
+        drawn = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(codes, count))
+        coarse = codes.grains < count
+        assert torch.equal(drawn.grains < count, coarse)
+        assert torch.equal(drawn.grains[coarse], codes.grains[coarse])
+        cells = layout.expand(coarse, 0)
+        assert torch.equal(drawn.indices[cells], codes.indices[cells])
+        assert not torch.equal(drawn.indices[~cells], codes.indices[~cells])
+    for count in (1, layout.num_regions // 2, layout.num_regions):
+        prefix = CodePrefix.of_regions(codes, count)
+        again = to_sequences(model.sample(labels, batch_size=4, given=prefix))
+        for row, length in enumerate(prefix.lengths.tolist()):
+            assert torch.equal(again.slots[row, :length], prefix.sequences.slots[row, :length])
+            assert torch.equal(again.contents[row, :length], prefix.sequences.contents[row, :length])
+        known = prefix.sequences.slots.clamp(max=layout.num_slots - 1)
+        kept = torch.arange(known.shape[1]) < prefix.lengths[:, None]
+        regions = layout.slots().region[known].masked_fill(~(kept & prefix.sequences.is_code), -1)
+        assert all(len(set(row.tolist()) - {-1}) == count for row in regions)
+    with pytest.raises(GraincodeError, match="grains=4: expected 0 to 3"):
+        CodePrefix.of_grains(codes, 4)
+    with pytest.raises(GraincodeError, match="codes of 6 images are given for 2 samples"):
+        model.sample(labels[:2], given=prefix)
+
+
+def test_the_sampler_tells_how_many_tokens_it_has_drawn():
+    layout, steps = LAYOUTS[1], []
+    make_ar(layout).sample(labels_for(layout, 2), batch_size=2, on_step=steps.append)
+    assert steps == list(range(1, layout.max_tokens + 1))
