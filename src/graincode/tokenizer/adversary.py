@@ -46,10 +46,8 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[2:]) < self._smallest:
-            raise GraincodeError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels: a discriminator of so many layers takes "
-                f"{self._smallest} or more; fewer layers take smaller ones"
-            )
+            size = f"{images.shape[2]} x {images.shape[3]}"
+            raise GraincodeError(f"images of {size} pixels: such a discriminator takes {self._smallest} or more")
         return self.layers(images)
 
 
@@ -57,9 +55,8 @@ class Adversary(nn.Module):
     """A discriminator and the adaptive weight of its loss in the tokenizer's.
 
     The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last
-    layer, both of the whole global batch, and at most `max_weight`. It is the one of the step before: the gradients of
-    a whole batch are known only when its last micro-batch has been seen on all processes, so that any other weight
-    would depend on how the batch was divided.
+    layer, at most `max_weight`. Both are of the whole global batch of the step before: those of this step are known
+    only when its last micro-batch has been seen, and any other weight would depend on how the batch was divided.
 
     Args:
         discriminator: (B, 3, H, W) to logits.
@@ -67,8 +64,7 @@ class Adversary(nn.Module):
         ramp_steps: warm-up steps of that loss, over which its weight rises from 0.
         weight: of the adversarial loss, times the adaptive weight.
         max_weight: of the adaptive weight.
-        lecam: weight of the LeCam regulariser in the discriminator's loss, whose running averages of logits are those
-            after the step before, for the same reason; 0: none.
+        lecam: weight of the LeCam regulariser in the discriminator's loss, by averages up to the step before; 0: none.
     Source: VQGAN (Esser et al., 2021), eq. 7; the clamp is DQ-VAE's; LeCam: see `core.losses.lecam`.
     """
 
@@ -85,15 +81,10 @@ class Adversary(nn.Module):
         lecam: float = 0.0,
     ) -> None:
         super().__init__()
-        settings = {
-            "start_step": start_step, "ramp_steps": ramp_steps, "weight": weight, "max_weight": max_weight,
-            "lecam": lecam,
-        }  # fmt: skip
-        for name, value in settings.items():
-            check(name, value, "0 or more", value >= 0)
-        self.discriminator = discriminator
-        self.start_step, self.ramp_steps, self.weight, self.max_weight = start_step, ramp_steps, weight, max_weight
-        self.lecam = lecam
+        self.discriminator, self.start_step, self.ramp_steps = discriminator, start_step, ramp_steps
+        self.weight, self.max_weight, self.lecam = weight, max_weight, lecam
+        for name in ("start_step", "ramp_steps", "weight", "max_weight", "lecam"):
+            check(name, getattr(self, name), "0 or more", getattr(self, name) >= 0)
         self.register_buffer("adaptive", torch.zeros(()))
         self.register_buffer("averages", torch.zeros(3))
 

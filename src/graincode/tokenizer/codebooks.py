@@ -35,8 +35,6 @@ class _LearnedQuantizer(Quantizer):
     The loss is reported as what it measures, the mean square of p - e, whatever w is.
     """
 
-    library: nn.Module
-
     def __init__(self, codebook_size: int, codebook_weight: float) -> None:
         super().__init__(codebook_size)
         check("codebook_weight", codebook_weight, "a number above 0, or the codebook never learns", codebook_weight > 0)
@@ -63,8 +61,7 @@ class SimVQuantizer(_LearnedQuantizer):
     """A frozen random codebook under one learned linear map, so that every entry moves with those that are in use.
 
     Args:
-        codebook_size: number of entries V.
-        code_dim: dimension D.
+        codebook_size, code_dim: as of `Quantizer`.
         codebook_weight: of the codebook's term relative to the commitment's; 4 is the published 1 : 0.25.
     Source: SimVQ (Zhu et al., 2024), arXiv 2411.02038.
     """
@@ -77,12 +74,10 @@ class SimVQuantizer(_LearnedQuantizer):
 class CosineQuantizer(_LearnedQuantizer):
     """A low-dimensional codebook on the unit sphere: the entry at the smallest angle is chosen.
 
-    Vectors are projected to few dimensions and normalised, entries are normalised, and what was chosen is projected
-    back. `initialize` sets the entries to projected vectors of training images.
+    Vectors are projected to few dimensions and normalised, and the normalised entry is projected back.
 
     Args:
-        codebook_size: number of entries V.
-        code_dim: dimension D of the vectors.
+        codebook_size, code_dim: as of `Quantizer`.
         projected_dim: dimension of the codebook, 2 or more; without projections if it is D.
         codebook_weight: of the codebook's term relative to the commitment's; 4 is the published 1 : 0.25.
     Source: ViT-VQGAN (Yu et al., 2021), arXiv 2110.04627, section 3.2.
@@ -92,9 +87,8 @@ class CosineQuantizer(_LearnedQuantizer):
         super().__init__(codebook_size, codebook_weight)
         check("projected_dim", projected_dim, "2 or more", projected_dim >= 2)  # a line has but two directions
         self.library = _library().VectorQuantize(
-            dim=code_dim, codebook_size=codebook_size, codebook_dim=projected_dim, learnable_codebook=True,
-            ema_update=False,
-        )  # fmt: skip
+            code_dim, codebook_size, codebook_dim=projected_dim, learnable_codebook=True, ema_update=False
+        )
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
@@ -166,8 +160,8 @@ class LFQuantizer(_ScalarQuantizer):
     `Quantized.error` is, for each code, the mean square of x - sign(x), plus `entropy_weight` times
     H(p) - `diversity` C(p, q): the entropy of p = softmax(2 <x, codes> / temperature) falls, so that choices are clear,
     and the cross entropy to the average choice q rises, so that they differ. The published second term is the entropy
-    of the batch's average, which is no sum over codes. Here q runs along, from the updates before; if q were the
-    batch's average, both would have the same gradient. V numbers are computed for each code in training.
+    of the batch's average, which is no sum over codes; with that average for q, both would have the same gradient.
+    Here q runs along, from the updates before.
 
     Args:
         codebook_size: number of codes V, a power of two.
@@ -183,14 +177,9 @@ class LFQuantizer(_ScalarQuantizer):
     average: Tensor
 
     def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        temperature: float = 0.1,
-        decay: float = 0.9,
-    ) -> None:
+        self, codebook_size: int, code_dim: int, entropy_weight: float = 0.1, diversity: float = 1.0,
+        temperature: float = 0.1, decay: float = 0.9,
+    ) -> None:  # fmt: skip
         super().__init__(codebook_size)
         bits = codebook_size.bit_length() - 1
         check("codebook_size", codebook_size, "a power of two, from 2", codebook_size == 2**bits and bits > 0)

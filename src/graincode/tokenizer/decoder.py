@@ -18,13 +18,8 @@ _WAVES = (torch.sin, torch.cos)
 
 
 class PositionSignal(nn.Module):
-    """Fourier features of row and column, projected, plus a learned vector per row and per column.
-
-    Args:
-        grid: (rows, columns) of the map that it is added to.
-        dim: channels of the map.
-        frequencies: octaves of the Fourier features, per axis.
-    """
+    """Adds projected Fourier features of row and column, and a learned vector per row and per column, to a map of
+    `grid` cells and `dim` channels."""
 
     def __init__(self, grid: tuple[int, int], dim: int, frequencies: int = 4) -> None:
         super().__init__()
@@ -50,20 +45,14 @@ class GrainDecoder(nn.Module):
         code_dim: dimension D of the codes.
         expand: let a coarse code become one vector for each finest cell that it covers (a learned linear map, added to
             the repeated code) instead of repeating it.
-        coarse_blocks: residual blocks of each grain but the finest, on its own grid, before its codes are laid on the
-            finest one.
+        coarse_blocks: residual blocks of each grain but the finest, on its own grid.
         grain_embedding: add a learned vector of each cell's grain, if there are several.
     """
 
     def __init__(
-        self,
-        layout: CodeLayout,
-        size: TrunkSize,
-        code_dim: int,
-        expand: bool = False,
-        coarse_blocks: int = 0,
+        self, layout: CodeLayout, size: TrunkSize, code_dim: int, expand: bool = False, coarse_blocks: int = 0,
         grain_embedding: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layout, self.patch, path = layout, size.patch, size.path(layout)
         path = path[: path.index(layout.grains[-1]) + 1]
@@ -101,13 +90,11 @@ class GrainDecoder(nn.Module):
         self.norm, self.last = norm(width), nn.Conv2d(width, 3 * size.patch**2, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor], grains: Tensor) -> Tensor:
-        """Codes to images.
+        """Images (B, 3, H, W), about [-1, 1] but not clamped, of codes.
 
         Args:
             maps: K maps (B, D, h_g, w_g) of code vectors, coarsest first, zero where a grain has no code.
             grains: (B, H0, W0) grain maps.
-        Returns:
-            (B, 3, H, W) images, about [-1, 1], not clamped.
         """
         x, (rows, columns) = maps[-1], self.layout.grids[-1]
         for g, codes in enumerate(maps[:-1]):

@@ -23,18 +23,15 @@ class Probe:
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        encode: gives K feature maps (B, D, h_g, w_g), coarsest first.
+        encode: gives `features`.
         measure: features and a grain to what `error_at` gives.
         rng: random numbers of this batch, in training.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        encode: Callable[[], list[Tensor]],
-        measure: Callable[[list[Tensor], int], Tensor],
+        self, images: Tensor, encode: Callable[[], list[Tensor]], measure: Callable[[list[Tensor], int], Tensor],
         rng: SampleRng | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.images, self.rng = images, rng
         self._encode, self._measure = encode, measure
         self._errors: dict[int, Tensor] = {}
@@ -45,8 +42,7 @@ class Probe:
         return self._encode()
 
     def error_at(self, grain: int) -> Tensor:
-        """(B, H0, W0), the mean squared error of each region, of pixels in [-1, 1], if all regions were coded at this
-        grain; without gradients. It is measured once."""
+        """(B, H0, W0) mean squared error of pixels in [-1, 1] if all regions had this grain; without gradients."""
         if grain not in self._errors:
             self._errors[grain] = self._measure(self.features, grain)
         return self._errors[grain]

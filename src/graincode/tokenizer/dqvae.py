@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -75,17 +76,15 @@ class DQVAE(nn.Module):
         """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients.
 
         Args:
-            images: of the layout's size.
-            ratios: as in `tokenize`.
+            images, ratios: as in `tokenize`.
             rng: random numbers of this batch; taken from torch's generator if not given.
         """
         probe = self.probe(images, rng)
         features = probe.features  # before the router, which may ask for them without gradients
         routing = self.router(probe, ratios)
         if routing.gates is not None:
-            features = [
-                feature * self._upsampled(routing.gates, g)[:, None].to(feature) for g, feature in enumerate(features)
-            ]
+            cells = zip(features, self.layout.region_cells, strict=True)
+            features = [x * _upsampled(routing.gates, *size)[:, None].to(x) for x, size in cells]
         vectors = gather_cells(features, routing.grains, self.layout)
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         vectors = vectors + 0 * sum(feature.sum() for feature in features)
@@ -100,9 +99,7 @@ class DQVAE(nn.Module):
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
         """(B, 3, H, W) images as a router asks about them."""
         # without a reference to itself, which would keep its features for the garbage collector
-        return Probe(
-            images, lambda: self.encoder(images), lambda features, grain: self._error_at(images, features, grain), rng
-        )
+        return Probe(images, lambda: self.encoder(images), partial(self._error_at, images), rng)
 
     def route(self, images: Tensor, ratios: Ratios | None = None) -> Routing:
         """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""
@@ -122,12 +119,9 @@ class DQVAE(nn.Module):
             GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
                 and psnr are given.
         """
-        expected = (3, *self.layout.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise GraincodeError(
-                f"images of shape {tuple(images.shape)}: expected (batch, {', '.join(map(str, expected))}) in [-1, 1]; "
-                "resize the images"
-            )
+        shape, (height, width) = tuple(images.shape), self.layout.image_size
+        if shape[1:] != (3, height, width):
+            raise GraincodeError(f"images of shape {shape}: expected (batch, 3, {height}, {width}); resize the images")
         both = psnr is not None and ratios is not None
         check("psnr", psnr, "null where ratios are given: one follows from the other", not both)
         check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
@@ -187,29 +181,24 @@ class DQVAE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[Tensor], rng: SampleRng) -> None:
-        """Start the codebooks from the encoder's vectors of the first training images, at all grains.
+        """Start the codebooks from the encoder's vectors of training images, until each entry has four of the coarsest.
 
         Args:
-            batches: of training images; as many are taken as give four vectors for each entry, or all.
+            batches: of (B, 3, H, W) images.
             rng: random numbers for the images of all batches, in order.
         """
         layout, start = self.layout, 0
-        vectors: list[list[Tensor]] = [[] for _ in layout.grains]
-        keys: list[list[Tensor]] = [[] for _ in layout.grains]
+        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layout.grains]  # vectors and keys
         for images in batches:
             part = SampleRng(rng.seed, rng.sample_ids[start : start + len(images)].to(images.device))
             for g, (feature, key) in enumerate(zip(self.encoder(images), self._keys(part), strict=True)):
-                vectors[g].append(feature.permute(0, 2, 3, 1).flatten(0, 2))
-                keys[g].append(key.flatten())
+                found[g].append((feature.permute(0, 2, 3, 1).flatten(0, 2), key.flatten()))
             start += len(images)
-            if sum(map(len, vectors[0])) >= 4 * layout.codebook_size:
+            if sum(len(vectors) for vectors, _ in found[0]) >= 4 * layout.codebook_size:
                 break
         for index, quantizer in enumerate(self.quantizers):
             own = [index] if layout.num_codebooks > 1 else range(layout.num_grains)
-            quantizer.initialize(
-                torch.cat([part for g in own for part in vectors[g]]),
-                torch.cat([part for g in own for part in keys[g]]),
-            )
+            quantizer.initialize(*map(torch.cat, zip(*(part for g in own for part in found[g]), strict=True)))
 
     @torch.no_grad()
     def update(self, quantized: Sequence[Sequence[Quantized]], routings: Sequence[Routing]) -> None:
@@ -233,21 +222,18 @@ class DQVAE(nn.Module):
         quantizer = self.quantizers[grain % layout.num_codebooks]
         vectors = feature.permute(0, 2, 3, 1)
         chosen = quantizer.lookup(quantizer.nearest(vectors.flatten(0, 2))).view(vectors.shape).permute(0, 3, 1, 2)
-        maps = [
-            chosen if g == grain else chosen.new_zeros(len(chosen), chosen.shape[1], *grid)
-            for g, grid in enumerate(layout.grids)
-        ]
+        maps = [chosen.new_zeros(*chosen.shape[:2], *grid) for grid in layout.grids]
+        maps[grain] = chosen
         reconstruction = self.decoder(maps, grains).clamp(-1, 1)
         error = (reconstruction.to(images.dtype) - images).square().mean(dim=1, keepdim=True)
         return F.avg_pool2d(error, layout.grains[0])[:, 0]
-
-    def _upsampled(self, regions: Tensor, grain: int) -> Tensor:
-        """(B, H0, W0) numbers of regions on one grain's grid."""
-        rows, columns = self.layout.region_cells[grain]
-        return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
 
     def _keys(self, rng: SampleRng) -> list[Tensor]:
         """K maps (B, h_g, w_g) of random numbers, functions of the sample's id and the cell."""
         rows, columns = self.layout.grids[-1]
         finest = rng.uniforms(RESTARTS, rows, columns)
         return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]
+
+
+def _upsampled(regions: Tensor, rows: int, columns: int) -> Tensor:
+    return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)

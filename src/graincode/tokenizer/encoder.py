@@ -115,11 +115,5 @@ class GrainEncoder(nn.Module):
 
 
 def _head(width: int, blocks: int, code_dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        ResBlock(width),
-        SpatialAttention(width),
-        *(ResBlock(width) for _ in range(blocks - 1)),
-        norm(width),
-        nn.SiLU(),
-        nn.Conv2d(width, code_dim, 3, padding=1),
-    )
+    parts = [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(blocks - 1))]
+    return nn.Sequential(*parts, norm(width), nn.SiLU(), nn.Conv2d(width, code_dim, 3, padding=1))

@@ -36,13 +36,11 @@ class Quantized:
 class Quantizer(nn.Module):
     """What every quantiser offers: `forward` in training, `nearest` and `lookup` to encode and decode.
 
-    One of your own has `forward`, `_entries`, and what else it needs of the methods below.
-
     No result depends on how a batch is divided over micro-batches and processes: what is learned with gradients is so
     by a sum over codes, and what is learned otherwise moves in `update` alone, by what all of them have seen.
 
     Args:
-        codebook_size: number of entries V.
+        codebook_size: number of entries V. (`code_dim` of each quantiser is the dimension D of the vectors.)
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -55,12 +53,7 @@ class Quantizer(nn.Module):
         return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        """Quantise (N, D) vectors; N may be 0.
-
-        Args:
-            vectors: of the encoder.
-            keys: (N,) random numbers, one for each code, for quantisers that choose among the vectors.
-        """
+        """Quantise (N, D) vectors, N >= 0; `keys` are (N,) random numbers for quantisers that choose among them."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -96,14 +89,9 @@ def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
 
 
 def random_entries(vectors: Tensor, size: int, keys: Tensor | None) -> Tensor:
-    """(size, D), some of (N, D) vectors chosen at random, N >= 1; all processes get those of process 0.
+    """(size, D), those of (N, D) vectors with the smallest of (N,) random keys; all processes get those of process 0.
 
     Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from few columns.
-
-    Args:
-        vectors: to choose from; where they are fewer than `size`, copies of them are moved a little.
-        size: number of entries.
-        keys: (N,) random numbers that decide; drawn here if they are not given.
     """
     order = (torch.rand(len(vectors), device=vectors.device) if keys is None else keys).argsort(stable=True)
     chosen = vectors[order[torch.arange(size, device=order.device) % len(order)]]
@@ -121,12 +109,10 @@ class EMAQuantizer(Quantizer):
     replacing most of the codebook.
 
     Args:
-        codebook_size: number of entries V.
-        code_dim: dimension D.
+        codebook_size, code_dim: as of `Quantizer`.
         decay: of the moving averages, in [0, 1).
         restart_below: share of the expected count under which an entry restarts, in [0, 1]; 0 switches restarts off.
-        max_restarts: share of the codebook that one step may replace, in [0, 1]; 0 switches restarts off, too, and more
-            allows one at least.
+        max_restarts: share of the codebook that one step may replace, in [0, 1]: none at 0, else one at least.
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
     """
 
@@ -135,13 +121,9 @@ class EMAQuantizer(Quantizer):
     sums: Tensor
 
     def __init__(
-        self,
-        codebook_size: int,
-        code_dim: int,
-        decay: float = 0.95,
-        restart_below: float = 0.05,
+        self, codebook_size: int, code_dim: int, decay: float = 0.95, restart_below: float = 0.05,
         max_restarts: float = 0.1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(codebook_size)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
         check("restart_below", restart_below, "0 to 1", 0 <= restart_below <= 1)
@@ -154,11 +136,7 @@ class EMAQuantizer(Quantizer):
         self._started = False
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        """Quantise (N, D) vectors, N >= 0; `keys` decide which of them entries restart at, and are drawn if not given.
-
-        Raises:
-            GraincodeError: in training, if there is no codebook yet.
-        """
+        """Quantise (N, D) vectors; `keys` decide which of them entries restart at, and are drawn if not given."""
         if self.training and not self._started:
             self._started = bool(self.counts.any())  # weights may have been loaded
             if not self._started:
@@ -181,7 +159,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        """Set the codebook to (N, D) vectors chosen at random, N >= 1; all processes get that of process 0."""
+        """Set the codebook to vectors chosen at random."""
         size = len(self.codebook)
         self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), size, keys))
         self.counts.fill_(len(vectors) / size)

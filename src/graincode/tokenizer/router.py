@@ -70,7 +70,11 @@ class Router(nn.Module):
         return self.layout.num_regions * sum(share * cost for share, cost in each)
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
-        """Route each region of a batch; `ratios` are K shares, or (B, K) of them."""
+        """Route each region of a batch; `ratios` are K shares, or (B, K) of them.
+
+        Raises:
+            GraincodeError: there are no thresholds yet, or the ratios do not fit the layout.
+        """
         raise NotImplementedError
 
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
@@ -101,14 +105,9 @@ class QuantileRouter(Router):
     quantiles: Tensor
 
     def __init__(
-        self,
-        layout: CodeLayout,
-        density: Density,
-        ratios: Sequence[float],
-        scope: Scope = "dataset",
-        elastic: bool = False,
-        decay: float = 0.95,
-    ) -> None:
+        self, layout: CodeLayout, density: Density, ratios: Sequence[float], scope: Scope = "dataset",
+        elastic: bool = False, decay: float = 0.95,
+    ) -> None:  # fmt: skip
         super().__init__(layout, ratios)
         check_choice("scope", scope, Scope)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
@@ -124,9 +123,8 @@ class QuantileRouter(Router):
         Args:
             probes: of training images; with several processes, each one's share of them.
         Returns:
-            for each grain g, `asked_g` and `achieved_g`: the share that was asked for and the share that the
-            thresholds give on these images. Where many regions tie, lengths differ; more than 1 % is logged as a
-            warning.
+            for each grain g, `asked_g` and `achieved_g`, the share that the thresholds give on these images. Where
+            many regions tie, lengths differ; more than 1 % is logged as a warning.
         """
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
@@ -150,11 +148,6 @@ class QuantileRouter(Router):
         return {f"{name}_{g}": share for name, values in found.items() for g, share in enumerate(values)}
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
-        """Route each region of a batch; `ratios` are K shares, or (B, K) of them.
-
-        Raises:
-            GraincodeError: the router is not calibrated, or the ratios do not fit the layout.
-        """
         if isinstance(ratios, Tensor):
             self._check(ratios, len(probe.images))
         elif ratios is not None:
@@ -182,9 +175,8 @@ class QuantileRouter(Router):
     def _check(self, ratios: Tensor, images: int) -> None:
         num_grains = self.layout.num_grains
         if tuple(ratios.shape) not in ((num_grains,), (images, num_grains)):
-            raise GraincodeError(
-                f"ratios of shape {tuple(ratios.shape)}: expected ({num_grains},) or ({images}, {num_grains})"
-            )
+            expected = f"({num_grains},) or ({images}, {num_grains})"
+            raise GraincodeError(f"ratios of shape {tuple(ratios.shape)}: expected {expected}")
         for shares in ratios.reshape(-1, num_grains).unique(dim=0).tolist():
             core.check_ratios(shares, num_grains)
 
@@ -247,15 +239,11 @@ class FeatureRouter(Router):
         self.register_buffer("shares", torch.tensor(self.ratios))
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
-        """Route each region of a batch; the density is the log-odds of all finer grains against the coarsest.
-
-        Raises:
-            GraincodeError: ratios are asked for.
-        """
+        """Route each region of a batch; the density is the log-odds of all finer grains against the coarsest, and
+        `ratios` are refused."""
         if ratios is not None:
             raise GraincodeError(
-                "the router learned its own share of fine regions in training and obeys no other: leave ratios and "
-                "psnr out, or train with another router"
+                "the router obeys no other ratios than it learned: leave ratios and psnr out, or train another router"
             )
         grid = self.layout.grids[0]
         pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
@@ -263,19 +251,16 @@ class FeatureRouter(Router):
         density = logits[..., 1:].logsumexp(dim=-1) - logits[..., 0]
         if not self.training:
             return Routing(logits.argmax(dim=-1), density.detach())
-        if probe.rng is None:
-            chance = torch.rand_like(logits)
-        else:
-            chance = probe.rng.uniforms(GATES, *logits.shape[1:]).to(logits)
+        drawn = torch.rand_like(logits) if probe.rng is None else probe.rng.uniforms(GATES, *logits.shape[1:])
+        chance = drawn.to(logits)
         gumbel = -torch.log(-torch.log(chance.clamp(1e-7, 1 - 1e-7)))
         soft = ((logits + gumbel) / self.temperature).softmax(dim=-1)
         grains = soft.argmax(dim=-1)
         hard = F.one_hot(grains, self.layout.num_grains) + (soft - soft.detach())
         excess = (self.shares - torch.tensor(self.ratios, device=logits.device))[1:]
         pull = 2 * self.budget * (hard[..., 1:].mean(dim=(1, 2)) * excess).sum()
-        return Routing(
-            grains, density.detach(), hard.gather(-1, grains[..., None])[..., 0], {"budget": Term(pull, len(grains))}
-        )
+        gates = hard.gather(-1, grains[..., None])[..., 0]
+        return Routing(grains, density.detach(), gates, {"budget": Term(pull, len(grains))})
 
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
