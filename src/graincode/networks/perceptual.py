@@ -49,9 +49,8 @@ class PerceptualDistance(FrozenNetwork):
         loaded = super().load(size)
         smallest = self._smallest(loaded.extractor)
         if size is not None and min(size) < smallest:
-            raise GraincodeError(
-                f"images of {size[0]} x {size[1]} pixels are too small for {self.name}, which takes {smallest} or more"
-            )
+            small = f"images of {size[0]} x {size[1]} pixels are too small for {self.name}"
+            raise GraincodeError(f"{small}, which takes {smallest} or more")
         return loaded
 
     def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
@@ -63,20 +62,19 @@ class PerceptualDistance(FrozenNetwork):
             GraincodeError: as `load`, or they have another shape.
         """
         if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
-            raise GraincodeError(
-                f"images of {tuple(images.shape)} and {tuple(reference.shape)}: expected (B, 3, H, W) twice; "
-                "expand(-1, 3, -1, -1) makes colour of grey"
-            )
+            shapes = f"{tuple(images.shape)} and {tuple(reference.shape)}"
+            raise GraincodeError(f"images of {shapes}: expected (B, 3, H, W) twice")
         self.load((images.shape[2], images.shape[3]))
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        module = self.at(images, dtype)
+        module = self.at(images, torch.promote_types(images.dtype, torch.float32))
         pair = ((from_uint8(part) if part.dtype == torch.uint8 else part) for part in (images, reference))
         return self._distance(module, *(part.to(*self._place) for part in pair))
 
     def _smallest(self, module: nn.Module) -> int:
         """The least height and width of images that it can be used on."""
         found = [stage["reduction"] for stage in module.network.feature_info]
-        return 1 if self.resize else max(found if self.stages is None else (found[stage] for stage in self.stages))
+        stages = range(len(found)) if self.stages is None else self.stages
+        check("stages", stages, f"some of 0 to {len(found) - 1}", stages[-1] < len(found))
+        return 1 if self.resize else max(found[stage] for stage in stages)
 
     def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
         maps = (module.stages(part, self.stages) for part in (images, reference))
@@ -93,13 +91,9 @@ class TimmDistance(PerceptualDistance):
     """
 
     def __init__(
-        self,
-        model: str,
-        weight: float = 1.0,
-        weights: str | None = None,
-        resize: int | None = None,
+        self, model: str, weight: float = 1.0, weights: str | None = None, resize: int | None = None,
         stages: Sequence[int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(model, weight, resize, stages)
         check_timm_model(model)
         self.weights = weights
@@ -108,22 +102,15 @@ class TimmDistance(PerceptualDistance):
         backbone, digest = open_timm(self.name, self.weights, self.resize, size)
         known = hasattr(backbone.network, "forward_intermediates")
         check("model", self.name, "one that gives the features of its stages, such as resnet50.a1_in1k", known)
-        count = len(backbone.network.feature_info)
-        check("stages", self.stages, f"some of 0 to {count - 1}", self.stages is None or self.stages[-1] < count)
         return Loaded(backbone, digest)
 
 
 class Lite0Distance(PerceptualDistance):
-    """The distance in the features of EfficientNet-Lite0 (`Lite0Features`): on CPUs and offline.
-
-    Args:
-        weight, resize: as of `PerceptualDistance`.
-        stages: some of 0 .. 4, whose features have 1/2 .. 1/32 of the image's resolution; None for all.
-    """
+    """The distance in the features of EfficientNet-Lite0 (`Lite0Features`), on CPUs and offline; its stages 0 .. 4 have
+    1/2 .. 1/32 of the image's resolution."""
 
     def __init__(self, weight: float = 1.0, resize: int | None = None, stages: Sequence[int] | None = None) -> None:
         super().__init__("lite0", weight, resize, stages)
-        check("stages", stages, "some of 0 to 4", stages is None or max(stages) < 5)
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
         return Loaded(*open_lite0(self.resize))
@@ -135,8 +122,7 @@ class LPIPSDistance(PerceptualDistance):
     Args:
         weight: as of `PerceptualDistance`.
         weights: file `vgg16-397923af.pth` of torchvision; None downloads it (528 MB) into torch.hub's cache.
-    Source: "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (Zhang et al., 2018); as a loss of
-        tokenizers: VQGAN (Esser et al., 2021). Linear weights: lpips_vgg.md.
+    Source: LPIPS (Zhang et al., 2018); in tokenizers: VQGAN (Esser et al., 2021). Linear weights: lpips_vgg.md.
     """
 
     def __init__(self, weight: float = 1.0, weights: str | None = None) -> None:
@@ -152,14 +138,11 @@ class LPIPSDistance(PerceptualDistance):
         with fitting(found, self.weights or URL_VGG16, f"VGG16; give torchvision's {Path(URL_VGG16).name}"):
             network.load_state_dict({k: v for k, v in found.items() if k.startswith("features.")}, assign=True)
         linear = load_file(Path(__file__).with_name("lpips_vgg.safetensors"))
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        )
-        module = Backbone(network, mean, std, None)
-        digest = hash_tensors(network.state_dict() | linear, "lpips 0.1")
+        scale = (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+        module = Backbone(network, *(torch.tensor(values).view(3, 1, 1) * 255 for values in scale), None)
         for name, tensor in linear.items():
             module.register_buffer(name, tensor)
-        return Loaded(module, digest)
+        return Loaded(module, hash_tensors(network.state_dict() | linear, "lpips 0.1"))
 
     def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
         maps = (module.stages(part, self.stages) for part in (images, reference))
