@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import PIL
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
@@ -55,7 +54,7 @@ def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
 
 
 def cached(images: EncodedImages) -> CachedImages:
-    """The same split with its images decoded once and for all, by a process on each CPU.
+    """The same split with its images decoded once and for all, by a thread for each CPU.
 
     The cache lies in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and
     the versions of the decoder and of the cache's format.
@@ -123,44 +122,22 @@ def _build(images: EncodedImages, folder: Path, needed: int) -> None:
     if (free := shutil.disk_usage(folder.parent).free) < needed:
         raise OSError(errno.ENOSPC, f"{free} bytes are free")
     with new_directory(folder) as partial:
-        file, shape = partial / "images.npy", (len(images), 3, *images.image_size)
-        offset = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape).offset
+        path, shape = partial / "images.npy", (len(images), 3, *images.image_size)
+        offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+
+        def write(rows: range) -> Tensor:
+            """Decode images into the file; a full disk is an error here, and would be a bus error in a mapped one."""
+            pixels, labels = images.decode(rows)
+            with path.open("r+b") as file:
+                file.seek(offset + rows.start * pixels[0].nbytes)
+                file.write(pixels.numpy().data)
+            return labels
+
         chunks = [range(start, min(start + _CHUNK, len(images))) for start in range(0, len(images), _CHUNK)]
-        workers = min(os.cpu_count() or 1, len(chunks))
-        writing = _Writing(images, file, offset)
-        loader = DataLoader(writing, sampler=chunks, batch_size=None, num_workers=workers if workers > 1 else 0)
-        labels, failure = [], None
-        with tqdm(total=len(images), desc=f"decoding {images.split}", unit=" images", leave=False) as bar:
-            for written in loader:
-                if isinstance(written, Exception):
-                    failure = written
-                    break
+        labels = []
+        with ThreadPoolExecutor(os.cpu_count()) as threads, tqdm(total=len(images), unit=" images", leave=False) as bar:
+            for written in threads.map(write, chunks):
                 labels.append(written)
                 bar.update(len(written))
-        if failure:  # raised after the loop has let go of its workers: else they take seconds to end
-            raise failure
         np.save(partial / "labels.npy", torch.cat(labels).numpy())
         np.save(partial / "corrupt.npy", images.corrupt.nonzero().flatten().numpy())
-
-
-@dataclass(frozen=True)
-class _Writing:
-    """Indexed by ranges, decodes them into the file: so no pixels travel between processes.
-
-    A full disk is an error of `write`; in a mapped file it would be a bus error.
-    """
-
-    images: EncodedImages
-    file: Path
-    offset: int
-
-    def __getitem__(self, rows: range) -> Tensor | Exception:
-        """Labels of the images, or an error as a value: raised here it would arrive with a worker's traceback."""
-        try:
-            pixels, labels = self.images.decode(rows)
-            with self.file.open("r+b") as file:
-                file.seek(self.offset + rows.start * pixels[0].nbytes)
-                file.write(pixels.numpy().data)
-        except (GraincodeError, OSError) as error:
-            return error
-        return labels
