@@ -72,11 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an .npz file; no object in it is unpickled.
-
-    Raises:
-        ValueError: it is no such file, or is damaged; also where an array is read in the block.
-    """
+    """The arrays of an .npz file, none unpickled; a ValueError if it is damaged, also where the block reads one."""
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):

@@ -36,14 +36,10 @@ class Augmentation:
         return self._changed(images, chance[:, 0] < 0.5, chance[:, 1:])
 
     def view(self, images: Tensor, numbers: Tensor, rng: SampleRng) -> Tensor:
-        """Given views of (B, 3, H, W) images, for a data set that holds several of each.
+        """(B, 3, H, W) images in the view that (B,) long `numbers` say, for a data set that holds several of each.
 
         View 0 is the image as it is. With flips, odd views are mirrored, and of every two the first two are not
-        shifted; without, all but view 0 are shifted.
-
-        Args:
-            numbers: (B,) long, the view of each, >= 0.
-            rng: for the shifts.
+        shifted; without, all but view 0 are shifted, by `rng`.
         """
         chance = rng.uniforms(AUGMENTATION, 3)[:, 1:]
         is_still = numbers < (2 if self.flip else 1)
@@ -76,11 +72,7 @@ class Augmentation:
 class Views(DerivedImages):
     """A split with several views of each image: all images in view 0, then all in view 1, and so on.
 
-    Args:
-        dataset: the split.
-        views: of each image; view 0 is the image as it is.
-        augmentation: makes the others, each a function of the seed, the view and the image.
-        seed: of the shifts, >= 0.
+    View 0 is the image as it is; the augmentation makes the others, as a function of the seed, the view and the image.
     """
 
     def __init__(self, dataset: ImageDataset, views: int, augmentation: Augmentation, seed: int) -> None:

@@ -34,12 +34,7 @@ _CHUNK = 64
 def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
     """Build a file or directory unless it is there; of the processes that ask at once one builds, the others wait.
 
-    Args:
-        path: where; its parent is made.
-        what: is built, for errors.
-        build: makes it appear as a whole (see `graincode.files`), or raises.
-    Raises:
-        GraincodeError: it cannot be written.
+    What is built is named in errors. `build` makes it appear as a whole (see `graincode.files`), or raises.
     """
     if path.exists():
         return
@@ -56,11 +51,8 @@ def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
 def cached(images: EncodedImages) -> CachedImages:
     """The same split with its images decoded once and for all, by a thread for each CPU.
 
-    The cache lies in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and
-    the versions of the decoder and of the cache's format.
-
-    Raises:
-        GraincodeError: an image is corrupt (unless these are skipped), or the cache cannot be written.
+    They lie in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and the
+    versions of the decoder and of the cache's format.
     """
     key = [FORMAT, PIL.__version__, *images.key()]
     folder = cache_root() / "images" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -71,11 +63,7 @@ def cached(images: EncodedImages) -> CachedImages:
 
 
 class CachedImages(ImageDataset):
-    """A split read from the folder that `cached` built of it.
-
-    Raises:
-        GraincodeError: the folder is damaged, or an image was skipped that is an error here.
-    """
+    """A split read from the folder that `cached` built of it; refuses a damaged one, and images skipped as an error."""
 
     def __init__(self, images: EncodedImages, folder: Path) -> None:
         self.name, self.split, self.class_names = images.name, images.split, images.class_names

@@ -89,16 +89,10 @@ def file_error(path: Path, error: OSError) -> GraincodeError:
 
 @dataclass(eq=False)
 class EncodedImages(ImageDataset):
-    """A split of encoded images, decoded when they are asked for.
+    """A split of N encoded images, decoded when they are asked for.
 
-    Attributes:
-        name, split, image_size, class_names: as in `ImageDataset`.
-        encoded: N images.
-        labels: (N,) long.
-        crop: as in `read_image`.
-        on_corrupt: "error", or "skip": the next image of the split that can be decoded (after the last, the first)
-            stands in for one that cannot, with its own label in the batch, so that the length stays.
-        corrupt: (N,) bool, those found so far.
+    With `on_corrupt="skip"`, the next image of the split that can be decoded (after the last, the first) stands in for
+    one that cannot, with its own label in the batch, so that the length stays; `corrupt` (N,) bool has those found.
     """
 
     name: str

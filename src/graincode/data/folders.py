@@ -24,7 +24,7 @@ FFHQ_TRAIN = 60_000
 class FileSource(EncodedSource):
     """Image files below a directory; a subclass says which of them are in which split.
 
-    With the classes "folders" they are the first-level directories (of each split); with "none" there are no labels.
+    Classes are "folders", the first-level directories (of each split), or "none".
     """
 
     classes: Literal["folders", "none"]
@@ -67,12 +67,8 @@ class ImageFolder(FileSource):
     If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and those of
     val and test that are missing are taken out of train/. Otherwise all three are taken out of the root.
 
-    Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
-
-    Args:
-        root: the directory; `~` is expanded.
-        classes: "folders", or "none" for images that are unlabelled whatever directories they lie in.
-        others: as in `EncodedSource`.
+    Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled, as
+    all are with the classes "none".
     """
 
     root: str | None
@@ -100,14 +96,10 @@ class ImageFolder(FileSource):
 
 @dataclass(eq=False)
 class ImageNet(FileSource):
-    """ImageNet's ILSVRC 2012 in its usual layout: train/WNID/*.JPEG and val/WNID/*.JPEG.
+    """ImageNet's ILSVRC 2012 in its usual layout, train/WNID/*.JPEG and val/WNID/*.JPEG in the root.
 
-    The test split is the published validation set (50,000 images), as the published test set has no labels. The val
-    split is a part of train/. Class names are the sorted WordNet ids.
-
-    Args:
-        root: the directory of train/ and val/, or one that has them in its ILSVRC/Data/CLS-LOC; `~` is expanded.
-        others: as in `EncodedSource`.
+    They may be in the root's ILSVRC/Data/CLS-LOC. The test split is the published validation set (50,000 images), as
+    the published test set has no labels; the val split is a part of train/. Class names are the sorted WordNet ids.
     """
 
     root: str | None
@@ -134,12 +126,8 @@ class ImageNet(FileSource):
 class FFHQ(FileSource):
     """Flickr-Faces-HQ (Karras et al., 2019): 70,000 unlabelled faces in files numbered from 00000.png.
 
-    The test split is the published one, numbers from 60000 on. The val split is a part of those below.
-
-    Args:
-        root: a directory with images1024x1024/ or thumbnails128x128/ (the first of these is taken), or one of the
-            numbered files themselves, flat or in folders of a thousand; `~` is expanded.
-        others: as in `EncodedSource`.
+    The root has images1024x1024/ or thumbnails128x128/ (the first of these is taken), or the files themselves, flat or
+    in folders of a thousand. The test split is the published one, numbers from 60000 on; val is a part of the others.
     """
 
     root: str | None

@@ -53,8 +53,8 @@ class Rows:
 class HuggingFace(EncodedSource):
     """A Hugging Face data set of images; needs the package `datasets`.
 
-    Files are decoded here, as those of `ImageFolder` are, so that the same files give the same pixels. No code that
-    comes with a data set is run. What an image is called, for the splits, is the number of its row.
+    Files are decoded here, as those of `ImageFolder` are. No code that comes with a data set is run. Splits depend on
+    the numbers of rows.
 
     Args:
         path: a directory that `save_to_disk` wrote, a folder of Parquet or image files, one .parquet file, or a name
@@ -97,7 +97,13 @@ class HuggingFace(EncodedSource):
 
     def _encoded(self, split: str) -> tuple[Rows, Tensor]:
         base = split if split in self._given else "train"
-        table = self._image_column(self._tables[base])
+        column = self._tables[base].select_columns([self.image_key]).with_format(None)
+        from datasets import Image
+
+        try:
+            table = column.cast_column(self.image_key, Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:  # among which are those of pyarrow
+            raise GraincodeError(f"image_key={self.image_key}: expected a column of images") from error
         rows = range(len(table))
         if base == "train":
             rows = sorted(map(int, self._take_out(map(str, rows), self._given)[split]))
@@ -110,15 +116,6 @@ class HuggingFace(EncodedSource):
         """The labels of all rows of one of the data set's own splits."""
         column = self._tables[split].select_columns([self.label_key]).with_format("arrow")[:]
         return column[self.label_key].to_pylist()
-
-    def _image_column(self, table: Dataset) -> Dataset:
-        from datasets import Image
-
-        column = table.select_columns([self.image_key]).with_format(None)
-        try:
-            return column.cast_column(self.image_key, Image(decode=False))
-        except (TypeError, ValueError, NotImplementedError) as error:  # among which are those of pyarrow
-            raise GraincodeError(f"image_key={self.image_key}: expected a column of images") from error
 
     @cached_property
     def _tables(self) -> dict[str, Dataset]:
@@ -148,7 +145,6 @@ class HuggingFace(EncodedSource):
             return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
             reason = " ".join(str(error).split())
-            expected = (
-                "a directory of save_to_disk, Parquet, or a name at the hub (and name= of one of its configurations)"
-            )
-            raise GraincodeError(f"{self._origin}: expected {expected}: {reason}") from error
+            raise GraincodeError(
+                f"{self._origin} name={self.name}: expected what datasets can load ({reason})"
+            ) from error

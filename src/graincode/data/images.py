@@ -26,14 +26,9 @@ SPLITS = ("train", "val", "test")
 
 # What is decoded, by Pillow's names. Others of its decoders start programs, whatever a file is called.
 FORMATS = {
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "JPEG": (".jpeg", ".jpg"),
-    "PNG": (".png",),
-    "PPM": (".ppm",),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
+    "BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "PPM": (".ppm",),
+    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+}  # fmt: skip
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
 
 _HASH_CHUNK = 256
@@ -65,8 +60,7 @@ class ImageDataset(ABC):
         image_size: (height, width) in pixels.
         class_names: name of each label; empty if there are no labels.
         labels: (N,) long, the labels of all images.
-        skipped: how many corrupt images others stand in for; without a cache, those found so far by this process and
-            its loader's workers.
+        skipped: how many corrupt images others stand in for; without a cache, those found so far.
     """
 
     name: str
@@ -100,18 +94,16 @@ class ImageDataset(ABC):
 
 
 class ImageSource(Protocol):
-    """A data set before it is read: what `conf/data` instantiates. Reading starts with `split`."""
+    """A data set before it is read: what `conf/data` instantiates; its attributes are those of all its splits."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+    def image_size(self) -> tuple[int, int]: ...
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each label, the same in all splits; empty if there are no labels."""
+    def class_names(self) -> tuple[str, ...]: ...
 
     def split(self, name: str) -> ImageDataset:
-        """The split "train", "val" or "test"."""
+        """The split "train", "val" or "test", which is read now."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,16 +186,12 @@ def read_image(
         size: (height, width) in pixels.
         crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
             "exact" refuses an image of another size.
-    Raises:
-        GraincodeError: the file cannot be decoded, or has another size than the exact one.
     """
     height, width = size
     image = open_image(file, name)
     if crop == "exact" and image.size != (width, height):
-        raise GraincodeError(
-            f"{name or file}: {image.height} x {image.width} pixels, where the first image has {height} x {width}: "
-            "give an image_size to have all resized"
-        )
+        expected = f"expected {height} x {width}, as of the first image, or an image_size for all"
+        raise GraincodeError(f"{name or file} has {image.height} x {image.width} pixels: {expected}")
     if crop == "center":
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     else:
@@ -212,14 +200,12 @@ def read_image(
 
 
 def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
-    """One image, turned upright as its EXIF data say.
+    """One image, turned upright as its EXIF data say; a GraincodeError if it cannot be decoded.
 
     Args:
-        file: path or content, in one of the `FORMATS`; of an animation the first frame is taken.
+        file: path or content, in one of the `FORMATS`, of at most 8 bits a channel; animations give the first frame.
         name: what to call the file in an error; by default its path.
         mode: of Pillow's; "RGB" drops alpha.
-    Raises:
-        GraincodeError: the file cannot be decoded, or has more than 8 bits a channel.
     """
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=tuple(FORMATS)) as opened:

@@ -31,8 +31,7 @@ _logger = logging.getLogger(__name__)
 def validation_mask(count: int, one_in: int) -> Tensor:
     """(count,) bool, one in so many training images that are for validation, in every run and on every machine.
 
-    True are the count // one_in images with the smallest of the random 64-bit numbers that Philox draws under a fixed
-    key, a stream that does not change with numpy's version.
+    They are those with the smallest of 64-bit numbers from Philox under a fixed key, whatever numpy's version.
     """
     mask = torch.zeros(count, dtype=torch.bool)
     mask[torch.from_numpy(permutation(_SPLIT_KEY, 0, count)[: count // one_in])] = True
@@ -42,8 +41,7 @@ def validation_mask(count: int, one_in: int) -> Tensor:
 class PublishedImages(ABC):
     """A data set of a few files of 32x32 images in 10 classes.
 
-    The test split is the published one. The validation split is 5,000 of the training images, drawn once and for all
-    (see `validation_mask`); the train split is the others.
+    The test split is the published one, the validation split 5,000 of the training images, drawn once and for all.
 
     Args:
         root: a directory with the files in it or in the usual folder below it, gzipped or not. Without one they are
@@ -67,11 +65,7 @@ class PublishedImages(ABC):
         self._root = root
 
     def split(self, name: str) -> TensorImages:
-        """Read the split "train", "val" or "test", which downloads the files if need be.
-
-        Raises:
-            GraincodeError: there is no such split, or files are missing, corrupt or cannot be downloaded.
-        """
+        """Read the split "train", "val" or "test", which downloads the files if need be."""
         check_choice("split", name, SPLITS)
         paths, is_test = self.found(self._folder()), name == "test"
         chosen = [paths[file] for file in self.files if file.startswith(("test", "t10k")) == is_test]
@@ -110,10 +104,9 @@ class PublishedImages(ABC):
         try:
             self._download(cache)
         except (OSError, RuntimeError) as error:
-            raise GraincodeError(
-                f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())}): connect to "
-                f"the network, set GRAINCODE_CACHE to a directory that can be written{self.advice}, or give its root"
-            ) from error
+            reason = f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())})"
+            ways = f"connect to the network, set GRAINCODE_CACHE to another folder{self.advice}, or give its root"
+            raise GraincodeError(f"{reason}: {ways}") from error
         return cache
 
     def _download(self, cache: Path) -> None:
@@ -134,10 +127,7 @@ class PublishedImages(ABC):
 
 
 class CIFAR10(PublishedImages):
-    """CIFAR-10 (Krizhevsky, 2009): 60,000 colour images, 10,000 of them the test split.
-
-    It is read from its binary version: the other one is of pickles, which are never loaded.
-    """
+    """60,000 colour images (Krizhevsky, 2009), of the binary version: the other is of pickles, never loaded."""
 
     name, folder, one_in = "cifar10", "cifar-10-batches-bin", 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -158,10 +148,7 @@ class CIFAR10(PublishedImages):
 
 
 class FashionMNIST(PublishedImages):
-    """Fashion-MNIST (Xiao et al., 2017): 70,000 gray images of clothes, 10,000 of them the test split.
-
-    The images of 28x28 are padded with black to 32x32.
-    """
+    """70,000 gray images of clothes (Xiao et al., 2017), padded with black from 28x28."""
 
     name, folder, one_in = "fashion_mnist", "FashionMNIST/raw", 12
     class_names = (

@@ -26,20 +26,17 @@ class EncodedSource(ABC):
 
     Splits that the data set does not have are taken out of its training images, decided by a hash of each one's name:
     an image keeps its split when others come and go. Only a split that would have no image at all, as in small data
-    sets, gets the one with the nearest hash.
+    sets, gets the one with the nearest hash. Whether the images are there is found out on the first use.
 
     Args:
         image_size: side of a square or (height, width) in pixels.
         crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
         val_fraction, test_fraction: shares of the training images to validate and to test on, from 0, below 1 in all;
-            unused where the data set has such a split. Data sets with a test split of their own lack the second.
+            unused where the data set has such a split. Data sets that always have a test split lack the second.
         cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
-            image in $GRAINCODE_CACHE or ~/.cache/graincode, and read from there; a data set that has changed since
-            is decoded anew.
+            image in $GRAINCODE_CACHE or ~/.cache/graincode; a data set that has changed since is decoded anew.
         on_corrupt: of an image that cannot be decoded: "error" names it, "skip" shows the next one of the split in
             its place, warns, and counts it in the split's `skipped`.
-    Raises:
-        GraincodeError: an argument is not as above. Whether the images are there is found out on the first use.
     """
 
     image_size: int | Sequence[int] = 256
@@ -80,18 +77,12 @@ class EncodedSource(ABC):
         """The images of a split and their (N,) long labels."""
 
     def split(self, name: str) -> ImageDataset:
-        """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done.
-
-        Raises:
-            GraincodeError: there is no such split or it has no images, they are not where they should be, or the
-                cache cannot be written.
-        """
+        """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done."""
         check_choice("split", name, SPLITS)
         encoded, labels = self._encoded(name)
         if not len(encoded):
-            if self._fractions.get(name) == 0:
-                raise GraincodeError(f"{name}_fraction=0: expected more than 0, as {self._origin} has no {name} images")
-            raise GraincodeError(f"{self._origin}: expected {name} images in it, found none")
+            argument = f"{name}_fraction=0" if self._fractions.get(name) == 0 else self._origin
+            raise GraincodeError(f"{argument}: expected {name} images in {self._root}, found none")
         names = self.class_names
         _logger.info("%s: %d images and %d classes in split %s", self._origin, len(encoded), len(names), name)
         images = EncodedImages(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)

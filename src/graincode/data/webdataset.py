@@ -116,15 +116,12 @@ class WebDataset(EncodedSource):
     @cached_property
     def _shards(self) -> tuple[Path, ...]:
         root = str(self._root)
-        pattern = os.path.join(glob.escape(root), "*") if self._root.is_dir() else root
-        found = sorted(Path(path) for path in glob.glob(pattern))
-        for path in found:
-            if _COMPRESSED.search(path.name):
-                raise GraincodeError(f"{path} is compressed: unpack it to an uncompressed .tar, or move it away")
-        shards = tuple(path for path in found if path.suffix == ".tar")
-        if not shards:
-            raise GraincodeError(f"{self._origin}: expected .tar files, or a glob (with * in place of {{000..146}})")
-        return shards
+        found = sorted(map(Path, glob.glob(f"{glob.escape(root)}/*" if self._root.is_dir() else root)))
+        if compressed := [str(path) for path in found if _COMPRESSED.search(path.name)]:
+            raise GraincodeError(f"{compressed[0]} is compressed: unpack it to an uncompressed .tar, or move it away")
+        if shards := tuple(path for path in found if path.suffix == ".tar"):
+            return shards
+        raise GraincodeError(f"{self._origin}: expected .tar files, or a glob (with * in place of {{000..146}})")
 
     @cached_property
     def _shards_identity(self) -> str:
