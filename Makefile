@@ -31,9 +31,10 @@ demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a p
 test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(READY) ## Check style
+lint: $(READY) ## Check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 typecheck: $(READY) ## Check the types of core, sampling, api and export
 	@$(BIN)/mypy

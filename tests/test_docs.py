@@ -1,5 +1,6 @@
 """What README and docs/ tell their readers is so: commands compose, examples run, tables and links are current."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -98,6 +99,26 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(file), f"{target}#{anchor}"
 
 
+def test_walks_name_what_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    walks = re.split(r"^### ", text, flags=re.M)[1:]
+    assert len(walks) == 3
+    for walk in walks:
+        steps = re.findall(r"^\d+\. `([\w/.]+)`: ((?:`[\w.]+`(?:,\s+)?)+)", walk, re.M)
+        assert 0 < len(steps) <= 10
+        assert len({file for file, _ in steps}) == len(steps), "a way back"
+        for file, names in steps:
+            tree = ast.parse((ROOT / "src" / "graincode" / file).read_text())
+            known = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)} | {
+                f"{node.name}.{inner.name}"
+                for node in tree.body
+                if isinstance(node, ast.ClassDef)
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef)
+            }
+            assert set(re.findall(r"`([\w.]+)`", names)) <= known, file
+
+
 @pytest.fixture
 def demo_runs(workspace, tmp_path, monkeypatch):
     """A directory in which the demo's exports are, narrow ones; the current one."""
@@ -131,7 +152,7 @@ def test_python_examples_run(page, demo_runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["router", "quantizer", "sampler", "dataset"])
+@pytest.mark.parametrize("name", ["router", "quantizer", "sampler", "dataset", "metric"])
 def test_an_extension_is_a_complete_example(name, workspace, tmp_path, monkeypatch):
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "docs" / "examples" / name, folder)
@@ -150,6 +171,8 @@ def test_an_extension_is_a_complete_example(name, workspace, tmp_path, monkeypat
             more = [*more, *data]
         if job in ("sample", "evaluate"):
             more = [*more, *exports]
+        if job == "evaluate":
+            more.append("data.val_fraction=0.3")
         command(job, *words, *more, *(["data.count=40"] if "data=shapes" in words else []),
                 *(["num_samples=4"] if job == "sample" else []))  # fmt: skip
         ran += 1

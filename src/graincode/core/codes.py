@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from graincode.core.layout import CodeLayout
 
 class Rows:
     """A dataclass whose tensors have a row for each image of a batch; the first field is one of them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +50,12 @@ def as_count(count: Tensor | float, like: Tensor) -> Tensor:
 def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
     """The loss: the sum of all means times their weights. With the counts of a larger batch, that this one is part of,
     totals are divided by those instead of the terms' own."""
-    return sum(
+    total: Any = sum(
         term.weight * (term.mean if counts is None else term.over(counts[name]))
         for name, term in terms.items()
         if not term.is_reported_only
     )
+    return total
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -45,6 +45,7 @@ class Comparison(Mode):
             and coverage.
         subset: images whose features are kept for all of these but fd and is: the first of a fixed permutation, in
             both sets; all where there are no more.
+        extra: metrics of one's own, by name: of the statistics of subject and reference in each network.
     """
 
     metrics: Sequence[Distance] | None = None
@@ -54,6 +55,7 @@ class Comparison(Mode):
     precision_neighbours: int = 3
     density_neighbours: int = 5
     subset: int = SUBSET
+    extra: Mapping[str, Callable[[Statistics, Statistics], Estimate]] | None = None
 
     compares: ClassVar[bool] = True
     usual: ClassVar[tuple[str, ...]] = IN_FEATURES
@@ -75,7 +77,7 @@ class Comparison(Mode):
 
     @property
     def networks(self) -> Mapping[str, FeatureNetwork]:
-        return self.features if any(map(self.wants, IN_FEATURES)) else {}
+        return self.features if self.extra or any(map(self.wants, IN_FEATURES)) else {}
 
     def reads(self, subject: Subject, reference: ReferenceChoice) -> frozenset[str]:
         return subject.reads | reference.reads | {"reference"}
@@ -84,7 +86,8 @@ class Comparison(Mode):
         return (self.inception_splits or min(10, count)) if self.wants("is") else 0
 
     def settings(self, plan: Plan) -> dict[str, Any]:
-        found = super().settings(plan) | {"inception_splits": self.splits(plan.images.count)}
+        found = super().settings(plan)
+        found |= {"inception_splits": self.splits(plan.images.count), "extra": list(self.extra or ())}
         if (images := plan.reference.images) is not None:
             found["kid_subset_size"] = self._kid_size(min(plan.images.count, len(images), self.subset))
         return found
@@ -111,7 +114,7 @@ class Comparison(Mode):
                 self._leave_out(plan, name, "the reference is a file of means and covariances alone")
             elif fewest < needed:
                 self._leave_out(plan, name, f"it needs {needed} images, and there are {fewest}")
-        if reference.images is not None and set(plan.metrics) - {"is"}:
+        if reference.images is not None and (self.extra or set(plan.metrics) - {"is"}):
             plan.real["reference"] = reference.images
         return plan
 
@@ -151,6 +154,7 @@ class Comparison(Mode):
             found |= precision_recall(generated, real, self.precision_neighbours)
         if "density_coverage" in plan.metrics:
             found |= density_coverage(generated, real, self.density_neighbours)
+        found |= {name: metric(generated, real) for name, metric in (self.extra or {}).items()}
         return {network.label(name): estimate for name, estimate in found.items()}
 
     def _leave_out(self, plan: Plan, name: str, reason: str, keep: bool = False) -> None:

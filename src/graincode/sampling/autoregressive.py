@@ -88,12 +88,12 @@ class AutoregressiveSampler(Sampler):
             # in the last grain, the end of `first` is the padding slot: the sample is complete
             begun = following[slot]
             slot = torch.where(begun < layout.num_slots, begun, table.first[grain, region])
-            kept = given is not None and step < given.sequences.slots.shape[1]
-            if kept:
-                slot = torch.where(given.positions > step, given.sequences.slots[:, step], slot)
+            kept = given if given is not None and step < given.sequences.slots.shape[1] else None
+            if kept is not None:
+                slot = torch.where(kept.positions > step, kept.sequences.slots[:, step], slot)
             content = draw(truncate(ask.contents(slot), **self.truncation()), uniforms[:, step, 1])
-            if kept:
-                content = torch.where(given.lengths > step, given.sequences.contents[:, step], content)
+            if kept is not None:
+                content = torch.where(kept.lengths > step, kept.sequences.contents[:, step], content)
             region = owner[slot]
             content = torch.where(region > regions, layout.no_content, content)
             slots[:, step], contents[:, step] = slot, content

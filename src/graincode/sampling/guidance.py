@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 """Completed share of the image, in [0, 1], to the share of guidance that is applied."""
 
 
-class Guidance:
+Logits = TypeVar("Logits", AutoregressiveLogits, MaskedLogits)
+
+
+class Guidance(Generic[Logits]):
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
     Computed in float32, or float64 if the logits are: half precision would round the difference.
@@ -31,8 +35,9 @@ class Guidance:
         al., 2023).
     """
 
-    def __init__(self, logits: AutoregressiveLogits | MaskedLogits, scale: float, schedule: str = "constant") -> None:
-        self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
+    def __init__(self, logits: Logits, scale: float, schedule: str = "constant") -> None:
+        self.logits: Logits = logits
+        self.scale, self._share = scale, SCHEDULES[schedule]
 
     def _guide(self, logits: Tensor, progress: Tensor) -> Tensor:
         """(2 N, ...) logits of images of which an (N,) share is completed, to (N, ...)."""
@@ -42,7 +47,7 @@ class Guidance:
         return unconditional + scale * (conditional - unconditional)
 
 
-class GuidedLogits(Guidance):
+class GuidedLogits(Guidance[AutoregressiveLogits]):
     """Guided `AutoregressiveLogits`; the sampler sets `progress`, (B,) float64, the completed share of each image."""
 
     progress: Tensor
@@ -60,7 +65,7 @@ class GuidedLogits(Guidance):
         self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
 
 
-class GuidedMaskedLogits(Guidance):
+class GuidedMaskedLogits(Guidance[MaskedLogits]):
     """Guided `MaskedLogits` of a layout; the completed share shows in the arguments."""
 
     def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ class MaskedSampler(Sampler):
         return values
 
 
-def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, float]) -> tuple[Tensor, Tensor]:
+def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """(N,) values drawn with as many numbers in [0, 1), N >= 1, and their log-probabilities before truncation, `most`
     rows at a time."""
     parts = []

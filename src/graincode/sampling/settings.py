@@ -55,7 +55,7 @@ class AutoSampler:
                 check(prefix + name, value := getattr(self, prefix + name), expected, holds(value))
         check_choice("guidance_schedule", self.guidance_schedule, SCHEDULES)
 
-    def truncation(self, prefix: str = "") -> dict[str, float]:
+    def truncation(self, prefix: str = "") -> dict[str, Any]:
         """The settings of `core.logits.truncate` for contents, or with a prefix for what else is drawn."""
         return {name: getattr(self, prefix + name) for name in _RANGES}
 
