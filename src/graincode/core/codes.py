@@ -1,6 +1,6 @@
 """Variable-length codes of images.
 
-A *region* is one cell of the coarsest grid and has exactly one *grain*. A *slot* is one place where a code can stand:
+A *region* is one cell of the coarsest grid and has exactly one *grain*. A *slot* is a position that a token can have:
 a cell of one grain's grid, or the end of a grain. All slots have a fixed order (coarse grains first; within a grain,
 regions in raster order; within a region, cells in raster order; after each grain but the last, its end), so the
 sequence of an image is the list of those slots that its grain map makes active.

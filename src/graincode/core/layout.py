@@ -79,8 +79,7 @@ class CodeLayout:
             check("grains", grains, expected, [height, width] == fitting)
         for coarse, fine in pairwise(grains):
             nested = coarse != fine and all(a % b == 0 for a, b in zip(coarse, fine, strict=True))
-            order = "coarse to fine, each dividing the one before, such as [[16,16],[8,8]]"
-            check("grains", grains, order, nested)
+            check("grains", grains, "coarse to fine, each dividing the one before, such as [[16,16],[8,8]]", nested)
 
     def to_config(self) -> dict[str, Any]:
         """The arguments as lists and numbers, as exports and codes on disk keep them."""
@@ -120,7 +119,7 @@ class CodeLayout:
         return self.num_codebooks * self.codebook_size
 
     def entries(self, indices: Tensor, grains: Tensor) -> Tensor:
-        """Which of the entries of all codebooks each index means, in [0, num_entries): long tensors of one shape."""
+        """Indices at grains, long tensors of one shape, as entries of all codebooks, in [0, num_entries)."""
         return indices + grains * self.codebook_size if self.num_codebooks > 1 else indices
 
     @property
@@ -135,17 +134,17 @@ class CodeLayout:
 
     @property
     def num_slots(self) -> int:
-        """S, the cells of all grains and the ends. Embedding tables have rows for S (padding) and S + 1 (start) too."""
+        """S, the cells of all grains and the ends. Embeddings have rows for S (padding) and S + 1 (start) too."""
         return self.num_regions * sum(self.codes_per_region) + self.num_ends
 
     @property
     def pad_slot(self) -> int:
-        """The slot that stands behind the end of a sequence."""
+        """The slot after the end of a sequence."""
         return self.num_slots
 
     @property
     def start_slot(self) -> int:
-        """The slot that stands before a sequence."""
+        """The slot before a sequence."""
         return self.num_slots + 1
 
     @property

@@ -28,7 +28,7 @@ class Generator(nn.Module, ABC):
     """A model of variable-length codes, called as `generator(codes, labels, rng)` in training.
 
     Attributes:
-        sampler: the sampler that it is for.
+        sampler: class of its sampler.
         has_likelihood: whether it gives real codes a likelihood.
         needs_prompt: whether samples must be given what `prompt_of` says.
         layout, conditioning, content_head, rotary: a subclass makes them.
@@ -109,7 +109,7 @@ class Generator(nn.Module, ABC):
         batch_size: int = 32,
         on_step: Callable[[int], None] = lambda _: None,
         given: CodePrefix | CodeMask | None = None,
-        sampler: Sampler | None = None,
+        sampler: AutoSampler | None = None,
         **settings: Any,
     ) -> GrainCodes:
         """Draw one image's codes for each label.
@@ -126,7 +126,7 @@ class Generator(nn.Module, ABC):
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of steps that the current batch has taken.
             given: the codes of each sample that it keeps; nothing by default.
-            settings: of the generator's `sampler`.
+            sampler: to draw with; or settings of this generator's own.
         Returns:
             N valid codes, on the CPU.
         Raises:
@@ -138,6 +138,7 @@ class Generator(nn.Module, ABC):
             counts = f"{len(given)} images are given for {len(labels)} samples"
             raise GraincodeError(f"codes of {counts}: expected as many, of this generator's layout")
         given = self.accept(given)
+        check("sampler", sampler, "none beside settings", sampler is None or not settings)
         names = [field.name for field in fields(self.sampler)]
         for name, value in settings.items():
             check(name, value, f"a setting of {self.sampler.name} sampling ({', '.join(names)})", name in names)

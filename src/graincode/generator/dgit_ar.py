@@ -46,7 +46,7 @@ class SequenceLikelihood:
         is_decision: (B, L) bool, where the next region (or the end of the grain) was a choice.
         grain: (B, L) long, the grain of each token.
         num_grains: K.
-        decided_grains: how many grains, from the coarsest, decide where their regions are.
+        decided_grains: number of grains, from the coarsest, whose positions are predicted.
     """
 
     content: Tensor
@@ -65,10 +65,8 @@ class SequenceLikelihood:
     def bits(self) -> dict[str, Tensor]:
         """(B,) bits of each image, without gradients: `per_image`, and its parts `content_g` and `position_g`."""
         found = {"per_image": self.total.detach()}
-        for name, values, count in (
-            ("content", self.content, self.num_grains),
-            ("position", self.position, self.decided_grains),
-        ):
+        parts = ("content", self.content, self.num_grains), ("position", self.position, self.decided_grains)
+        for name, values, count in parts:
             for g in range(count):
                 found[f"{name}_{g}"] = (values.detach() * (self.grain == g)).sum(dim=1)
         return {name: nats / math.log(2) for name, nats in found.items()}

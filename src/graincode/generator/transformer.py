@@ -212,5 +212,4 @@ class Transformer(nn.Module):
 
 def refuse_modulation(*transformers: Transformer) -> None:
     """Refuse transformers with `adaln` where there is no condition."""
-    plain = all(transformer.modulation is None for transformer in transformers)
-    check("adaln", True, "false, as there is no condition", plain)
+    check("adaln", True, "false, as there is no condition", all(stack.modulation is None for stack in transformers))
