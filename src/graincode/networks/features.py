@@ -133,12 +133,12 @@ class FeatureNetwork(FrozenNetwork):
 
     @property
     def dimension(self) -> int:
-        """D, the number of features of an image. Loads the weights."""
+        """D, the number of features of an image."""
         return self.load().dimension
 
     @property
     def classes(self) -> int:
-        """C, the number of logits; 0 for a network without a classifier. Loads the weights."""
+        """C, the number of logits; 0 for a network without a classifier."""
         return self.load().classes
 
     def label(self, metric: str) -> str:

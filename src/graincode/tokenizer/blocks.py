@@ -49,11 +49,8 @@ class SpatialAttention(CheckpointedBlock):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm, self.qkv, self.out = (
-            norm(channels),
-            nn.Conv2d(channels, 3 * channels, 1),
-            nn.Conv2d(channels, channels, 1),
-        )
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)

@@ -174,8 +174,6 @@ class LFQuantizer(_ScalarQuantizer):
     Source: MAGVIT-v2 (Yu et al., 2023), arXiv 2310.05737, section 3.1.
     """
 
-    average: Tensor
-
     def __init__(
         self, codebook_size: int, code_dim: int, entropy_weight: float = 0.1, diversity: float = 1.0,
         temperature: float = 0.1, decay: float = 0.9,

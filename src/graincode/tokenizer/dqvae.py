@@ -113,11 +113,10 @@ class DQVAE(nn.Module):
             images: of the layout's size.
             ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default the one of training.
                 Shares refer to the training data: a busy image gets more fine regions than a smooth one.
-            psnr: in dB; give each image as few codes as reach it, from all coarse to all fine (seven decodes more than
-                the router's own). An image that cannot reach it is all fine.
+            psnr: in dB; give each image as few codes as reach it (seven decodes more), all fine if none do. Ratios
+                then follow and are not given.
         Raises:
-            GraincodeError: the images' size or range is not as above, the ratios do not fit the layout, or both ratios
-                and psnr are given.
+            GraincodeError: the images' size or range is not as above, or the ratios do not fit the layout.
         """
         shape, (height, width) = tuple(images.shape), self.layout.image_size
         if shape[1:] != (3, height, width):

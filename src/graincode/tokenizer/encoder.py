@@ -56,10 +56,8 @@ class TrunkSize:
 
 
 def stride_path(grains: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Strides of at most 2 that lead from the pixels through every grain, finest first.
+    """Cumulative factors (Fh, Fw) of strides of at most 2, from (1, 1) through every grain to the coarsest.
 
-    Returns:
-        cumulative factors (Fh, Fw), from (1, 1) to the coarsest grain; each grain is among them.
     Raises:
         GraincodeError: a factor between two neighbours is not a power of two.
     """

@@ -33,11 +33,8 @@ class ReconstructionObjective:
         self.pixel, self.commitment, self.perceptual = pixel, commitment, perceptual
 
     def __call__(self, images: Tensor, reconstruction: Reconstruction, nominal_length: float) -> dict[str, Term]:
-        """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction.
-
-        All are sums over images, whose number is known ahead; so the errors of codes are divided by the number of
-        codes that an image is expected to have, not by the one that it has.
-        """
+        """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction, as sums over images: errors of codes
+        are divided by the number that an image is expected to have, which is known ahead."""
         reconstructed = reconstruction.images.to(images.dtype)
         difference = reconstructed - images
         error = difference.abs() if self.pixel == "l1" else difference.square()

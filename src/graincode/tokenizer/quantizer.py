@@ -116,10 +116,6 @@ class EMAQuantizer(Quantizer):
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
     """
 
-    codebook: Tensor
-    counts: Tensor
-    sums: Tensor
-
     def __init__(
         self, codebook_size: int, code_dim: int, decay: float = 0.95, restart_below: float = 0.05,
         max_restarts: float = 0.1,
@@ -143,16 +139,11 @@ class EMAQuantizer(Quantizer):
                 raise GraincodeError("the codebook is empty: call initialize(vectors of training images) first")
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.to(self.codebook.dtype)
-            indices = self.nearest(vectors)
+            indices = nearest_entries(vectors.detach(), self.codebook)
             chosen = F.embedding(indices, self.codebook)
             error = (vectors - chosen).square().mean(dim=1)
             seen = (vectors.detach(), indices, keys)
             return Quantized(vectors + (chosen - vectors).detach(), indices, error, seen)
-
-    @torch.no_grad()
-    def nearest(self, vectors: Tensor) -> Tensor:
-        with torch.autocast(vectors.device.type, enabled=False):
-            return nearest_entries(vectors.to(self.codebook.dtype), self.codebook)
 
     def _entries(self) -> Tensor:
         return self.codebook

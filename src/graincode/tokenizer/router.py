@@ -102,8 +102,6 @@ class QuantileRouter(Router):
         decay: of the running quantiles of a density that changes with the weights, in [0, 1).
     """
 
-    quantiles: Tensor
-
     def __init__(
         self, layout: CodeLayout, density: Density, ratios: Sequence[float], scope: Scope = "dataset",
         elastic: bool = False, decay: float = 0.95,
@@ -123,8 +121,7 @@ class QuantileRouter(Router):
         Args:
             probes: of training images; with several processes, each one's share of them.
         Returns:
-            for each grain g, `asked_g` and `achieved_g`, the share that the thresholds give on these images. Where
-            many regions tie, lengths differ; more than 1 % is logged as a warning.
+            for each grain g, `asked_g` and `achieved_g`, the share on these images; they differ where many regions tie.
         """
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
@@ -207,11 +204,10 @@ class QuantileRouter(Router):
 class FeatureRouter(Router):
     """A small network looks at the features of all grains and chooses; the decision is learned with everything else.
 
-    In training each region draws its grain (Gumbel-softmax, straight through), and the codes of a region are multiplied
-    by its gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term
-    holds the mean share of each finer grain near its ratio: it binds the data set, not each image, and no other length
-    can be asked for afterwards. Its gradient is that of the square at the shares of the step before, which does not
-    depend on how a batch is divided.
+    In training each region draws its grain (Gumbel-softmax, straight through), and its codes are multiplied by its
+    gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term holds
+    the mean share of each finer grain near its ratio; no other length can be asked for afterwards. Its gradient is that
+    of the square at the shares of the step before, which does not depend on how a batch is divided.
 
     Args:
         layout: the code layout, with two grains or more.
@@ -222,8 +218,6 @@ class FeatureRouter(Router):
         temperature: of the Gumbel-softmax, above 0.
     Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
     """
-
-    shares: Tensor
 
     def __init__(
         self, layout: CodeLayout, code_dim: int, ratios: Sequence[float], budget: float = 20.0, temperature: float = 1.0
