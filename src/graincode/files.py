@@ -20,8 +20,6 @@ import numpy as np
 
 from graincode.core.errors import GraincodeError
 
-NETWORK_TIMEOUT_SECONDS = 20
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -107,7 +105,7 @@ def _to_disk(file: Path) -> None:
 
 
 @contextmanager
-def network_timeout(seconds: float = NETWORK_TIMEOUT_SECONDS) -> Iterator[None]:
+def network_timeout(seconds: float = 20) -> Iterator[None]:
     """A time limit on every wait for the network inside the block."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

@@ -39,7 +39,11 @@ class Rows:
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pin_memory(self) -> Self:
+        """The same in memory that a GPU copies from directly."""
+        return self._map(Tensor.pin_memory)
 
     def filled(self, count: int) -> Self:
         """As many images; those that are missing have zeros."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graincode.core.codes import GrainCodes
+from graincode.core.codes import GrainCodes, Rows
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.distributed import collectives
@@ -26,20 +26,11 @@ _CHUNK = 8192
 
 
 @dataclass(frozen=True)
-class CodeBatch:
+class CodeBatch(Rows):
     """The codes of B images and their (B,) long labels."""
 
     codes: GrainCodes
     labels: Tensor
-
-    def to(self, device: torch.device | str) -> CodeBatch:
-        """The same batch on another device."""
-        return CodeBatch(self.codes.to(device), self.labels.to(device))
-
-    def pin_memory(self) -> CodeBatch:
-        """The same batch in memory that a GPU copies from directly."""
-        grains, indices = self.codes.grains.pin_memory(), self.codes.indices.pin_memory()
-        return CodeBatch(GrainCodes(grains, indices, self.codes.layout), self.labels.pin_memory())
 
 
 class CodeDataset:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from graincode.core.codes import Rows
 from graincode.core.errors import GraincodeError, check
 from graincode.core.images import from_uint8, to_uint8
 from graincode.core.rng import permutation
@@ -35,20 +36,12 @@ _HASH_CHUNK = 256
 
 
 @dataclass(frozen=True)
-class ImageBatch:
+class ImageBatch(Rows):
     """(B, 3, H, W) float32 images in [-1, 1], (B,) long labels (0 without classes), (B,) long indices in the split."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
-
-    def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device."""
-        return ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
-
-    def pin_memory(self) -> ImageBatch:
-        """The same batch in memory that a GPU copies from directly."""
-        return ImageBatch(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
 class ImageDataset(ABC):

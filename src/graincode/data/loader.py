@@ -84,7 +84,7 @@ def training_loader(
     dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
 ) -> Generator[Any]:
     """The micro-batches of steps `start` + 1 to `stop`; close it to end its workers."""
-    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory=pin_memory, prefetch_factor=4)
+    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory)
 
 
 def in_order(
@@ -97,12 +97,8 @@ def in_order(
 ) -> Iterator[Any]:
     """Batches of the first `limit` items (all by default), in order, the same for any number of processes.
 
-    Args:
-        dataset: indexed by lists.
-        batch_size, limit: numbers of items.
-        workers: processes that load them.
-        shared: give this process its contiguous share of the batches, not all of them.
-        order: of all items; None for their own.
+    With `shared`, this process gets its contiguous share of the batches, not all; `order` is of all items, by default
+    their own; `workers` processes load them.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     mine = collectives.items(count, batch_size) if shared else range(count)
@@ -111,12 +107,10 @@ def in_order(
     yield from _batches(dataset, parts, workers)
 
 
-def _batches(dataset: Dataset[Any], parts: Any, workers: int, **settings: Any) -> Generator[Any]:
+def _batches(dataset: Dataset[Any], parts: Any, workers: int, pin_memory: bool = False) -> Generator[Any]:
     """Batches of parts of a data set; at the end, and when an error ends it early, the workers are told to go."""
-    settings = settings if workers else {**settings, "prefetch_factor": None}
-    loader = DataLoader(
-        dataset, sampler=parts, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals, **settings
-    )
+    settings = {"prefetch_factor": 4, "worker_init_fn": _outlive_signals} if workers else {}
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
     iterator = iter(loader)
     try:
         yield from iterator

@@ -138,7 +138,7 @@ class CIFAR10(PublishedImages):
     def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
         parts = []
         for path in paths:  # of records: a byte of label and three planes of bytes
-            content = np.frombuffer(read_file(path), dtype=np.uint8)
+            content = _bytes(path)
             if len(content) == 0 or len(content) % 3073:
                 raise _corrupt(path, f"expected records of 3073 bytes, found {len(content)} bytes")
             parts.append(content.reshape(-1, 3073))
@@ -175,17 +175,24 @@ class FashionMNIST(PublishedImages):
 
 
 def read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
-    """(N, *item) uint8 array of an IDX file, gzipped if its name ends in .gz; refuses a damaged one."""
+    """(N, *item) uint8 array of an IDX file; refuses a damaged one."""
+    # header: two zero bytes, 8 for "unsigned byte", the number of dimensions, and each of these in 32 bits
+    content, start = _bytes(path), 8 + 4 * len(item)
+    header = content[:start].tobytes().ljust(start, b"\0")
+    count, *found = np.frombuffer(header[4:], dtype=">u4").tolist()
+    is_idx = header[:4] == bytes((0, 0, 8, 1 + len(item))) and tuple(found) == item
+    if not is_idx or len(content) != start + count * int(np.prod(item)):
+        raise _corrupt(path, f"expected {count} items of shape {item} as IDX, found {len(content)} bytes")
+    return content[start:].reshape(count, *item).copy()
+
+
+def _bytes(path: Path) -> np.ndarray:
+    """The content of a file, unpacked if its name ends in .gz."""
+    content = read_file(path)
     try:
-        content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
+        return np.frombuffer(gzip.decompress(content) if path.suffix == ".gz" else content, dtype=np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise _corrupt(path, str(error)) from error
-    # header: two zero bytes, 8 for "unsigned byte", the number of dimensions, and each of these in 32 bits
-    start, magic = 8 + 4 * len(item), bytes((0, 0, 8, 1 + len(item)))
-    count, *found = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), dtype=">u4").tolist()
-    if content[:4] != magic or tuple(found) != item or len(content) != start + count * int(np.prod(item)):
-        raise _corrupt(path, f"expected {count} items of shape {item} as IDX, found {len(content)} bytes")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(count, *item).copy()
 
 
 def _check_labels(path: Path, labels: np.ndarray) -> None:

@@ -102,10 +102,10 @@ class WebDataset(EncodedSource):
             name = Members(self._shards, "", self._index).name(unlabelled[0])
             raise GraincodeError(f"{name} has no label, but others have: add its .cls, or remove those of all")
         if given and (len(given) < count or not count):
-            expected = f"{count} names or more, as {self._origin} has the label {count - 1}"
-            raise GraincodeError(
-                f"class_names={given}: expected {expected if count else 'null, as there are no labels'}"
+            expected = (
+                f"{count} names or more, up to the label {count - 1}" if count else "null, as there are no labels"
             )
+            raise GraincodeError(f"class_names={given}: expected {expected}")
         return tuple(given or map(str, range(count)))
 
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
