@@ -44,7 +44,7 @@ def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
         ((codes == 0).all(dim=1), generator_stage(False, 1).windows),
     ):
         found = [
-            bool(coarse[schedule.indices(schedule.places(step, part))].all())
+            bool(coarse[schedule.indices(schedule.positions(step, part))].all())
             for schedule in [Schedule(24, BATCH, 5, rank, 2, 2, windows) for rank in (0, 1)]
             for step in range(1, STEPS + 1)
             for part in (0, 1)
@@ -76,7 +76,7 @@ def test_batches_by_length_weigh_every_code_alike():
     trainable, step = stage.trainables[0], Step(1, SampleRng(0, torch.arange(8)))
     trainable.module.conditioning.dropout = 0.0
     schedule = Schedule(24, 8, 5, windows=stage.windows)
-    batches = [stage.dataset[schedule.indices(schedule.places(s, 0))] for s in (1, 2, 3)]
+    batches = [stage.dataset[schedule.indices(schedule.positions(s, 0))] for s in (1, 2, 3)]
     assert len({int(batch.codes.lengths.sum()) for batch in batches}) == 3
     parts = [weighted_sum(trainable.forward(trainable.module, batch, step, None).terms) for batch in batches]
     assert [trainable.counts(batch) == trainable.counts(batches[0]) for batch in batches] == [True] * 3

@@ -56,7 +56,7 @@ class Schedule:
     micro_batches: int = 1
     windows: Windows | None = None
 
-    def places(self, step: int, micro_batch: int) -> range:
+    def positions(self, step: int, micro_batch: int) -> range:
         """Positions in the stream of a micro-batch of a 1-based step."""
         each = self.batch_size // (self.processes * self.micro_batches)
         first = (step - 1) * self.batch_size + (micro_batch * self.processes + self.rank) * each
@@ -77,7 +77,7 @@ class Schedule:
         """The index lists of this process's micro-batches of steps `start` + 1 to `stop`."""
         for step in range(start + 1, stop + 1):
             for micro_batch in range(self.micro_batches):
-                yield self.indices(self.places(step, micro_batch))
+                yield self.indices(self.positions(step, micro_batch))
 
 
 def training_loader(

@@ -158,7 +158,7 @@ class _Training:
         outputs: list[list[StepOutput]] = [[] for _ in prepared]
         for part, (batch, step) in enumerate(micro_batches):
             # dropout: other numbers for every micro-batch, whichever process it comes to
-            machine.seed(((schedule.seed << 40) + schedule.places(number, part).start) % (1 << 63))
+            machine.seed(((schedule.seed << 40) + schedule.positions(number, part).start) % (1 << 63))
             output = None
             for index, one in enumerate(prepared):
                 with machine.no_sync(one.wrapped, part == schedule.micro_batches - 1):
@@ -192,8 +192,8 @@ class _Training:
         began = time.perf_counter()
         batch = next(self.batches)
         self.speed.waited += time.perf_counter() - began
-        places, device = self.schedule.places(number, part), self.machine.device
-        rng = SampleRng(self.schedule.seed, torch.arange(places.start, places.stop, device=device))
+        positions, device = self.schedule.positions(number, part), self.machine.device
+        rng = SampleRng(self.schedule.seed, torch.arange(positions.start, positions.stop, device=device))
         return self.stage.prepare(batch.to(device), rng), Step(number, rng)
 
     def _global_counts(
