@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -93,3 +94,15 @@ def refused(job: str, *overrides: str) -> str:
     with pytest.raises(GraincodeError) as error:
         run_job(job, check(job, list(overrides)))
     return error.value.line
+
+
+def free_ports() -> int:
+    """The first of two ports in a row that are free."""
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            try:
+                two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            except OSError:
+                continue
+            return one.getsockname()[1]

@@ -1,0 +1,87 @@
+"""The published sizes: counted without memory, and a training step of a narrow twin."""
+
+import pytest
+import torch
+from torch import nn
+
+from graincode.config.job import build, with_layout
+from graincode.config.validate import check
+from graincode.core.codes import GrainCodes
+from graincode.core.layout import CodeLayout
+from graincode.core.losses import weighted_sum
+from graincode.core.rng import SampleRng
+from graincode.generator import Transformer
+
+
+def unfilled(node):
+    """A module whose large weights are never written, so that they take no memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (nn.Linear, nn.Embedding, nn.Conv2d):
+            patch.setattr(kind, "reset_parameters", lambda _: None)
+        patch.setattr(nn.init, "normal_", lambda weight, *_, **__: weight)
+        patch.setattr(nn.init, "trunc_normal_", lambda weight, *_, **__: weight)
+        return build(node)
+
+
+@pytest.mark.parametrize("recipe", ["tok_imagenet_dual", "tok_imagenet_triple"])
+def test_the_published_tokenizers_take_a_training_step(recipe):
+    cfg = check("train_tokenizer", [f"experiment={recipe}", "data.root=none"])
+    grains = [list(grain) for grain in cfg.tokenizer.grains]
+    layout = CodeLayout((256, 256), grains, cfg.tokenizer.codebook_size, 1000, cfg.tokenizer.codebook)
+    with_layout(cfg.tokenizer.model, layout)
+    module = unfilled(cfg.tokenizer.model)
+    assert layout.max_tokens - layout.num_ends == 1024
+    assert module.quantizers[0].codebook.shape == (1024, 256)
+    assert 4e7 < sum(p.numel() for p in module.parameters()) < 1e8
+    assert cfg.tokenizer.perceptual._target_.endswith("LPIPSDistance")  # whose weights are not at hand
+
+    narrow = ["tokenizer.size.channels=16", "tokenizer.code_dim=16", "tokenizer.size.attention=[]"]
+    narrow += ["tokenizer.adversary.discriminator.channels=8"]
+    cfg = check("train_tokenizer", [f"experiment={recipe}", "data.root=none", *narrow])
+    with_layout(cfg.tokenizer.model, CodeLayout((128, 128), grains, cfg.tokenizer.codebook_size, 1000, "shared"))
+    module, adversary = build(cfg.tokenizer.model), build(cfg.tokenizer.adversary)
+    images, rng = torch.rand(1, 3, 128, 128) * 2 - 1, SampleRng(0, torch.arange(1))
+    images[..., :64] = 0.5
+    module.quantizers[0].initialize(torch.randn(4096, 16))
+    module.calibrate([images])
+    optimizer, before = build(cfg.optimizer)(module.parameters()), module.quantizers[0].codebook.clone()
+    made = module(images, rng=rng)
+    terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
+    adversary.adaptive.fill_(0.5)
+    terms["adversarial"], gradients = adversary.generator_term(
+        made.images, terms["l1"], module.decoder.last.weight, 20_000
+    )
+    weighted_sum(terms).backward()
+    optimizer.step()
+    module.update([made.quantized], [made.routing])
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
+    weighted_sum(adversary.discriminator_terms(adversary(torch.cat([images, made.images.detach()])))[0]).backward()
+    adversary.update([gradients])
+    assert 0 < float(adversary.adaptive) <= 0.75
+    assert all(bool(parameter.grad.abs().sum() > 0) for parameter in adversary.parameters())
+    assert not torch.equal(module.quantizers[0].codebook, before)
+    assert len(set(made.routing.grains.flatten().tolist())) > 1
+
+
+@pytest.mark.parametrize(("recipe", "classes"), [
+    ("ar_imagenet", 1000), ("ar_ffhq", 0), ("nar_imagenet", 1000), ("nar_ffhq", 0),
+])  # fmt: skip
+def test_the_published_generators_take_a_training_step(recipe, classes):
+    cfg = check("train_generator", [f"experiment={recipe}"])
+    with_layout(cfg.generator.model, CodeLayout((256, 256), [[16, 16], [8, 8]], 1024, classes))
+    module = unfilled(cfg.generator.model)
+    stacks = [part for part in module.children() if isinstance(part, Transformer)]
+    assert [len(stack.blocks) for stack in stacks] == [6, 18]
+    assert 12 * 24 * 1024**2 < sum(p.numel() for p in module.parameters()) < 310e6
+
+    cfg = check("train_generator", [f"experiment={recipe}", "generator.size.width=32"])
+    layout = CodeLayout((64, 64), [[16, 16], [8, 8]], 1024, classes)
+    with_layout(cfg.generator.model, layout)
+    module = build(cfg.generator.model)
+    codes = GrainCodes(torch.arange(16).view(1, 4, 4) % 2, torch.zeros(1, 8, 8, dtype=torch.long), layout)
+    optimizer, before = build(cfg.optimizer)(module.parameters()), module.content_head.weight.clone()
+    weighted_sum(build(cfg.generator.objective)(module(codes, torch.zeros(1, dtype=torch.long)))).backward()
+    optimizer.step()
+    trained = [parameter.grad for parameter in module.parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in trained)
+    assert not torch.equal(module.content_head.weight, before)
