@@ -112,7 +112,9 @@ def test_a_sweep_by_slurm_s_launcher_on_this_machine(inside):
     arguments = ["--multirun", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "hardware=slurm"]
     arguments += ["hardware.device=cpu", "hardware.mixed_precision='no'", TWO, "hardware.workers=0", "trainer.steps=2"]
     swept = ["tokenizer.codebook_size=16,24", "run_name=swept-${tokenizer.codebook_size}"]
-    status, _, err = finish(start("train_tokenizer", *arguments[:2], *inside, *TINY_TOKENIZER[:2], *TINY_TRAINER, *arguments[2:], *swept))
+    status, _, err = finish(
+        start("train_tokenizer", *arguments[:2], *inside, *TINY_TOKENIZER[:2], *TINY_TRAINER, *arguments[2:], *swept)
+    )
     assert status == 0, err
     tables = [file.read_text() for file in Path("runs/sweeps/train_tokenizer").glob("*/table.csv")]
     assert any("tokenizer.codebook_size" in table and table.count("\n") == 3 for table in tables)
