@@ -59,7 +59,7 @@ def test_statistics_are_numpy_s_and_do_not_depend_on_batches(count: int, batch_s
     features[:, 4] += features[:, 0]
     network = LookedUp(features, drawn(count, 5, seed + 1), batch_size)
     images = numbered(count)
-    options = {"subset": 20, "inception_splits": min(3, count), "seed": seed}
+    options = {"subset": 20, "splits": min(3, count), "seed": seed}
     whole = gathered(network, [images], count, **options)
     assert_close(whole.mean, features.double().mean(0).numpy(), 1e-10)
     assert_close(whole.covariance, np.cov(features.double().numpy(), rowvar=False), 1e-10)
@@ -150,13 +150,13 @@ def test_a_set_of_no_images_is_refused():
 @pytest.mark.parametrize("splits", [-1, 11])
 def test_more_splits_than_images_are_refused(splits: int):
     with pytest.raises(GraincodeError, match=f"inception_splits={splits}: expected 1 to 10") as error:
-        Accumulator(LookedUp(drawn(10), drawn(10)), 10, inception_splits=splits)
+        Accumulator(LookedUp(drawn(10), drawn(10)), 10, splits=splits)
     message_of(error)
 
 
 def test_a_network_without_classes_refuses_splits():
     with pytest.raises(GraincodeError, match="table has no classifier") as error:
-        Accumulator(LookedUp(drawn(10)), 10, inception_splits=2)
+        Accumulator(LookedUp(drawn(10)), 10, splits=2)
     message_of(error)
 
 

@@ -14,11 +14,7 @@ from graincode.evaluation.estimate import Estimate, mean_of
 
 
 class CodeMetrics:
-    """Lengths of codes and use of codebooks; the grouping into batches does not change a bit of it.
-
-    Args:
-        layout: of the codes.
-    """
+    """Lengths of codes of one layout and use of codebooks; the grouping into batches does not change a bit of it."""
 
     def __init__(self, layout: CodeLayout) -> None:
         self._layout = layout
@@ -37,7 +33,7 @@ class CodeMetrics:
         self._lengths.append(codes.lengths.cpu())
 
     def metrics(self) -> dict[str, Estimate]:
-        """Over all codes so far, of all processes; each of them must ask.
+        """Over the codes of all processes so far; each of them must ask.
 
         `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of
         grain g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each
@@ -61,10 +57,8 @@ class CodeMetrics:
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:
-    """Usage and perplexity of a codebook.
+    """Usage and perplexity of a codebook, from (size,) long, how often each entry was used.
 
-    Args:
-        counts: (size,) long, how often each entry was used; some were.
     Returns:
         The share of entries that were used at all, in (0, 1]; exp of the entropy of their frequencies, in [1, size].
     """

@@ -1,4 +1,4 @@
-"""Modes that compare images with a reference: generation and reconstruction."""
+"""Modes that compare images with a reference: generation and reconstruction; options: conf/evaluation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.data.images import ImageSource, Subset
+from graincode.evaluation import metrics as of
 from graincode.evaluation.estimate import Estimate
-from graincode.evaluation.metrics import (
-    class_consistency,
-    density_coverage,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
-from graincode.evaluation.modes import ByNetwork, Mode, Plan
+from graincode.evaluation.modes import ByNetwork, Estimates, Mode, Plan
 from graincode.evaluation.pairs import structural_similarity
 from graincode.evaluation.statistics import SUBSET, Statistics
 from graincode.evaluation.streams import ImageStream
@@ -27,8 +20,9 @@ from graincode.networks.features import FeatureNetwork
 from graincode.networks.perceptual import Lite0Distance, LPIPSDistance
 
 Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
-IN_FEATURES = (*typing.get_args(Distance), "class_consistency")
-"""Metrics that are computed in the features of each network, in order."""
+DISTANCES = typing.get_args(Distance)
+IN_FEATURES = (*DISTANCES, "class_consistency")
+"""Metrics that are computed in the features of each network."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +30,6 @@ class Comparison(Mode):
     """The base of modes that compare two sets of images in the features of networks.
 
     Attributes:
-        features: the networks, by name; every metric is computed in each of them.
-        metrics: which; None for the usual ones, as far as they can be had.
-        inception_splits: parts of the Inception score; None for 10, or fewer if there are fewer images.
-        kid_subsets, kid_subset_size: random draws of the kernel distance, and images in each; None for 1000, or as
-            many as there are.
-        precision_neighbours, density_neighbours: how far an image reaches, for precision and recall and for density
-            and coverage.
-        subset: images whose features are kept for all of these but fd and is: the first of a fixed permutation, in
-            both sets; all where there are no more.
         extra: metrics of one's own, by name: of the statistics of subject and reference in each network.
     """
 
@@ -66,10 +51,9 @@ class Comparison(Mode):
                      "density_neighbours", "subset"):  # fmt: skip
             value = getattr(self, name)
             check(name, value, "1 or more", value is None or value >= 1)
-        if self.metrics is not None:
-            check("metrics", self.metrics, "null for the usual ones, or some names", len(self.metrics) > 0)
-            for metric in self.metrics:
-                check_choice("metrics", metric, self.known)
+        check("metrics", self.metrics, "null for the usual ones, or some names", self.metrics is None or self.metrics)
+        for metric in self.metrics or ():
+            check_choice("metrics", metric, self.known)
 
     def wants(self, metric: str) -> bool:
         """Whether a metric is asked for."""
@@ -78,6 +62,10 @@ class Comparison(Mode):
     @property
     def networks(self) -> Mapping[str, FeatureNetwork]:
         return self.features if self.extra or any(map(self.wants, IN_FEATURES)) else {}
+
+    @property
+    def kept(self) -> int:
+        return self.subset
 
     def reads(self, subject: Subject, reference: ReferenceChoice) -> frozenset[str]:
         return subject.reads | reference.reads | {"reference"}
@@ -97,76 +85,71 @@ class Comparison(Mode):
         if not self.networks:
             return plan
         blind = ", ".join(network.name for network in self.networks.values() if not network.classes)
-        if "is" in plan.metrics and blind:
-            seeing = any(network.classes for network in self.networks.values())
-            self._leave_out(plan, "is", f"{blind} has no classifier", keep=seeing)
-        count = None if reference.images is None else len(reference.images)
-        if "fd" in plan.metrics and (images.count < 2 or count == 1):
+        if blind and any(network.classes for network in self.networks.values()) and "is" in plan.metrics:
+            plan.warnings.append(f"is left out in some features: {blind} has no classifier")
+        elif blind:
+            self._leave_out(plan, "is", f"{blind} has no classifier")
+        fewest = min(images.count, images.count if reference.images is None else len(reference.images))
+        if "fd" in plan.metrics and fewest < 2:
             raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
-        fewest = min(images.count, self.subset, images.count if count is None else count)
-        least = {
-            "kid": self._kid_size(2),
-            "precision_recall": self.precision_neighbours + 1,
-            "density_coverage": self.density_neighbours + 1,
-        }
-        for name, needed in least.items():
-            if count is None:
+        for name, needed in (
+            ("kid", self._kid_size(2)),
+            ("precision_recall", self.precision_neighbours + 1),
+            ("density_coverage", self.density_neighbours + 1),
+        ):
+            there = min(fewest, self.subset)
+            if reference.images is None:
                 self._leave_out(plan, name, "the reference is a file of means and covariances alone")
-            elif fewest < needed:
-                self._leave_out(plan, name, f"it needs {needed} images, and there are {fewest}")
+            elif there < needed:
+                self._leave_out(plan, name, f"it needs {needed} images, and there are {there}")
         if reference.images is not None and (self.extra or set(plan.metrics) - {"is"}):
             plan.real["reference"] = reference.images
         return plan
 
-    def metrics_of(
-        self, plan: Plan, generated: ByNetwork, real: Mapping[str, ByNetwork], seed: int
-    ) -> dict[str, Estimate]:
-        sizes = [tuple(one.image_size) for one in (plan.images, plan.reference.images) if one is not None]
-        if generated and sizes[0] != sizes[-1]:
-            plan.warnings.append(f"images of {sizes[0]} pixels against {sizes[1]}: metrics tell that apart, too")
-        found: dict[str, Estimate] = {}
+    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork], seed: int) -> Estimates:
+        if self.networks and plan.reference.images is not None:
+            sizes = [tuple(one.image_size) for one in (plan.images, plan.reference.images)]
+            if sizes[0] != sizes[1]:
+                plan.warnings.append(f"images of {sizes[0]} pixels against {sizes[1]}: metrics tell that apart, too")
+        sets = {"reference": plan.reference.known} | real if plan.reference.known else real
+        found: Estimates = {}
         for key, network in self.networks.items():
-            known = {name: statistics[key] for name, statistics in real.items()}
-            if plan.reference.known:
-                known["reference"] = plan.reference.known[key]
-            found |= self._in_features(plan, network, generated[key], known, seed)
+            known = {name: statistics[key] for name, statistics in sets.items()}
+            own = self._in_features(plan, network, subject[key], known, seed)
+            found |= {network.label(name): estimate for name, estimate in own.items()}
         return found
 
     def _in_features(
-        self, plan: Plan, network: FeatureNetwork, generated: Statistics, known: Mapping[str, Statistics], seed: int
-    ) -> dict[str, Estimate]:
+        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics], seed: int
+    ) -> Estimates:
         """The metrics of one network."""
         real, found = known.get("reference"), {}
         if "fd" in plan.metrics:
-            fewest = min(count for count in (generated.count, real.count) if count is not None)
+            fewest = min(count for count in (subject.count, real.count) if count is not None)
             if fewest <= network.dimension:
                 plan.warnings.append(
                     f"{network.name} has {network.dimension} features, and there are only {fewest} images: the Fréchet "
                     "distance is too large by an amount that depends on their number; compare it with ones of as many"
                 )
-            found[f"{self.prefix}fd"] = frechet_distance(generated, real)
-        if "is" in plan.metrics and len(generated.split_sizes):
-            found["is"] = inception_score(generated)
+            found[f"{self.prefix}fd"] = of.frechet_distance(subject, real)
+        if "is" in plan.metrics and len(subject.split_sizes):
+            found["is"] = of.inception_score(subject)
         if "kid" in plan.metrics:
-            size = self._kid_size(min(len(generated.subset), len(real.subset)))
-            found[f"{self.prefix}kid"] = kernel_distance(generated, real, self.kid_subsets, size, seed)
+            size = self._kid_size(min(len(subject.subset), len(real.subset)))
+            found[f"{self.prefix}kid"] = of.kernel_distance(subject, real, self.kid_subsets, size, seed)
         if "precision_recall" in plan.metrics:
-            found |= precision_recall(generated, real, self.precision_neighbours)
+            found |= of.precision_recall(subject, real, self.precision_neighbours)
         if "density_coverage" in plan.metrics:
-            found |= density_coverage(generated, real, self.density_neighbours)
-        found |= {name: metric(generated, real) for name, metric in (self.extra or {}).items()}
-        return {network.label(name): estimate for name, estimate in found.items()}
+            found |= of.density_coverage(subject, real, self.density_neighbours)
+        return found | {name: metric(subject, real) for name, metric in (self.extra or {}).items()}
 
-    def _leave_out(self, plan: Plan, name: str, reason: str, keep: bool = False) -> None:
-        """Do without a metric, or with `keep` in some networks only; refuse to where it was asked for by name."""
-        if name not in plan.metrics:
-            return
-        asked = self.metrics is not None or (name == "kid" and self.kid_subset_size is not None)
-        if asked and not keep:
-            raise GraincodeError(f"{name}: {reason}; leave it out of the metrics")
-        plan.warnings.append(f"{name} left out: {reason}")
-        if not keep:
+    def _leave_out(self, plan: Plan, name: str, reason: str) -> None:
+        """Do without a metric; an error where it was asked for by name."""
+        if name in plan.metrics:
+            if self.metrics is not None or (name == "kid" and self.kid_subset_size is not None):
+                raise GraincodeError(f"{name}: {reason}; leave it out of the metrics")
             plan.metrics.remove(name)
+            plan.warnings.append(f"{name} left out: {reason}")
 
     def _kid_size(self, fewest: int) -> int:
         return self.kid_subset_size or min(1000, fewest)
@@ -174,12 +157,7 @@ class Comparison(Mode):
 
 @dataclass(frozen=True)
 class Generation(Comparison):
-    """Samples, or anyone's images, against the reference of the generation task, `evaluation=generation`.
-
-    Attributes:
-        floor: whether as many real training images are measured too, which a perfect generator would equal; None where
-            the reference is a split of the data set.
-    """
+    """Samples, or anyone's images, against the reference of the generation task, `evaluation=generation`."""
 
     metrics: Sequence[Distance | Literal["class_consistency"]] | None = None
     floor: bool | None = None
@@ -195,20 +173,17 @@ class Generation(Comparison):
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         if subject.option == "reconstructions":
-            raise GraincodeError(
-                "images=reconstructions: expected samples, split or folder with evaluation=generation, as a distance "
-                "of reconstructions to its reference says nothing of a generator"
-            )
+            why = "as a distance of reconstructions to the reference of generation says nothing of a generator"
+            raise GraincodeError(f"images=reconstructions: expected samples, split or folder, {why}")
         if reference.option == "originals":
             raise GraincodeError(f"reference=originals: expected split, as images={subject.option} were made from none")
         if reference.option == "statistics" and len(self.features) != 1:
-            raise GraincodeError(
-                f"features={sorted(self.features)}: expected one, as reference=statistics is of one network"
-            )
+            names = ",".join(self.features)
+            raise GraincodeError(f"features=[{names}]: expected one, as reference=statistics is of one network")
 
     def plan(self, images: ImageStream, reference: Reference, source: ImageSource) -> Plan:
         plan = super().plan(images, reference, source)
-        if plan.metrics:
+        if "fd" in plan.metrics and self.floor is not False:
             self._add_floor(plan, source)
         if "class_consistency" in plan.metrics:
             self._add_classifier(plan, source)
@@ -216,8 +191,6 @@ class Generation(Comparison):
 
     def _add_floor(self, plan: Plan, source: ImageSource) -> None:
         """As many real training images: what a perfect generator would score."""
-        if "fd" not in plan.metrics or self.floor is False:
-            return
         if self.floor is None and plan.reference.split is None:
             plan.warnings.append("no floor: floor=true measures as many training images of the data set, too")
             return
@@ -234,35 +207,34 @@ class Generation(Comparison):
 
     def _add_classifier(self, plan: Plan, source: ImageSource) -> None:
         """Training images for the classifier that says whether images show the class that they were asked for."""
-        classes, labels = len(source.class_names), plan.images.labels
+        classes, labels, reason = len(source.class_names), plan.images.labels, ""
         if labels is None:
-            self._leave_out(plan, "class_consistency", "the images have no classes")
+            reason = "the images have no classes"
         elif plan.reference.labels is None:
-            self._leave_out(plan, "class_consistency", "the reference has no labels")
+            reason = "the reference has no labels"
         elif int(labels.max()) >= classes:
             reason = f"the images are of more classes than the {classes} of the data set"
-            self._leave_out(plan, "class_consistency", reason)
         elif plan.reference.split == "train":
-            self._leave_out(plan, "class_consistency", "the reference is what the classifier is trained on")
+            reason = "the reference is what the classifier is trained on"
+        if reason:
+            self._leave_out(plan, "class_consistency", reason)
         else:
             train = source.split("train")
             plan.real["classifier"] = Subset(train, min(self.subset, len(train)))
 
     def _in_features(
-        self, plan: Plan, network: FeatureNetwork, generated: Statistics, known: Mapping[str, Statistics], seed: int
-    ) -> dict[str, Estimate]:
-        found = super()._in_features(plan, network, generated, known, seed)
+        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics], seed: int
+    ) -> Estimates:
+        found = super()._in_features(plan, network, subject, known, seed)
         if "floor" in known:
-            found[network.label("fd_floor")] = frechet_distance(known["floor"], known["reference"])
-        if "classifier" in known and "class_consistency" in plan.metrics:
-            labels = (plan.real["classifier"].labels, plan.reference.labels, plan.images.labels)
-            sets = (known["classifier"], known["reference"], generated)
+            found["fd_floor"] = of.frechet_distance(known["floor"], known["reference"])
+        if "class_consistency" in plan.metrics:
+            training = known["classifier"], plan.real["classifier"].labels
+            real = known["reference"], plan.reference.labels
             try:
-                accuracies = class_consistency(*(part for pair in zip(sets, labels, strict=True) for part in pair))
+                found |= of.class_consistency(*training, *real, subject, plan.images.labels)
             except GraincodeError as error:
                 self._leave_out(plan, "class_consistency", str(error))
-            else:
-                found |= {network.label(name): estimate for name, estimate in accuracies.items()}
         return found
 
 
@@ -270,11 +242,7 @@ class Generation(Comparison):
 class Reconstruction(Comparison):
     """Reconstructions against the images that they were made from, `evaluation=reconstruction`.
 
-    Squared errors and PSNR cost nothing and are always given; so are codes per image and use of the codebook where the
-    images are a tokenizer's.
-
-    Attributes:
-        lpips_weights: file `vgg16-397923af.pth` of torchvision; None downloads it where lpips is asked for.
+    Squared errors and PSNR are always given; so are codes per image and use of the codebook of a tokenizer's images.
     """
 
     metrics: Sequence[Distance | Literal["ssim", "lpips", "lite0"]] | None = None
@@ -283,27 +251,21 @@ class Reconstruction(Comparison):
     name: ClassVar[str] = "reconstruction"
     prefix: ClassVar[str] = "r"
     usual: ClassVar[tuple[str, ...]] = ("fd", "is", "ssim")
-    known: ClassVar[tuple[str, ...]] = (*typing.get_args(Distance), "ssim", "lpips", "lite0")
+    known: ClassVar[tuple[str, ...]] = (*DISTANCES, "ssim", "lpips", "lite0")
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         fitting = {"reconstructions": "originals", "folder": "folder"}.get(subject.option)
         if fitting is None:
-            raise GraincodeError(
-                f"images={subject.option}: expected reconstructions or folder with evaluation=reconstruction, as these "
-                "were not made from originals"
-            )
+            why = "as these were not made from originals"
+            raise GraincodeError(f"images={subject.option}: expected reconstructions or folder, {why}")
         if reference.option != fitting:
-            raise GraincodeError(
-                f"reference={reference.option}: expected {fitting}, the very images that reconstructions were made "
-                "from; distances to others do not compare with published ones"
-            )
+            why = "the very images that reconstructions were made from: distances to others are none of reconstruction"
+            raise GraincodeError(f"reference={reference.option}: expected {fitting}, {why}")
 
     def open(self, subject: Subject, reference: Reference, context: Context) -> Opened:
         measures = {"ssim": structural_similarity} if self.wants("ssim") else {}
-        networks = {}
-        if self.wants("lpips"):
-            networks["lpips"] = LPIPSDistance(weights=self.lpips_weights).to(context.device)
-        if self.wants("lite0"):
-            networks["lite0_distance"] = Lite0Distance().to(context.device)
+        networks = {"lpips": LPIPSDistance(weights=self.lpips_weights)} if self.wants("lpips") else {}
+        networks |= {"lite0_distance": Lite0Distance()} if self.wants("lite0") else {}
+        networks = {name: network.to(context.device) for name, network in networks.items()}
         opened = subject.open(context, reference, measures | networks)
         return replace(opened, inputs=opened.inputs | {name: one.identity for name, one in networks.items()})

@@ -9,19 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 from graincode.distributed import collectives
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and how far it can be trusted.
-
-    Attributes:
-        value: the number.
-        std: its spread; None where none is defined.
-        over: what the spread is of and over, in words.
-    """
+    """A value; its spread, None where none is defined; and what the spread is of and over, in words."""
 
     value: float
     std: float | None = None
@@ -34,16 +28,9 @@ def share_of(value: float, count: int) -> Estimate:
 
 
 def mean_of(parts: Sequence[Tensor]) -> Estimate:
-    """The mean over the images of all processes, and its standard error; each process must ask.
-
-    Args:
-        parts: values of this process's images, (n,) each.
-    Raises:
-        GraincodeError: there are none.
-    """
+    """The mean of values, in parts (n,) on each process, and its standard error; each process must ask."""
     values = collectives.gather_rows(torch.cat([torch.zeros(0, dtype=torch.float64), *parts]))
-    if not len(values):
-        raise GraincodeError("the mean over 0 images: expected at least 1")
+    check("count", len(values), "the mean over 1 image or more", len(values) > 0)
     if len(values) == 1:
         return Estimate(values.item())
     error = values.std().item() / math.sqrt(len(values))

@@ -18,32 +18,28 @@ from graincode.files import replacing
 
 
 def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator[Tensor]:
-    """A pass whose images are also written down, without loss.
+    """A stream whose images each process also writes to a folder that all see.
 
     Args:
-        images: as they come by; each process writes its own.
-        folder: of the run, which all processes see.
+        images: as they come by.
+        folder: of the run.
         form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
             as `arr_1`, None to keep nothing.
     """
-    if form is None:
-        yield from images
-        return
     place, raw = collectives.items(images.count, images.batch_size).start, folder / "images.npy"
     shape = (images.count, *images.image_size, 3)
     if form == "png":
         collectives.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
-    else:
+    elif form == "npz":
         collectives.on_main(lambda: np.lib.format.open_memmap(raw, "w+", np.uint8, shape).flush())
     for batch in images:
-        pixels = batch.permute(0, 2, 3, 1).cpu().numpy()
-        if form == "png":
-            for index, image in enumerate(pixels, place):
-                Image.fromarray(image).save(folder / "images" / f"{index:06d}.png")
-        else:
+        pixels = batch.permute(0, 2, 3, 1).cpu().numpy() if form else ()
+        if form == "npz":
             written = np.load(raw, mmap_mode="r+")
             written[place : place + len(pixels)] = pixels
             written.flush()
+        for index, image in enumerate(pixels if form == "png" else (), place):
+            Image.fromarray(image).save(folder / "images" / f"{index:06d}.png")
         place += len(pixels)
         yield batch
     collectives.sum_(torch.zeros(1))  # all have written
@@ -52,9 +48,9 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
 
 
 def _pack(raw: Path, labels: Tensor | None) -> None:
-    """Move images from an .npy into an .npz beside it."""
+    """Move images from an .npy into an .npz beside it; entries without the time of day, so that it depends on nothing
+    else."""
     with replacing(raw.with_suffix(".npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
-        # entries without the time of day, so that equal images make equal files
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file, raw.open("rb") as images:
             shutil.copyfileobj(images, file)
         if labels is not None:

@@ -11,10 +11,11 @@ from graincode.core.errors import GraincodeError
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import Statistics, write_npz
-from graincode.evaluation.streams import ImageStream, LikelihoodStream, check_image_size
+from graincode.evaluation.streams import ImageStream, LikelihoodStream, check_size
 from graincode.evaluation.subjects import Context, Opened, Reference, ReferenceChoice, Subject
 from graincode.networks.features import FeatureNetwork
 
+Estimates = dict[str, Estimate]
 ByNetwork = Mapping[str, Statistics]
 """Statistics of a set of images in the features of each network."""
 
@@ -24,8 +25,7 @@ class Plan:
     """What is measured and computed, found out beforehand.
 
     Attributes:
-        images: the subject's.
-        reference: None where a mode has none.
+        images, reference: the subject's images, and what they are compared with.
         metrics: that can be had in the features of networks.
         real: sets of real images whose statistics are needed, by what for.
         warnings: lines for readers of the metrics.
@@ -40,18 +40,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mode:
-    """The base of all modes: images are streamed, and nothing is compared.
-
-    Attributes:
-        features: networks by name.
-    """
+    """The base of all modes: images go by and are counted, and compared with nothing; networks by name."""
 
     features: Mapping[str, FeatureNetwork]
 
     name: ClassVar[str]
     compares: ClassVar[bool] = False
     prefix: ClassVar[str] = ""
-    subset: ClassVar[int] = 0
+    kept: ClassVar[int] = 0
 
     @property
     def networks(self) -> Mapping[str, FeatureNetwork]:
@@ -63,15 +59,9 @@ class Mode:
         return subject.reads
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
-        """Refuse parts that say nothing together.
-
-        Raises:
-            GraincodeError: saying why.
-        """
+        """Refuse parts that say nothing together."""
         if reference.option != "split":
-            raise GraincodeError(
-                f"reference={reference.option}: expected none, as evaluation={self.name} compares with nothing"
-            )
+            raise GraincodeError(f"reference={reference.option}: expected none, as {self.name} compares with nothing")
 
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> Opened:
         """The images, ready to be measured."""
@@ -82,31 +72,18 @@ class Mode:
         return 0
 
     def plan(self, images: ImageStream, reference: Reference | None, source: ImageSource) -> Plan:
-        """What can be computed.
-
-        Raises:
-            GraincodeError: a metric that was asked for cannot be.
-        """
+        """What can be computed; an error where something was asked for by name and cannot be."""
         return Plan(images, reference)
 
-    def metrics_of(
-        self, plan: Plan, generated: ByNetwork, real: Mapping[str, ByNetwork], seed: int
-    ) -> dict[str, Estimate]:
-        """Metrics in the features of networks, by the names that they go by in them; more warnings go to the plan.
-
-        Args:
-            plan: as of `plan`.
-            generated: of the subject's images.
-            real: of the plan's sets.
-            seed: of random subsets.
-        """
+    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork], seed: int) -> Estimates:
+        """Metrics of the subject against the plan's real images, by name; more warnings go to the plan."""
         return {}
 
     def settings(self, plan: Plan) -> dict[str, Any]:
         """What metrics are computed with."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "features"}
 
-    def write(self, folder: Path, name: str, generated: ByNetwork, inputs: Mapping[str, str]) -> None:
+    def write(self, folder: Path, name: str, subject: ByNetwork, inputs: Mapping[str, str]) -> None:
         """Write what the mode leaves in the run's folder besides the record."""
 
 
@@ -116,11 +93,10 @@ class Summary(Mode):
 
     name: ClassVar[str] = "statistics"
 
-    def write(self, folder: Path, name: str, generated: ByNetwork, inputs: Mapping[str, str]) -> None:
+    def write(self, folder: Path, name: str, subject: ByNetwork, inputs: Mapping[str, str]) -> None:
         about = {f"{key.removesuffix('_hash')}_identity": value for key, value in inputs.items()}
         for key, network in self.networks.items():
-            path = folder / f"statistics-{network.name}.npz"
-            write_npz(path, generated[key], images=name, **about)
+            write_npz(path := folder / f"statistics-{network.name}.npz", subject[key], images=name, **about)
             print(f"statistics: {path}")
 
 
@@ -129,10 +105,7 @@ class Likelihood(Mode):
     """What a generator makes of the codes of a split, in bits per image, `evaluation=likelihood`; without networks."""
 
     name: ClassVar[str] = "likelihood"
-
-    @property
-    def networks(self) -> Mapping[str, FeatureNetwork]:
-        return {}
+    networks: ClassVar[Mapping[str, FeatureNetwork]] = {}
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         super().check(subject, reference)
@@ -140,10 +113,8 @@ class Likelihood(Mode):
             raise GraincodeError(f"images={subject.option}: expected split, whose codes a generator can judge")
 
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> Opened:
-        opened = super().open(subject, reference, context)
-        generator, tokenizer = context.load_pair()
-        check_image_size(context.source, tokenizer.module)
+        opened, (generator, tokenizer) = super().open(subject, reference, context), context.load_pair()
+        check_size(context.source, tokenizer.module)
         how = {name: generator.provenance.get(name) for name in ("ratios", "psnr")}
         images = LikelihoodStream(generator.module, tokenizer.module, opened.images.dataset, *context.loading, **how)
-        models = {"generator": generator.identity, "tokenizer": tokenizer.identity}
-        return Opened(images, models | opened.inputs, how)
+        return Opened(images, {"generator": generator.identity, "tokenizer": tokenizer.identity} | opened.inputs, how)

@@ -15,73 +15,58 @@ from graincode.evaluation.estimate import Estimate, mean_of
 MSE_FLOOR = (1 / 255) ** 2 / 12
 """Mean squared error of rounding to 8 bits, for pixels in [0, 1]; as a PSNR, 58.9 dB."""
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""(B,) values of two (B, C, H, W) uint8."""
-
-_SSIM_WINDOW = 11
+Measures = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+"""Functions of two (B, C, H, W) uint8, images and reference, that give (B,) values; by name."""
 
 
 class PairMetrics:
     """Means over pairs of images; the grouping into batches does not change a bit of the errors.
 
     Args:
-        measures: of each pair, besides its squared error, by name.
+        measures: of each pair, besides its squared error.
     """
 
-    def __init__(self, measures: Mapping[str, Measure] | None = None) -> None:
-        self._measures = dict(measures or {})
+    def __init__(self, measures: Measures | None = None) -> None:
+        self._measures = measures or {}
         self._values: dict[str, list[Tensor]] = {name: [] for name in ("mse", *self._measures)}
 
     @torch.no_grad()
     def update(self, images: Tensor, reference: Tensor) -> None:
-        """Add pairs.
-
-        Args:
-            images, reference: uint8 of one shape (B, C, H, W).
-        Raises:
-            GraincodeError: they are not.
-        """
+        """Add pairs, uint8 of one shape (B, C, H, W)."""
         if {images.dtype, reference.dtype} != {torch.uint8} or images.shape != reference.shape or images.ndim != 4:
-            raise GraincodeError(
-                f"images of {images.dtype} {tuple(images.shape)} and {reference.dtype} {tuple(reference.shape)}: "
-                "expected pairs of torch.uint8 and one shape (B, C, H, W)"
-            )
+            found = " and ".join(f"{one.dtype} {tuple(one.shape)}" for one in (images, reference))
+            raise GraincodeError(f"images of {found}: expected pairs of torch.uint8 and one shape (B, C, H, W)")
         squares = (images.int() - reference.int()).square().flatten(1)
         self._values["mse"].append(squares.sum(1).double().cpu() / (squares.shape[1] * 255**2))
         for name, measure in self._measures.items():
             self._values[name].append(measure(images, reference).float().cpu())
 
     def metrics(self) -> dict[str, Estimate]:
-        """Over all pairs so far, of all processes; each of them must ask.
+        """Over the pairs of all processes so far; each of them must ask.
 
         `mse`: of pixels in [0, 1]; `psnr_of_mean`: PSNR in dB of `mse`, which hard images dominate; `psnr_mean`: mean
         of each image's PSNR, which papers report. Both PSNRs take an error as no smaller than `MSE_FLOOR`, so that a
         copy counts as 58.9 dB and not as infinity. Then the mean of each measure.
-
-        Raises:
-            GraincodeError: there are none.
         """
-        mean = mean_of(self._values["mse"])
+        mse = self._values["mse"]
+        mean, psnr_mean = mean_of(mse), mean_of([_psnr(torch.cat(mse))] if mse else [])
         of_mean = _psnr(torch.tensor(mean.value, dtype=torch.float64)).item()
         # to first order, dB = 10 / ln 10 times the relative error
         spread = None if mean.std is None else 10 / math.log(10) * mean.std / max(mean.value, MSE_FLOOR)
-        found = {"mse": mean, "psnr_of_mean": Estimate(of_mean, spread, mean.over)}
-        found["psnr_mean"] = mean_of([_psnr(torch.cat(self._values["mse"]))] if self._values["mse"] else [])
+        found = {"mse": mean, "psnr_of_mean": Estimate(of_mean, spread, mean.over), "psnr_mean": psnr_mean}
         return found | {name: mean_of(self._values[name]) for name in self._measures}
 
 
 def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
     """(B,) SSIM in [-1, 1] of two (B, C, H, W) uint8: Gaussian window of 11 pixels, sigma 1.5, mean over channels.
 
-    Raises:
-        GraincodeError: the images are smaller than the window.
     Source: "Image Quality Assessment: From Error Visibility to Structural Similarity" (Wang et al., 2004).
     """
-    if min(images.shape[2:]) < _SSIM_WINDOW:
+    if min(images.shape[2:]) < 11:
         raise GraincodeError(
-            f"images of {tuple(images.shape[2:])} pixels: expected {_SSIM_WINDOW} or more for SSIM; leave ssim out"
+            f"images of {tuple(images.shape[2:])} pixels: expected 11 or more for SSIM; leave ssim out"
         )
-    return ssim(images.float(), reference.float(), data_range=255, win_size=_SSIM_WINDOW, size_average=False)
+    return ssim(images.float(), reference.float(), data_range=255, win_size=11, size_average=False)
 
 
 def _psnr(mse: Tensor) -> Tensor:

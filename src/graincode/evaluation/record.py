@@ -21,14 +21,7 @@ from graincode.files import write_json
 
 
 class Evaluation:
-    """Loads all that is needed, and finds out what can be computed; `run` does it.
-
-    Args:
-        mode, subject, reference: as of `Mode.check`.
-        context: what else there is.
-    Raises:
-        GraincodeError: something is not to be had.
-    """
+    """Loads all that is needed, and finds out what can be computed; `run` does it."""
 
     def __init__(self, mode: Mode, subject: Subject, reference: ReferenceChoice, context: Context) -> None:
         for network in context.networks.values():
@@ -49,35 +42,25 @@ class Evaluation:
         return self._inputs | {f"features_{name}": net.identity for name, net in self._context.networks.items()}
 
     def run(self, folder: Path, keep: str | None) -> dict[str, Any]:
-        """Measure, write `metrics.json`, and what the mode and `keep` leave besides, into the run's folder.
-
-        Args:
-            folder: of the run, which all processes see.
-            keep: as of `keep_images`.
-        Returns:
-            the record.
-        """
+        """Measure; write `metrics.json` and what mode and `keep_images` leave into a folder; gives the record."""
         mode, plan, context, images = self._mode, self._plan, self._context, self._plan.images
-        times = [time.perf_counter()]
+        networks, reference, times = context.networks, plan.reference, [time.perf_counter()]
         real = {
-            name: cached_statistics(
-                context.networks, DatasetStream(dataset, *context.loading), mode.subset, context.cache_dir
-            )
+            name: cached_statistics(networks, DatasetStream(dataset, *context.loading), mode.kept, context.cache_dir)
             for name, dataset in plan.real.items()
         }
         times.append(time.perf_counter())
-        stream = _Timed(keep_images(images, folder, keep))
+        stream, splits = _Timed(keep_images(images, folder, keep)), mode.splits(images.count)
         mine = collectives.items(images.count, images.batch_size)
         progress = None if images.shows_progress else images.name
-        splits = mode.splits(images.count)
-        generated = measure(context.networks, stream, images.count, mine, splits, context.seed, mode.subset, progress)
+        found = measure(networks, stream, images.count, mine, splits, context.seed, mode.kept, progress)
         times.append(time.perf_counter())
-        estimates = mode.metrics_of(plan, generated, real, context.seed) | images.metrics()
-        collectives.on_main(lambda: mode.write(folder, images.name, generated, self.inputs))
+        estimates = mode.estimates(plan, found, real, context.seed) | images.metrics()
+        collectives.on_main(lambda: mode.write(folder, images.name, found, self.inputs))
         times.append(time.perf_counter())
         names = ("real_images", "features", "metrics")
         seconds = {name: end - start for name, (start, end) in zip(names, pairwise(times), strict=True)}
-        reference = plan.reference
+        seconds |= {"images": stream.seconds, "features": seconds["features"] - stream.seconds}
         record = {
             "mode": mode.name,
             "images": images.name,
@@ -99,8 +82,7 @@ class Evaluation:
                 if estimate.std is not None
             },
             "warnings": [*self._opened.warnings, *plan.warnings],
-            "seconds": seconds
-            | {"images": stream.seconds, "features": seconds["features"] - stream.seconds, "all": times[-1] - times[0]},
+            "seconds": seconds | {"all": times[-1] - times[0]},
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": str(context.device),
             "processes": collectives.count(),
@@ -124,14 +106,12 @@ class _Timed:
         self._batches, self.seconds = batches, 0.0
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
         began = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
+        for batch in self._batches:
             self.seconds += time.perf_counter() - began
+            yield batch
+            began = time.perf_counter()
+        self.seconds += time.perf_counter() - began
 
 
 def table(record: dict[str, Any]) -> str:

@@ -28,11 +28,7 @@ LabelChoice = Literal["balanced", "drawn", "reference"]
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Attributes:
-    images: (B, 3, H, W) uint8.
-    codes: they were decoded from.
-    labels: (B,) long.
-    """
+    """(B, 3, H, W) uint8 images, the codes that they were decoded from, and their (B,) long labels."""
 
     images: Tensor
     codes: GrainCodes
@@ -40,11 +36,7 @@ class SampleBatch:
 
 
 def balanced_labels(count: int, classes: int, chosen: Sequence[int] | None) -> Tensor:
-    """(count,) long labels that take the chosen classes (all by default) in turn; zeros if there are no classes.
-
-    Raises:
-        GraincodeError: a chosen class is not one of them, or none is chosen.
-    """
+    """(count,) long labels that take the chosen classes (all by default) in turn; zeros if there are no classes."""
     if chosen is not None:
         check("classes", list(chosen), "null, as the generator has no classes", classes > 0)
         valid = len(chosen) > 0 and 0 <= min(chosen) <= max(chosen) < classes
@@ -59,12 +51,8 @@ def chosen_labels(how: LabelChoice, count: int, classes: int, seed: int, referen
     Args:
         how: "balanced" takes all classes in turn; "drawn" draws each uniformly, from (seed, i); "reference" takes
             those of the reference images in turn.
-        count: number of samples.
         classes: of the generator; 0 for none.
-        seed: of the random numbers.
         reference: (N,) long labels of the reference images; None if it has none.
-    Raises:
-        GraincodeError: the reference has no labels or others, or the generator no classes.
     """
     check_choice("labels", how, LabelChoice)
     if how == "reference":
@@ -91,13 +79,10 @@ def draw(
     No batch is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the last bit
     from the first of many.
     """
-    device = generator.device
     batch_size = min(batch_size, len(labels))
     mine = collectives.items(len(labels), batch_size)
-    quiet = not collectives.is_main()
-    with tqdm(
-        total=len(mine), unit=" images", desc="samples", leave=False, mininterval=1.0, miniters=0, disable=quiet
-    ) as bar:
+    look = {"desc": "samples", "unit": " images", "leave": False, "mininterval": 1.0, "miniters": 0}
+    with tqdm(total=len(mine), disable=not collectives.is_main(), **look) as bar:
 
         def on_step(step: int) -> None:
             bar.set_postfix(step=step, refresh=False)
@@ -107,19 +92,13 @@ def draw(
             part = labels[start : start + batch_size]
             begun = None if given is None else given[start : start + len(part)]
             codes = generator.sample(part, seed, start, batch_size, on_step, begun, sampler)
-            images = to_uint8(tokenizer.detokenize(codes.to(device))).cpu()
+            images = to_uint8(tokenizer.detokenize(codes.to(generator.device))).cpu()
             bar.update(len(part))
             yield SampleBatch(images, codes, part)
 
 
 class SampleStream(ImageStream):
-    """Samples, whose codes are counted as they go.
-
-    Args:
-        batches: as of `draw`.
-        labels, batch_size: that these are drawn with.
-        generator: that draws them.
-    """
+    """Samples, as `draw` gives them for labels and a batch size, whose codes are counted as they go."""
 
     name, shows_progress = "samples", True
 
@@ -139,10 +118,12 @@ class SampleStream(ImageStream):
 
 def gathered(batches: Iterable[SampleBatch], layout: CodeLayout) -> tuple[Tensor, GrainCodes]:
     """Images (N, 3, H, W) uint8 and codes of all samples of all processes, on the CPU."""
-    own = list(batches)
     (h0, w0), (h, w) = layout.grids[0], layout.grids[-1]
-    images = torch.cat([torch.zeros(0, 3, *layout.image_size, dtype=torch.uint8), *(b.images for b in own)])
-    grains = torch.cat([torch.zeros(0, h0, w0, dtype=torch.long), *(b.codes.grains for b in own)])
-    indices = torch.cat([torch.zeros(0, h, w, dtype=torch.long), *(b.codes.indices for b in own)])
-    codes = GrainCodes(collectives.gather_rows(grains), collectives.gather_rows(indices), layout)
-    return collectives.gather_rows(images), codes
+    none = GrainCodes(torch.zeros(0, h0, w0, dtype=torch.long), torch.zeros(0, h, w, dtype=torch.long), layout)
+    images, codes = [torch.zeros(0, 3, *layout.image_size, dtype=torch.uint8)], [none]
+    for batch in batches:
+        images.append(batch.images)
+        codes.append(batch.codes)
+    own = GrainCodes.cat(codes)
+    own = GrainCodes(collectives.gather_rows(own.grains), collectives.gather_rows(own.indices), layout)
+    return collectives.gather_rows(torch.cat(images)), own

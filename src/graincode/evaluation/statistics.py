@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,11 @@ class Statistics:
     Attributes:
         identity: of the network; statistics are comparable only where it is equal. None where a file does not say.
         count: N; None where a file does not say.
-        mean: (D,) float64.
-        covariance: (D, D) float64, unbiased.
-        subset: (M, D) float32, features of some of the images, in their order; M is 0 if they are not known.
-        indices: (M,) long, which images those are.
-        class_mass: (S, C) float64, sum of class probabilities over the images of each split of the Inception score.
-        class_entropy: (S,) float64, sum of p log p likewise.
-        split_sizes: (S,) long. S is 0 where the Inception score is not asked for.
+        mean, covariance: (D,) and (D, D) float64, unbiased.
+        subset, indices: (M, D) float32, features of some of the images, and (M,) long, which these are, in order; M is
+            0 if they are not known.
+        class_mass, class_entropy, split_sizes: (S, C) and (S,) float64, sums of class probabilities p and of p log p
+            over the images of each split of the Inception score, and (S,) long, how many; S is 0 without the score.
     """
 
     identity: str | None
@@ -65,30 +64,18 @@ class Statistics:
 class Accumulator:
     """Gathers the statistics of a set of images; how they are grouped into batches does not matter.
 
-    With several processes each one adds a contiguous part of the set, in the order of the processes.
-
     Args:
         network: whose features.
-        count: N, of all processes, >= 1.
+        count: N, of all processes, each of which adds a contiguous part, in their order.
         first: index of this process's first image.
-        subset: how many images' features are kept, chosen by a fixed permutation of N; all where N is not larger.
-        inception_splits: of the Inception score, 0 to N; 0 leaves it out.
-        seed: of the permutation that divides the images into splits.
-    Raises:
-        GraincodeError: there are no images, more splits than images, or splits for a network without a classifier.
+        subset: images whose features are kept, chosen by a fixed permutation of N.
+        splits: of the Inception score, by a permutation from the seed; 0 leaves it out.
     """
 
     def __init__(
-        self,
-        network: FeatureNetwork,
-        count: int,
-        first: int = 0,
-        subset: int = SUBSET,
-        inception_splits: int = 0,
-        seed: int = 0,
+        self, network: FeatureNetwork, count: int, first: int = 0, subset: int = SUBSET, splits: int = 0, seed: int = 0
     ) -> None:
         check("count", count, "1 image or more", count >= 1)
-        splits = inception_splits
         check("inception_splits", splits, f"1 to {count}, the number of images", 0 <= splits <= count)
         if splits and not network.classes:
             raise GraincodeError(f"{network.name} has no classifier, so it gives no Inception score")
@@ -101,13 +88,12 @@ class Accumulator:
         self._split_of[order] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         self._waiting: Tensor | None = None
         self._rows: list[Tensor] = []
-        self._added, self._broken = 0, 0
+        self._added, self._broken, self._filled = 0, 0, 0
         self._mean = torch.zeros(network.dimension, dtype=torch.float64)
         self._scatter = torch.zeros(network.dimension, network.dimension, dtype=torch.float64)
         # in one piece: many small tensors that stay would keep the memory between them from being used again
         self._subset = torch.empty(int(self._kept.sum()), network.dimension)
         self._indices = torch.empty(len(self._subset), dtype=torch.long)
-        self._filled = 0
         self._mass = torch.zeros(splits, network.classes, dtype=torch.float64)
         self._entropy = torch.zeros(splits, dtype=torch.float64)
 
@@ -122,11 +108,7 @@ class Accumulator:
         self._waiting = images[whole:].clone() if whole < len(images) else None
 
     def result(self) -> Statistics:
-        """The statistics of the images of all processes; each of them must ask.
-
-        Raises:
-            GraincodeError: features or logits are not finite, or there were fewer or more images than announced.
-        """
+        """The statistics of the images of all processes; each of them must ask."""
         if self._waiting is not None:
             self._add(self._waiting)
         self._waiting = None
@@ -134,24 +116,18 @@ class Accumulator:
         added, broken = collectives.sum_(torch.tensor([self._added, self._broken])).tolist()
         if broken:
             raise GraincodeError(
-                f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}: "
-                "check the weights of the network"
+                f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}: check its "
+                "weights"
             )
         check("count", self.count, f"{added}, as many images as came", added == self.count)
         mean = collectives.sum_(self._mean * self._added) / self.count
         away = self._mean - mean
         scatter = collectives.sum_(self._scatter + self._added * torch.outer(away, away))
-        return Statistics(
-            self.network.identity,
-            self.count,
-            mean,
-            scatter / max(self.count - 1, 1),
-            collectives.gather_rows(self._subset[: self._filled]),
-            collectives.gather_rows(self._indices[: self._filled]),
-            collectives.sum_(self._mass),
-            collectives.sum_(self._entropy),
-            torch.from_numpy(np.bincount(self._split_of, minlength=len(self._entropy)))[: len(self._entropy)],
-        )
+        subset, indices = (collectives.gather_rows(part[: self._filled]) for part in (self._subset, self._indices))
+        mass, entropy = collectives.sum_(self._mass), collectives.sum_(self._entropy)
+        sizes = torch.from_numpy(np.bincount(self._split_of, minlength=len(entropy)))[: len(entropy)]
+        covariance = scatter / max(self.count - 1, 1)
+        return Statistics(self.network.identity, self.count, mean, covariance, subset, indices, mass, entropy, sizes)
 
     def _add(self, images: Tensor) -> None:
         features, logits = self.network(images)
@@ -205,7 +181,7 @@ def measure(
         networks: by name.
         batches: this process's images, as `Accumulator.update` takes them.
         count: number of images, of all processes.
-        mine: which of them are this process's, contiguous; None for all.
+        mine: which of them are this process's; None for all.
         splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
         progress: label of a progress bar; none is shown without it.
     """
@@ -229,44 +205,70 @@ def cached_statistics(
     subset: int = SUBSET,
     cache_dir: Path | str | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of a set of real images, from `statistics/` of the cache, or gathered and stored there.
+    """Statistics of real images by network, from `statistics/` of the cache, or gathered and stored there.
 
     Args:
-        networks: whose features, by name.
+        networks: by name.
         images: read only when something is not stored; stored under the hash of their content.
         subset: as of `Accumulator`; what is stored with more is used, too.
         cache_dir: None for `cache_root()`.
-    Raises:
-        GraincodeError: the folder cannot be written, or a network fails.
     """
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
     content = images.dataset.content_hash()
-    origins = {name: {"weights": network.weights_hash, "content": content} for name, network in networks.items()}
     paths = {
         name: folder / f"{network.name}-{network.weights_hash[:12]}-{content[:16]}.safetensors"
         for name, network in networks.items()
     }
-    found: dict[str, Statistics] = {}
-    for name, path in paths.items():
-        if path.is_file():
-            try:
-                stored = _read(path, networks[name].identity, origins[name])
-            except (SafetensorError, OSError, ValueError, KeyError) as error:
-                _logger.warning("%s is damaged (%s): computing it again", path, error)
-                continue
-            if len(stored.subset) >= min(subset, stored.count):
-                found[name] = _narrowed(stored, subset)
+    read = {name: _read(path, networks[name], content, subset) for name, path in paths.items()}
     # gathering is work for all processes: they must agree on what is needed
-    having = collectives.sum_(torch.tensor([int(name in found) for name in networks]))
+    having = collectives.sum_(torch.tensor([int(found is not None) for found in read.values()]))
     missing = {name: net for (name, net), of in zip(networks.items(), having, strict=True) if of < collectives.count()}
+    measured: dict[str, Statistics] = {}
     if missing:
-        _check_writable(folder)
+        try:  # before the work
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise GraincodeError(f"{folder}: cannot be written ({error.strerror}); set GRAINCODE_CACHE") from None
         mine = collectives.items(images.count, images.batch_size)
         measured = measure(missing, images, images.count, mine, subset=subset, progress=images.name)
-        for name, statistics in measured.items():
-            collectives.on_main(lambda name=name, statistics=statistics: _write(paths[name], statistics, origins[name]))
-        found |= measured
-    return {name: found[name] for name in networks}
+        for name, found in measured.items():
+            collectives.on_main(partial(_write, paths[name], found, networks[name], content))
+    return {name: measured.get(name, read[name]) for name in networks}
+
+
+def _origin(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {"weights": network.weights_hash, "content": content, "tensors": hash_tensors(tensors)}
+
+
+def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Statistics | None:
+    """What `_write` stored, with no more features than asked for; None if there is none, damaged, or with fewer."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        for key, value in _origin(network, content, tensors).items():
+            if header.get(key) != value:
+                raise ValueError(f"{key} is {header.get(key)}, expected {value}")
+        found = Statistics(network.identity, int(header["count"]), **tensors)
+    except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
+        _logger.warning("%s is damaged (%s): computing it again", path, error)
+        return None
+    if len(found.subset) < min(subset, found.count):
+        return None
+    # subsets of one set are parts of each other
+    kept = torch.from_numpy(np.isin(found.indices.numpy(), permutation(0, 0, found.count)[:subset]))
+    return replace(found, subset=found.subset[kept], indices=found.indices[kept])
+
+
+def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content: str) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
+    header = _origin(network, content, tensors) | {"count": str(statistics.count)}
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata=header)
 
 
 def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
@@ -290,10 +292,8 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
         raise GraincodeError(f"{path}: mu and sigma are not real numbers; make it anew")
     mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
     if mean.shape != (size,) or covariance.shape != (size, size):
-        raise GraincodeError(
-            f"{path}: mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, but {network.name} has {size} "
-            "features; measure with the network that it was made with"
-        )
+        found = f"mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}"
+        raise GraincodeError(f"{path}: {found}, but {network.name} has {size} features; measure in those of the file")
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
     if not (symmetric and mean.isfinite().all() and covariance.isfinite().all()):
         raise GraincodeError(f"{path}: NaN or infinite values, or a sigma that is not symmetric; make it anew")
@@ -310,40 +310,5 @@ def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
     """Write `mu` and `sigma` as others' tools read them; also `count`, the network as `features`, and more texts."""
     texts = {"features": statistics.identity, "count": statistics.count, **about}
     known = {name: np.array(value) for name, value in texts.items() if value is not None}
-    with replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **known)
-
-
-def _narrowed(statistics: Statistics, subset: int) -> Statistics:
-    """With the features of fewer images kept; subsets of one set are parts of each other."""
-    chosen = np.isin(statistics.indices.numpy(), permutation(0, 0, statistics.count)[:subset])
-    mask = torch.from_numpy(chosen)
-    return replace(statistics, subset=statistics.subset[mask], indices=statistics.indices[mask])
-
-
-def _read(path: Path, identity: str, origin: Mapping[str, str]) -> Statistics:
-    """What `cached_statistics` stored; an error where it is not that."""
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    for key, value in {**origin, "tensors": hash_tensors(tensors)}.items():
-        if header.get(key) != value:
-            raise ValueError(f"{key} is {header.get(key)}, expected {value}")
-    return Statistics(identity, int(header["count"]), **tensors)
-
-
-def _write(path: Path, statistics: Statistics, origin: Mapping[str, str]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
-    header = {**origin, "count": str(statistics.count), "tensors": hash_tensors(tensors)}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata=header)
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder, and find out before the work whether it can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise GraincodeError(f"{folder}: cannot be written ({error.strerror}); set GRAINCODE_CACHE") from None

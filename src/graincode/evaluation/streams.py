@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from graincode.data.images import ImageBatch, ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.evaluation.code_use import CodeMetrics
 from graincode.evaluation.estimate import Estimate, mean_of
-from graincode.evaluation.pairs import Measure, PairMetrics
+from graincode.evaluation.pairs import Measures, PairMetrics
 from graincode.generator import Generator
 from graincode.tokenizer import DQVAE
 
@@ -79,22 +80,10 @@ class DatasetStream(ImageStream):
 
 
 class PairStream(DatasetStream):
-    """Images that someone else reconstructed, compared with their originals.
-
-    Args:
-        dataset: the reconstructions.
-        originals: as many images of the same size, in the same order.
-        measures: as of `PairMetrics`.
-        batch_size, workers: as of `DatasetStream`.
-    """
+    """Images that someone else reconstructed, compared with as many originals of their size, in the same order."""
 
     def __init__(
-        self,
-        dataset: ImageDataset,
-        originals: ImageDataset,
-        measures: Mapping[str, Measure],
-        batch_size: int,
-        workers: int = 0,
+        self, dataset: ImageDataset, originals: ImageDataset, measures: Measures, batch_size: int, workers: int = 0
     ) -> None:
         super().__init__(dataset, batch_size, workers)
         self._originals, self._pairs = DatasetStream(originals, batch_size, workers), PairMetrics(measures)
@@ -113,8 +102,8 @@ class ReconstructionStream(DatasetStream):
 
     Args:
         tokenizer: in evaluation mode.
-        dataset, batch_size, limit, workers: as of `DatasetStream`.
-        ratios, psnr: as of `DQVAE.tokenize`.
+        dataset, batch_size, workers, limit: as of `DatasetStream`.
+        how: `ratios` and `psnr` of `DQVAE.tokenize`.
         measures: as of `PairMetrics`.
     """
 
@@ -123,21 +112,20 @@ class ReconstructionStream(DatasetStream):
         tokenizer: DQVAE,
         dataset: ImageDataset,
         batch_size: int,
-        limit: int | None = None,
         workers: int = 0,
-        ratios: Sequence[float] | None = None,
-        psnr: float | None = None,
-        measures: Mapping[str, Measure] | None = None,
+        limit: int | None = None,
+        measures: Measures | None = None,
+        **how: Any,
     ) -> None:
         super().__init__(dataset, batch_size, workers, limit)
         self.name, self.labels = f"reconstructions of {self.name}", None
-        self._tokenizer, self._how = tokenizer, (ratios, psnr)
+        self._tokenizer, self._how = tokenizer, how
         self._pairs, self._codes = PairMetrics(measures), CodeMetrics(tokenizer.layout)
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
             images = batch.images.to(self._tokenizer.device)
-            codes = self._tokenizer.tokenize(images, *self._how)
+            codes = self._tokenizer.tokenize(images, **self._how)
             reconstructions = to_uint8(self._tokenizer.detokenize(codes))
             self._pairs.update(reconstructions, to_uint8(images))
             self._codes.update(codes)
@@ -153,7 +141,7 @@ class LikelihoodStream(DatasetStream):
     Args:
         generator, tokenizer: of one code layout, in evaluation mode.
         dataset, batch_size, workers: as of `DatasetStream`.
-        ratios, psnr: as of `DQVAE.tokenize`, that the generator's training codes were made with.
+        how: as of `ReconstructionStream`, that the generator's training codes were made with.
     Raises:
         GraincodeError: the generator has classes that the data set does not have, or gives codes no likelihood.
     """
@@ -165,22 +153,16 @@ class LikelihoodStream(DatasetStream):
         dataset: ImageDataset,
         batch_size: int,
         workers: int = 0,
-        ratios: Sequence[float] | None = None,
-        psnr: float | None = None,
+        **how: Any,
     ) -> None:
         super().__init__(dataset, batch_size, workers)
         if not generator.has_likelihood:
-            raise GraincodeError(
-                f"a {type(generator).__name__} fills codes in in any order, so it gives them no likelihood; measure "
-                "its samples instead"
-            )
+            kind = type(generator).__name__
+            raise GraincodeError(f"a {kind} fills codes in in any order, so it gives them no likelihood; draw samples")
         if generator.classes not in (0, classes := max(len(dataset.class_names), 1)):
-            raise GraincodeError(
-                f"the generator has {generator.classes} classes, and {dataset.name} {classes}; give the data set that "
-                "it was trained on"
-            )
+            raise GraincodeError(f"the generator has {generator.classes} classes, and {dataset.name} has {classes}")
         self.name = f"codes of {self.name}"
-        self._generator, self._tokenizer, self._how = generator, tokenizer, (ratios, psnr)
+        self._generator, self._tokenizer, self._how = generator, tokenizer, how
         content = [f"bits_content_{g}" for g in range(generator.layout.num_grains)]
         position = [f"bits_position_{g}" for g in range(generator.decided_grains)]
         names = ["bits_per_image", *content, *position, "codes_per_image"]
@@ -189,7 +171,7 @@ class LikelihoodStream(DatasetStream):
     @torch.no_grad()
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
-            codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), *self._how)
+            codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), **self._how)
             bits = self._generator(codes, batch.labels.to(codes.grains.device)).bits()
             for name, values in bits.items():
                 self._values[f"bits_{name}"].append(values.cpu())
@@ -201,10 +183,9 @@ class LikelihoodStream(DatasetStream):
         return {name: mean_of(values) for name, values in self._values.items()}
 
 
-def check_image_size(source: ImageSource, tokenizer: DQVAE) -> None:
+def check_size(source: ImageSource, tokenizer: DQVAE) -> None:
     """Refuse a data set whose images are not of the tokenizer's size."""
     wanted = tokenizer.layout.image_size
     if tuple(source.image_size) != wanted:
-        raise GraincodeError(
-            f"image_size={list(source.image_size)}: expected {list(wanted)}, the size of the tokenizer's images"
-        )
+        size = list(source.image_size)
+        raise GraincodeError(f"image_size={size}: expected {list(wanted)}, the size of the tokenizer's images")

@@ -1,4 +1,4 @@
-"""Images that can be measured, `images=`, and what they can be compared with, `reference=`."""
+"""Images that can be measured, `images=`, and what they can be compared with, `reference=`; options: conf/."""
 
 from __future__ import annotations
 
@@ -19,37 +19,22 @@ from graincode.data.encoded import EncodedImages, Files
 from graincode.data.folders import image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, open_image
 from graincode.data.loader import in_order
-from graincode.evaluation.pairs import Measure
+from graincode.evaluation.pairs import Measures
 from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels, draw
 from graincode.evaluation.statistics import Statistics, read_npz
-from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream
-from graincode.evaluation.streams import check_image_size as check_size_of
+from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream, check_size
 from graincode.export import Export
 from graincode.files import open_npz
 from graincode.networks.features import FeatureNetwork
 from graincode.sampling import AutoSampler, Sampler
 
 SplitName = Literal["train", "val", "test"]
-Measures = Mapping[str, Measure]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation works with besides its mode, subject and reference.
-
-    Attributes:
-        networks: by name.
-        source: the data set.
-        sampler: of samples.
-        load_tokenizer, load_pair: give the tokenizer, or the generator and its tokenizer.
-        device: where these and the networks are.
-        precision: of the generator, for the record.
-        compile: whether to sample with compiled blocks.
-        seed: of samples and of random subsets.
-        batch_size: images at once.
-        workers: processes that load images.
-        cache_dir: of statistics of real images; None for the usual place.
-    """
+    """What an evaluation works with besides its mode, subject and reference: the networks by name, the data set, what
+    loads a tokenizer, or a generator and its tokenizer, to the device, and the settings of the job."""
 
     networks: Mapping[str, FeatureNetwork]
     source: ImageSource
@@ -89,13 +74,9 @@ class Opened:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with.
+    """What images are compared with: a name, the hash of its content, and images or statistics by network.
 
     Attributes:
-        name: in words.
-        identity: hash of its content.
-        images: None if there are only statistics.
-        known: statistics by network, where there are only these.
         split: of the data set that it is, if it is one.
     """
 
@@ -104,6 +85,12 @@ class Reference:
     images: ImageDataset | None = None
     known: Mapping[str, Statistics] = field(default_factory=dict)
     split: str | None = None
+
+    @classmethod
+    def of(cls, images: ImageDataset, split: str | None = None) -> Reference:
+        """Images, of a folder or of a split."""
+        name = f"{images.name} {split}" if split else images.name
+        return cls(name, images.content_hash(), images, split=split)
 
     @property
     def labels(self) -> Tensor | None:
@@ -120,13 +107,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a generator, `images=samples`.
-
-    Attributes:
-        num_samples: None for as many as the reference has images.
-        labels: "balanced" takes all classes in turn, "drawn" draws each uniformly, "reference" takes those of the
-            reference images, for data sets whose classes differ in size.
-    """
+    """Samples of a generator, `images=samples`."""
 
     num_samples: int | None = None
     labels: LabelChoice = "balanced"
@@ -138,43 +119,29 @@ class Samples:
         check("num_samples", self.num_samples, "1 or more", self.num_samples is None or self.num_samples >= 1)
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
-        """Load the generator and its tokenizer.
-
-        Raises:
-            GraincodeError: they do not fit each other, the sampler, the labels or the reference.
-        """
-        generator, tokenizer = context.load_pair()
-        module, count = generator.module, self.num_samples or (reference and reference.count)
+        """Load the generator and its tokenizer."""
+        (generator, tokenizer), count = context.load_pair(), self.num_samples or (reference and reference.count)
         check("num_samples", count, "a number, as no reference says how many images it has", bool(count))
+        module, known = generator.module, None if reference is None else reference.labels
         if context.compile:
             module.compile_sampling()
         sampler = module.resolve(context.sampler)
         inputs, whose = {"generator": generator.identity, "tokenizer": tokenizer.identity}, self.labels
-        known = None if reference is None else reference.labels
         labels, given = chosen_labels(self.labels, count, module.classes, context.seed, known), None
         if module.needs_prompt:
-            check("labels", self.labels, "balanced, as the labels are those of what is given", whose == "balanced")
-            dataset = context.source.split("train") if reference is not None and reference.images is not None else None
+            check("labels", whose, "balanced, as the labels are those of what is given", whose == "balanced")
+            dataset = None if reference is None or reference.images is None else context.source.split("train")
             given, labels = _prompts(generator, tokenizer, dataset, count, context.batch_size)
             inputs["maps"], whose = dataset.content_hash(), "of the training images whose maps are given"
         batches = draw(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
-        facts = {
-            "sampler": asdict(sampler),
-            "precision": context.precision,
-            "labels": whose if module.classes else None,
-        }
+        whose = whose if module.classes else None
+        facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
         return Opened(SampleStream(batches, labels, context.batch_size, module), inputs, facts)
 
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """Reconstructions of a split by a tokenizer, `images=reconstructions`.
-
-    Attributes:
-        split: of the data set.
-        ratios: share of regions at each grain; None for the tokenizer's own.
-        psnr: in dB, instead of ratios: as few codes as reach it, for each image.
-    """
+    """Reconstructions of a split by a tokenizer, `images=reconstructions`."""
 
     split: SplitName = "test"
     ratios: Sequence[float] | None = None
@@ -188,28 +155,17 @@ class Reconstructions:
             raise GraincodeError(f"ratios={list(self.ratios)} and psnr={self.psnr}: expected one of them")
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
-        """Load the tokenizer.
-
-        Raises:
-            GraincodeError: the images are not of its size.
-        """
-        tokenizer = context.load_tokenizer()
-        check_size_of(context.source, tokenizer.module)
+        """Load the tokenizer; measures compare its reconstructions with the images."""
+        tokenizer, how = context.load_tokenizer(), {"ratios": self.ratios, "psnr": self.psnr}
+        check_size(context.source, tokenizer.module)
         dataset = context.source.split(self.split) if reference is None else reference.images
-        images = ReconstructionStream(
-            tokenizer.module, dataset, context.batch_size, None, context.workers, self.ratios, self.psnr, measures
-        )
-        inputs = {"tokenizer": tokenizer.identity, "originals": dataset.content_hash()}
-        return Opened(images, inputs, {"ratios": self.ratios, "psnr": self.psnr})
+        images = ReconstructionStream(tokenizer.module, dataset, *context.loading, measures=measures, **how)
+        return Opened(images, {"tokenizer": tokenizer.identity, "originals": dataset.content_hash()}, how)
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the data set: `images=split`, or a generation's usual reference, `reference=split`.
-
-    Attributes:
-        split: which.
-    """
+    """A split of the data set, `images=split` or `reference=split`."""
 
     split: SplitName = "test"
 
@@ -217,26 +173,18 @@ class Split:
     reads: ClassVar[frozenset[str]] = frozenset({"data"})
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
-        """The real images themselves."""
+        """The images."""
         dataset = context.source.split(self.split)
         return Opened(DatasetStream(dataset, *context.loading), {"images_hash": dataset.content_hash()})
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
-        """The split."""
-        images = context.source.split(self.split)
-        return Reference(f"{images.name} {images.split}", images.content_hash(), images, split=images.split)
+        """The images."""
+        return Reference.of(context.source.split(self.split), self.split)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in a directory or in an .npz file, `images=folder` or `reference=folder`.
-
-    Attributes:
-        path: of a directory, in which all image files at any depth are taken in the order of their paths, or of an
-            .npz with uint8 images (N, H, W, 3) as `arr_0`, as the field shares samples, or as `images`.
-        image_size: side of a square or (height, width) in pixels that files are resized and cropped to; None takes
-            them as they are, which must be of one size.
-    """
+    """Images in a directory, in order of their paths, or in an .npz file, `images=folder` or `reference=folder`."""
 
     path: str
     image_size: int | Sequence[int] | None = None
@@ -249,42 +197,28 @@ class Folder:
             check_image_size(self.image_size)
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
-        """The images; with measures, as reconstructions of the reference, of equal size and names.
-
-        Raises:
-            GraincodeError: there are no images, or no pairs.
-        """
-        dataset = self.dataset()
+        """The images; measures compare them as reconstructions with a reference of equal size and names."""
+        dataset = self._dataset()
         lossy = any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset))
         warnings = ["the images were kept as JPEG, which changes them and every metric; keep them as PNG"] * lossy
-        if measures is None:
-            stream = DatasetStream(dataset, *context.loading)
-        else:
+        stream = DatasetStream(dataset, *context.loading)
+        if measures is not None:
             _check_pairs(dataset, reference.images)
             stream = PairStream(dataset, reference.images, measures, *context.loading)
         return Opened(stream, {"images_hash": dataset.content_hash()}, warnings=warnings)
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
-        """The images.
+        """The images."""
+        return Reference.of(self._dataset())
 
-        Raises:
-            GraincodeError: there are none.
-        """
-        images = self.dataset()
-        return Reference(images.name, images.content_hash(), images)
-
-    def dataset(self) -> ImageDataset:
-        """The images.
-
-        Raises:
-            GraincodeError: there are none.
-        """
+    def _dataset(self) -> ImageDataset:
         path = Path(self.path).expanduser()
         if path.is_dir():
             files = Files(path.resolve(), tuple(image_files(path)))
-            size, crop = open_image(files.name(0)).size[::-1], "exact"
-            if self.image_size is not None:
-                size, crop = check_image_size(self.image_size), "center"
+            size = (
+                open_image(files.name(0)).size[::-1] if self.image_size is None else check_image_size(self.image_size)
+            )
+            crop = "exact" if self.image_size is None else "center"
             labels = torch.zeros(len(files), dtype=torch.long)
             return EncodedImages(path.name, "images", size, files, labels, crop=crop)
         try:
@@ -295,20 +229,15 @@ class Folder:
         if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or not len(found):
             shape = "none of them; mu and sigma are statistics" if found is None else f"{found.dtype} {found.shape}"
             raise GraincodeError(f"{self.path}: expected arr_0 or images, uint8 of (N, H, W, 3), but found {shape}")
-        if self.image_size is not None:
-            same = check_image_size(self.image_size) == found.shape[1:3]
-            check("image_size", self.image_size, "null, as images of an .npz are not resized", same)
+        same = self.image_size is None or check_image_size(self.image_size) == found.shape[1:3]
+        check("image_size", self.image_size, "null, as images of an .npz are not resized", same)
         images = torch.from_numpy(found).permute(0, 3, 1, 2)
         return TensorImages(path.name, "images", images, torch.zeros(len(images), dtype=torch.long))
 
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Means and covariances that someone published, `reference=statistics`: only Fréchet distances can be had.
-
-    Attributes:
-        path: of an .npz with `mu` (D,) and `sigma` (D, D).
-    """
+    """Means and covariances that someone published, `reference=statistics`: only Fréchet distances can be had."""
 
     path: str
 
@@ -316,11 +245,7 @@ class StatisticsFile:
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
-        """The statistics.
-
-        Raises:
-            GraincodeError: as `read_npz`.
-        """
+        """The statistics."""
         path = Path(self.path).expanduser()
         known = {name: read_npz(path, network) for name, network in context.networks.items()}
         return Reference(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), known=known)
@@ -350,9 +275,8 @@ def _prompts(
     expected = f"{there} or fewer, as samples are given the grain maps of training images, with reference=split"
     check("num_samples", count, expected, count <= there)
     how = [generator.provenance.get(name) for name in ("ratios", "psnr")]
-    batches = list(in_order(dataset, batch_size, count))
-    device = tokenizer.module.device
-    codes = GrainCodes.cat([tokenizer.module.tokenize(batch.images.to(device), *how).to("cpu") for batch in batches])
+    module, batches = tokenizer.module, list(in_order(dataset, batch_size, count))
+    codes = GrainCodes.cat([module.tokenize(batch.images.to(module.device), *how).to("cpu") for batch in batches])
     prompts = generator.module.prompt_of(GrainCodes(codes.grains, codes.indices, generator.module.layout))
     return prompts, torch.cat([batch.labels for batch in batches])
 
@@ -364,12 +288,10 @@ def _paths(dataset: ImageDataset) -> Sequence[str]:
 
 def _check_pairs(images: ImageDataset, originals: ImageDataset) -> None:
     """Refuse folders that are not pairs of images of equal names."""
-    sets = [(len(one), tuple(one.image_size)) for one in (images, originals)]
-    if sets[0] != sets[1]:
-        raise GraincodeError(
-            f"{sets[0][0]} reconstructions of {sets[0][1]} pixels and {sets[1][0]} originals of {sets[1][1]}: expected "
-            "pairs of equal size"
-        )
+    one, other = ((len(dataset), tuple(dataset.image_size)) for dataset in (images, originals))
+    if one != other:
+        counts = f"{one[0]} reconstructions of {one[1]} pixels and {other[0]} originals of {other[1]}"
+        raise GraincodeError(f"{counts}: expected pairs of equal size")
     for a, b in zip(_paths(images), _paths(originals), strict=False):
         if Path(a).with_suffix("") != Path(b).with_suffix(""):
             raise GraincodeError(f"images have {a} where the reference has {b}: expected pairs of equal names")

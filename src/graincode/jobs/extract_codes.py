@@ -19,7 +19,7 @@ from graincode.data.codes import FORMAT, CodeBatch, write_split
 from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
-from graincode.evaluation.streams import check_image_size
+from graincode.evaluation.streams import check_size
 from graincode.export import load_export
 from graincode.files import write_json
 from graincode.jobs.dry import dry_run
@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> float:
         images = torch.rand(1, 3, *tokenizer.layout.image_size, device=device) * 2 - 1
         call = partial(tokenizer.tokenize, images, cfg.ratios, cfg.psnr)
         return dry_run(call, {"tokenizer": tokenizer}, "codes of one image", training=False)
-    check_image_size(source, tokenizer)
+    check_size(source, tokenizer)
     with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)

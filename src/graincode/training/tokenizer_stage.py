@@ -109,7 +109,7 @@ class TokenizerStage:
             if module.router.is_learned:
                 module.calibrate(self.calibration())
             size = evaluation_batch(module.layout)
-            reconstructions = ReconstructionStream(module, self.validation, size, limit, self.workers)
+            reconstructions = ReconstructionStream(module, self.validation, size, self.workers, limit)
             for _ in reconstructions:
                 pass
             metrics = {name: estimate.value for name, estimate in reconstructions.metrics().items()}
