@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from importlib import util
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_what_pages_take_from_files_is_current():
     spec.loader.exec_module(pages)
     stale = [str(path.relative_to(ROOT)) for path, text in pages.pages().items() if path.read_text() != text]
     assert not stale, "python tools/pages.py writes them anew"
+
+
+def test_the_lock_file_knows_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    locked = next(package for package in lock if package["name"] == "graincode")["metadata"]["requires-dist"]
+    asked = [one for group in (project["dependencies"], *project["optional-dependencies"].values()) for one in group]
+    names = {re.match(r"[\w-]+", one)[0] for one in asked}
+    assert names == {one["name"] for one in locked}, "uv lock writes it anew"
+    assert {package["source"].get("registry", "https://pypi.org/simple") for package in lock} == {
+        "https://pypi.org/simple"
+    }
 
 
 def anchors(page):
