@@ -91,11 +91,11 @@ def _shown(keys: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
 
 def _default(found: File, item: str, path: Path) -> None:
     if found_group := re.match(r"(?:override )?/?([\w/@.]+): *(\S+)", item):
-        found.groups[found_group[1]] = found_group[2]
+        found.groups[found_group[1].partition("@")[0]] = found_group[2]
     elif "@" in item:
         name, _, package = item.partition("@")
         prefix = "" if package == "_here_" else f"{package}."
-        part = read(path.parent / f"{name}.yaml")
+        part = read((CONF if name.startswith("/") else path.parent) / f"{name.strip('/')}.yaml")
         found.keys |= {f"{prefix}{key}": value for key, value in part.keys.items()}
     elif item not in ("_self_", "job") and not item.endswith("_schema"):
         found.base = item
