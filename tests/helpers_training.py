@@ -52,7 +52,7 @@ from graincode.tokenizer import (
     TrunkSize,
 )
 from graincode.training.generator_stage import GeneratorStage
-from graincode.training.loop import train
+from graincode.training.loop import Training
 from graincode.training.settings import TrainerConfig
 from graincode.training.stage import Evaluation
 from graincode.training.tokenizer_stage import TokenizerStage
@@ -208,7 +208,7 @@ def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) 
     if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first
         optimizer = partial(torch.optim.Adam, lr=1e-3)
     stage, start = make_stage(precise, kind)
-    again = partial(train, machine=machine, make_optimizer=optimizer, trainer=TRAINER, seed=5, run=run,
+    again = partial(Training, machine=machine, make_optimizer=optimizer, trainer=TRAINER, seed=5, run=run,
                     logs=LogSettings())  # fmt: skip
     if way.endswith("resumed"):
         first, update, calls = stage.trainables[0], stage.trainables[0].update, []
@@ -221,10 +221,10 @@ def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) 
 
         first.update = interrupt
         with suppress(Stopped):
-            again(stage, start=start)
+            again(stage, start=start).run()
             raise AssertionError("the signal was not obeyed")
         stage, start = make_stage(precise, kind)[0], partial(_fail, "a resumed run starts anew")
-    return again(stage, start=start)[0]
+    return again(stage, start=start).run()[0]
 
 
 def _fail(message: str) -> None:

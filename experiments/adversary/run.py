@@ -26,7 +26,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure as Canvas
 from torch import Tensor
 
@@ -93,7 +92,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
     module: DQVAE = load_tokenizer(run / "export")
     rows = []
     for step in sorted(checkpoints.steps()):
-        state = read_state(checkpoints.path(step), torch.device("cpu"))
+        state = read_state(checkpoints.path(step))
         module.load_state_dict(state["trainables"]["tokenizer"]["module"])
         made = ReconstructionStream(module, images, 50, limit=count)
         distance = frechet_distance(statistics_of(iter(made), count), real).value

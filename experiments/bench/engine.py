@@ -30,7 +30,7 @@ from graincode.data.loader import Schedule, training_loader
 from graincode.distributed.hardware import Hardware
 from graincode.runs.run import Run
 from graincode.tokenizer import DQVAE, ReconstructionObjective
-from graincode.training.loop import train
+from graincode.training.loop import Training
 from graincode.training.prepared import parameter_groups
 from graincode.training.stage import Evaluation
 from graincode.training.tokenizer_stage import TokenizerStage
@@ -90,8 +90,8 @@ def _by_engine(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> floa
 
     stage.prepare = timed
     with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
-        train(stage, Hardware(tf32=False, threads=torch.get_num_threads()).machine(), optimizer, _trainer(STEPS), 0,
-              run, LogSettings())  # fmt: skip
+        machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
+        Training(stage, machine, optimizer, _trainer(STEPS), 0, run, LogSettings()).run()
     return clock.seconds()
 
 
@@ -183,7 +183,7 @@ def data_wait() -> Result:
             with tempfile.TemporaryDirectory() as folder, Run(Path(folder) / "run", {}, {}) as run:
                 machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
                 optimizer = partial(torch.optim.Adam, lr=4e-3)
-                train(_stage(module, dataset), machine, optimizer, _trainer(STEPS), 0, run, LogSettings())
+                Training(_stage(module, dataset), machine, optimizer, _trainer(STEPS), 0, run, LogSettings()).run()
                 lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
             shares.append(statistics.median(x["speed/data_wait_share"] for x in lines if "train/loss" in x))
     return Result("step waits for data", 100 * shares[0], "% with cache", f"{100 * shares[1]:.1f} % without",

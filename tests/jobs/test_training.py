@@ -135,7 +135,7 @@ def test_the_best_weights_can_be_exported(inside, monkeypatch):
     assert best == 3
     from graincode.runs.checkpoint import read_state
 
-    state = read_state(Path(f"runs/train_tokenizer/export-best/state/step_{best:09d}"), torch.device("cpu"))
+    state = read_state(Path(f"runs/train_tokenizer/export-best/state/step_{best:09d}"))
     module = graincode.load_tokenizer("runs/train_tokenizer/export-best/export")
     kept = state["trainables"]["tokenizer"]["module"]
     learned = {key: value for key, value in module.state_dict().items() if key != "router.quantiles"}  # calibrated anew

@@ -9,18 +9,16 @@ import torch
 from graincode.core.errors import GraincodeError
 from graincode.runs.checkpoint import Checkpoints, read_about, read_state
 
-CPU = torch.device("cpu")
-
 
 def test_checkpoints_keep_the_newest_and_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.load(CPU) is None
+    assert checkpoints.load() is None
     for step in (5, 10, 15, 20):
         checkpoints.save(step, {"value": torch.tensor(step)}, identity={"seed": 1})
         if step == 5:
             checkpoints.mark_best(5, {"objective": 1.0})
     assert checkpoints.steps() == [20, 15, 5]
-    assert checkpoints.load(CPU)["value"] == 20
+    assert checkpoints.load()["value"] == 20
     assert read_about(checkpoints.path(5))["identity"] == {"seed": 1}
     checkpoints.mark_best(20, {"objective": 0.5})
     assert checkpoints.steps() == [20, 15]
@@ -40,7 +38,7 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(tmp_path, damage, c
     else:
         about.write_text("")
     state.write_bytes(content)
-    found = checkpoints.load(CPU)
+    found = checkpoints.load()
     assert found["step"] == 1
     assert str(tmp_path / "step_000000002") in caplog.text
     checkpoints.set_aside_after(1)
@@ -55,7 +53,7 @@ def test_a_state_of_another_version_is_refused_and_kept(tmp_path):
     about = checkpoints.path(2) / "state.json"
     about.write_text(about.read_text().replace('"format": 2', '"format": 3'))
     with pytest.raises(GraincodeError, match="has state format 3, this version reads 2"):
-        checkpoints.load(CPU)
+        checkpoints.load()
     assert checkpoints.steps() == [2, 1]
 
 
@@ -71,4 +69,4 @@ def test_a_state_that_is_a_pickle_is_not_run(tmp_path):
     digest = hashlib.sha256((checkpoints.path(1) / "state.pt").read_bytes()).hexdigest()
     about.write_text(json.dumps(json.loads(about.read_text()) | {"sha256": digest}))
     with pytest.raises(GraincodeError, match="is damaged"):
-        read_state(checkpoints.path(1), CPU)
+        read_state(checkpoints.path(1))

@@ -45,6 +45,6 @@ def test_a_training_with_it_exports_the_tokenizer_alone_and_is_identified_by_the
     assert line["train/perceptual"] > 0
     assert {"train/lecam", "train/logits_real", "train/logits_fake"} <= line.keys()
     assert json.loads((run / "config.json").read_text())["identity"]["inputs.perceptual"] == Lite0Distance().identity
-    state = read_state(run / "state/step_000000004", torch.device("cpu"))["trainables"]
+    state = read_state(run / "state/step_000000004")["trainables"]
     assert not any("network" in key for part in state.values() for key in part["module"])
     assert "averages" in state["discriminator"]["module"]

@@ -16,8 +16,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.schema import config_directory, flatten
+from graincode.config.schema import config_directory
 from graincode.core.errors import GraincodeError
+from graincode.runs.identity import flatten
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 """A value that stands for that of another key."""

@@ -80,15 +80,3 @@ def config_directory() -> Path:
         if (folder / "train_tokenizer.yaml").is_file():
             return folder
     raise GraincodeError(f"no configuration beside {package}: install graincode anew (pip install -e . in a checkout)")
-
-
-def flatten(node: dict[str, Any], prefix: str = "", nodes: bool = False) -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys; with `nodes`, inner mappings stand in it too."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            flat |= ({name: value} if nodes else {}) | flatten(value, f"{name}.", nodes)
-        else:
-            flat[name] = value
-    return flat

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, compose, explain, nearest
-from graincode.config.schema import KEYS, Range, flatten, root_keys
+from graincode.config.schema import KEYS, Range, root_keys
 from graincode.core.errors import GraincodeError
 from graincode.core.errors import check as check_value
+from graincode.runs.identity import flatten
 
 Hints = dict[str, Any]
 

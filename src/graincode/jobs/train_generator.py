@@ -18,7 +18,7 @@ from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
 from graincode.training.generator_stage import GeneratorStage
-from graincode.training.loop import train
+from graincode.training.loop import Training
 from graincode.training.settings import GeneratorTrainerConfig
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> float:
         validation, window = CodeDataset(cfg.codes_path, "val"), trainer.bucketing_window
         stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
         optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
-        trained, metrics = train(stage, machine, optimizer, trainer, cfg.seed, run, logging_)
+        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logging_).run()
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(metrics["objective"], metrics=metrics)

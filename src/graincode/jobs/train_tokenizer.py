@@ -21,7 +21,7 @@ from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_tokenizer
 from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
-from graincode.training.loop import train
+from graincode.training.loop import Training
 from graincode.training.settings import TrainerConfig
 from graincode.training.tokenizer_stage import TokenizerStage
 
@@ -83,7 +83,7 @@ def run(cfg: DictConfig) -> float:
         data = dataset, source.split("val"), build(cfg.augmentation)
         stage = TokenizerStage(module, objective, adversary, *data, hardware.workers, images)
         optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
-        trained, metrics = train(stage, machine, optimizer, trainer, cfg.seed, run, logging_, start)
+        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logging_, start).run()
         if trained.router.is_learned:
             calibrate(trained)
         export_run(run.path, "tokenizer", config, trained, data=dataset.name)

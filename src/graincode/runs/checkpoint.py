@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -39,8 +38,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that a state was saved after, the newest first."""
-        found = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*"))
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        return sorted((int(path.name[5:]) for path in self.folder.glob("step_" + 9 * "[0-9]")), reverse=True)
 
     def path(self, step: int) -> Path:
         """Directory of a state."""
@@ -77,11 +75,11 @@ class Checkpoints:
         file = self.folder / "best.json"
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
+    def load(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None if there are none; a damaged one is named, and passed over."""
         for step in self.steps():
             try:
-                return read_state(self.path(step), device)
+                return read_state(self.path(step))
             except Damaged as error:
                 log.warning("%s: trying the one before", error)
         if self.steps():
@@ -117,13 +115,13 @@ def read_about(path: Path) -> dict[str, Any]:
     return about
 
 
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """A state; raises `Damaged` if it is not what was written, and GraincodeError if it is of another format."""
     about = read_about(path)
     try:
         if sha256(path / "state.pt") != about["sha256"]:
             raise ValueError("its content has changed since it was written")
-        return torch.load(path / "state.pt", map_location=device, weights_only=True)
+        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
         raise Damaged(path, error) from error
 

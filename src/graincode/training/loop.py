@@ -38,39 +38,6 @@ from graincode.training.trackers import LogSettings, RunLog
 log = logging.getLogger(__name__)
 
 
-def train(
-    stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int, run: Run,
-    logs: LogSettings, start: Callable[[], None] = lambda: None,
-) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
-    """Train a stage from where its run stands to the end.
-
-    Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
-    interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware.
-
-    Args:
-        stage: modules, data and losses.
-        machine: this process's device, and its part among the others.
-        make_optimizer: from parameter groups; one for each trainable.
-        trainer: lengths and intervals.
-        seed: of batches, dropout and all other random numbers.
-        run: states go to its `state/`, metrics to its `log.jsonl`.
-        logs: what else is logged.
-        start: done once before step 1, not when a run goes on.
-    Returns:
-        the module to export, in evaluation mode, and the metrics of the evaluation that it had.
-    Raises:
-        GraincodeError: the loss is no longer finite, the batch cannot be divided, or a state is damaged.
-        Stopped: a signal came; the state is saved.
-    """
-    training = _Training(stage, machine, make_optimizer, trainer, seed, run, logs, start)
-    try:
-        with Interruption() as interruption:
-            training.loop(interruption)
-        return training.exported()
-    finally:
-        training.close()
-
-
 @dataclass
 class Progress:
     """Where a run stands."""
@@ -81,14 +48,26 @@ class Progress:
     best: float = math.inf  # least objective so far
 
 
-class _Training:
-    """What `train` works with; `self.prepared` are the trainables as they are called."""
+class Training:
+    """The training of a stage from where its run stands to the end.
+
+    Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
+    interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware.
+
+    Args:
+        make_optimizer: from parameter groups; one for each trainable.
+        trainer: lengths and intervals.
+        seed: of batches, dropout and all other random numbers.
+        run: states go to its `state/`, metrics to its `log.jsonl`.
+        logs: what else is logged.
+        start: done once before step 1, not when a run goes on.
+    """
 
     def __init__(
         self, stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int,
-        run: Run, logs: LogSettings, start: Callable[[], None],
+        run: Run, logs: LogSettings, start: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.stage, self.machine, self.trainer, self.run = stage, machine, trainer, run
+        self.stage, self.machine, self.trainer, self.identity = stage, machine, trainer, run.identity
         self.schedule = _schedule(stage, machine, trainer.batch_size, seed)
         self.checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
         state = _find_state(self.checkpoints, trainer.resume, run)
@@ -113,13 +92,24 @@ class _Training:
         self.batches = training_loader(stage.dataset, self.schedule, at.step, trainer.steps, machine.hardware.workers,
                                        machine.device.type == "cuda")  # fmt: skip
 
-    def close(self) -> None:
-        self.bar.close()
-        self.batches.close()
-        if self.log is not None:
-            self.log.close()
+    def run(self) -> tuple[nn.Module, dict[str, float]]:
+        """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation.
 
-    def loop(self, interruption: Interruption) -> None:
+        Raises:
+            GraincodeError: a number is not finite, or weights differ between processes.
+            Stopped: a signal came; the state is saved.
+        """
+        try:
+            with Interruption() as interruption:
+                self._loop(interruption)
+            return self._exported()
+        finally:
+            self.bar.close()
+            self.batches.close()
+            if self.log is not None:
+                self.log.close()
+
+    def _loop(self, interruption: Interruption) -> None:
         trainer, at = self.trainer, self.at
         while True:
             if not at.evaluated:
@@ -246,7 +236,7 @@ class _Training:
             "meter": self.meter.state(),
             "flops": self.flops,
         }
-        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, identity=self.run.identity))
+        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, identity=self.identity))
 
     def _load(self, state: dict[str, Any]) -> None:
         self.at = Progress(**{known.name: state[known.name] for known in fields(Progress)})
@@ -261,12 +251,12 @@ class _Training:
         self.meter.load_state(state["meter"], self.machine.device)
         log.info("going on from step %d", self.at.step)
 
-    def exported(self) -> tuple[nn.Module, dict[str, float]]:
+    def _exported(self) -> tuple[nn.Module, dict[str, float]]:
         """The module to export with its last weights, or those of the best evaluation, and their metrics."""
         best, metrics = self.checkpoints.best, self.at.metrics
         with self.average.in_use(self.prepared[0].trained) as module:
             if self.trainer.export == "best" and best.get("step", self.at.step) != self.at.step:
-                state, metrics = read_state(self.checkpoints.path(best["step"]), torch.device("cpu")), best["metrics"]
+                state, metrics = read_state(self.checkpoints.path(best["step"])), best["metrics"]
                 weights = state["trainables"][self.prepared[0].trainable.name]["module"]
                 module.load_state_dict(weights if state["average"] is None else state["average"])
                 log.info("the weights of step %d are exported, whose evaluation was the best", best["step"])
@@ -292,11 +282,11 @@ def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, An
             f"resume=never: expected a run without states, but {checkpoints.folder} has states up to step "
             f"{checkpoints.steps()[0]}"
         )
-    state = checkpoints.load(torch.device("cpu"))
+    state = checkpoints.load()
     if state is None and resume not in ("auto", "never"):
         differing = run.differing(read_about(Path(resume))["identity"], but=("trainer.steps", "inputs.resume"))
         check("resume", resume, f"a state of a run with the same settings but for steps ({differing})", not differing)
-        state = read_state(Path(resume), torch.device("cpu")) | {"best": math.inf}
+        state = read_state(Path(resume)) | {"best": math.inf}
         # as its own, so that its evaluation can be the best
         collectives.on_main(lambda: checkpoints.save(state["step"], state, identity=run.identity))
     found = 0 if state is None else state["step"]
