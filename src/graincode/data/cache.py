@@ -51,10 +51,10 @@ def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
 def cached(images: EncodedImages) -> CachedImages:
     """The same split with its images decoded once and for all, by a thread for each CPU.
 
-    They lie in `cache_root()`/images under a hash of what the pixels and labels depend on: the images' `key`, and the
-    versions of the decoder and of the cache's format.
+    They lie in `cache_root()`/images under a hash of what the pixels and labels depend on: the files' identity, labels,
+    size and crop, and the versions of the decoder and of the cache's format.
     """
-    key = [FORMAT, PIL.__version__, *images.key()]
+    key = [FORMAT, PIL.__version__, images.encoded.identity(), images.labels.tolist(), *images.image_size, images.crop]
     folder = cache_root() / "images" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     needed = len(images) * (3 * images.image_size[0] * images.image_size[1] + 8)
     what = f"the {needed} bytes of the {images.split} images of {images.name}"

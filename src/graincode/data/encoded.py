@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -63,28 +64,28 @@ def files_identity(files: Iterable[tuple[str, Path]]) -> str:
     """Hex SHA-256 over the names that count of files, and the sizes and times of change (ns) at their paths."""
     digest = hashlib.sha256()
     for name, path in files:
-        try:
+        with readable(path):
             stat = path.stat()
-        except OSError as error:
-            raise file_error(path, error) from error
         digest.update(os.fsencode(name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
 def read_file(path: Path, offset: int = 0, size: int = -1) -> bytes:
     """The content of a file, or a part of it; a GraincodeError if it cannot be read."""
+    with readable(path), path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say which file it is that the system does not let us read."""
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            return file.read(size)
+        yield
     except OSError as error:
-        raise file_error(path, error) from error
-
-
-def file_error(path: Path, error: OSError) -> GraincodeError:
-    """What to say of a file that the system does not let us read."""
-    reason = error.strerror or error
-    return GraincodeError(f"{path} cannot be read ({reason}): make it readable; if it was moved, start again")
+        raise GraincodeError(
+            f"{path} cannot be read ({error.strerror or error}): make it readable, or begin anew"
+        ) from error
 
 
 @dataclass(eq=False)
@@ -112,10 +113,6 @@ class EncodedImages(ImageDataset):
     @property
     def skipped(self) -> int:
         return int(self.corrupt.sum())
-
-    def key(self) -> list[Any]:
-        """What pixels and labels depend on, besides the decoder's version, in JSON's types."""
-        return [self.encoded.identity(), self.labels.tolist(), *self.image_size, self.crop]
 
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         chosen = index_tensor(indices, len(self))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
 from graincode.data.cache import build_once
-from graincode.data.encoded import Crop, OnCorrupt, file_error, files_identity, read_file
+from graincode.data.encoded import Crop, OnCorrupt, files_identity, read_file, readable
 from graincode.data.images import EXTENSIONS, SPLITS
 from graincode.data.sources import EncodedSource
 from graincode.files import cache_root, replacing
@@ -178,7 +178,7 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with readable(shard), tarfile.open(shard, "r:") as tar:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 key, extension = _sample(member.name)
                 if f".{extension}" in EXTENSIONS:
@@ -197,8 +197,6 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
                 raise tarfile.ReadError("it has no end mark, so it is cut short")
     except tarfile.TarError as error:
         raise GraincodeError(f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it") from error
-    except OSError as error:
-        raise file_error(shard, error) from error
     if not images:
         raise GraincodeError(f"{shard} has no images, members like 1{' or 1'.join(EXTENSIONS)}: move it away")
     return images, labels
