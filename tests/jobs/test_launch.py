@@ -28,13 +28,13 @@ def start(job, *overrides, prefix=("-m",), **environment):
     )  # fmt: skip
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     """Its exit status, and what it said."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
 
-def wait_for_step(run, step, seconds=90):
+def wait_for_step(run, step, seconds=180):
     """Wait until a run has logged a step."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -138,7 +138,7 @@ def test_a_signal_to_the_command_stops_all_processes_with_a_state(inside):
     process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, TWO, *more)
     wait_for_step(run, 4)
     process.send_signal(number)
-    status, _, err = finish(process, 60)
+    status, _, err = finish(process)
     assert status == 75, err
     last = err.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after step ")
@@ -153,7 +153,7 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_load_its_data(insi
     wait_for_step(run, 4)
     for pid in (*children(process.pid), process.pid):
         os.kill(pid, signal.SIGTERM)
-    status, _, err = finish(process, 60)
+    status, _, err = finish(process)
     assert status == 75, err
     assert "Traceback" not in err
 
@@ -173,6 +173,6 @@ def test_processes_started_with_different_settings_refuse_to_go_on(inside):
     arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, "run_name=differ"]
     both = [start("train_tokenizer", *arguments, f"seed={n}", RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)]
     for process in both:
-        status, _, err = finish(process, 60)
+        status, _, err = finish(process)
         assert status == 2
         assert "the 2 processes differ in their configuration" in err

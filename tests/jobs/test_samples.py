@@ -63,7 +63,7 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
     side, gap = 2 * codes.layout.image_size[0], 2
     assert Image.open(run / "samples.png").size == (3 * (side + gap) + gap, 4 * (side + gap) + gap)
     for more, expected in (
-        (["given.map=true"], f"given.{what}={count} given.map=True: expected one of them"),
+        (["given.map=true"], f"given.{what}={count} given.map=true: expected one of them"),
         (["classes=[99]"], "classes=[99]: expected labels from 0 to 1"),
         ([f"given.{what}=99"], f"given.{what}=99: expected 0 to"),
         (["given.images=0"], "given.images=0: expected 1 or more"),
@@ -94,8 +94,8 @@ def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside
     assert record["sampler"]["order"] == "dense_first"
     assert 16 <= record["metrics"]["codes_per_image"] <= 64
     for job, more, expected in (
-        ("sample", ["sampler=autoregressive"], "type sampler=masked"),
-        ("evaluate", [*inside, "evaluation=likelihood"], "type evaluation=generation"),
+        ("sample", ["sampler=autoregressive"], "sampler=autoregressive: expected auto or masked"),
+        ("evaluate", [*inside, "evaluation=likelihood"], "gives them no likelihood"),
     ):
         with pytest.raises(SystemExit):
             command(job, *paths, *more)
@@ -143,7 +143,7 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
         ([*paths, *given, "given.mask=narrow.png"], "narrow.png: expected 32 x 32 pixels"),
         ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
         ([*paths, *given, "given.mask=white.png"], "white.png: expected an image that is not white everywhere"),
-        ([*paths, *given, "given.mask=mask.png", "given.split=dev"], "dev.grains.npy is missing"),
+        ([*paths, *given, "given.mask=mask.png", "given.split=dev"], "no codes of dev"),
         ([*given[1:], *autoregressive, "given.mask=mask.png"], "expected first grains, first regions or a grain map"),
     ):
         assert expected in refused("sample", *more)
@@ -175,7 +175,7 @@ def test_samples_of_a_generator_in_half_precision(kind, inside, capsys):
     with np.load(f"runs/sample/half-{kind}/samples.npz") as arrays:
         # the job draws six at once, though batch_size is 250
         assert (generator.sample(torch.arange(6) % 2, batch_size=6).indices.numpy() == arrays["indices"]).all()
-    assert "type precision= one of" in refusal(capsys, "sample", *paths, sampler, "precision=float8")
+    assert "precision=float8: expected one of" in refusal(capsys, "sample", *paths, sampler, "precision=float8")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -18,13 +18,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -194,18 +187,22 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 def training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Weights and moments under names that do not depend on the strategy or the number of processes."""
-    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule), cpu_offload=True)
+    from torch.distributed.checkpoint import state_dict as states  # only trainings need it, and it imports much
+
+    whole = states.StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule), cpu_offload=True)
     optimizer = getattr(optimizer, "optimizer", optimizer)
     if not optimizer.state:  # torch would make a step to fill it, and so change what comes after
-        return {"module": get_model_state_dict(wrapped, options=whole), "optimizer": None}
-    module, moments = get_state_dict(wrapped, optimizer, options=whole)
+        return {"module": states.get_model_state_dict(wrapped, options=whole), "optimizer": None}
+    module, moments = states.get_state_dict(wrapped, optimizer, options=whole)
     return {"module": module, "optimizer": moments}
 
 
 def load_training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of `training_state`."""
-    whole = StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule))
-    set_model_state_dict(wrapped, state["module"], options=whole)
+    from torch.distributed.checkpoint import state_dict as states
+
+    whole = states.StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule))
+    states.set_model_state_dict(wrapped, state["module"], options=whole)
     if state["optimizer"] is not None:
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=whole)
+        states.set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=whole)

@@ -25,6 +25,7 @@ from graincode.core.errors import GraincodeError, check
 from graincode.distributed.hardware import Hardware, usable_cores
 from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped
 
+_WORKER = "graincode.distributed.worker"
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
 
@@ -48,30 +49,19 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     threads = hardware.threads or max(usable_cores() // local, 1)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        environments = {
-            index: {
-                "RANK": str(hardware.node_rank * local + index),
-                "LOCAL_RANK": str(index),
-                "WORLD_SIZE": str(nodes * local),
-                "LOCAL_WORLD_SIZE": str(local),
-                "MASTER_ADDR": hardware.address(),
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": str(threads),
-                "PYTHONUNBUFFERED": "1",
-            }
-            for index in range(local)
-        }
+        common = {
+            "WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "MASTER_ADDR": hardware.address(),
+            "MASTER_PORT": port, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": 1,
+        }  # fmt: skip
+        ranks = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
         store = None
         if nodes > 1:
             store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
         context = start_processes(
             name=job,
             entrypoint=sys.executable,
-            args={
-                index: ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())
-                for index in range(local)
-            },
-            envs=environments,
+            args=dict.fromkeys(range(local), ("-P", "-m", _WORKER, entry, job, folder, os.getpid())),
+            envs={i: {name: str(value) for name, value in (common | rank).items()} for i, rank in enumerate(ranks)},
             logs_specs=DefaultLogsSpecs(),
         )
         assert context is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -57,15 +56,15 @@ def run(cfg: DictConfig) -> float:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
                 batches = _encode(tokenizer, dataset, cfg, device, hardware.workers)
                 first = collectives.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
-                figures = write_split(folder, split, layout, len(dataset), batches, first)
-                collectives.on_main(partial(write_json, report, figures))
+                summary = write_split(folder, split, layout, len(dataset), batches, first)
+                collectives.on_main(partial(write_json, report, summary))
             splits[split] = json.loads(report.read_text())
         info = {
             "format": FORMAT,
             "layout": layout.to_config(),
             "class_names": list(source.class_names),
             "tokenizer": export.identity,
-            "tokenizer_path": str(Path(cfg.tokenizer_path).resolve()),
+            "tokenizer_path": cfg.tokenizer_path,
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "psnr": cfg.psnr,
             "views": cfg.views,
@@ -82,9 +81,8 @@ def _encode(
 ) -> Iterator[CodeBatch]:
     batches = in_order(dataset, cfg.batch_size, workers=workers, shared=True)
     total = len(collectives.share(-(-len(dataset) // cfg.batch_size)))
-    for batch in tqdm(
-        batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=not collectives.is_main()
-    ):
+    quiet = not collectives.is_main()
+    for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=quiet):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
 
 
