@@ -28,18 +28,18 @@ def test_the_generator_wants_its_images_to_look_real():
 
 def test_each_side_wins_while_the_other_does_not_learn():
     torch.manual_seed(0)
-    real, made = torch.randn(8, 3, 16, 16), nn.Parameter(torch.zeros(8, 3, 16, 16))
+    real, fake = torch.randn(8, 3, 16, 16), nn.Parameter(torch.zeros(8, 3, 16, 16))
     adversary = Adversary(PatchDiscriminator(8, 2), start_step=0)
     optimizer = torch.optim.Adam(adversary.parameters(), lr=1e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        term = adversary.discriminator_terms(adversary(torch.cat([real, made.detach()])))[0]["discriminator"]
+        term = adversary.discriminator_terms(adversary(torch.cat([real, fake.detach()])))[0]["discriminator"]
         term.mean.backward()
         optimizer.step()
     assert float(term.mean.detach()) < 0.5
-    before = float(adversary(made).mean())
-    hinge_generator(adversary(made)).sum().backward()
-    assert float(adversary(made - 0.1 * made.grad.sign()).mean()) > before
+    before = float(adversary(fake).mean())
+    hinge_generator(adversary(fake)).sum().backward()
+    assert float(adversary(fake - 0.1 * fake.grad.sign()).mean()) > before
 
 
 def means(adversary, *batches):

@@ -41,9 +41,9 @@ def vectors_for(quantizer, count, seed=0):
 
 @pytest.fixture(params=QUANTIZERS)
 def quantizer(request):
-    made = QUANTIZERS[request.param]().double()
-    made.initialize(vectors_for(made, 200))
-    return made
+    learner = QUANTIZERS[request.param]().double()
+    learner.initialize(vectors_for(learner, 200))
+    return learner
 
 
 def test_forward_nearest_and_lookup_agree(quantizer):
@@ -125,22 +125,22 @@ def test_a_divided_batch_has_the_gradients_and_updates_of_the_whole(quantizer):
         halves.update(seen_parts)
         if list(quantizer.parameters()):  # nothing but gradients moves what gradients learn
             assert all(torch.equal(before[name], value) for name, value in quantizer.named_parameters())
-    states = [made.state_dict() for made in (quantizer, halves)]
+    states = [learner.state_dict() for learner in (quantizer, halves)]
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["fsq", "lfq"])
 def test_scalar_codes_start_from_centred_projections_of_the_data(name):
-    made = QUANTIZERS[name]()
-    vectors = 3 + 0.1 * vectors_for(made, 400)  # all on one side
-    assert len(made.nearest(vectors).unique()) < 8
-    made.initialize(vectors)
-    std, mean = torch.std_mean(made.library.project_in(vectors), dim=0)
+    learner = QUANTIZERS[name]()
+    vectors = 3 + 0.1 * vectors_for(learner, 400)  # all on one side
+    assert len(learner.nearest(vectors).unique()) < 8
+    learner.initialize(vectors)
+    std, mean = torch.std_mean(learner.library.project_in(vectors), dim=0)
     torch.testing.assert_close(std, torch.ones_like(std), rtol=1e-3, atol=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
-    assert len(made.nearest(vectors).unique()) > 8
-    made.initialize(vectors[:1])  # of which nothing can be learned
+    assert len(learner.nearest(vectors).unique()) > 8
+    learner.initialize(vectors[:1])  # of which nothing can be learned
 
 
 def test_the_average_choice_is_that_of_all_processes(monkeypatch):
@@ -148,12 +148,12 @@ def test_the_average_choice_is_that_of_all_processes(monkeypatch):
     parts = [deepcopy(whole), deepcopy(whole)]
     vectors = vectors_for(whole, 90)
     whole.update([whole(vectors).seen])
-    seen = [made(part).seen for made, part in zip(parts, vectors.split([20, 70]), strict=True)]
+    seen = [learner(part).seen for learner, part in zip(parts, vectors.split([20, 70]), strict=True)]
     total = seen[0][0] + seen[1][0]
     monkeypatch.setattr(collectives, "sum_", lambda tensor: tensor.copy_(total))
-    for made, own in zip(parts, seen, strict=True):
-        made.update([own])
-        torch.testing.assert_close(made.average, whole.average, rtol=1e-12, atol=0)
+    for learner, own in zip(parts, seen, strict=True):
+        learner.update([own])
+        torch.testing.assert_close(learner.average, whole.average, rtol=1e-12, atol=0)
     assert float(whole.average.sum()) == pytest.approx(1)
 
 
@@ -176,23 +176,23 @@ def test_entropies_are_those_of_the_library_when_the_average_is_the_batch_s():
 
 def test_learning_reduces_the_error(quantizer):
     torch.manual_seed(0)
-    made = quantizer.float()
-    encoder = nn.Linear(8, vectors_for(made, 1).shape[1])
-    decoder = nn.Linear(vectors_for(made, 1).shape[1], 8)
+    learner = quantizer.float()
+    encoder = nn.Linear(8, vectors_for(learner, 1).shape[1])
+    decoder = nn.Linear(vectors_for(learner, 1).shape[1], 8)
     data = torch.randn(12, 8)[torch.randint(12, (256,))] + 0.1 * torch.randn(256, 8)
-    made.initialize(encoder(data).detach())
-    optimizer = torch.optim.Adam([*made.parameters(), *encoder.parameters(), *decoder.parameters()], lr=2e-2)
+    learner.initialize(encoder(data).detach())
+    optimizer = torch.optim.Adam([*learner.parameters(), *encoder.parameters(), *decoder.parameters()], lr=2e-2)
     errors = []
     for _ in range(80):
-        found = made(encoder(data))
+        found = learner(encoder(data))
         error = (decoder(found.vectors) - data).square().mean()
         optimizer.zero_grad()
         (error + 0.25 * found.error.mean()).backward()
         optimizer.step()
-        made.update([found.seen])
+        learner.update([found.seen])
         errors.append(float(error.detach()))
     assert errors[-1] < 0.3 * errors[0]
-    assert len(made.nearest(encoder(data)).unique()) >= 10
+    assert len(learner.nearest(encoder(data)).unique()) >= 10
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_without_the_library_the_extra_that_installs_it_is_named(monkeypatch):
 @pytest.mark.parametrize("name", ["ema", "simvq", "cosine", "fsq", "lfq"])
 def test_configurations_build_what_they_name_and_exports_rebuild_it(name, tmp_path):
     cfg = check("train_tokenizer", ["data=fashion_mnist", f"tokenizer/quantizer={name}"])
-    made = build(cfg.tokenizer.quantizer)
-    assert made.codebook_size == cfg.tokenizer.codebook_size
+    learner = build(cfg.tokenizer.quantizer)
+    assert learner.codebook_size == cfg.tokenizer.codebook_size
     vectors = torch.randn(90, cfg.tokenizer.code_dim)
-    made.initialize(vectors)
-    made.update([made(vectors).seen])
-    save_export(tmp_path / name, "tokenizer", OmegaConf.to_container(cfg.tokenizer.quantizer, resolve=True), made)
+    learner.initialize(vectors)
+    learner.update([learner(vectors).seen])
+    save_export(tmp_path / name, "tokenizer", OmegaConf.to_container(cfg.tokenizer.quantizer, resolve=True), learner)
     again = load_tokenizer(tmp_path / name)
-    assert torch.equal(again.nearest(vectors), made.nearest(vectors))
+    assert torch.equal(again.nearest(vectors), learner.nearest(vectors))
     assert again.lookup(again.nearest(vectors)).shape == vectors.shape
