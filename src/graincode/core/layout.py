@@ -19,7 +19,7 @@ Codebook = Literal["shared", "per_grain"]
 
 @dataclass(frozen=True)
 class SlotTable:
-    """What each slot of a layout stands for; all tensors are (S,) long.
+    """What each slot of a layout means; all tensors are (S,) long.
 
     Attributes:
         grain: grain index in [0, K).

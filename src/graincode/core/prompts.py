@@ -41,8 +41,6 @@ class CodePrefix(Rows):
         Args:
             codes: of B images.
             count: of grains, 0 to K.
-        Raises:
-            GraincodeError: the count exceeds the number of grains.
         """
         layout, sequences = codes.layout, to_sequences(codes)
         check("grains", count, f"0 to {layout.num_grains}, as many as the codes have", 0 <= count <= layout.num_grains)
@@ -57,8 +55,6 @@ class CodePrefix(Rows):
         Args:
             codes: of B images.
             count: of regions, 0 to R.
-        Raises:
-            GraincodeError: the count exceeds the number of regions.
         """
         layout, sequences = codes.layout, to_sequences(codes)
         check("regions", count, f"0 to {layout.num_regions}, as many as there are", 0 <= count <= layout.num_regions)
@@ -126,8 +122,6 @@ class CodeMask(Rows):
             codes: of B images.
             keep: (B, H0, W0) or (H0, W0) bool.
             keep_map: keep the grains of all other regions, too.
-        Raises:
-            GraincodeError: `keep` has another shape, or is not bool.
         """
         _check_mask(keep, tuple(codes.grains.shape))
         keep = keep.to(codes.grains.device).expand_as(codes.grains)

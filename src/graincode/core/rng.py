@@ -28,7 +28,7 @@ def permutation(seed: int, index: int, size: int) -> np.ndarray:
 
 
 def mix(values: Tensor) -> Tensor:
-    """A hash of int64 values to int64 values, one to one. Source: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    """A one-to-one hash of int64 values. Source: the finaliser of SplitMix64 (Steele et al., 2014)."""
     values = values + _GOLDEN
     values = (values ^ _shift(values, 30)) * _FIRST
     values = (values ^ _shift(values, 27)) * _SECOND

@@ -15,8 +15,7 @@ class KeyValueCache:
 
     Args:
         transformer: whose layers are cached.
-        batch: number of sequences.
-        capacity: tokens of the longest sequence.
+        batch, capacity: number of sequences, and tokens of the longest.
     Attributes:
         layers: keys and values of each, (batch, heads, capacity, d).
         length: number of tokens so far.

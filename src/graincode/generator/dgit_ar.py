@@ -20,15 +20,8 @@ from graincode.core.sequences import CodeSequences, to_sequences
 from graincode.generator.base import Generator
 from graincode.generator.cache import KeyValueCache
 from graincode.generator.compiled import CompiledSteps
-from graincode.generator.embedding import (
-    Conditioning,
-    ContentHead,
-    Head,
-    HeterogeneousEmbedding,
-    initialize,
-    normalized,
-)
-from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
+from graincode.generator.embedding import Conditioning, ContentHead, Head, HeterogeneousEmbedding, initialize
+from graincode.generator.transformer import Rotary, Transformer, normalized, refuse_modulation
 from graincode.sampling import AutoregressiveSampler
 
 LastPositions = Literal["implied", "modelled"]

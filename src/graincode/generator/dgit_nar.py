@@ -15,9 +15,9 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import to_sequences
 from graincode.generator.base import Generator
-from graincode.generator.embedding import Conditioning, ContentHead, HeterogeneousEmbedding, initialize, normalized
+from graincode.generator.embedding import Conditioning, ContentHead, HeterogeneousEmbedding, initialize
 from graincode.generator.masking import InformationMasking
-from graincode.generator.transformer import Rotary, Transformer, refuse_modulation
+from graincode.generator.transformer import Rotary, Transformer, normalized, refuse_modulation
 from graincode.sampling import MaskedSampler
 from graincode.sampling.protocol import RowLogits
 

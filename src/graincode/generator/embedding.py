@@ -72,14 +72,6 @@ class HeterogeneousEmbedding(nn.Module):
         return found if self.grain is None else found + self.grain(self.slot_grain[slots])
 
 
-def normalized(tokens: Tensor) -> Tensor:
-    """(..., width) tokens of mean 0 and variance 1.
-
-    Embeddings start at std 0.02; without this norm hidden states would drown them.
-    """
-    return F.layer_norm(tokens, tokens.shape[-1:])
-
-
 class Head(nn.Linear):
     """States to logits, in float32 at least, so that in half precision the likeliest entries do not tie."""
 

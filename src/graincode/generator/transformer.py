@@ -210,6 +210,14 @@ class Transformer(nn.Module):
         return x if modulations is None else torch.addcmul(modulations[-1][0], x, modulations[-1][1])
 
 
+def normalized(tokens: Tensor) -> Tensor:
+    """(..., width) tokens of mean 0 and variance 1.
+
+    Embeddings start at std 0.02; without this norm hidden states would drown them.
+    """
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
 def refuse_modulation(*transformers: Transformer) -> None:
     """Refuse transformers with `adaln` where there is no condition."""
     check("adaln", True, "false, as there is no condition", all(stack.modulation is None for stack in transformers))
