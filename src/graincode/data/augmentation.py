@@ -47,12 +47,12 @@ class Augmentation:
 
     def check_views(self, views: int) -> None:
         """Raise a GraincodeError unless so many views of an image, 1 or more, all differ and use these changes."""
-        settings = f"with flip={self.flip} and shift={self.shift}"
+        settings = f"views={views} and flip={str(self.flip).lower()} and shift={self.shift}"
         most = None if self.shift else 1 + self.flip
         if most is not None and views > most:
-            raise GraincodeError(f"views={views}: expected at most {most} {settings}")
+            raise GraincodeError(f"{settings}: expected at most {most} views, as no more differ")
         if views == 1 and most != 1:
-            raise GraincodeError(f"views=1: expected 2 or more {settings}, as the first is the image as it is")
+            raise GraincodeError(f"{settings}: expected 2 views or more, as the first is the image as it is")
 
     def _changed(self, images: Tensor, mirrored: Tensor, offsets: Tensor) -> Tensor:
         """Images mirrored where (B,) `mirrored` says, and shifted by (B, 2) in [0, 1), of which 0.5 is not at all."""
