@@ -63,10 +63,10 @@ def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str
 def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
     """`dry_run` of a training step of a tokenizer on noise."""
     images = torch.rand(1, 3, *module.layout.image_size) * 2 - 1
-    count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
-    module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
     rng = SampleRng(0, torch.arange(1))
     module.initialize([images], rng)
+    count = -(-512 // module.layout.num_regions)  # few of large images: some routers decode them all
+    module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
 
     def step() -> None:
         weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
