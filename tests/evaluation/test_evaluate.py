@@ -50,6 +50,7 @@ def inception(tmp_path_factory) -> Path:
     return write_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("features", ["lite0_112", "inception"])
 def test_metrics_are_those_of_torch_fidelity(features, folders, inception, tmp_path, monkeypatch):
@@ -87,6 +88,7 @@ def test_metrics_are_those_of_torch_fidelity(features, folders, inception, tmp_p
     assert (record["count"], record["reference_count"], record["seed"]) == (*counts, 7)
 
 
+@pytest.mark.slow
 def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from(folders, inside):
     a, b = folders
     command("evaluate", *LITE0, "evaluation=statistics", "images=folder", f"images.path={b}", "run_name=stat")
@@ -106,6 +108,7 @@ def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from
     assert record_of("shared")["reference_count"] is None
 
 
+@pytest.mark.slow
 def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
     command("evaluate", *inside, *LITE0, TOKENIZER, "evaluation=reconstruction", "run_name=rec")
     record = record_of("rec")
@@ -178,6 +181,7 @@ def test_kept_samples_are_measured_alike(form, inside):
         assert len(list(Path(kept).glob("*.png"))) == 12
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_but_for_rounding(inside):
     images = []
     for size in (7, 64):
@@ -226,6 +230,7 @@ def test_pairs_of_folders_are_measured_as_reconstructions(folders, tmp_path, ins
     assert "039.png" in line
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_table_and_a_plot(inside, capsys):
     command("evaluate", "--multirun", *inside, *LITE0, TOKENIZER, GENERATOR, "images.num_samples=10",
             "evaluation.metrics=[fd,is]", "evaluation.floor=false", "sampler.guidance_scale=1,2",
@@ -241,6 +246,7 @@ def test_a_sweep_leaves_a_table_and_a_plot(inside, capsys):
     assert Image.open(folder / "plot.png").size[0] > 400
 
 
+@pytest.mark.slow
 def test_a_sweep_over_lengths_draws_error_over_rate(inside, capsys):
     command("evaluate", "--multirun", *inside, *LITE0, TOKENIZER, "evaluation=reconstruction",
             "evaluation.metrics=[ssim]", "images.ratios=[1,0],[0.5,0.5],[0,1]")  # fmt: skip
@@ -368,6 +374,7 @@ def test_likelihood_of_a_split_is_that_of_training(inside, capsys):
     assert record_of("likelihood")["reference"] is None
 
 
+@pytest.mark.slow
 def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
     torch.manual_seed(0)
     network = torchvision.models.vgg16(weights=None)
@@ -383,6 +390,7 @@ def test_lpips_with_weights_of_one_s_own(inside, tmp_path):
     assert record["features"] == {}
 
 
+@pytest.mark.slow
 def test_training_images_that_change_are_measured_anew(tmp_path, inside, monkeypatch):
     monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
     root = write_images(tmp_path / "data" / "train", count=16).parent
@@ -400,6 +408,7 @@ def test_training_images_that_change_are_measured_anew(tmp_path, inside, monkeyp
     assert floors[0][1] != floors[1][1]
 
 
+@pytest.mark.slow
 def test_reconstructions_of_other_images_are_other_statistics(inside):
     runs = set()
     for size in ("test", "val"):
@@ -460,6 +469,7 @@ def test_a_record_that_cannot_be_read_does_not_spoil_the_table(folders, inside, 
     (old / "metrics.json").unlink()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_ends_early_leaves_a_table_of_what_has_finished(folders, inside, capsys):
     a, b = folders
     with pytest.raises(SystemExit):

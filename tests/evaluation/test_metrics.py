@@ -77,6 +77,7 @@ def sharp() -> tuple[Lite0Features, Tensor, Statistics]:
     return network, images, measure({"it": network}, [images], len(images))["it"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "strengths"),
     [(blurred, [0.5, 1, 2]), (noisy, [8, 16, 32]), (compressed, [75, 30, 10])],

@@ -21,8 +21,6 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
     """A stream whose images each process also writes to a folder that all see.
 
     Args:
-        images: as they come by.
-        folder: of the run.
         form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
             as `arr_1`, None to keep nothing.
     """

@@ -22,15 +22,11 @@ _BLOCK = 2000  # rows of a matrix of distances that are held at once
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), of means and covariances of features, in float64.
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two sets in the features of one network, in float64.
 
-    It is the FID only in Inception's features; elsewhere it is named with its network. It shrinks as images are added,
-    so compare distances of equally many. Equal sets give 0 up to rounding, of either sign.
+    It is the FID only in Inception's features. It shrinks as images are added, so compare distances of equally many.
+    Equal sets give 0 up to rounding, of either sign.
 
-    Args:
-        a, b: of at least 2 images each, in the features of one network; the order does not matter.
-    Raises:
-        GraincodeError: two networks, or fewer than 2 images.
     Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
     _check_comparable(a, b)
@@ -45,8 +41,6 @@ def inception_score(statistics: Statistics) -> Estimate:
 
     Images are divided at random: parts of samples that come sorted by class would score as if each were one class.
 
-    Raises:
-        GraincodeError: the statistics were gathered without splits.
     Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), equal to torch-fidelity's with its shuffle.
     """
     sizes = statistics.split_sizes.double()
@@ -63,26 +57,19 @@ def kernel_distance(
     """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
 
     Args:
-        generated, real: of at least `size` images each whose features were kept.
-        subsets: random draws, over which mean and standard deviation are taken.
-        size: images in each.
+        generated, real: whose features were kept.
+        subsets, size: random draws, over which mean and standard deviation are taken, and images in each.
         seed: of the draws.
-    Raises:
-        GraincodeError: two networks, or too few images.
     Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
     """
     _check_comparable(generated, real)
     fewest = min(len(generated.subset), len(real.subset))
     check("kid_subset_size", size, f"2 to {fewest}, the number of images", 2 <= size <= fewest)
     check("kid_subsets", subsets, "1 or more", subsets >= 1)
-    found = kid_features_to_metric(
-        generated.subset, real.subset, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
-    )
-    return Estimate(
-        found[KEY_METRIC_KID_MEAN],
-        found[KEY_METRIC_KID_STD],
-        f"standard deviation over {subsets} subsets of {size} images",
-    )
+    how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
+    found = kid_features_to_metric(generated.subset, real.subset, **how)
+    over = f"standard deviation over {subsets} subsets of {size} images"
+    return Estimate(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], over)
 
 
 def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 3) -> dict[str, Estimate]:
@@ -90,23 +77,12 @@ def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 
 
     An image reaches as far as its k-th neighbour in its own set.
 
-    Args:
-        generated, real: of more than `neighbours` images each whose features were kept.
-        neighbours: k.
-    Raises:
-        GraincodeError: two networks, or too few images.
     Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
         torch-fidelity's function.
     """
     _check_neighbours(generated, real, neighbours)
-    found = prc_features_to_metric(
-        generated.subset,
-        real.subset,
-        prc_neighborhood=neighbours,
-        prc_batch_size=_BLOCK,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    how = {"prc_neighborhood": neighbours, "prc_batch_size": _BLOCK, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(generated.subset, real.subset, **how)
     return {
         "precision": share_of(found[KEY_METRIC_PRECISION], len(generated.subset)),
         "recall": share_of(found[KEY_METRIC_RECALL], len(real.subset)),
@@ -118,11 +94,6 @@ def density_coverage(generated: Statistics, real: Statistics, neighbours: int = 
 
     Unlike precision and recall they are not ruled by outliers, whose reach is long. Density may exceed 1.
 
-    Args:
-        generated, real: of more than `neighbours` images each whose features were kept.
-        neighbours: k.
-    Raises:
-        GraincodeError: two networks, or too few images.
     Source: "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), equations 3 and 4.
     """
     _check_neighbours(generated, real, neighbours)
@@ -144,9 +115,7 @@ def class_consistency(
     generated: Statistics,
     generated_labels: Tensor,
 ) -> dict[str, Estimate]:
-    """Accuracy on generated images of a linear classifier that is trained on real ones.
-
-    There are no random numbers in it. It sees the images whose features were kept.
+    """Accuracy on generated images of a linear classifier that is trained on the real ones whose features were kept.
 
     Args:
         real, real_labels: training images of at least two classes, and (N,) integers, of all images of the set.
@@ -155,9 +124,6 @@ def class_consistency(
     Returns:
         `class_accuracy` on generated images and `class_accuracy_of_real_images` on the test images, the yardstick, both
         in [0, 1]; `class_accuracy_ratio` of the two is above 1 where generated images are easier to tell apart.
-    Raises:
-        GraincodeError: several networks, labels that do not match the images, fewer than two classes, or a classifier
-            that gets no test image right.
     """
     sets = {"real": (real, real_labels), "test": (test, test_labels), "generated": (generated, generated_labels)}
     for name, (statistics, labels) in sets.items():
@@ -189,8 +155,7 @@ def linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Te
     """Multinomial logistic regression on standardised features, in float64, fitted until the gradient is below 1e-5.
 
     Args:
-        features: (N, D).
-        labels: (N,) long.
+        features, labels: (N, D), and (N,) long.
     Returns:
         What gives the (M,) labels that (M, D) features most likely have.
     """

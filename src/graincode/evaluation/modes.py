@@ -22,14 +22,8 @@ ByNetwork = Mapping[str, Statistics]
 
 @dataclass
 class Plan:
-    """What is measured and computed, found out beforehand.
-
-    Attributes:
-        images, reference: the subject's images, and what they are compared with.
-        metrics: that can be had in the features of networks.
-        real: sets of real images whose statistics are needed, by what for.
-        warnings: lines for readers of the metrics.
-    """
+    """What is measured, found out beforehand: metrics that can be had in features, the sets of real images that they
+    need, by what for, and lines for readers of the metrics."""
 
     images: ImageStream
     reference: Reference | None = None

@@ -73,11 +73,10 @@ def draw(
     batch_size: int,
     given: CodePrefix | CodeMask | None = None,
 ) -> Iterator[SampleBatch]:
-    """This process's share of the samples for (N,) labels, batch by batch; sample i depends on (seed, i), its label and
-    what is given of it alone, and batches are the same for any number of processes.
+    """This process's samples for (N,) labels; sample i depends on (seed, i), its label and what is given of it alone.
 
-    No batch is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the last bit
-    from the first of many.
+    Batches are the same for any number of processes. None is larger than N: fewer samples than `batch_size` take less
+    work, and may in float32 differ in the last bit from the first of many.
     """
     batch_size = min(batch_size, len(labels))
     mine = collectives.items(len(labels), batch_size)

@@ -178,10 +178,8 @@ def measure(
     """Statistics in the features of each network, in one pass over the images.
 
     Args:
-        networks: by name.
         batches: this process's images, as `Accumulator.update` takes them.
-        count: number of images, of all processes.
-        mine: which of them are this process's; None for all.
+        count, mine: images of all processes, and which are this process's; None for all.
         splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
         progress: label of a progress bar; none is shown without it.
     """
@@ -208,7 +206,6 @@ def cached_statistics(
     """Statistics of real images by network, from `statistics/` of the cache, or gathered and stored there.
 
     Args:
-        networks: by name.
         images: read only when something is not stored; stored under the hash of their content.
         subset: as of `Accumulator`; what is stored with more is used, too.
         cache_dir: None for `cache_root()`.
@@ -275,10 +272,7 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
     """Statistics from a file of `mu` and `sigma`, as the field shares them for ImageNet, or as `write_npz` makes it.
 
     Args:
-        path: of the file.
         network: that its features are taken to be of; a file by `write_npz` says which, others do not.
-    Raises:
-        GraincodeError: there is no such file, it holds something else, or features of another network.
     """
     path, size = Path(path).expanduser(), network.dimension
     try:

@@ -56,14 +56,7 @@ class ImageStream(ABC):
 
 
 class DatasetStream(ImageStream):
-    """The images of a data set.
-
-    Args:
-        dataset: the images.
-        batch_size: images at once.
-        workers: processes that load images.
-        limit: the first so many images; None for all.
-    """
+    """The first images of a data set, all without a limit, loaded by worker processes."""
 
     def __init__(self, dataset: ImageDataset, batch_size: int, workers: int = 0, limit: int | None = None) -> None:
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
@@ -101,10 +94,8 @@ class ReconstructionStream(DatasetStream):
     """Reconstructions of images, compared with these; their codes are counted.
 
     Args:
-        tokenizer: in evaluation mode.
-        dataset, batch_size, workers, limit: as of `DatasetStream`.
+        measures: of each pair.
         how: `ratios` and `psnr` of `DQVAE.tokenize`.
-        measures: as of `PairMetrics`.
     """
 
     def __init__(
@@ -139,11 +130,7 @@ class LikelihoodStream(DatasetStream):
     """Real images, whose codes a generator gives a likelihood.
 
     Args:
-        generator, tokenizer: of one code layout, in evaluation mode.
-        dataset, batch_size, workers: as of `DatasetStream`.
-        how: as of `ReconstructionStream`, that the generator's training codes were made with.
-    Raises:
-        GraincodeError: the generator has classes that the data set does not have, or gives codes no likelihood.
+        how: `ratios` and `psnr` of `DQVAE.tokenize`, that the generator's training codes were made with.
     """
 
     def __init__(

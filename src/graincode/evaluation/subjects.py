@@ -57,14 +57,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Opened:
-    """A subject, ready to be measured.
-
-    Attributes:
-        images: all of it.
-        inputs: hashes of what it depends on, by name; they are part of the run's identity.
-        facts: what else the record tells.
-        warnings: lines for readers of the metrics.
-    """
+    """A subject, ready to be measured; hashes of what it depends on, for the run's identity; what else the record
+    tells; and lines for readers of the metrics."""
 
     images: ImageStream
     inputs: dict[str, str]
@@ -74,11 +68,8 @@ class Opened:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with: a name, the hash of its content, and images or statistics by network.
-
-    Attributes:
-        split: of the data set that it is, if it is one.
-    """
+    """What images are compared with: a name, the hash of its content, images or statistics by network, and the split
+    of the data set that it is, if it is one."""
 
     name: str
     identity: str
