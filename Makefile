@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck docs docs-links size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+.PHONY: help setup demo test test-fast lint typecheck docs docs-links size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
 
 help: ## Show this list
 	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
@@ -30,6 +30,9 @@ demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a p
 
 test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: $(READY) ## Run the tests that take less than 2 seconds each: before every commit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## Check style and types
 	@$(BIN)/ruff check .

@@ -13,6 +13,8 @@ import graincode
 from graincode.data import CodeDataset
 from graincode.training.trackers import read_log
 
+pytestmark = pytest.mark.slow
+
 TRIPLE = ["tokenizer.grains=[[16,16],[8,8],[4,4]]", "tokenizer.ratios=[0.2,0.5,0.3]"]
 
 

@@ -19,6 +19,8 @@ from graincode.generator import DGiTAR
 from graincode.jobs import given, sample
 from graincode.training.trackers import read_log
 
+pytestmark = pytest.mark.slow
+
 LITE0 = "features=lite0_112"
 
 

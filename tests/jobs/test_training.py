@@ -18,6 +18,8 @@ from graincode.config.validate import check
 from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
 
+pytestmark = pytest.mark.slow
+
 LITE0 = "features=lite0_112"
 
 
