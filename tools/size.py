@@ -16,18 +16,14 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {
-    "import hydra (s)": ["-c", "import hydra"],
-    "import torch, torchvision (s)": ["-c", "import torch, torchvision"],
-    "import graincode (s)": ["-c", "import graincode"],
-    "graincode-train-tokenizer --help (s)": ["-m", "graincode.jobs.train_tokenizer", "--help"],
-    "graincode-train-tokenizer --cfg job (s)": ["-m", "graincode.jobs.train_tokenizer", "--cfg", "job"],
-}
+IMPORTS = ("hydra", "torch, torchvision", "graincode")
+JOB = "graincode-train-tokenizer"
 
 
 def count(source: Path) -> dict[str, int]:
@@ -84,6 +80,15 @@ def test_seconds(root: Path) -> float:
     return round(time.perf_counter() - start) if not done.returncode else float("nan")
 
 
+def commands(root: Path) -> dict[str, list[str]]:
+    """What is timed, by name: imports, and a job as its console script starts it."""
+    module, _, function = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"][JOB].partition(":")
+    job = ["-c", f"import sys; sys.argv[0] = {JOB!r}; from {module} import {function} as main; main()"]
+    return {f"import {name} (s)": ["-c", f"import {name}"] for name in IMPORTS} | {
+        f"{JOB} {flags} (s)": [*job, *flags.split()] for flags in ("--help", "--cfg job")
+    }
+
+
 @contextmanager
 def checkout(revision: str):
     """Folder with the files of a revision; the working tree itself for `.`."""
@@ -105,7 +110,7 @@ def measure(revision: str, times: bool, tests: bool) -> dict:
         numbers["README: lines"] = len(readme.splitlines())
         numbers["README: words"] = len(readme.split())
         if times:
-            numbers |= {name: cpu_seconds(root, arguments) for name, arguments in COMMANDS.items()}
+            numbers |= {name: cpu_seconds(root, arguments) for name, arguments in commands(root).items()}
         if tests:
             numbers["make test (s of wall clock)"] = test_seconds(root)
         return {"numbers": numbers, "largest": largest(root / "src" / "graincode")}
