@@ -69,7 +69,7 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
         (["classes=[99]"], "classes=[99]: expected labels from 0 to 1"),
         ([f"given.{what}=99"], f"given.{what}=99: expected 0 to"),
         (["given.images=0"], "given.images=0: expected 1 or more"),
-        (["given.codes_path=/nowhere"], "type given.codes_path=latest or given.codes_path=/path"),
+        (["given.codes_path=/nowhere"], "given.codes_path=/nowhere: expected latest or a path"),
     ):
         assert expected in refusal(capsys, "sample", *paths, *given, f"given.{what}={count}", *more)
 
@@ -146,7 +146,7 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
         ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
         ([*paths, *given, "given.mask=white.png"], "white.png: expected an image that is not white everywhere"),
         ([*paths, *given, "given.mask=mask.png", "given.split=dev"], "no codes of dev"),
-        ([*given[1:], *autoregressive, "given.mask=mask.png"], "expected first grains, first regions or a grain map"),
+        ([*given[1:], *autoregressive, "given.mask=mask.png"], "first grains, regions or a grain map"),
     ):
         assert expected in refused("sample", *more)
 
