@@ -26,7 +26,7 @@ setup: $(READY) ## Make the environment (all other targets do so by themselves)
 
 demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a page to look at
 	@$(BIN)/python experiments/data/fashion_mnist.py
-	@$(BIN)/graincode-demo $(ARGS)
+	@$(BIN)/python experiments/demo/demo.py $(ARGS)
 
 test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 
 from graincode.config.validate import check
 
-STUDIES = Path(__file__).parents[1] / "experiments"
+STUDIES = Path(__file__).parents[2] / "experiments"
 SCRIPTS = sorted(path.relative_to(STUDIES).as_posix() for path in STUDIES.rglob("*.py"))
 
 

@@ -22,13 +22,13 @@ from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.files import short_hash, write_json
 
-USAGE = """usage: graincode-demo [OVERRIDE ...]
+USAGE = """usage: make demo [ARGS="OVERRIDE ..."]
 
 Runs the five jobs in runs/demo and writes a page. An override goes to every job that knows its first word;
 with STEP: before it, to that step alone (the evaluations are evaluate_reconstructions and evaluate_samples; the
 generator that edits images is train_masked, and takes generator. only so):
-  graincode-demo data=image_folder data.root=/my/images data.image_size=32
-  graincode-demo train_tokenizer:trainer.steps=200 sampler.temperature=0.9
+  make demo ARGS="data=image_folder data.root=/my/images data.image_size=32"
+  make demo ARGS="train_tokenizer:trainer.steps=200 sampler.temperature=0.9"
 Other overrides work in another directory (runs/demo-HASH); the same command again goes on where it was."""
 
 # keys that the demo sets itself, so that its steps fit together
@@ -122,8 +122,9 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
         if status:
             raise GraincodeError(f"{step.name} ended with status {status}; once it is mended, the same command goes on")
 
+    from page import write_report
+
     from graincode.evaluation.record import table  # which imports every model
-    from graincode.report import write_report
 
     config = steps[-2].config
     dataset = build(config.data).split(config.images.split)
@@ -155,3 +156,7 @@ def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[st
         for name in takers:
             chosen[name].append(override)
     return chosen
+
+
+if __name__ == "__main__":
+    main()

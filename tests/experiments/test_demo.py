@@ -3,12 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import demo
 import pytest
+from demo import plan, run_demo
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, write_images
 
 from graincode.core.errors import GraincodeError
-from graincode.jobs import demo
-from graincode.jobs.demo import plan, run_demo
 
 
 def test_overrides_go_to_the_jobs_that_know_them(tmp_path):

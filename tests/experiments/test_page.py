@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from markupsafe import escape
+from page import _lengths, write_report
 from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.api import load_tokenizer
@@ -15,9 +16,8 @@ from graincode.core.errors import GraincodeError
 from graincode.data.codes import FORMAT, CodeBatch, write_split
 from graincode.data.images import TensorImages
 from graincode.files import write_json
-from graincode.report import _lengths, write_report
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[1] / "golden"
 HOSTILE = '<b>"busy"&amp'
 METRICS = {"is_lite0@112": 2.5, "codes_per_image": 40.5}
 DISTANCE = 12.345678
