@@ -17,6 +17,7 @@ def workspace(tmp_path_factory):
     """A directory in which all of stage 1 and 2 has been run on a few images."""
     root = tmp_path_factory.mktemp("workspace")
     images = write_images(root / "images")
+    cache = os.environ.get("GRAINCODE_CACHE")
     os.environ["GRAINCODE_CACHE"] = str(root / "cache")
     before = Path.cwd()
     os.chdir(root)
@@ -29,6 +30,9 @@ def workspace(tmp_path_factory):
         command("sample", "num_samples=6", "batch_size=4", "run_name=samples")
     finally:
         os.chdir(before)
+        del os.environ["GRAINCODE_CACHE"]
+        if cache is not None:
+            os.environ["GRAINCODE_CACHE"] = cache
     return root
 
 
@@ -36,4 +40,5 @@ def workspace(tmp_path_factory):
 def inside(workspace, monkeypatch):
     """The workspace as the current directory; gives the overrides that name its data."""
     monkeypatch.chdir(workspace)
+    monkeypatch.setenv("GRAINCODE_CACHE", str(workspace / "cache"))
     return json.loads((workspace / "data.json").read_text())

@@ -186,7 +186,7 @@ def test_a_generator_and_a_tokenizer_that_do_not_fit(inside, capsys):
 def test_images_of_another_size_than_the_tokenizer_s(inside, capsys):
     tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
     line = refusal(capsys, "extract_codes", *inside, "data.image_size=48", tokenizer)
-    assert "type data.image_size=[32, 32]" in line
+    assert "data.image_size=[48,48]: expected [32, 32]" in line
 
 
 def test_a_run_directory_with_other_settings_is_left_alone(inside, capsys):
