@@ -7,7 +7,8 @@ from torch import Tensor
 
 from graincode.core.layout import CodeLayout
 from graincode.core.sequences import CodeSequences
-from graincode.sampling import AutoregressiveLogits, AutoregressiveSampler
+from graincode.sampling import AutoregressiveSampler
+from graincode.sampling.protocol import AutoregressiveLogits
 
 
 class CoolingLogits:
