@@ -89,7 +89,7 @@ def encoder_vectors() -> tuple[Tensor, Tensor]:
             images = dataset[range(start, start + 250)].images
             with torch.no_grad():
                 grains = tokenizer.route(images).grains
-                parts.append(gather_cells(tokenizer.encoder(images), grains, tokenizer.layout))
+                parts += gather_cells(tokenizer.encoder(images), grains, tokenizer.layout)
         found.append(torch.cat(parts))
     return found[0], found[1]
 

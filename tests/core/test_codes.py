@@ -83,9 +83,9 @@ def test_a_sequence_with_a_hole_is_refused(codes, seed):
 def test_scatter_undoes_gather(codes):
     layout = codes.layout
     maps = [torch.randn(len(codes), 3, *grid) for grid in layout.grids]
-    vectors = gather_cells(maps, codes.grains, layout)
-    assert len(vectors) == int(codes.lengths.sum())
-    for g, (back, original) in enumerate(zip(scatter_cells(vectors, codes.grains, layout), maps, strict=True)):
+    parts = gather_cells(maps, codes.grains, layout)
+    assert sum(map(len, parts)) == int(codes.lengths.sum())
+    for g, (back, original) in enumerate(zip(scatter_cells(parts, codes.grains, layout), maps, strict=True)):
         here = layout.cells_at(codes.grains, g)[:, None]
         assert torch.equal(back, original * here)
 

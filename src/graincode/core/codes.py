@@ -29,9 +29,8 @@ class Rows:
         return len(getattr(self, fields(self)[0].name))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        rows = {name: value._map(change) for name, value in values.items() if isinstance(value, Rows)}
-        tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        rows = {name: value._map(change) for name, value in vars(self).items() if isinstance(value, Rows)}
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **rows, **tensors)
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Self:
@@ -53,15 +52,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class GrainCodes(Rows):
-    """Variable-length codes of a batch of images.
+    """Variable-length codes of a batch of images; take `GrainCodes.checked` for codes of your own.
 
     Attributes:
         grains: (B, H0, W0) long, the grain of each region.
-        indices: (B, H, W) long on the finest grid, entries of the grain's codebook in [0, codebook size); the code of a
-            coarse cell fills all the finest cells that it covers.
+        indices: (B, H, W) long in [0, codebook size), on the finest grid: a coarse code fills all cells that it covers.
         layout: the layout of all of them.
-
-    Nothing is checked here: take `GrainCodes.checked` for codes of your own.
     """
 
     grains: Tensor
@@ -73,8 +69,7 @@ class GrainCodes(Rows):
         """Codes from disk or from a user, on the CPU.
 
         Raises:
-            GraincodeError: a shape, a type or a value does not fit the layout, or a coarse code does not fill its
-                cells.
+            GraincodeError: a shape, type or value does not fit the layout, or a coarse code does not fill its cells.
         """
         for name, value, grid, size in (
             ("grains", grains, layout.grids[0], layout.num_grains),
@@ -98,7 +93,7 @@ class GrainCodes(Rows):
 
     @property
     def first_cells(self) -> Tensor:
-        """(B, H, W) bool on the finest grid: the first cell of each code, so that each code is counted once."""
+        """(B, H, W) bool, the first of the finest cells of each code, so that each code is counted once."""
         first = self.layout.first_cells(self.grains)
         return (first == torch.arange(first.shape[1], device=first.device)).view_as(self.indices)
 
@@ -111,24 +106,25 @@ class GrainCodes(Rows):
         return GrainCodes(grains, indices, parts[0].layout)
 
 
-def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> Tensor:
-    """(N, D) vectors of the codes that images really have: grain by grain, then image by image, in raster order.
+def gather_cells(maps: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> list[Tensor]:
+    """For each codebook, the (N, D) vectors of the codes that images really have.
 
     Args:
         maps: K feature maps (B, D, h_g, w_g), coarsest first.
         grains: (B, H0, W0) grain maps.
+    Returns:
+        one tensor, or K with a codebook per grain: grain by grain, then image by image, in raster order.
     """
-    return torch.cat([m.permute(0, 2, 3, 1)[layout.cells_at(grains, g)] for g, m in enumerate(maps)])
+    parts = [m.permute(0, 2, 3, 1)[layout.cells_at(grains, g)] for g, m in enumerate(maps)]
+    return parts if layout.num_codebooks > 1 else [torch.cat(parts)]
 
 
-def scatter_cells(vectors: Tensor, grains: Tensor, layout: CodeLayout) -> list[Tensor]:
-    """The inverse of `gather_cells`: (N, D) vectors to K maps (B, D, h_g, w_g), zero where a grain has no code."""
-    maps, start = [], 0
+def scatter_cells(parts: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -> list[Tensor]:
+    """The inverse of `gather_cells`: K maps (B, D, h_g, w_g), zero where a grain has no code."""
+    maps, vectors = [], torch.cat(list(parts))
     for g in range(layout.num_grains):
         cells = layout.cells_at(grains, g)
         places = cells.nonzero(as_tuple=True)
-        grid = vectors.new_zeros(*cells.shape, vectors.shape[1])
-        grid = grid.index_put(places, vectors[start : start + len(places[0])])
-        maps.append(grid.permute(0, 3, 1, 2))
-        start += len(places[0])
+        own, vectors = vectors.tensor_split([len(places[0])])
+        maps.append(vectors.new_zeros(*cells.shape, vectors.shape[1]).index_put(places, own).permute(0, 3, 1, 2))
     return maps

@@ -17,8 +17,8 @@ _PIXELS_AT_ONCE = (2**16, 2**21)  # on a CPU and on a GPU
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma of images: (B, 3, H, W) in [-1, 1] to (B, 1, H, W) in [-1, 1]. Source: ITU-R BT.601 weights."""
-    red, green, blue = images.split(1, dim=1)
+    """Luma of images: (B, 3, H, W) to (B, H, W), in float32 or better. Source: ITU-R BT.601 weights."""
+    red, green, blue = images.to(torch.promote_types(images.dtype, torch.float32)).unbind(1)
     return 0.2989 * red + 0.5870 * green + 0.1140 * blue
 
 
@@ -33,10 +33,10 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         sigma: width of the Gaussian kernel, in units of the grey value. With the published 0.01, far narrower than
             the spacing of 32 bins (0.065), a flat region scores anything from 0 to ln 2, by its grey value.
     Returns:
-        (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where a pixel is, or none is
-        within reach of a bin. Rounded to 2^-20, so that the last bit, which depends on the batch, breaks no ties.
+        (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where a pixel is. Rounded to
+        2^-20, so that the last bit, which depends on the batch, breaks no ties.
     Raises:
-        GraincodeError: sigma is so small that a value between two bins would reach neither.
+        GraincodeError: with so small a sigma, a value between two bins would reach neither.
     Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
     """
     spacing = 2 / (bins - 1)
@@ -60,7 +60,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         if n < len(place):
             starts, place, bin_below, weight, target = (x[:n] for x in (starts, place, bin_below, weight, target))
             histogram = histogram[: out.numel() * room + 2 * reach]
-        by_region = rearrange(_grey(part), "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
+        by_region = rearrange(grey(part), "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
         place.view(by_region.shape).copy_(by_region).add_(1).mul_(1 / spacing)  # in bins
         torch.floor(place, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
         target.copy_(bin_below).add_(starts)
@@ -79,15 +79,11 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
 
 @torch.no_grad()
 def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
-    """Mean squared gradient of the grey values of each region.
+    """Mean squared gradient of the grey values of each region, in [0, 8]; else as `region_entropy`, rounded to 2^-40.
 
-    Arguments and rounding (to 2^-40) are those of `region_entropy`.
-
-    Returns:
-        (B, H / region height, W / region width) float32 in [0, 8]: the mean squared difference between a pixel and the
-        one right of it, plus that between it and the one below. Pixels without such a neighbour do not count.
+    The mean squared difference between a pixel and the one right of it, plus that to the one below, where there is one.
     """
-    pixels = _grey(images).double()
+    pixels = grey(images).double()
 
     def mean_square(differences: Tensor, padding: tuple[int, ...]) -> Tensor:
         totals, counts = (
@@ -102,19 +98,13 @@ def region_gradient(images: Tensor, region: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def region_variance(images: Tensor, region: tuple[int, int]) -> Tensor:
-    """Variance of the grey values inside each region, (B, H / region height, W / region width) float32 in [0, 1].
-
-    Arguments and rounding (to 2^-40) are those of `region_entropy`.
-    """
-    pixels = rearrange(_grey(images).double(), "b (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
+    """Variance of the grey values of each region, in [0, 1]; else as `region_entropy`, rounded to 2^-40."""
+    pixels = rearrange(grey(images).double(), "b (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
     return _on_grid((pixels - pixels.mean(dim=-1, keepdim=True)).square().mean(dim=-1), 2.0**-40)
 
 
 def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
-    """A pseudo-random number for each region, a function of the 8-bit image and the region alone, uniform on [0, 1).
-
-    Arguments and shape are those of `region_entropy`.
-    """
+    """A pseudo-random number on [0, 1) for each region, a function of the 8-bit image and the region alone."""
     pixels = ((images + 1) * 127.5).round().long().flatten(1)
     place = torch.arange(pixels.shape[1], device=pixels.device)
     state = ((pixels + 1) * mix(place)).sum(dim=1)
@@ -143,28 +133,25 @@ def coding_gains(errors: Tensor, costs: Sequence[int]) -> Tensor:
         (..., K - 1) slopes of the lower convex hull of error over codes, descending: the number of gains above a price
         is the grain with the least error + price * codes.
     """
-    steps = []
-    for j in range(len(costs) - 1):
-        slopes = [
-            torch.stack([(errors[..., i] - errors[..., k]) / (costs[k] - costs[i]) for k in range(j + 1, len(costs))])
-            for i in range(j + 1)
-        ]
-        steps.append(torch.stack([slope.amax(dim=0) for slope in slopes]).amin(dim=0))
+
+    def best(i: int, j: int) -> Tensor:  # the steepest slope from grain i to any beyond j
+        slopes = [(errors[..., i] - errors[..., k]) / (costs[k] - costs[i]) for k in range(j + 1, len(costs))]
+        return torch.stack(slopes).amax(dim=0)
+
+    steps = [torch.stack([best(i, j) for i in range(j + 1)]).amin(dim=0) for j in range(len(costs) - 1)]
     return torch.stack(steps, dim=-1)
 
 
-def quantile_table(densities: Tensor, size: int = 4097) -> Tensor:
-    """The quantile function of densities at `size` evenly spaced levels from 0 to 1, (size,) ascending."""
+def quantile_table(densities: Tensor) -> Tensor:
+    """The quantile function of densities at 4097 evenly spaced levels from 0 to 1, ascending."""
     ordered = densities.flatten().double().sort().values
-    levels = torch.linspace(0, len(ordered) - 1, size, dtype=torch.float64, device=ordered.device)
+    levels = torch.linspace(0, len(ordered) - 1, 4097, dtype=torch.float64, device=ordered.device)
     return ordered[levels.round().long()].to(densities.dtype)
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:
-    """(...) thresholds that leave (...) shares of the densities at or below them, by an (n,) ascending quantile table.
-
-    A share of 0 gives -inf and one of 1 gives inf, so that all densities or none pass it.
-    """
+    """(...) thresholds that leave (...) shares of the densities at or below them, by a quantile table; from -inf for a
+    share of 0 to inf for 1."""
     limits = table[(shares.double() * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
     limits = limits.masked_fill(shares < 1e-9, -torch.inf)
     return limits.masked_fill(shares > 1 - 1e-9, torch.inf)
@@ -190,9 +177,9 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
     """(B, H0, W0) grains by ranking the regions of each image, so that all images have one length.
 
     Args:
-        density: (B, H0, W0), of which shares are rounded to regions; or (B, H0, W0, K - 1) gains of `coding_gains`,
-            which are taken in descending order as long as they fit into the length that the ratios stand for. Of equal
-            densities the first in raster order is refined last; of equal gains, first.
+        density: (B, H0, W0), of which shares are rounded to regions, of equal ones the first in raster order refined
+            last; or (B, H0, W0, K - 1) gains of `coding_gains`, of which the largest, of equal ones the first, are
+            taken as long as they fit into the length that the ratios stand for.
         ratios: (K,) or (B, K) shares.
         costs: K, codes of a region at each grain.
     """
@@ -215,15 +202,9 @@ def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
     values = tuple(float(ratio) for ratio in ratios)
     example = [round(1 / num_grains, 2)] * num_grains
     holds = len(values) == num_grains and min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # which NaN fails
-    check(
-        "ratios", list(values), f"{num_grains} shares, coarsest grain first, that add up to 1, such as {example}", holds
-    )
+    expected = f"{num_grains} shares, coarsest grain first, that add up to 1, such as {example}"
+    check("ratios", list(values), expected, holds)
     return values
-
-
-def _grey(images: Tensor) -> Tensor:
-    """(B, H, W) grey values in float32 or better."""
-    return grey(images if images.dtype == torch.float64 else images.float())[:, 0]
 
 
 def _on_grid(density: Tensor, step: float) -> Tensor:

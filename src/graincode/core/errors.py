@@ -18,20 +18,13 @@ class GraincodeError(ValueError):
 
 
 def check(name: str, value: Any, expected: str, holds: bool) -> None:
-    """Refuse an argument: `check("sigma", sigma, "a number above 0", sigma > 0)`.
-
-    Raises:
-        GraincodeError: "sigma=-1: expected a number above 0".
-    """
+    """Refuse an argument: `check("sigma", sigma, "a number above 0", sigma > 0)` raises the GraincodeError "sigma=-1:
+    expected a number above 0"."""
     if not holds:
         raise GraincodeError(f"{name}={value}: expected {expected}")
 
 
 def check_choice(name: str, value: Any, options: Any) -> None:
-    """Refuse a value that is not among options: a `Literal`, or a collection of values.
-
-    Raises:
-        GraincodeError: "order=late: expected one of confidence, random".
-    """
+    """As `check`, "order=late: expected one of confidence, random"; options are a `Literal` or a collection."""
     known = list(get_args(options) or options)
     check(name, value, f"one of {', '.join(map(str, known))}", value in known)

@@ -28,8 +28,7 @@ class SlotTable:
         finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end.
         is_end: bool, whether the slot is the end of its grain.
         following: the slot of the region's next cell, or S where the region (or the grain) is complete.
-        first: (K, R + 1) slot of the first cell of each region at each grain; column R is the grain's end (S for
-            the last grain, which has none).
+        first: (K, R + 1) slot of the first cell of each region at each grain, and of the grain's end (S for the last).
         at_cell: (K, H * W) slot that covers each finest cell, at each grain.
         first_cell: (K, H * W) raster index of the first finest cell that this slot covers.
     """
@@ -55,8 +54,6 @@ class CodeLayout:
         codebook_size: number of entries of a codebook.
         classes: number of image classes; 0 for unlabelled data.
         codebook: "shared" by the grains, as published, or one "per_grain": an index then means another entry at each.
-    Raises:
-        GraincodeError: a grain does not divide the image or the grain before it, or a size is not positive.
     """
 
     image_size: tuple[int, int]
@@ -83,8 +80,7 @@ class CodeLayout:
 
     def to_config(self) -> dict[str, Any]:
         """The arguments as lists and numbers, as exports and codes on disk keep them."""
-        sizes = {"image_size": list(self.image_size), "grains": [list(grain) for grain in self.grains]}
-        return asdict(self) | sizes
+        return asdict(self) | {"image_size": list(self.image_size), "grains": [list(grain) for grain in self.grains]}
 
     @property
     def num_grains(self) -> int:
@@ -163,10 +159,8 @@ class CodeLayout:
         return self.num_regions * self.codes_per_region[-1] + self.num_ends
 
     def coordinates(self) -> Tensor:
-        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in cells of the finest grid from 0.
-
-        Ends, padding and the start stand before the first cell, at -1.
-        """
+        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells from 0; -1 for ends,
+        padding and the start."""
         table, finest = self.slots(), self.grids[-1]
         sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
         corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)
@@ -177,15 +171,19 @@ class CodeLayout:
         """The table of all slots, made once per layout and device."""
         return _slot_table(self, torch.device(device))
 
-    def expand(self, grid: Tensor, grain: int) -> Tensor:
-        """A map on one grain's grid, repeated onto the finest one: (..., h, w) to (..., H, W)."""
-        (h, w), (finest_h, finest_w) = self.grids[grain], self.grids[-1]
-        return grid.repeat_interleave(finest_h // h, dim=-2).repeat_interleave(finest_w // w, dim=-1)
+    def expand(self, values: Tensor, grain: int, onto: int = -1) -> Tensor:
+        """A map on one grain's grid, repeated onto that of a finer one, by default the finest: (..., h, w)."""
+        (h, w), (rows, columns) = self.grids[grain], self.grids[onto]
+        return values.repeat_interleave(rows // h, dim=-2).repeat_interleave(columns // w, dim=-1)
+
+    def corners(self, values: Tensor, grain: int) -> Tensor:
+        """A (..., H, W) map on the finest grid, at the first cell of each cell of a grain: (..., h, w)."""
+        (h, w), (rows, columns) = self.grids[grain], self.grids[-1]
+        return values[..., :: rows // h, :: columns // w]
 
     def cells_at(self, grains: Tensor, grain: int) -> Tensor:
         """Which cells of one grain's grid hold a code: (B, H0, W0) grain map to (B, h, w) bool."""
-        rows, columns = self.region_cells[grain]
-        return (grains == grain).repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+        return self.expand(grains == grain, 0, grain)
 
     def first_cells(self, grains: Tensor) -> Tensor:
         """(B, H * W) long of grain maps: the finest cell at which the code begins that fills each finest cell."""
@@ -198,30 +196,25 @@ class CodeLayout:
 
 @lru_cache(maxsize=32)
 def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
-    regions, size, (rows, columns) = layout.num_regions, layout.num_slots, layout.grids[0]
+    regions, size = layout.num_regions, layout.num_slots
     cells = torch.arange(math.prod(layout.grids[-1])).view(layout.grids[-1])
-    parts: list[Tensor] = []  # (5, n): grain, region, cell, finest and is_end of n slots
-    first, at_cell, start = torch.full((layout.num_grains, regions + 1), size), [], 0
+    parts, first, at_cell, start = [], [], [], 0
     for g, (rh, rw) in enumerate(layout.region_cells):
-        count, corners = rh * rw, cells[:: cells.shape[0] // (rows * rh), :: cells.shape[1] // (columns * rw)]
-        finest = rearrange(corners, "(r i) (c j) -> (r c i j)", i=rh, j=rw)
+        count = rh * rw
+        finest = rearrange(layout.corners(cells, g), "(r i) (c j) -> (r c i j)", i=rh, j=rw)
         region, cell = torch.arange(regions).repeat_interleave(count), torch.arange(count).repeat(regions)
-        parts.append(torch.stack([torch.full_like(cell, g), region, cell, finest, torch.zeros_like(cell)]))
-        slots = torch.arange(start, start + regions * count)
-        first[g, :regions] = slots[::count]
-        grid = rearrange(slots, "(r c i j) -> (r i) (c j)", r=rows, c=columns, i=rh, j=rw)
+        parts.append(torch.stack([torch.full_like(cell, g), region, cell, finest]))
+        parts.append(torch.tensor([[g], [regions], [0], [0]]))  # its end
+        first.append(start + torch.arange(regions + 1) * count)
+        grid = rearrange(first[g][region] + cell, "(r c i j) -> (r i) (c j)", c=layout.grids[0][1], i=rh, j=rw)
         at_cell.append(layout.expand(grid, g).flatten())
-        start += regions * count
-        if g < layout.num_ends:
-            parts.append(torch.tensor([[g], [regions], [0], [0], [1]]))
-            first[g, regions] = start
-            start += 1
-    grain, region, cell, finest, is_end = torch.cat(parts, dim=1)
+        start += regions * count + 1
+    grain, region, cell, finest = torch.cat(parts, dim=1)[:, :size]  # the end of the last grain is implied
+    is_end, covering = region == regions, torch.stack(at_cell)
     last = torch.tensor(layout.codes_per_region)[grain] == cell + 1
-    following = torch.where(last | (is_end > 0), size, torch.arange(1, size + 1))
-    covering = torch.stack(at_cell)
-    columns_ = (grain, region, cell, finest, is_end > 0, following, first, covering, finest[covering])
-    return SlotTable(*(column.to(device) for column in columns_))
+    following = torch.where(last | is_end, size, torch.arange(1, size + 1))
+    table = (grain, region, cell, finest, is_end, following, torch.stack(first), covering, finest[covering])
+    return SlotTable(*(column.to(device) for column in table))
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:

@@ -107,8 +107,7 @@ class GrainDecoder(nn.Module):
                 spread = rearrange(spread, "b (d i j) h w -> b d (h i) (w j)", i=rows // h, j=columns // w)
                 x = x + spread * self.layout.expand(here, g)
         if self.grain is not None:
-            high, wide = self.layout.region_cells[-1]
-            x = x + self.grain(grains).permute(0, 3, 1, 2).repeat_interleave(high, 2).repeat_interleave(wide, 3)
+            x = x + self.layout.expand(self.grain(grains).permute(0, 3, 1, 2), 0)
         x = self.stem(self.position(x))
         for index, level in enumerate(self.levels):
             x = level(x)

@@ -83,17 +83,16 @@ class DQVAE(nn.Module):
         features = probe.features  # before the router, which may ask for them without gradients
         routing = self.router(probe, ratios)
         if routing.gates is not None:
-            cells = zip(features, self.layout.region_cells, strict=True)
-            features = [x * _upsampled(routing.gates, *size)[:, None].to(x) for x, size in cells]
-        vectors = gather_cells(features, routing.grains, self.layout)
+            gates = (self.layout.expand(routing.gates, 0, g)[:, None] for g in range(self.layout.num_grains))
+            features = [x * gate.to(x) for x, gate in zip(features, gates, strict=True)]
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
-        vectors = vectors + 0 * sum(feature.sum() for feature in features)
-        parts, keys = self._by_codebook(vectors, routing.grains), [None] * len(self.quantizers)
+        unused = 0 * sum(feature.sum() for feature in features)
+        parts = [part + unused for part in gather_cells(features, routing.grains, self.layout)]
+        keys = [None] * len(parts)
         if rng is not None:
-            chosen = gather_cells([key[:, None] for key in self._keys(rng)], routing.grains, self.layout)
-            keys = self._by_codebook(chosen[:, 0], routing.grains)
+            keys = [key[:, 0] for key in gather_cells(self._keys(rng), routing.grains, self.layout)]
         quantized = tuple(quantize(*each) for quantize, *each in zip(self.quantizers, parts, keys, strict=True))
-        maps = scatter_cells(torch.cat([part.vectors for part in quantized]), routing.grains, self.layout)
+        maps = scatter_cells([part.vectors for part in quantized], routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
@@ -111,18 +110,16 @@ class DQVAE(nn.Module):
 
         Args:
             images: of the layout's size.
-            ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default the one of training.
+            ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default those of training.
                 Shares refer to the training data: a busy image gets more fine regions than a smooth one.
-            psnr: in dB; give each image as few codes as reach it (seven decodes more), all fine if none do. Ratios
-                then follow and are not given.
+            psnr: in dB, instead of ratios; give each image as few codes as reach it (seven decodes more), or all fine.
         Raises:
             GraincodeError: the images' size or range is not as above, or the ratios do not fit the layout.
         """
         shape, (height, width) = tuple(images.shape), self.layout.image_size
         if shape[1:] != (3, height, width):
             raise GraincodeError(f"images of shape {shape}: expected (batch, 3, {height}, {width}); resize the images")
-        both = psnr is not None and ratios is not None
-        check("psnr", psnr, "null where ratios are given: one follows from the other", not both)
+        check("psnr", psnr, "null where ratios are given: one follows from the other", psnr is None or ratios is None)
         check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
         probe = self.probe(images)
         routing = self.router(probe, ratios)
@@ -140,36 +137,29 @@ class DQVAE(nn.Module):
             error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
             reached = error <= 10 ** (-psnr / 10)
             high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
-            better = (reached & (codes.lengths <= best.lengths))[:, None, None]
-            best = GrainCodes(
-                torch.where(better, codes.grains, best.grains), torch.where(better, codes.indices, best.indices), layout
-            )
+            better = reached & (codes.lengths <= best.lengths)
+            kept = torch.arange(len(images), device=images.device) + torch.where(better, len(images), 0)
+            best = GrainCodes.cat([best, codes])[kept]
         return best
 
     def codes_at(self, probe: Probe, routing: Routing) -> GrainCodes:
-        """The codes of probed images, routed so; nothing has a gradient."""
+        """The codes of probed images, routed so, without gradients."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
-        vectors = gather_cells(probe.features, routing.grains, self.layout)
-        parts = zip(self.quantizers, self._by_codebook(vectors, routing.grains), strict=True)
-        indices = torch.cat([quantizer.nearest(part) for quantizer, part in parts])
-        maps = scatter_cells(indices[:, None], routing.grains, self.layout)
+        parts = zip(self.quantizers, gather_cells(probe.features, routing.grains, self.layout), strict=True)
+        indices = [quantizer.nearest(part)[:, None] for quantizer, part in parts]
+        maps = scatter_cells(indices, routing.grains, self.layout)
         finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
         return GrainCodes(routing.grains, finest, self.layout)
 
     @torch.no_grad()
     def detokenize(self, codes: GrainCodes) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] that codes stand for.
-
-        Raises:
-            GraincodeError: the codes' layout is not this tokenizer's.
-        """
+        """Images (B, 3, H, W) in [-1, 1] that codes of this tokenizer's layout stand for."""
         check_layouts(codes.layout, self.layout, "these codes", "this tokenizer")
         maps = []
-        for g, (h, w) in enumerate(self.layout.grids):
-            rows, columns = self.layout.grids[-1][0] // h, self.layout.grids[-1][1] // w
+        for g in range(self.layout.num_grains):
             quantizer = self.quantizers[g % self.layout.num_codebooks]
-            vectors = quantizer.lookup(codes.indices[:, ::rows, ::columns]).permute(0, 3, 1, 2)
+            vectors = quantizer.lookup(self.layout.corners(codes.indices, g)).permute(0, 3, 1, 2)
             maps.append(vectors * self.layout.cells_at(codes.grains, g)[:, None])
         return self.decoder(maps, codes.grains).clamp(-1, 1)
 
@@ -206,14 +196,6 @@ class DQVAE(nn.Module):
             quantizer.update([parts[index].seen for parts in quantized])
         self.router.update(routings)
 
-    def _by_codebook(self, vectors: Tensor, grains: Tensor) -> list[Tensor]:
-        """Each codebook's part of vectors that stand grain by grain."""
-        if len(self.quantizers) == 1:
-            return [vectors]
-        regions = torch.bincount(grains.flatten(), minlength=self.layout.num_grains).tolist()
-        sizes = [count * cost for count, cost in zip(regions, self.layout.codes_per_region, strict=True)]
-        return list(vectors.split(sizes))
-
     @torch.no_grad()
     def _error_at(self, images: Tensor, features: list[Tensor], grain: int) -> Tensor:
         layout, feature = self.layout, features[grain].detach()
@@ -228,11 +210,6 @@ class DQVAE(nn.Module):
         return F.avg_pool2d(error, layout.grains[0])[:, 0]
 
     def _keys(self, rng: SampleRng) -> list[Tensor]:
-        """K maps (B, h_g, w_g) of random numbers, functions of the sample's id and the cell."""
-        rows, columns = self.layout.grids[-1]
-        finest = rng.uniforms(RESTARTS, rows, columns)
-        return [finest[:, :: rows // h, :: columns // w] for h, w in self.layout.grids]
-
-
-def _upsampled(regions: Tensor, rows: int, columns: int) -> Tensor:
-    return regions.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)
+        """K maps (B, 1, h_g, w_g) of random numbers, functions of the sample's id and the cell."""
+        finest = rng.uniforms(RESTARTS, 1, *self.layout.grids[-1])
+        return [self.layout.corners(finest, g) for g in range(self.layout.num_grains)]
