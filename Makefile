@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 
 setup: $(READY) ## Make the environment (all other targets do so by themselves)
 
-demo: $(READY) ## From images to figures: all five jobs on Fashion-MNIST and a page to look at
+demo: $(READY) ## From images to metrics: all five jobs on Fashion-MNIST and a page to look at
 	@$(BIN)/python experiments/data/fashion_mnist.py
 	@$(BIN)/python experiments/demo/demo.py $(ARGS)
 
