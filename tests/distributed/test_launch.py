@@ -38,8 +38,7 @@ def command(case, folder, victim=1, **hardware):
 
 @pytest.fixture(autouse=True)
 def _helpers_are_found(monkeypatch):
-    paths = [str(Path(__file__).parent), *sys.path]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -50,14 +49,14 @@ def started(case, folder, processes=2, **cfg):
 
 def pids(folder, count=2):
     """Numbers of a command's processes, once all are there."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(found := sorted(folder.glob("*.pid"))) < count or not all(file.read_text() for file in found):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return [int(file.read_text()) for file in found]
 
 
-def end(numbers, seconds=10):
+def end(numbers, seconds=100):
     """Whether processes end."""
     deadline = time.monotonic() + seconds
     while any(Path(f"/proc/{pid}").exists() for pid in numbers) and time.monotonic() < deadline:
@@ -79,7 +78,7 @@ def test_the_error_that_came_first_ends_the_others_and_is_raised(case, victim, e
     began = time.monotonic()
     with pytest.raises(error, match=said):
         started(case, tmp_path, victim=victim)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300
     assert end(pids(tmp_path))
 
 
@@ -87,7 +86,7 @@ def test_a_signal_stops_all(tmp_path):
     parent = command("waits", tmp_path)
     numbers = pids(tmp_path)
     parent.send_signal(signal.SIGUSR1)
-    assert f"{Stopped.__name__}: stopped by SIGUSR1" in parent.communicate(timeout=60)[1]
+    assert f"{Stopped.__name__}: stopped by SIGUSR1" in parent.communicate(timeout=300)[1]
     assert end(numbers)
 
 
@@ -104,7 +103,7 @@ def test_no_process_outlives_the_command(how, tmp_path):
         time.sleep(1)
         assert parent.poll() is None
         parent.send_signal(signal.SIGINT)
-        assert parent.wait(10) == 130
+        assert parent.wait(100) == 130
     assert end(numbers)
 
 
@@ -112,5 +111,5 @@ def test_a_process_that_dies_ends_those_of_the_other_machine(tmp_path):
     """Both "machines" are this one."""
     nodes = {"num_processes": 1, "num_nodes": 2, "main_address": "127.0.0.1", "main_port": free_ports()}
     both = [command("is_killed", tmp_path, **nodes, node_rank=rank) for rank in (0, 1)]
-    assert all("ProcessFailed: " in parent.communicate(timeout=90)[1] for parent in both)
+    assert all("ProcessFailed: " in parent.communicate(timeout=300)[1] for parent in both)
     assert end(pids(tmp_path))

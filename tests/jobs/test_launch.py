@@ -28,13 +28,13 @@ def start(job, *overrides, prefix=("-m",), **environment):
     )  # fmt: skip
 
 
-def finish(process, seconds=300):
+def finish(process, seconds=900):
     """Its exit status, and what it said."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
 
-def wait_for_step(run, step, seconds=180):
+def wait_for_step(run, step, seconds=600):
     """Wait until a run has logged a step."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

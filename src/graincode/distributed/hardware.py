@@ -185,24 +185,39 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in module.state_dict().items()}
 
 
-def training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and moments under names that do not depend on the strategy or the number of processes."""
-    from torch.distributed.checkpoint import state_dict as states  # only trainings need it, and it imports much
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights on the CPU, under names that do not depend on the strategy or the number of processes."""
+    states, options = _state_functions(module)
+    return states.get_model_state_dict(module, options=options)
 
-    whole = states.StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule), cpu_offload=True)
+
+def load_module_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of `module_state`."""
+    states, options = _state_functions(module)
+    states.set_model_state_dict(module, state, options=options)
+
+
+def training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and moments, named as by `module_state`."""
+    states, options = _state_functions(wrapped)
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    if not optimizer.state:  # torch would make a step to fill it, and so change what comes after
-        return {"module": states.get_model_state_dict(wrapped, options=whole), "optimizer": None}
-    module, moments = states.get_state_dict(wrapped, optimizer, options=whole)
-    return {"module": module, "optimizer": moments}
+    moments = None
+    if optimizer.state:  # without, torch would make a step to fill it, and so change what comes after
+        moments = states.get_optimizer_state_dict(wrapped, optimizer, options=options)
+    return {"module": module_state(wrapped), "optimizer": moments}
 
 
 def load_training_state(wrapped: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of `training_state`."""
-    from torch.distributed.checkpoint import state_dict as states
-
-    whole = states.StateDictOptions(full_state_dict=isinstance(wrapped, FSDPModule))
-    states.set_model_state_dict(wrapped, state["module"], options=whole)
+    load_module_state(wrapped, state["module"])
     if state["optimizer"] is not None:
+        states, options = _state_functions(wrapped)
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        states.set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=whole)
+        states.set_optimizer_state_dict(wrapped, optimizer, state["optimizer"], options=options)
+
+
+def _state_functions(module: nn.Module) -> tuple[Any, Any]:
+    """torch's functions for states, with their options; only trainings need them, and they import much."""
+    from torch.distributed.checkpoint import state_dict
+
+    return state_dict, state_dict.StateDictOptions(full_state_dict=isinstance(module, FSDPModule), cpu_offload=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from graincode.config.job import job_main
+
+if __name__ == "__main__":  # before the imports below, so that --help answers at once
+    raise SystemExit(job_main("evaluate"))
+
 from collections.abc import Mapping
 
 import torch
 from omegaconf import DictConfig
 
-from graincode.config.job import build, job_main, open_run, resolve_path
+from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.distributed import collectives
 from graincode.evaluation.record import Evaluation, table
@@ -63,12 +68,3 @@ def _dry(networks: Mapping[str, FeatureNetwork], size: tuple[int, int]) -> float
     images = torch.zeros(1, 3, *size, dtype=torch.uint8)
     modules = {network.name: network.module for network in networks.values()}
     return dry_run(lambda: [network(images) for network in networks.values()], modules, "features of one image", False)
-
-
-def main() -> None:
-    """Console entry."""
-    job_main("evaluate")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from graincode.config.job import job_main
+
+if __name__ == "__main__":  # before the imports below, so that --help answers at once
+    raise SystemExit(job_main("extract_codes"))
+
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from graincode.config.job import build, job_main, open_run, resolve_path
+from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.data.augmentation import Augmentation, Views
@@ -84,7 +89,3 @@ def _encode(
     quiet = not collectives.is_main()
     for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=quiet):
         yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
-
-
-if __name__ == "__main__":
-    job_main("extract_codes")

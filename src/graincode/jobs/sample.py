@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from graincode.config.job import job_main
+
+if __name__ == "__main__":  # before the imports below, so that --help answers at once
+    raise SystemExit(job_main("sample"))
+
 import time
 from functools import partial
 from pathlib import Path
@@ -12,7 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from graincode.config.job import build, job_main, open_run, resolve_path
+from graincode.config.job import build, open_run, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.distributed import collectives
 from graincode.evaluation.samples import balanced_labels, draw, gathered
@@ -79,7 +84,3 @@ def _write(folder: Path, images: Tensor, codes: GrainCodes, labels: Tensor, pict
         )  # fmt: skip
     with replacing(folder / "samples.png") as partial:
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(partial)
-
-
-if __name__ == "__main__":
-    job_main("sample")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from graincode.config.job import job_main
+
+if __name__ == "__main__":  # before the imports below, so that --help answers at once
+    raise SystemExit(job_main("train_generator"))
+
 import logging
 from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig
 
-from graincode.config.job import build, job_main, open_run, resolve_path, with_layout
+from graincode.config.job import build, open_run, resolve_path, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
 from graincode.data.codes import CodeDataset
@@ -71,7 +76,3 @@ def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -
 
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     return dry_run(step, parts, "one training step, one image", training=True)
-
-
-if __name__ == "__main__":
-    job_main("train_generator")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from graincode.config.job import job_main
+
+if __name__ == "__main__":  # before the imports below, so that --help answers at once
+    raise SystemExit(job_main("train_tokenizer"))
+
 import logging
 from collections.abc import Iterator
 
@@ -9,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from graincode.config.job import build, job_main, open_run, with_layout
+from graincode.config.job import build, open_run, with_layout
 from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
@@ -99,7 +104,3 @@ def _check_adversary(adversary: Adversary, hardware: Hardware, trainer: TrainerC
     check("start_step", adversary.start_step, expected, adversary.start_step < trainer.steps)
     with torch.no_grad():
         adversary(torch.zeros(1, 3, *size))
-
-
-if __name__ == "__main__":
-    job_main("train_tokenizer")

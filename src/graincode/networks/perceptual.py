@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -130,6 +129,8 @@ class LPIPSDistance(PerceptualDistance):
         self.weights = weights
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
+        import timm
+
         found = load_weights(self.weights, URL_VGG16)
         with torch.device("meta"):
             network = timm.create_model("vgg16", pretrained=False)

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-from graincode.distributed.hardware import Machine, full_state
+from graincode.distributed.hardware import Machine, full_state, load_module_state, module_state
 
 
 class AveragedWeights:
@@ -52,14 +51,9 @@ class AveragedWeights:
 
     def state(self) -> dict[str, Any] | None:
         """For a resume state."""
-        if self._average is None:
-            return None
-        whole = StateDictOptions(full_state_dict=self._is_sharded, cpu_offload=True)
-        return get_model_state_dict(self._average.module, options=whole)
+        return None if self._average is None else module_state(self._average.module)
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """The inverse of `state`."""
         if self._average is not None and state is not None:
-            set_model_state_dict(
-                self._average.module, state, options=StateDictOptions(full_state_dict=self._is_sharded)
-            )
+            load_module_state(self._average.module, state)
