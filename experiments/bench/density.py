@@ -19,7 +19,7 @@ SIGMAS, REGION, BINS = (0.01, 0.03, 0.065, 0.1), (16, 16), 32
 
 def written_out(images: Tensor, region: tuple[int, int], bins: int, sigma: float) -> Tensor:
     """The same in float32 as published code of this kind does it: every pixel's weight at every bin."""
-    pixels = rearrange(grey(images), "b 1 (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
+    pixels = rearrange(grey(images), "b (h i) (w j) -> b h w (i j)", i=region[0], j=region[1])
     residuals = pixels[..., None] - torch.linspace(-1, 1, bins)
     histogram = torch.exp(-0.5 * (residuals / sigma) ** 2).mean(dim=-2)
     return torch.special.entr(histogram / histogram.sum(dim=-1, keepdim=True)).sum(dim=-1)

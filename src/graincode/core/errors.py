@@ -13,7 +13,7 @@ class GraincodeError(ValueError):
 
     @property
     def line(self) -> str:
-        """The message alone: a worker process of a loader puts its traceback before it."""
+        """The message without the traceback that a worker process of a loader puts before it."""
         return str(self).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
 
 

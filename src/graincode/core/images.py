@@ -9,11 +9,7 @@ from graincode.core.errors import check
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, as they are stored, shown and measured; the inverse of `from_uint8` on its range.
-
-    Args:
-        images: floating point of any shape; -1 is black, 1 is white, values beyond are clamped.
-    """
+    """Images in [-1, 1], of any shape, as uint8; values beyond are clamped. The inverse of `from_uint8`."""
     check("images", images.dtype, "floating point in [-1, 1]", images.is_floating_point())
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 def legal_regions(coded: Tensor, last: Tensor) -> Tensor:
     """(..., R + 1) bool, which regions may come next within a grain; the last entry is its end, which always may.
 
-    Any sequence of legal choices tiles the image, for any number of grains, when the last grain takes what is left.
+    Any legal choices tile the image, for any number of grains, when the last grain takes what is left.
 
     Args:
         coded: (..., R) bool, regions that coarser grains hold already.
@@ -30,12 +30,10 @@ def truncate(
     Args:
         logits: (..., V).
         temperature: > 0.
-        top_k: entries that stay; 0 or more than V keeps all. Entries that tie with the last one stay too.
+        top_k: entries that stay, and those that tie with the last of them; 0 or more than V keeps all.
         top_p: the smallest set of entries whose probability reaches this share stays; 1 keeps all.
-        min_p: entries stay whose probability is at least this share of the likeliest one's; 0 keeps all. Source: Nguyen
-            et al., 2024.
-    Returns:
-        (..., V); at least one entry is finite where one was.
+        min_p: entries stay whose probability is at least this share of the likeliest one's; 0 keeps all.
+    Source: min_p: Nguyen et al., 2024.
     """
     if temperature != 1:
         logits = logits / temperature
@@ -57,7 +55,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         logits: (..., V), at least one finite.
-        uniform: (...,) in [0, 1). One number decides one draw, so a sample's draws depend on its own numbers alone.
+        uniform: (...,) in [0, 1), one number for each draw.
     """
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = cumulative[..., -1]
@@ -67,7 +65,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 def gumbel(uniform: Tensor) -> Tensor:
     """Standard Gumbel noise of uniform numbers in [0, 1), of which 0 counts as the smallest above it."""
-    return -(-uniform.clamp(min=_LEAST).log()).log()
+    return -(-uniform.clamp(min=2.0**-54).log()).log()
 
 
 def ranks(keys: Tensor) -> Tensor:
@@ -75,6 +73,3 @@ def ranks(keys: Tensor) -> Tensor:
     order = keys.argsort(dim=-1, stable=True)
     places = torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
-
-
-_LEAST = 2.0**-54

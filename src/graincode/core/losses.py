@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,7 @@ class Term:
     @property
     def mean(self) -> Tensor:
         """total / count, 0 where nothing is counted."""
-        return self.over(self.count)
-
-    def over(self, count: Tensor | float) -> Tensor:
-        """total / another count, 0 if that is 0."""
-        return self.total / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        return self.total / (self.count.clamp(min=1) if isinstance(self.count, Tensor) else max(self.count, 1))
 
     @property
     def is_reported_only(self) -> bool:
@@ -48,19 +44,17 @@ def as_count(count: Tensor | float, like: Tensor) -> Tensor:
 
 
 def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
-    """The loss: the sum of all means times their weights. With the counts of a larger batch, that this one is part of,
-    totals are divided by those instead of the terms' own."""
-    total: Any = sum(
-        term.weight * (term.mean if counts is None else term.over(counts[name]))
-        for name, term in terms.items()
-        if not term.is_reported_only
-    )
+    """The loss: the sum of all means times their weights; by the counts of a larger batch, that this one is part of, if
+    they are given."""
+    terms = {name: term for name, term in terms.items() if not term.is_reported_only}
+    if counts is not None:
+        terms = {name: replace(term, count=counts[name]) for name, term in terms.items()}
+    total: Any = sum(term.weight * term.mean for term in terms.values())
     return total
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator: (B, ...) logits of real and fake images to (B,), half the sum of both hinges, each
-    averaged over an image's logits, which should be above 1 for real and below -1 for fake images.
+    """Hinge loss of a discriminator: (B, ...) logits of real and fake images to (B,), half the sum of both hinges.
 
     Source: Geometric GAN (Lim and Ye, 2017), as in VQGAN (Esser et al., 2021).
     """
@@ -81,32 +75,24 @@ def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> T
         mean_real, mean_fake: () running averages of their means, without a gradient.
     Returns:
         (B,), the sum of both squares, each averaged over an image's logits.
-    Source: LeCam-GAN (Tseng et al., 2021, arXiv 2104.03310); the rectifiers are in the authors' code
-        (google/lecam-gan, lecam_reg), not in the paper's formula.
+    Source: LeCam-GAN (Tseng et al., 2021, arXiv 2104.03310), with the rectifiers of the authors' code (lecam_reg).
     """
     above, below = F.relu(real - mean_fake).square(), F.relu(mean_real - fake).square()
     return above.flatten(1).mean(1) + below.flatten(1).mean(1)
 
 
 def feature_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Tensor:
-    """(B,) squared differences of features scaled to length 1 at each position (0 stays 0, without a gradient), summed
-    over channels and averaged over positions; float32 or float64.
+    """(B,) squared differences of (B, C, h, w) features scaled to length 1 at each position (0 stays 0, without a
+    gradient), summed over channels, with (C,) weights if given, and averaged over positions; float32 or float64.
 
-    Args:
-        a, b: (B, C, h, w) features of B images.
-        weights: (C,) of the channels; all 1 by default.
     Source: LPIPS (Zhang et al., 2018), eq. 1.
     """
     squares = (_unit(a) - _unit(b)).square()
-    if weights is not None:
-        squares = squares * weights[:, None, None]
+    squares = squares if weights is None else squares * weights[:, None, None]
     return squares.sum(1).mean((1, 2))
 
 
 def _unit(features: Tensor) -> Tensor:
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return torch.where(norm > _NOTHING, features / norm.clamp(min=_NOTHING), 0.0)
-
-
-_NOTHING = 1e-10
+    return torch.where(norm > 1e-10, features / norm.clamp(min=1e-10), 0.0)

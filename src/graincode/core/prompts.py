@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes, Rows
@@ -36,12 +37,7 @@ class CodePrefix(Rows):
 
     @classmethod
     def of_grains(cls, codes: GrainCodes, count: int) -> CodePrefix:
-        """The codes of the coarsest grains, their ends included: no other region has one of these grains.
-
-        Args:
-            codes: of B images.
-            count: of grains, 0 to K.
-        """
+        """The codes of the `count` coarsest grains, 0 to K, and their ends: no other region has one of these grains."""
         layout, sequences = codes.layout, to_sequences(codes)
         check("grains", count, f"0 to {layout.num_grains}, as many as the codes have", 0 <= count <= layout.num_grains)
         behind = int(layout.slots().first[count, 0]) if count < layout.num_grains else layout.num_slots
@@ -50,17 +46,11 @@ class CodePrefix(Rows):
 
     @classmethod
     def of_regions(cls, codes: GrainCodes, count: int) -> CodePrefix:
-        """The codes of the first regions in the order of generation, coarse ones first.
-
-        Args:
-            codes: of B images.
-            count: of regions, 0 to R.
-        """
+        """The codes of the first `count` regions, 0 to R, in the order of generation, coarse ones first."""
         layout, sequences = codes.layout, to_sequences(codes)
         check("regions", count, f"0 to {layout.num_regions}, as many as there are", 0 <= count <= layout.num_regions)
-        following = layout.slots(codes.grains.device).following
-        known = sequences.slots.clamp(max=layout.num_slots - 1)
-        completes = sequences.is_code & (following[known] == layout.num_slots)
+        following = F.pad(layout.slots(codes.grains.device).following, [0, 1])
+        completes = sequences.is_code & (following[sequences.slots] == layout.num_slots)
         before = completes.cumsum(dim=1) - completes.long()
         lengths = ((before < count) & sequences.is_token).sum(dim=1)
         return cls(sequences, lengths, lengths)
@@ -77,7 +67,7 @@ class CodePrefix(Rows):
 
     @property
     def known_cells(self) -> Tensor:
-        """(B, H, W) bool, the cells of the finest grid whose codes are given."""
+        """(B, H, W) bool, the finest cells whose codes are given."""
         at_cell = self.layout.slots(self.lengths.device).at_cell
         return self._coded(self.lengths)[:, at_cell].any(dim=1).view(-1, *self.layout.grids[-1])
 
@@ -105,7 +95,7 @@ class CodeMask(Rows):
     Attributes:
         codes: of B images; only what is given of them is read.
         known_regions: (B, H0, W0) bool, the regions whose grain is given.
-        known_cells: (B, H, W) bool, the cells of the finest grid whose codes are given: whole codes, in known regions.
+        known_cells: (B, H, W) bool, the finest cells whose codes are given: whole codes, in known regions.
         least_grain: (B,) long, the coarsest grain that the other regions may have.
     """
 
@@ -116,13 +106,7 @@ class CodeMask(Rows):
 
     @classmethod
     def of_regions(cls, codes: GrainCodes, keep: Tensor, keep_map: bool = False) -> CodeMask:
-        """The grains and codes of some regions.
-
-        Args:
-            codes: of B images.
-            keep: (B, H0, W0) or (H0, W0) bool.
-            keep_map: keep the grains of all other regions, too.
-        """
+        """The grains and codes of the regions of a (B, H0, W0) or (H0, W0) bool mask; with `keep_map`, all grains."""
         _check_mask(keep, tuple(codes.grains.shape))
         keep = keep.to(codes.grains.device).expand_as(codes.grains)
         known = torch.ones_like(keep) if keep_map else keep
@@ -130,7 +114,7 @@ class CodeMask(Rows):
 
     @classmethod
     def of_pixels(cls, codes: GrainCodes, keep: Tensor, keep_map: bool = False) -> CodeMask:
-        """As `of_regions`, of the regions all of whose pixels are to be kept: (B, H, W) or (H, W) bool of pixels."""
+        """As `of_regions`, of the regions that lie wholly in a (B, H, W) or (H, W) bool mask of pixels."""
         _check_mask(keep, (len(codes), *codes.layout.image_size))
         high, wide = codes.layout.grains[0]
         regions = keep.unflatten(-1, (-1, wide)).unflatten(-3, (-1, high)).all(dim=-1).all(dim=-2)
@@ -152,5 +136,5 @@ class CodeMask(Rows):
 
 def _check_mask(keep: Tensor, shape: tuple[int, ...]) -> None:
     if keep.dtype != torch.bool or tuple(keep.shape) not in (shape, shape[1:]):
-        raise GraincodeError(f"a mask of shape {tuple(keep.shape)}, {keep.dtype}: expected {shape} or {shape[1:]}, "
-                             "torch.bool")  # fmt: skip
+        expected = f"{shape} or {shape[1:]}, torch.bool"
+        raise GraincodeError(f"a mask of shape {tuple(keep.shape)}, {keep.dtype}: expected {expected}")

@@ -46,8 +46,7 @@ class SampleRng:
 
     Attributes:
         seed: of the run, >= 0.
-        sample_ids: (B,) long, each item's index in the endless stream of training items (step and index in the step's
-            batch in one), whichever process and micro-batch it belongs to.
+        sample_ids: (B,) long, each item's index in the endless stream of training items.
     """
 
     seed: int
@@ -61,11 +60,7 @@ class SampleRng:
 
 
 def batch_uniforms(rng: SampleRng | None, purpose: int, like: Tensor, *shape: int) -> Tensor:
-    """(B, *shape) float64 in [0, 1): `SampleRng.uniforms` of a batch, or of torch's generator without one.
-
-    Args:
-        like: (B, ...), a tensor of the batch on its device.
-    """
+    """`SampleRng.uniforms` of a batch, or of torch's generator without one; `like` is any (B, ...) tensor of it."""
     if rng is not None:
         return rng.uniforms(purpose, *shape)
     return torch.rand(len(like), *shape, dtype=torch.float64, device=like.device)

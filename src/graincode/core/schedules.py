@@ -11,13 +11,8 @@ from torch import Tensor
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor in (0, 1] on the base learning rate: linear from 0 over `warmup` steps, then a half cosine down to 0.
-
-    Args:
-        step: 1-based step about to be taken, 1 <= step <= steps.
-        steps: of the whole training.
-        warmup: steps of the linear part, 0 <= warmup.
-    """
+    """Factor in (0, 1] on the base learning rate of a 1-based step: linear from 0 over `warmup` steps, then a half
+    cosine down to 0 at `steps`."""
     if step <= warmup:
         return step / max(warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / max(steps - warmup, 1)))
@@ -56,25 +51,19 @@ class MaskSchedule:
         return torch.where(share < 1, self.time(share.clamp(max=1)), 0).sum(dim=1)
 
     def remaining(self, masked: Tensor, codes: Tensor, step: int, steps: int) -> Tensor:
-        """How many codes stay masked after a step of sampling.
+        """(B,) long, how many codes stay masked after a 1-based step of sampling: fewer than before, and 0 at the last.
 
         Args:
-            masked: (B,) long, how many were before it.
-            codes: (B,) long, how many were before the first one.
-            step: 1-based step just taken, 1 <= step <= steps.
-            steps: of the whole.
-        Returns:
-            (B,) long; fewer than `masked` until it is 0, and 0 after the last step.
+            masked, codes: (B,) long, how many were masked before it, and before the first step.
         Source: MaskGIT (Chang et al., 2022), eq. 3, applied to each image's own length.
         """
         if step == steps:
             return torch.zeros_like(masked)
         share = self.ratio(torch.tensor(step / steps, dtype=torch.float64)).item()
-        left = (codes.double() * share + _ROUNDING).floor().long()
+        # a product that is whole but for rounding, such as 10 (1 - 9 / 10), counts as whole
+        left = (codes.double() * share + 1e-9).floor().long()
         return torch.minimum(masked - 1, left).clamp(min=0)
 
-
-_ROUNDING = 1e-9  # a product that is whole but for rounding, such as 10 (1 - 9 / 10), counts as whole
 
 MASK_SCHEDULES = {
     "cosine": MaskSchedule(lambda u: (math.pi / 2 * u).cos(), lambda x: 2 / math.pi * x.acos()),

@@ -23,8 +23,8 @@ class PatchDiscriminator(nn.Module):
     Args:
         channels: width of the first layer; each further one doubles it, up to 8 times.
         layers: convolutions of stride 2; H and W are at least 3 * 2^layers.
-    Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm instead of batch norm, whose statistics would
-        depend on how a batch is divided into micro-batches and processes.
+    Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm, for statistics of batch norm would depend on
+        how a batch is divided.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
@@ -35,8 +35,7 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for index, (before, after) in enumerate(pairwise(widths), start=1):
-            stride = 2 if index < layers else 1
-            convolution = nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False)
+            convolution = nn.Conv2d(before, after, 4, stride=2 if index < layers else 1, padding=1, bias=False)
             parts += [convolution, norm(after), nn.LeakyReLU(0.2)]
         parts.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.layers = nn.Sequential(*parts)
@@ -46,7 +45,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[2:]) < self._smallest:
-            size = f"{images.shape[2]} x {images.shape[3]}"
+            size = tuple(images.shape[2:])
             raise GraincodeError(f"images of {size} pixels: such a discriminator takes {self._smallest} or more")
         return self.layers(images)
 
@@ -56,7 +55,7 @@ class Adversary(nn.Module):
 
     The weight is |gradient of the reconstruction loss| / |gradient of the adversarial loss| at the decoder's last
     layer, at most `max_weight`. Both are of the whole global batch of the step before: those of this step are known
-    only when its last micro-batch has been seen, and any other weight would depend on how the batch was divided.
+    only after its last micro-batch.
 
     Args:
         discriminator: (B, 3, H, W) to logits.
@@ -97,31 +96,20 @@ class Adversary(nn.Module):
         return step > self.start_step
 
     def generator_term(self, fake: Tensor, reconstruction: Term, last_layer: Tensor, step: int) -> tuple[Term, Tensor]:
-        """The term with which the tokenizer's images come to look real, and what `update` needs of both gradients.
-
-        Args:
-            fake: (B, 3, H, W) reconstructions, with a gradient.
-            reconstruction: the term that the adversarial loss is weighed against.
-            last_layer: the weight of the decoder's last layer.
-            step: 1-based.
-        """
+        """The adversarial term of (B, 3, H, W) reconstructions at a 1-based step, and what `update` needs of both
+        gradients at the decoder's last layer: of this term, and of that of the reconstruction."""
         self.discriminator.requires_grad_(False)
         logits = self.discriminator(fake)
         self.discriminator.requires_grad_(True)
-        term = Term(
-            hinge_generator(logits).sum(),
-            len(fake),
-            self.adaptive * (self.weight * ramp(step, self.start_step, self.ramp_steps)),
-        )
-        pairs = []
+        weight = self.adaptive * (self.weight * ramp(step, self.start_step, self.ramp_steps))
+        term, pairs = Term(hinge_generator(logits).sum(), len(fake), weight), []
         for part in (reconstruction, term):
             (gradient,) = torch.autograd.grad(part.total, last_layer, retain_graph=True)
             pairs.append(torch.cat([gradient.flatten(), gradient.new_tensor([float(part.count)])]))
         return term, torch.stack(pairs)
 
     def discriminator_terms(self, logits: Tensor) -> tuple[dict[str, Term], Tensor]:
-        """The discriminator's terms, and what `update_averages` needs, from the logits of real images and as many fake
-        ones, in this order."""
+        """The discriminator's terms, and what `update_averages` needs, from logits of real and as many fake images."""
         real, fake = logits.to(self.adaptive.dtype).chunk(2)
         count, means = len(real), [part.detach().flatten(1).mean(1).sum() for part in (real, fake)]
         terms = {

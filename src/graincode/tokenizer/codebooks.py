@@ -30,10 +30,8 @@ def _library() -> Any:
 
 
 class _LearnedQuantizer(Quantizer):
-    """A codebook that learns by gradients from the per-code loss |p - sg e|^2 + w |sg p - e|^2 (sg: no gradient).
-
-    The loss is reported as what it measures, the mean square of p - e, whatever w is.
-    """
+    """A codebook that learns by gradients from the per-code loss |p - sg e|^2 + w |sg p - e|^2 (sg: no gradient),
+    reported as the mean square of p - e, whatever w is."""
 
     def __init__(self, codebook_size: int, codebook_weight: float) -> None:
         super().__init__(codebook_size)
@@ -72,14 +70,13 @@ class SimVQuantizer(_LearnedQuantizer):
 
 
 class CosineQuantizer(_LearnedQuantizer):
-    """A low-dimensional codebook on the unit sphere: the entry at the smallest angle is chosen.
-
-    Vectors are projected to few dimensions and normalised, and the normalised entry is projected back.
+    """A low-dimensional codebook on the unit sphere: vectors are projected to it, and the entry at the smallest angle,
+    normalised, is projected back.
 
     Args:
         codebook_size, code_dim: as of `Quantizer`.
         projected_dim: dimension of the codebook, 2 or more; without projections if it is D.
-        codebook_weight: of the codebook's term relative to the commitment's; 4 is the published 1 : 0.25.
+        codebook_weight: as of `SimVQuantizer`.
     Source: ViT-VQGAN (Yu et al., 2021), arXiv 2110.04627, section 3.2.
     """
 
@@ -110,10 +107,8 @@ class _ScalarQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        """Let the projection, if there is one, give numbers of mean 0 and variance 1, alike on all processes.
-
-        Else most vectors of an untrained encoder, whose mean is large, start with the same signs, and few codes in use.
-        """
+        """Let the projection, if there is one, give numbers of mean 0 and variance 1, alike on all processes: else most
+        vectors of an untrained encoder, whose mean is large, start with the same signs."""
         projection, vectors = self.library.project_in, vectors.to(self.dtype)
         if isinstance(projection, nn.Linear) and len(vectors) > 1:
             std, mean = torch.std_mean(projection(vectors), dim=0)
@@ -126,22 +121,20 @@ class _ScalarQuantizer(Quantizer):
 
 
 class FSQuantizer(_ScalarQuantizer):
-    """Finite scalar quantisation: a few bounded numbers, each rounded to one of its levels.
-
-    There is no codebook to learn and no loss of its own: `Quantized.error` is 0, and `commitment` has no effect.
+    """Finite scalar quantisation: a few bounded numbers, each rounded to one of its levels. `Quantized.error` is 0, so
+    `commitment` has no effect.
 
     Args:
         codebook_size: number of codes V, the product of the levels.
-        code_dim: dimension D of the vectors, which are projected to as many numbers as there are levels, and back.
+        code_dim: dimension D of the vectors, which are projected to one number for each level, and back.
         levels: of each number, 3 or more.
     Source: FSQ (Mentzer et al., 2023), arXiv 2309.15505.
     """
 
     def __init__(self, codebook_size: int, code_dim: int, levels: Sequence[int]) -> None:
         super().__init__(codebook_size)
-        levels = list(levels)
+        levels, product = list(levels), math.prod(levels)
         check("levels", levels, "whole numbers of 3 or more", bool(levels) and min(levels) >= 3)
-        product = math.prod(levels)
         check("levels", levels, f"the product {codebook_size}, not {product}", product == codebook_size)
         self.library = _library().FSQ(levels=levels, dim=code_dim, allowed_dtypes=(torch.float32, torch.float64))
 
@@ -159,15 +152,13 @@ class LFQuantizer(_ScalarQuantizer):
 
     `Quantized.error` is, for each code, the mean square of x - sign(x), plus `entropy_weight` times
     H(p) - `diversity` C(p, q): the entropy of p = softmax(2 <x, codes> / temperature) falls, so that choices are clear,
-    and the cross entropy to the average choice q rises, so that they differ. The published second term is the entropy
-    of the batch's average, which is no sum over codes; with that average for q, both would have the same gradient.
-    Here q runs along, from the updates before.
+    and the cross entropy to the average choice q of the updates before rises, so that they differ. The published second
+    term is the entropy of the batch's average, which is no sum over codes but has the same gradient for q = average.
 
     Args:
         codebook_size: number of codes V, a power of two.
         code_dim: dimension D of the vectors, which are projected to log2 V numbers, and back.
-        entropy_weight: of the entropies, relative to the distance. The library's values (0.4, at a temperature of 0.01)
-            outweigh pixel errors in [-1, 1].
+        entropy_weight: of the entropies, relative to the distance.
         diversity: of the second entropy, relative to the first.
         temperature: of the probabilities p; above 0.
         decay: of the average choice, in [0, 1).
@@ -183,8 +174,12 @@ class LFQuantizer(_ScalarQuantizer):
         check("codebook_size", codebook_size, "a power of two, from 2", codebook_size == 2**bits and bits > 0)
         check("temperature", temperature, "a number above 0", temperature > 0)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
-        self.entropy_weight, self.diversity = entropy_weight, diversity
-        self.temperature, self.decay = temperature, decay
+        self.entropy_weight, self.diversity, self.temperature, self.decay = (
+            entropy_weight,
+            diversity,
+            temperature,
+            decay,
+        )
         self.library = _library().LFQ(dim=code_dim, codebook_size=codebook_size)
         self.register_buffer("average", torch.full((codebook_size,), 1 / codebook_size))
 

@@ -43,8 +43,7 @@ class GrainDecoder(nn.Module):
         layout: the code layout.
         size: of the trunk; the last convolution draws its patches.
         code_dim: dimension D of the codes.
-        expand: let a coarse code become one vector for each finest cell that it covers (a learned linear map, added to
-            the repeated code) instead of repeating it.
+        expand: add to each repeated coarse code learned linear maps of it, one for each finest cell that it covers.
         coarse_blocks: residual blocks of each grain but the finest, on its own grid.
         grain_embedding: add a learned vector of each cell's grain, if there are several.
     """
@@ -83,8 +82,7 @@ class GrainDecoder(nn.Module):
             self.levels.append(Level(width, widths[index], size.blocks, attends))
             width = widths[index]
             if index:
-                scale = (path[index][0] // path[index - 1][0], path[index][1] // path[index - 1][1])
-                self._scales.append(tuple(float(s) for s in scale))
+                self._scales.append(tuple(float(a // b) for a, b in zip(path[index], path[index - 1], strict=True)))
                 self.ups.append(nn.Conv2d(width, widths[index - 1], 3, padding=1))
                 width = widths[index - 1]
         self.norm, self.last = norm(width), nn.Conv2d(width, 3 * size.patch**2, 3, padding=1)

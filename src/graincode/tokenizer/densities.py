@@ -84,7 +84,7 @@ class VarianceDensity(Density):
 
 
 class RandomDensity(Density):
-    """A control experiment: a number that says nothing of the region, but is the same whenever the image returns."""
+    """A control experiment: a random number, but the same whenever the image returns."""
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
         return core.region_hash(probe.images, layout.grains[0])
@@ -94,16 +94,14 @@ class FixedDensity(Density):
     """A control experiment: the middle of every image is dense, whatever it shows."""
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        order = core.region_order(*layout.grids[0]).to(probe.images.device)
-        return order.expand(len(probe.images), -1, -1)
+        return core.region_order(*layout.grids[0]).to(probe.images.device).expand(len(probe.images), -1, -1)
 
 
 class CodingDensity(Density):
     """The tokenizer's own error, measured by coding the whole image at one grain after the other.
 
     Two measures: "error", the squared error that the coarsest grain leaves (one decode more); and "gain", what each
-    refinement takes off it per code that it costs (K decodes more). With K > 2 grains the gains are spent greedily: the
-    ratios then set the length alone, and the shares of the grains follow.
+    refinement takes off it per code (K decodes more). With K > 2 the ratios of gains set the length alone.
 
     Args:
         of: what decides once the tokenizer is trained.

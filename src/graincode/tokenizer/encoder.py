@@ -39,37 +39,24 @@ class TrunkSize:
 
     def widths(self, levels: int) -> list[int]:
         """Width of each level, finest first."""
-        last = len(self.multipliers) - 1
-        return [self.channels * self.multipliers[min(level, last)] for level in range(levels)]
+        return [self.channels * self.multipliers[min(level, len(self.multipliers) - 1)] for level in range(levels)]
 
     def path(self, layout: CodeLayout) -> list[tuple[int, int]]:
-        """`stride_path` of the layout's grains, from the patch on.
+        """Cumulative factors (Fh, Fw) of strides of at most 2, from the patch through every grain to the coarsest.
 
         Raises:
-            GraincodeError: no level up to the finest grain has cells of patch x patch pixels.
+            GraincodeError: neighbours differ by no power of two, or the patch is not on the way to the finest grain.
         """
-        path = stride_path(layout.grains)
+        path = [(1, 1)]
+        for goal in reversed(layout.grains):
+            while path[-1] != goal:
+                path.append(tuple(2 * now if now < aim else now for now, aim in zip(path[-1], goal, strict=True)))
+                reached = all(aim % now == 0 for now, aim in zip(path[-1], goal, strict=True))
+                check("grains", list(layout.grains), "powers of two, such as [[8,8],[4,4]]", reached)
         squares = [high for high, wide in path[: path.index(layout.grains[-1]) + 1] if high == wide]
         options = f"one of {', '.join(map(str, squares))}, on the way to the finest grain {layout.grains[-1]}"
         check("patch", self.patch, options, self.patch in squares)
         return path[path.index((self.patch, self.patch)) :]
-
-
-def stride_path(grains: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Cumulative factors (Fh, Fw) of strides of at most 2, from (1, 1) through every grain to the coarsest.
-
-    Raises:
-        GraincodeError: a factor between two neighbours is not a power of two.
-    """
-    path = [(1, 1)]
-    for goal in reversed(grains):
-        while path[-1] != goal:
-            steps = tuple(2 if now < aim else 1 for now, aim in zip(path[-1], goal, strict=True))
-            following = (path[-1][0] * steps[0], path[-1][1] * steps[1])
-            reached = goal[0] % following[0] == 0 and goal[1] % following[1] == 0
-            check("grains", list(grains), "powers of two, such as [[8,8],[4,4]]", reached)
-            path.append(following)
-    return path
 
 
 class GrainEncoder(nn.Module):

@@ -18,8 +18,8 @@ class Quantized:
     """Attributes:
     vectors: (N, D), the chosen codebook entries; gradients pass straight through to the input.
     indices: (N,) long in [0, codebook size).
-    error: (N,) what each code adds to the quantiser's own loss, whose weight is the objective's `commitment`: the mean
-        squared distance between an input and its entry, unless the quantiser says otherwise.
+    error: (N,) what each code adds to the loss, with weight `commitment`: the mean squared distance between an input
+        and its entry, unless the quantiser says otherwise.
     seen: what `Quantizer.update` learns from, without gradients.
     """
 
@@ -36,8 +36,8 @@ class Quantized:
 class Quantizer(nn.Module):
     """What every quantiser offers: `forward` in training, `nearest` and `lookup` to encode and decode.
 
-    No result depends on how a batch is divided over micro-batches and processes: what is learned with gradients is so
-    by a sum over codes, and what is learned otherwise moves in `update` alone, by what all of them have seen.
+    No result depends on how a batch is divided over micro-batches and processes: gradients are of a sum over codes, and
+    what is learned otherwise moves in `update` alone, by what all of them have seen.
 
     Args:
         codebook_size: number of entries V. (`code_dim` of each quantiser is the dimension D of the vectors.)
@@ -89,10 +89,7 @@ def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
 
 
 def random_entries(vectors: Tensor, size: int, keys: Tensor | None) -> Tensor:
-    """(size, D), those of (N, D) vectors with the smallest of (N,) random keys; all processes get those of process 0.
-
-    Random, not evenly spaced: vectors stand in raster order, and an even stride would take them from few columns.
-    """
+    """(size, D), those of (N, D) vectors with the smallest of (N,) random keys; process 0's on all processes."""
     order = (torch.rand(len(vectors), device=vectors.device) if keys is None else keys).argsort(stable=True)
     chosen = vectors[order[torch.arange(size, device=order.device) % len(order)]]
     if len(vectors) < size:  # repeated entries must differ, or all but the first stay unused
@@ -105,8 +102,7 @@ class EMAQuantizer(Quantizer):
     """One codebook, learned as a moving average of the vectors that choose each entry.
 
     Entries whose running count is below `restart_below` times what uniform use would give are replaced with vectors of
-    the batch, at most `max_restarts` at once: tying the rule to the expected count keeps a step with few vectors from
-    replacing most of the codebook.
+    the batch, at most `max_restarts` at once.
 
     Args:
         codebook_size, code_dim: as of `Quantizer`.
@@ -151,9 +147,8 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
         """Set the codebook to vectors chosen at random."""
-        size = len(self.codebook)
-        self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), size, keys))
-        self.counts.fill_(len(vectors) / size)
+        self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), self.codebook_size, keys))
+        self.counts.fill_(len(vectors) / self.codebook_size)
         self.sums.copy_(self.codebook * self.counts[:, None])
 
     @torch.no_grad()
@@ -176,14 +171,11 @@ class EMAQuantizer(Quantizer):
         keys, fresh = keys[first], fresh[first]
         self.counts.lerp_(both[:, 0], 1 - self.decay)
         self.sums.lerp_(both[:, 1:], 1 - self.decay)
-        restarted = torch.zeros((), device=sums.device)
-        if self.restart_below > 0 and self.max_restarts:
-            expected = self.counts.sum() / len(self.counts)
-            rarest = self.counts.topk(self.max_restarts, largest=False).indices
-            restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
-            self.sums[rarest] = torch.where(restart[:, None], fresh * expected, self.sums[rarest])
-            self.counts[rarest] = torch.where(restart, expected, self.counts[rarest])
-            restarted = restart.sum() / len(self.counts)
-        used = self.counts > 1e-6
-        self.codebook.copy_(torch.where(used[:, None], self.sums / self.counts.clamp(min=1e-6)[:, None], self.codebook))
-        return restarted
+        expected = self.counts.sum() / len(self.counts)
+        rarest = self.counts.topk(self.max_restarts, largest=False).indices
+        restart = (self.counts[rarest] < self.restart_below * expected) & keys.isfinite()
+        self.sums[rarest] = torch.where(restart[:, None], fresh * expected, self.sums[rarest])
+        self.counts[rarest] = torch.where(restart, expected, self.counts[rarest])
+        counts = self.counts[:, None]
+        self.codebook.copy_(torch.where(counts > 1e-6, self.sums / counts.clamp(min=1e-6), self.codebook))
+        return restart.sum() / len(self.counts)

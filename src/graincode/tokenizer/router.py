@@ -89,16 +89,15 @@ class QuantileRouter(Router):
     """Routes by comparing each region's density with quantiles of the density.
 
     The quantile function over the training data is a buffer and travels with the weights, so that any ratio can be
-    asked for later. It is that of this density alone; training sets it anew, whatever weights it starts from.
+    asked for later; training sets it anew, whatever weights it starts from.
 
     Args:
         layout: the code layout.
         density: the measure of information.
         ratios: share of regions at each grain, coarsest first, when none is asked for.
-        scope: "dataset": thresholds are quantiles over the training data, and busy images get more codes than smooth
-            ones; "image": over each image's own regions, and all images get as many.
-        elastic: draw a mixture of grains for each training image, from all coarse to all fine (`core.ratios_at`), so
-            that one tokenizer serves every length; `ratios` are then only the default afterwards.
+        scope: quantiles over the "dataset", so that busy images get more codes, or over each "image".
+        elastic: draw a mixture of grains for each training image (`core.ratios_at`), so that one tokenizer serves every
+            length; `ratios` are then only the default afterwards.
         decay: of the running quantiles of a density that changes with the weights, in [0, 1).
     """
 
@@ -116,13 +115,8 @@ class QuantileRouter(Router):
 
     @torch.no_grad()
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
-        """Set the quantile function from training images.
-
-        Args:
-            probes: of training images; with several processes, each one's share of them.
-        Returns:
-            for each grain g, `asked_g` and `achieved_g`, the share on these images; they differ where many regions tie.
-        """
+        """Set the quantile function from training images, of which each process has its share; gives `asked_g` and
+        `achieved_g`, the shares of each grain g on these images, which differ where many regions tie."""
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
             return {"asked_0": 1.0, "achieved_0": 1.0}
@@ -181,16 +175,15 @@ class QuantileRouter(Router):
         """(B, H0, W0[, K - 1]) densities and K or (B, K) ratios to (B, H0, W0) long."""
         if not isinstance(ratios, Tensor):
             ratios = torch.tensor(ratios, dtype=torch.float64)
-        ratios, costs, quantiles = ratios.to(density.device), self.layout.codes_per_region, self.quantiles
+        ratios, costs = ratios.to(density.device), self.layout.codes_per_region
         if self.scope == "image":
             return core.grains_within(density, ratios, costs)
         if density.ndim == 4:
-            limits = core.thresholds(quantiles.to(density.device), core.length_shares(ratios, costs))[..., None]
+            shares = core.length_shares(ratios, costs)[..., None]
         else:
-            limits = core.thresholds(quantiles.to(density.device), ratios.cumsum(dim=-1)[..., :-1])
-            density = density[..., None]
-        limits = limits if limits.ndim == 1 else limits[:, None, None]
-        return (density > limits).sum(dim=-1)
+            shares, density = ratios.cumsum(dim=-1)[..., :-1], density[..., None]
+        limits = core.thresholds(self.quantiles.to(density.device), shares)
+        return (density > (limits if limits.ndim == 1 else limits[:, None, None])).sum(dim=-1)
 
     def _weighted(self, density: Tensor) -> Tensor:
         """All densities, each refinement as often as it costs codes."""
@@ -202,12 +195,12 @@ class QuantileRouter(Router):
 
 
 class FeatureRouter(Router):
-    """A small network looks at the features of all grains and chooses; the decision is learned with everything else.
+    """A small network chooses by the features of all grains; the decision is learned with everything else.
 
     In training each region draws its grain (Gumbel-softmax, straight through), and its codes are multiplied by its
-    gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term holds
-    the mean share of each finer grain near its ratio; no other length can be asked for afterwards. Its gradient is that
-    of the square at the shares of the step before, which does not depend on how a batch is divided.
+    gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term, with
+    the gradient of its square at the shares of the step before, holds the mean share of each finer grain near its
+    ratio; no other length can be asked for afterwards.
 
     Args:
         layout: the code layout, with two grains or more.
@@ -233,11 +226,10 @@ class FeatureRouter(Router):
         self.register_buffer("shares", torch.tensor(self.ratios))
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
-        """Route each region of a batch; the density is the log-odds of all finer grains against the coarsest, and
-        `ratios` are refused."""
+        """As any router, without ratios; the density is the log-odds of all finer grains against the coarsest."""
         if ratios is not None:
             raise GraincodeError(
-                "the router obeys no other ratios than it learned: leave ratios and psnr out, or train another router"
+                "the router has learned one mixture: leave ratios and psnr out, or train another router"
             )
         grid = self.layout.grids[0]
         pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
@@ -245,9 +237,8 @@ class FeatureRouter(Router):
         density = logits[..., 1:].logsumexp(dim=-1) - logits[..., 0]
         if not self.training:
             return Routing(logits.argmax(dim=-1), density.detach())
-        drawn = torch.rand_like(logits) if probe.rng is None else probe.rng.uniforms(GATES, *logits.shape[1:])
-        chance = drawn.to(logits)
-        gumbel = -torch.log(-torch.log(chance.clamp(1e-7, 1 - 1e-7)))
+        chance = torch.rand_like(logits) if probe.rng is None else probe.rng.uniforms(GATES, *logits.shape[1:])
+        gumbel = -torch.log(-torch.log(chance.to(logits).clamp(1e-7, 1 - 1e-7)))
         soft = ((logits + gumbel) / self.temperature).softmax(dim=-1)
         grains = soft.argmax(dim=-1)
         hard = F.one_hot(grains, self.layout.num_grains) + (soft - soft.detach())
@@ -259,6 +250,6 @@ class FeatureRouter(Router):
     @torch.no_grad()
     def update(self, routings: Sequence[Routing]) -> None:
         """Set the shares to those of this step, of all processes."""
-        counts = sum(torch.bincount(routing.grains.flatten(), minlength=self.layout.num_grains) for routing in routings)
-        counts = collectives.sum_(counts.double())
+        grains = torch.cat([routing.grains.flatten() for routing in routings])
+        counts = collectives.sum_(torch.bincount(grains, minlength=self.layout.num_grains).double())
         self.shares.copy_(counts / counts.sum())
