@@ -26,7 +26,7 @@ from graincode.core.losses import weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
 from graincode.data import Augmentation, ImageDataset, ImageFolder, TensorImages
-from graincode.data.loader import Schedule, training_loader
+from graincode.data.loader import Schedule, load_batches
 from graincode.distributed.hardware import Hardware
 from graincode.runs.run import Run
 from graincode.tokenizer import DQVAE, ReconstructionObjective
@@ -102,7 +102,7 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
     average = ModelEmaV3(module, decay=0.999, use_warmup=True, exclude_buffers=True)
     module.train()
     schedule = Schedule(len(dataset), BATCH, 0)
-    for step, batch in enumerate(training_loader(dataset, schedule, 0, STEPS, 0, False), start=1):
+    for step, batch in enumerate(load_batches(dataset, schedule.batches(0, STEPS)), start=1):
         clock.times.append(time.perf_counter())
         for group in adam.param_groups:
             group["lr"] = 4e-3 * warmup_cosine(step, STEPS, 100)
@@ -166,7 +166,7 @@ def cached_loader() -> Result:
             schedule = Schedule(len(dataset), BATCH, 0)
             for timed in (False, True):
                 began = time.perf_counter()
-                for _ in training_loader(dataset, schedule, 0, steps if timed else 2, 0, False):
+                for _ in load_batches(dataset, schedule.batches(0, steps if timed else 2)):
                     pass
             rates.append(steps * BATCH / (time.perf_counter() - began))
     return Result("loader with cache", rates[0], "images/s", "decoding each time", rates[0] / rates[1], "")

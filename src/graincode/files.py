@@ -1,4 +1,4 @@
-"""Writing files so that what stands on disk is whole."""
+"""Writing files so that what stands on disk is whole; the cache, hashes, and a time limit on the network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import shutil
 import socket
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from graincode.core.errors import GraincodeError
 
@@ -24,7 +25,7 @@ from graincode.core.errors import GraincodeError
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; nothing changes if the block raises."""
-    partial = _partial(path, path.stem, path.suffix)
+    partial = _partial(path, path.suffix)
     try:
         yield partial
         _to_disk(partial)
@@ -38,7 +39,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path`, renamed to it at the end; refuses a path that is there already."""
     if path.exists():
         raise GraincodeError(f"{path} is there already: move it away, or give another name")
-    partial = _partial(path, path.name)
+    partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
@@ -50,9 +51,15 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _partial(path: Path, stem: str, suffix: str = "") -> Path:
+def _partial(path: Path, suffix: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{stem}.partial-{secrets.token_hex(4)}{suffix}")
+    return path.with_name(f".{path.name.removesuffix(suffix)}.partial-{secrets.token_hex(4)}{suffix}")
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until a file's content is on the disk; a rename may get there first, and a crash then leave it empty."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -65,7 +72,7 @@ def clear_leftovers(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as a whole."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+        partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
@@ -82,6 +89,25 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         raise ValueError(f"cannot be read as .npz of plain arrays{reason}") from None
 
 
+def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
+    """Build a file or directory unless it is there; of the processes that ask at once one builds, the others wait.
+
+    Args:
+        what: names it in errors.
+        build: makes it appear as a whole (see `replacing` and `new_directory`), or raises.
+    """
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            if not path.exists():
+                build()
+    except OSError as error:
+        where = f"{path.parent} cannot take {what} ({error.strerror or error})"
+        raise GraincodeError(f"{where}: free space there, or set GRAINCODE_CACHE to another folder") from error
+
+
 def cache_root() -> Path:
     """Where what was computed or fetched once is kept: $GRAINCODE_CACHE, or ~/.cache/graincode."""
     return Path(os.environ.get("GRAINCODE_CACHE") or "~/.cache/graincode").expanduser()
@@ -96,12 +122,6 @@ def sha256(file: Path) -> str:
 def short_hash(value: Any) -> str:
     """8 hex digits over the JSON form of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _to_disk(file: Path) -> None:
-    """Wait until a file's content is on the disk; a rename may get there first, and a crash then leave it empty."""
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
 
 
 @contextmanager

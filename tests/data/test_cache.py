@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import ImageFolder, TensorImages, WebDataset, encoded
-from graincode.data.cache import CachedImages
-from graincode.data.encoded import EncodedImages
+from graincode.data.encoded import CachedImages, EncodedImages
 from graincode.data.images import read_image
 
 FORK = multiprocessing.get_context("fork")

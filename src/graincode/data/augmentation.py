@@ -59,13 +59,10 @@ class Augmentation:
         if self.flip:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if self.shift:
-            height, width = images.shape[-2:]
             padded = F.pad(images, (self.shift,) * 4, mode="replicate")
+            windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
             top, left = (offsets * (2 * self.shift + 1)).long().unbind(1)
-            item = torch.arange(len(images), device=images.device)[:, None, None]
-            row = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]
-            column = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]
-            images = padded[item, :, row, column].permute(0, 3, 1, 2).contiguous()
+            images = windows[torch.arange(len(images), device=images.device), :, top, left]
         return images
 
 
@@ -76,10 +73,10 @@ class Views(DerivedImages):
     """
 
     def __init__(self, dataset: ImageDataset, views: int, augmentation: Augmentation, seed: int) -> None:
-        augmentation.check_views(views)
         super().__init__(dataset, f"{dataset.split} ({views} views)", torch.arange(len(dataset)).repeat(views))
         self._augmentation, self._seed = augmentation, seed
 
-    def _changed(self, images: Tensor, indices: Tensor) -> Tensor:
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = super().load(indices)
         numbers = indices // len(self._dataset)
-        return self._augmentation.view(images, numbers, SampleRng(self._seed, indices))
+        return self._augmentation.view(images, numbers, SampleRng(self._seed, indices)), labels

@@ -48,22 +48,21 @@ class CodeDataset:
         known = sorted(found.name.split(".")[0] for found in self.path.glob("*.labels.npy"))  # what is written last
         if split not in known:
             raise GraincodeError(f"{self.path} has no codes of {split}, only of {', '.join(known) or 'no split'}")
-        files = {name: self.path / f"{split}.{name}.npy" for name in _ARRAYS}
-        self._arrays = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in files.items()}
+        self._arrays = [np.load(self.path / f"{split}.{name}.npy", "r", allow_pickle=False) for name in _ARRAYS]
 
     def __len__(self) -> int:
-        return len(self._arrays["labels"])
+        return len(self._arrays[-1])
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int32, codes of each image; reads all grain maps, a few thousand at a time."""
-        grains, costs = self._arrays["grains"], np.array(self.layout.codes_per_region, dtype=np.int32)
+        grains, costs = self._arrays[0], np.array(self.layout.codes_per_region, dtype=np.int32)
         chunks = (grains[start : start + _CHUNK] for start in range(0, len(grains), _CHUNK))
         return np.concatenate([costs[chunk].sum(axis=(1, 2), dtype=np.int32) for chunk in chunks])
 
     def __getitem__(self, indices: Sequence[int] | int) -> CodeBatch:
         chosen = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        grains, codes, labels = (torch.from_numpy(self._arrays[name][chosen].astype(np.int64)) for name in _ARRAYS)
+        grains, codes, labels = (torch.from_numpy(array[chosen].astype(np.int64)) for array in self._arrays)
         return CodeBatch(GrainCodes.checked(grains, codes, self.layout), labels)
 
 
@@ -89,35 +88,31 @@ def write_split(
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.
     """
-    shapes = {
-        "grains": (np.min_scalar_type(layout.num_grains - 1), (size, *layout.grids[0])),
-        "indices": (np.min_scalar_type(layout.codebook_size - 1), (size, *layout.grids[-1])),
-        "labels": (np.min_scalar_type(max(layout.classes - 1, 0)), (size,)),
-    }
-    partial = {name: path / f".{split}.{name}.npy.partial" for name in shapes}
+    partial = [path / f".{split}.{name}.npy.partial" for name in _ARRAYS]
 
     def allocate() -> None:
         path.mkdir(exist_ok=True)
-        for name, (kind, shape) in shapes.items():
-            np.lib.format.open_memmap(partial[name], mode="w+", dtype=kind, shape=shape)
+        largest = layout.num_grains - 1, layout.codebook_size - 1, max(layout.classes - 1, 0)
+        for file, number, shape in zip(partial, largest, (layout.grids[0], layout.grids[-1], ()), strict=True):
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.min_scalar_type(number), shape=(size, *shape))
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in a memory map it kills the process
-                with partial[name].open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                with file.open("r+b") as opened:
+                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
     collectives.on_main(allocate)
-    arrays = {name: np.load(file, mmap_mode="r+", allow_pickle=False) for name, file in partial.items()}
+    arrays = [np.load(file, "r+", allow_pickle=False) for file in partial]
     lengths, start = [torch.zeros(0, dtype=torch.long)], first
     for batch in batches:
-        chosen = slice(start, start := start + len(batch.codes))
-        for name, values in zip(_ARRAYS, (batch.codes.grains, batch.codes.indices, batch.labels), strict=True):
-            arrays[name][chosen] = values.cpu().numpy()
+        rows = slice(start, start := start + len(batch.codes))
+        for array, values in zip(arrays, (batch.codes.grains, batch.codes.indices, batch.labels), strict=True):
+            array[rows] = values.cpu().numpy()
         lengths.append(batch.codes.lengths.cpu())
-    for array in arrays.values():
+    for array in arrays:
         array.flush()
     joined = collectives.gather_rows(torch.cat(lengths))  # behind it, every process has written its part
     if len(joined) != size:
         raise GraincodeError(f"{len(joined)} codes for {size} images of {split}: the data set has changed meanwhile")
-    collectives.on_main(lambda: [os.replace(file, path / f"{split}.{name}.npy") for name, file in partial.items()])
+    collectives.on_main(lambda: [os.replace(file, path / file.stem.removeprefix(".")) for file in partial])
     low, high = joined.aminmax()
     mean = float(joined.double().mean())
-    return {"images": len(joined), "mean_length": mean, "min_length": int(low), "max_length": int(high)}
+    return {"images": size, "mean_length": mean, "min_length": int(low), "max_length": int(high)}

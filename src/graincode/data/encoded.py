@@ -1,23 +1,35 @@
-"""Encoded images, wherever their files lie, and a split of them that is decoded when it is read."""
+"""Encoded images, wherever their files lie, and a split of them that is decoded when it is read, or once for all."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import PIL
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import from_uint8
-from graincode.data.images import ImageBatch, ImageDataset, index_tensor, read_image
+from graincode.data.images import ImageDataset, read_image
+from graincode.files import build_once, cache_root, new_directory, replacing
+
+CACHE_FORMAT = 1
+_CHUNK = 64
 
 Crop = Literal["center", "none"]
 OnCorrupt = Literal["error", "skip"]
@@ -28,8 +40,6 @@ _logger = logging.getLogger(__name__)
 class Encoded(Protocol):
     """N encoded images: where their bytes come from."""
 
-    def __len__(self) -> int: ...
-
     def name(self, index: int) -> str:
         """What errors and warnings call an image."""
 
@@ -37,7 +47,7 @@ class Encoded(Protocol):
         """The content of an image's file; a GraincodeError if it is not there, which is never skipped."""
 
     def identity(self) -> str:
-        """Changes when the content does, as far as names, sizes and times of change show; not with the place."""
+        """Changes with the content, as far as names, sizes and times of change show; not with the place."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,6 @@ class Files:
 
     base: Path
     paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def name(self, index: int) -> str:
         return str(self.base / self.paths[index])
@@ -83,9 +90,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise GraincodeError(
-            f"{path} cannot be read ({error.strerror or error}): make it readable, or begin anew"
-        ) from error
+        reason = error.strerror or error
+        raise GraincodeError(f"{path} cannot be read ({reason}): make it readable, or begin anew") from error
 
 
 @dataclass(eq=False)
@@ -106,7 +112,7 @@ class EncodedImages(ImageDataset):
     on_corrupt: OnCorrupt = "error"
 
     def __post_init__(self) -> None:
-        self.corrupt = torch.zeros(len(self.encoded), dtype=torch.bool)
+        self.corrupt = torch.zeros(len(self), dtype=torch.bool)
         if self.on_corrupt == "skip":
             self.corrupt.share_memory_()  # what a loader's worker process finds counts in all of them
 
@@ -114,25 +120,24 @@ class EncodedImages(ImageDataset):
     def skipped(self) -> int:
         return int(self.corrupt.sum())
 
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        images, labels = self.decode(chosen.tolist())
-        return ImageBatch(from_uint8(images), labels, chosen)
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.decode(indices.tolist())
+        return from_uint8(images), labels
 
     def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) uint8 images and (B,) long labels at B indices; a GraincodeError if one is corrupt."""
         images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
         shown = torch.empty(len(indices), dtype=torch.long)
         for row, index in enumerate(indices):
-            shown[row], images[row] = self._readable(index)
+            shown[row], images[row] = self._shown(index)
         return images, self.labels[shown]
 
-    def warn_of(self, index: int, reason: str) -> None:
-        """Say that an image is skipped."""
+    def _skip(self, index: int, reason: str) -> None:
+        self.corrupt[index] = True
         name = self.encoded.name(index)
         _logger.warning("%s is corrupt (%s): the next image of the split stands in for it", name, reason)
 
-    def _readable(self, index: int) -> tuple[int, Tensor]:
+    def _shown(self, index: int) -> tuple[int, Tensor]:
         """Index and pixels of the image that is shown at an index: its own, unless it is corrupt and skipped."""
         for candidate in chain(range(index, len(self)), range(index)):
             if self.corrupt[candidate]:
@@ -143,7 +148,81 @@ class EncodedImages(ImageDataset):
             except GraincodeError as error:
                 if self.on_corrupt == "error":
                     raise
-                self.corrupt[candidate] = True
-                self.warn_of(candidate, " ".join(str(error.__cause__).split()))
+                self._skip(candidate, " ".join(str(error.__cause__).split()))
         example = self.encoded.name(index)
         raise GraincodeError(f"{example}: none of the {len(self)} {self.split} images of {self.name} can be read")
+
+
+class CachedImages(EncodedImages):
+    """The same split with its images decoded once and for all, by a thread for each CPU.
+
+    They lie in `cache_root()`/images under a hash of what the pixels and labels depend on: the files' identity, labels,
+    size and crop, and the versions of the decoder and of the cache's format. A damaged cache is refused, and so are
+    images that it skipped where `on_corrupt="error"`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        key = [CACHE_FORMAT, PIL.__version__, self.encoded.identity(), self.labels.tolist()]
+        key += [*self.image_size, self.crop]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        self._folder = cache_root() / "images" / digest[:32]
+        needed = len(self) * (3 * self.image_size[0] * self.image_size[1] + 8)
+        what = f"the {needed} bytes of the {self.split} images of {self.name}"
+        build_once(self._folder, what, lambda: self._build(needed))
+        try:
+            labels = np.load(self._folder / "labels.npy", allow_pickle=False)
+            corrupt = np.load(self._folder / "corrupt.npy", allow_pickle=False)
+            if self._images.shape != (len(self), 3, *self.image_size):
+                raise ValueError("other images")
+        except (OSError, ValueError):
+            raise GraincodeError(f"{self._folder} is damaged: remove it, so that it is built anew") from None
+        if len(corrupt) and self.on_corrupt == "error":
+            self.decode(corrupt[:1].tolist())  # raises the error that names it
+        for index in corrupt[~self.corrupt[corrupt].numpy()]:  # building it has not just said so
+            self._skip(index, "when it was cached")
+        self.labels = torch.from_numpy(labels)
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return np.load(self._folder / "images.npy", mmap_mode="r", allow_pickle=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker process that is not forked maps the file itself: pickled, the whole of it would be copied
+        return {name: value for name, value in self.__dict__.items() if name != "_images"}
+
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return from_uint8(torch.from_numpy(self._images[indices.numpy()])), self.labels[indices]
+
+    def content_hash(self) -> str:
+        file = self._folder / "content_hash"
+        if file.is_file():
+            return file.read_text()
+        digest = super().content_hash()
+        with suppress(OSError), replacing(file) as partial:  # a cache that others share may be read-only
+            partial.write_text(digest)
+        return digest
+
+    def _build(self, needed: int) -> None:
+        for left in self._folder.parent.glob(
+            f".{self._folder.name}.partial-*"
+        ):  # by a killed process: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
+        if (free := shutil.disk_usage(self._folder.parent).free) < needed:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free")
+        with new_directory(self._folder) as partial, ThreadPoolExecutor(os.cpu_count()) as threads:
+            path, shape = partial / "images.npy", (len(self), 3, *self.image_size)
+            offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+
+            def write(rows: range) -> Tensor:
+                """Decode images into the file; a full disk is an error so, and would be a bus error in a mapped one."""
+                pixels, labels = self.decode(rows)
+                with path.open("r+b") as file:
+                    file.seek(offset + rows.start * pixels[0].nbytes)
+                    file.write(pixels.numpy().data)
+                return labels
+
+            chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
+            done = tqdm(threads.map(write, chunks), total=len(chunks), unit=" images", unit_scale=_CHUNK, leave=False)
+            np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
+            np.save(partial / "corrupt.npy", self.corrupt.nonzero().flatten().numpy())

@@ -30,9 +30,6 @@ class Rows:
     rows: tuple[int, ...]
     origin: str
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def name(self, index: int) -> str:
         return f"row {self.rows[index]} of {self.origin}"
 

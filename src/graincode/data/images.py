@@ -26,12 +26,8 @@ from graincode.core.rng import permutation
 SPLITS = ("train", "val", "test")
 
 # What is decoded, by Pillow's names. Others of its decoders start programs, whatever a file is called.
-FORMATS = {
-    "BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "PPM": (".ppm",),
-    "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
-}  # fmt: skip
-EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
-
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _HASH_CHUNK = 256
 
 
@@ -66,9 +62,16 @@ class ImageDataset(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        """The images at B indices in [0, len), or at one, in this order; the same at every call."""
+        """The images at B indices, or at one, in this order; an IndexError if one is outside [0, len)."""
+        chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"index {chosen.tolist()} outside a split of {len(self)} images")
+        return ImageBatch(*self.load(chosen), chosen)
+
+    @abstractmethod
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) float32 images in [-1, 1] and (B,) long labels at (B,) indices; the same at every call."""
 
     def content_hash(self) -> str:
         """Hex SHA-256 of image size, uint8 images and labels in order; reads the whole split at the first call."""
@@ -77,17 +80,17 @@ class ImageDataset(ABC):
     @cached_property
     def _content_hash(self) -> str:
         digest = hashlib.sha256(f"{len(self)} images of {self.image_size[0]}x{self.image_size[1]}".encode())
-        labels: list[int] = []
-        for start in range(0, len(self), _HASH_CHUNK):
-            batch = self[range(start, min(start + _HASH_CHUNK, len(self)))]
-            digest.update(to_uint8(batch.images).numpy().tobytes())
-            labels += batch.labels.tolist()
-        digest.update(np.array(labels, dtype="<i8").tobytes())
+        shown = []
+        for indices in torch.arange(len(self)).split(_HASH_CHUNK):
+            images, labels = self.load(indices)
+            digest.update(to_uint8(images).numpy().tobytes())
+            shown += labels.tolist()
+        digest.update(np.array(shown, dtype="<i8").tobytes())
         return digest.hexdigest()
 
 
 class ImageSource(Protocol):
-    """A data set before it is read: what `conf/data` instantiates; its attributes are those of all its splits."""
+    """A data set before it is read, as `conf/data` says; its attributes are those of all its splits."""
 
     @property
     def image_size(self) -> tuple[int, int]: ...
@@ -113,10 +116,8 @@ class TensorImages(ImageDataset):
     def image_size(self) -> tuple[int, int]:
         return self.images.shape[-2], self.images.shape[-1]
 
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        images = from_uint8(self.images[chosen]).expand(-1, 3, -1, -1).contiguous()
-        return ImageBatch(images, self.labels[chosen], chosen)
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return from_uint8(self.images[indices]).expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
 
 
 class DerivedImages(ImageDataset):
@@ -131,14 +132,8 @@ class DerivedImages(ImageDataset):
     def skipped(self) -> int:
         return self._dataset.skipped
 
-    def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
-        chosen = index_tensor(indices, len(self))
-        batch = self._dataset[self._order[chosen].tolist()]
-        return ImageBatch(self._changed(batch.images, chosen), batch.labels, chosen)
-
-    def _changed(self, images: Tensor, indices: Tensor) -> Tensor:
-        """What is delivered in place of the other split's images."""
-        return images
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._dataset.load(self._order[indices])
 
 
 class Subset(DerivedImages):
@@ -153,43 +148,37 @@ def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[
     """The sorted names of each part; that of a name depends on the name alone, and "train" has the rest.
 
     Args:
-        names: distinct names.
+        names: distinct.
         fractions: share of each part but "train", in [0, 1); a part with a positive share gets one name at least
             (while there are any), the one whose hash comes next.
     """
-    ranked = sorted((_unit_hash(name), name) for name in names)
-    parts = {}
-    start, bound = 0, 0.0
+    # 53 bits of the hash are what a float in [0, 1) holds: with more, the largest would round to 1
+    digests = ((int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big"), name) for name in names)
+    ranked = sorted(((digest >> 11) / 2**53, name) for digest, name in digests)
+    parts, start, bound = {}, 0, 0.0
     for part, fraction in fractions.items():
         bound += fraction
         end = max(bisect_left(ranked, (bound, "")), start + (fraction > 0))
-        parts[part] = sorted(name for _, name in ranked[start:end])
-        start = end
-    parts["train"] = sorted(name for _, name in ranked[start:])
-    return parts
+        parts[part], start = sorted(name for _, name in ranked[start:end]), end
+    return parts | {"train": sorted(name for _, name in ranked[start:])}
 
 
 def read_image(
     file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none", "exact"], name: str | None = None
 ) -> Tensor:
-    """One image as (3, height, width) uint8, scaled with an antialiased bicubic filter.
+    """One image (see `open_image`) as (3, height, width) uint8, scaled with an antialiased bicubic filter.
 
     Args:
-        file, name: as in `open_image`.
         size: (height, width) in pixels.
         crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
             "exact" refuses an image of another size.
     """
-    height, width = size
     image = open_image(file, name)
-    if crop == "exact" and image.size != (width, height):
-        expected = f"expected {height} x {width}, as of the first image, or an image_size for all"
+    if crop == "exact" and image.size != size[::-1]:
+        expected = f"expected {size[0]} x {size[1]}, as of the first image, or an image_size for all"
         raise GraincodeError(f"{name or file} has {image.height} x {image.width} pixels: {expected}")
-    if crop == "center":
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    else:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    resize = ImageOps.fit if crop == "center" else Image.Image.resize
+    return torch.from_numpy(np.array(resize(image, size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
 
 def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
@@ -197,21 +186,20 @@ def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "R
 
     Args:
         file: path or content, in one of the `FORMATS`, of at most 8 bits a channel; animations give the first frame.
-        name: what to call the file in an error; by default its path.
-        mode: of Pillow's; "RGB" drops alpha.
+        name: what errors call it; by default its path.
+        mode: Pillow's; "RGB" drops alpha.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=tuple(FORMATS)) as opened:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode[0] in "IF":
                 raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
             return image.convert(mode)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
-        raise GraincodeError(
-            f"{name} cannot be read as an image ({' '.join(str(error).split())}): remove it, or save it anew as an "
-            "8-bit PNG or JPEG; on_corrupt=skip makes data sets pass over it"
-        ) from error
+        reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
+        advice = "remove it, or save it as an 8-bit PNG or JPEG; on_corrupt=skip makes data sets pass over it"
+        raise GraincodeError(f"{reason}: {advice}") from error
 
 
 def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
@@ -221,17 +209,3 @@ def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:
     is_size = isinstance(sides, Sequence) and len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
     check("image_size", value, "a positive number of pixels or [height,width]", is_size)
     return sides[0], sides[1]
-
-
-def index_tensor(indices: Sequence[int] | int, length: int) -> Tensor:
-    """(B,) long, the indices of a batch; an IndexError if one is outside [0, length)."""
-    chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
-    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < length:
-        raise IndexError(f"index {chosen.tolist()} outside a split of {length} images")
-    return chosen
-
-
-def _unit_hash(name: str) -> float:
-    """A fixed hash of a name, uniform in [0, 1)."""
-    # 53 bits are what a float holds: with more, the largest hashes would round to 1.
-    return (int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") >> 11) / 2**53

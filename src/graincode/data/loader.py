@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ _WINDOWS = 1 << 63  # the permutations below it are those of epochs
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Batches by length: the items of so many steps, of (N,) lengths, change places so that neighbours are as long."""
+    """Batches by length: the items of every `steps` steps are sorted by their `lengths` (N,)."""
 
     lengths: np.ndarray
     steps: int
@@ -30,22 +30,18 @@ class Windows:
 class Schedule:
     """How the items of each step are divided.
 
-    Training is one endless stream of items, epoch after epoch, each epoch a permutation of the whole data set; step s
-    takes the s-th `batch_size` of them, whatever the number of processes. A step's batch is cut into contiguous
-    parts: the first micro-batch of each process, then the second of each, and so on.
+    Training is one endless stream of items, each epoch a permutation of the whole data set; step s takes the s-th
+    `batch_size` of them. A step's batch is cut into contiguous parts: the first micro-batch of each process, then the
+    second of each, and so on.
 
-    With windows, the items that so come to each `windows.steps` steps are sorted by length (equal ones stay in order)
-    and cut into batches, which come in an order drawn for the window. A step then depends on (seed, step), the batch
-    size, the lengths and the windows' size, not on how long training is. Every item still comes once per epoch, but
-    for the window that holds an epoch's end.
+    With windows, the items of each `windows.steps` steps are sorted by length (equal ones stay in order) and cut into
+    batches, which come in an order drawn for the window; every item still comes once per epoch, but for the window
+    that holds an epoch's end.
 
     Attributes:
         size: items in the data set.
         batch_size: items in each step, of all processes and micro-batches together; divisible by their product.
-        seed: of the permutations.
-        rank, processes: this process's number, and how many there are.
         micro_batches: per step and process.
-        windows: None leaves the stream as it is.
     """
 
     size: int
@@ -80,11 +76,18 @@ class Schedule:
                 yield self.indices(self.positions(step, micro_batch))
 
 
-def training_loader(
-    dataset: Dataset[Any], schedule: Schedule, start: int, stop: int, workers: int, pin_memory: bool
+def load_batches(
+    dataset: Dataset[Any], parts: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
 ) -> Generator[Any]:
-    """The micro-batches of steps `start` + 1 to `stop`; close it to end its workers."""
-    return _batches(dataset, schedule.batches(start, stop), workers, pin_memory)
+    """The batches at index lists; its `workers` processes end with it, when it is closed, or at an error."""
+    settings = {"prefetch_factor": 4, "worker_init_fn": _outlive_signals} if workers else {}
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        if workers:
+            iterator._shutdown_workers()
 
 
 def in_order(
@@ -97,26 +100,14 @@ def in_order(
 ) -> Iterator[Any]:
     """Batches of the first `limit` items (all by default), in order, the same for any number of processes.
 
-    With `shared`, this process gets its contiguous share of the batches, not all; `order` is of all items, by default
-    their own; `workers` processes load them.
+    Args:
+        shared: give this process its contiguous share of the batches alone.
+        order: of all items, by default their own.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     mine = collectives.items(count, batch_size) if shared else range(count)
     chosen = mine if order is None else order[mine.start : mine.stop]
-    parts = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
-    yield from _batches(dataset, parts, workers)
-
-
-def _batches(dataset: Dataset[Any], parts: Any, workers: int, pin_memory: bool = False) -> Generator[Any]:
-    """Batches of parts of a data set; at the end, and when an error ends it early, the workers are told to go."""
-    settings = {"prefetch_factor": 4, "worker_init_fn": _outlive_signals} if workers else {}
-    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
-    iterator = iter(loader)
-    try:
-        yield from iterator
-    finally:
-        if workers:
-            iterator._shutdown_workers()
+    return load_batches(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)], workers)
 
 
 def _outlive_signals(_: int) -> None:
@@ -124,7 +115,7 @@ def _outlive_signals(_: int) -> None:
     os.setpgid(0, 0)  # out of the reach of a terminal's Ctrl-C
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # the second one is for the worker itself
+    # a second SIGTERM is for the worker itself
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
@@ -140,10 +131,10 @@ def _joined(positions: range, each: int, block: Callable[[int], np.ndarray]) -> 
 @lru_cache(maxsize=2)
 def _by_length(schedule: Schedule, window: int) -> np.ndarray:
     """The items of a window, each step's in order of length."""
-    steps, batch_size = schedule.windows.steps, schedule.batch_size
-    first = window * steps * batch_size
-    items = np.array(schedule.stream(range(first, first + steps * batch_size)))
-    batches = items[np.argsort(schedule.windows.lengths[items], kind="stable")].reshape(steps, batch_size)
+    steps = schedule.windows.steps
+    each = steps * schedule.batch_size
+    items = np.array(schedule.stream(range(window * each, (window + 1) * each)))
+    batches = items[np.argsort(schedule.windows.lengths[items], kind="stable")].reshape(steps, -1)
     return batches[permutation(schedule.seed, _WINDOWS + window, steps)].reshape(-1)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graincode.core.errors import GraincodeError, check_choice
+from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.rng import permutation
 from graincode.data.encoded import read_file
 from graincode.data.images import SPLITS, TensorImages
@@ -29,10 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 def validation_mask(count: int, one_in: int) -> Tensor:
-    """(count,) bool, one in so many training images that are for validation, in every run and on every machine.
-
-    They are those with the smallest of 64-bit numbers from Philox under a fixed key, whatever numpy's version.
-    """
+    """(count,) bool, one in so many training images that are for validation: the same in every run."""
     mask = torch.zeros(count, dtype=torch.bool)
     mask[torch.from_numpy(permutation(_SPLIT_KEY, 0, count)[: count // one_in])] = True
     return mask
@@ -51,9 +48,8 @@ class PublishedImages(ABC):
 
     image_size = (32, 32)
     class_names: ClassVar[tuple[str, ...]]
-
     name: ClassVar[str]
-    files: ClassVar[tuple[str, ...]]
+    files: ClassVar[tuple[str, ...]]  # test's begin with "test" or "t10k"
     folder: ClassVar[str]  # where they usually are below a root
     installed: ClassVar[tuple[Path, ...]] = ()  # where packages have them
     url: ClassVar[str]  # of the folder at the publisher's, over https
@@ -68,11 +64,9 @@ class PublishedImages(ABC):
         """Read the split "train", "val" or "test", which downloads the files if need be."""
         check_choice("split", name, SPLITS)
         paths, is_test = self.found(self._folder()), name == "test"
-        chosen = [paths[file] for file in self.files if file.startswith(("test", "t10k")) == is_test]
-        images, labels = self._read(chosen)
+        images, labels = self._read([paths[f] for f in self.files if f.startswith(("test", "t10k")) == is_test])
         if not is_test:
-            mask = validation_mask(len(images), self.one_in)
-            mask = mask if name == "val" else ~mask
+            mask = validation_mask(len(images), self.one_in) == (name == "val")
             images, labels = images[mask], labels[mask]
         return TensorImages(self.name, name, images, labels, self.class_names)
 
@@ -93,14 +87,13 @@ class PublishedImages(ABC):
 
     def _folder(self) -> Path:
         """The directory that holds the files, downloaded into the cache if they are nowhere else."""
-        cache = self.cache()
-        given = (*self.installed, cache) if self._root is None else (Path(self._root).expanduser(),)
+        cache, root = self.cache(), self._root
+        given = (*self.installed, cache) if root is None else (Path(root).expanduser(),)
         for folder in (base / below for base in given for below in ("", self.folder)):
             if len(self.found(folder)) == len(self.files):
                 _logger.info("%s is read from %s", self.name, folder)
                 return folder
-        if self._root is not None:
-            raise GraincodeError(f"root={self._root}: expected {', '.join(self.files)} in it or in its {self.folder}")
+        check("root", root, f"{', '.join(self.files)} in it or in its {self.folder}", root is None)
         try:
             self._download(cache)
         except (OSError, RuntimeError) as error:
@@ -110,10 +103,10 @@ class PublishedImages(ABC):
         return cache
 
     def _download(self, cache: Path) -> None:
-        from torchvision.datasets.utils import download_url, extract_archive  # seconds, and only once
+        from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
 
         cache.mkdir(parents=True, exist_ok=True)
-        # a temporary directory, from which whole files are moved, so that other processes never see half of one
+        # whole files are moved out of a temporary directory, so that other processes never see half of one
         with tempfile.TemporaryDirectory(dir=cache, prefix="downloading-") as scratch, network_timeout():
             for file, md5 in self.downloads.items():
                 download_url(f"{self.url}/{file}", scratch, file, md5)

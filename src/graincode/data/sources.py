@@ -13,8 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.cache import cached
-from graincode.data.encoded import Crop, Encoded, EncodedImages, OnCorrupt
+from graincode.data.encoded import CachedImages, Crop, Encoded, EncodedImages, OnCorrupt
 from graincode.data.images import SPLITS, ImageDataset, check_image_size, split_by_hash
 
 _logger = logging.getLogger(__name__)
@@ -24,9 +23,9 @@ _logger = logging.getLogger(__name__)
 class EncodedSource(ABC):
     """A data set of encoded images before it is read; a subclass says where they are.
 
-    Splits that the data set does not have are taken out of its training images, decided by a hash of each one's name:
-    an image keeps its split when others come and go. Only a split that would have no image at all, as in small data
-    sets, gets the one with the nearest hash. Whether the images are there is found out on the first use.
+    Splits that the data set does not have are taken out of its training images by a hash of each one's name: an image
+    keeps its split when others come and go (but see `split_by_hash` for small data sets). Nothing is read before the
+    first use.
 
     Args:
         image_size: side of a square or (height, width) in pixels.
@@ -35,8 +34,8 @@ class EncodedSource(ABC):
             unused where the data set has such a split. Data sets that always have a test split lack the second.
         cache: decode each split once, at its first use, into a memory-mapped file of 3 * height * width bytes an
             image in $GRAINCODE_CACHE or ~/.cache/graincode; a data set that has changed since is decoded anew.
-        on_corrupt: of an image that cannot be decoded: "error" names it, "skip" shows the next one of the split in
-            its place, warns, and counts it in the split's `skipped`.
+        on_corrupt: "error" names an image that cannot be decoded, "skip" shows the next one of the split in its place,
+            warns, and counts it in the split's `skipped`.
     """
 
     image_size: int | Sequence[int] = 256
@@ -80,13 +79,13 @@ class EncodedSource(ABC):
         """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done."""
         check_choice("split", name, SPLITS)
         encoded, labels = self._encoded(name)
-        if not len(encoded):
+        if not len(labels):
             argument = f"{name}_fraction=0" if self._fractions.get(name) == 0 else self._origin
             raise GraincodeError(f"{argument}: expected {name} images in {self._root}, found none")
         names = self.class_names
-        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(encoded), len(names), name)
-        images = EncodedImages(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)
-        return cached(images) if self.cache else images
+        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(labels), len(names), name)
+        kind = CachedImages if self.cache else EncodedImages
+        return kind(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)
 
     def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
         """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""

@@ -1,7 +1,7 @@
-"""Images in uncompressed tar shards of the WebDataset layout, read at random.
+"""Images in uncompressed tar shards of the WebDataset layout.
 
-Shards are not streamed, as the package of that name does: training takes image i where its order says so, at any number
-of processes. Their headers are read once, with the standard library, and every image with one read at its offset.
+Shards are not streamed, as training takes image i where its order says so, at any number of processes: headers are read
+once, and every image with one read at its offset.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError
-from graincode.data.cache import build_once
+from graincode.core.errors import GraincodeError, check
 from graincode.data.encoded import Crop, OnCorrupt, files_identity, read_file, readable
 from graincode.data.images import EXTENSIONS, SPLITS
 from graincode.data.sources import EncodedSource
-from graincode.files import cache_root, replacing
+from graincode.files import build_once, cache_root, replacing
 
 FORMAT = 1
 
@@ -36,14 +35,11 @@ _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:idation)?(?![a-z])", 
 
 @dataclass(frozen=True)
 class Members:
-    """Images in tar shards (see `Encoded`): of each the number of its shard, its offset and size in bytes, its name."""
+    """Images in tar shards (see `Encoded`); of each the number of its shard, offset and size in bytes, and name."""
 
     shards: tuple[Path, ...]
     shards_identity: str
     index: Mapping[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.index["offset"])
 
     def name(self, index: int) -> str:
         return f"{os.fsdecode(self.index['name'][index])} in {self.shards[self.index['shard'][index]]}"
@@ -53,23 +49,21 @@ class Members:
         return read_file(self.shards[self.index["shard"][index]], offset, size)
 
     def identity(self) -> str:
-        digest = hashlib.sha256(self.shards_identity.encode())
-        for field in ("shard", "offset"):
-            digest.update(self.index[field].tobytes())
-        return digest.hexdigest()
+        parts = self.shards_identity.encode(), self.index["shard"].tobytes(), self.index["offset"].tobytes()
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 class WebDataset(EncodedSource):
     """Tar shards as a data set: a sample is the members of a shard that share their name up to its first dot.
 
-    Of a sample count the image, a member with one of the extensions of `ImageFolder`, and its label, a whole number
-    as text in a member with the extension .cls, if there is one; either all samples have labels, or none.
+    Of a sample count the image, a member with one of the `EXTENSIONS`, and its label, a whole number as text in a
+    member .cls; either all samples have labels, or none.
 
     If shards are named after splits, as in train-000.tar or imagenet-val-7.tar, and some are called train, these are
     the splits, and those of val and test that are missing are taken out of train. Otherwise all three are taken out.
 
     Args:
-        root: a directory of .tar files, or a glob such as /data/imagenet-*.tar; `~` is expanded.
+        root: a directory of .tar files, or a glob such as /data/imagenet-*.tar.
         class_names: name of each label; by default "0", "1" and so on up to the largest label.
         others: as in `EncodedSource`.
     """
@@ -101,11 +95,8 @@ class WebDataset(EncodedSource):
         if count and len(unlabelled):
             name = Members(self._shards, "", self._index).name(unlabelled[0])
             raise GraincodeError(f"{name} has no label, but others have: add its .cls, or remove those of all")
-        if given and (len(given) < count or not count):
-            expected = (
-                f"{count} names or more, up to the label {count - 1}" if count else "null, as there are no labels"
-            )
-            raise GraincodeError(f"class_names={given}: expected {expected}")
+        expected = f"{count} names or more, up to the label {count - 1}" if count else "null, as there are no labels"
+        check("class_names", given, expected, not given or 0 < count <= len(given))
         return tuple(given or map(str, range(count)))
 
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
@@ -139,13 +130,13 @@ class WebDataset(EncodedSource):
     @cached_property
     def _splits(self) -> dict[str, np.ndarray]:
         """(N,) int64 of each split, the positions of its images in the index."""
-        named = [_SPLIT_IN_NAME.search(shard.name) for shard in self._shards]
-        part_of_shard = ["train" if match is None else match[1].lower() for match in named]
-        given = set(part_of_shard) if any(match and match[1].lower() == "train" for match in named) else set()
-        if given and None in named:
+        matches = [_SPLIT_IN_NAME.search(shard.name) for shard in self._shards]
+        named = [match and match[1].lower() for match in matches]
+        given = set(named) if "train" in named else set()
+        if None in given:
             shard = self._shards[named.index(None)]
             raise GraincodeError(f"{shard}: expected train, val or test in its name, as others have; rename it")
-        parts = np.array([SPLITS.index(part) if given else 0 for part in part_of_shard])[self._index["shard"]]
+        parts = np.array([SPLITS.index(part) if given else 0 for part in named])[self._index["shard"]]
         train = np.flatnonzero(parts == 0)
         keys = [_sample(os.fsdecode(name))[0] for name in self._index["name"][train]]
         taken = {key: SPLITS.index(part) for part, keys in self._take_out(set(keys), given).items() for key in keys}
@@ -161,20 +152,15 @@ def _sample(name: str) -> tuple[str, str]:
 
 
 def _write_index(shards: Sequence[Path], file: Path) -> None:
-    rows: list[tuple[int, int, int, int]] = []
-    names: list[bytes] = []
-    for number, shard in enumerate(tqdm(shards, "reading the shards' headers", unit=" shards", leave=False)):
-        images, labels = _headers(shard)
-        for key, member in images.items():
-            rows.append((number, member.offset_data, member.size, labels.get(key, -1)))
-            names.append(os.fsencode(member.name))
-    columns = dict(zip(("shard", "offset", "size", "label"), np.array(rows, dtype=np.int64).T, strict=True))
+    progress = tqdm(shards, "reading the shards' headers", unit=" shards", leave=False)
+    rows = [(number, *row) for number, shard in enumerate(progress) for row in _images(shard)]
+    shard, offset, size, label, names = zip(*rows, strict=True)
     with replacing(file) as partial:
-        np.savez(partial, name=np.array(names), **columns)
+        np.savez(partial, name=np.array(names), shard=shard, offset=offset, size=size, label=label)
 
 
-def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
-    """The image and, if there is one, the label of each sample in a shard; refuses a shard that is not as expected."""
+def _images(shard: Path) -> Iterator[tuple[int, int, int, bytes]]:
+    """Offset, size, label (-1 without one) and name of each image; refuses a shard that is not as expected."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     try:
@@ -182,16 +168,15 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
             for member in filter(tarfile.TarInfo.isfile, tar):
                 key, extension = _sample(member.name)
                 if f".{extension}" in EXTENSIONS:
-                    if (other := images.setdefault(key, member)) is not member:
-                        raise GraincodeError(
-                            f"{shard} has two images of a sample: rename {other.name} or {member.name}"
-                        )
+                    if key in images:
+                        pair = f"{images[key].name} or {member.name}"
+                        raise GraincodeError(f"{shard} has two images of a sample: rename {pair}")
+                    images[key] = member
                 elif extension == "cls":
                     content = tar.extractfile(member).read()
                     if not content.strip().isdigit():
-                        raise GraincodeError(
-                            f"{shard}: expected a whole number in {member.name}, found {content[:20]!r}"
-                        )
+                        found = f"found {content[:20]!r} in {member.name}"
+                        raise GraincodeError(f"{shard}: expected a whole number as label, {found}")
                     labels[key] = int(content)
             if tar.offset >= shard.stat().st_size:
                 raise tarfile.ReadError("it has no end mark, so it is cut short")
@@ -199,4 +184,5 @@ def _headers(shard: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
         raise GraincodeError(f"{shard} is not a whole uncompressed tar ({error}): make it anew, or move it") from error
     if not images:
         raise GraincodeError(f"{shard} has no images, members like 1{' or 1'.join(EXTENSIONS)}: move it away")
-    return images, labels
+    for key, member in images.items():
+        yield member.offset_data, member.size, labels.get(key, -1), os.fsencode(member.name)

@@ -210,7 +210,7 @@ class Folder:
                 open_image(files.name(0)).size[::-1] if self.image_size is None else check_image_size(self.image_size)
             )
             crop = "exact" if self.image_size is None else "center"
-            labels = torch.zeros(len(files), dtype=torch.long)
+            labels = torch.zeros(len(files.paths), dtype=torch.long)
             return EncodedImages(path.name, "images", size, files, labels, crop=crop)
         try:
             with open_npz(path) as arrays:

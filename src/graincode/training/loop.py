@@ -21,7 +21,7 @@ from graincode.core.errors import GraincodeError, check
 from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
-from graincode.data.loader import Schedule, training_loader
+from graincode.data.loader import Schedule, load_batches
 from graincode.distributed import collectives
 from graincode.distributed.hardware import Machine, full_state, load_training_state, training_state
 from graincode.distributed.signals import Interruption, Stopped
@@ -89,8 +89,8 @@ class Training:
         self.shows, self.draws = logs.shows_images, logs.shows_images and is_main
         self.bar = tqdm(total=trainer.steps, initial=at.step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
-        self.batches = training_loader(stage.dataset, self.schedule, at.step, trainer.steps, machine.hardware.workers,
-                                       machine.device.type == "cuda")  # fmt: skip
+        parts = self.schedule.batches(at.step, trainer.steps)
+        self.batches = load_batches(stage.dataset, parts, machine.hardware.workers, machine.device.type == "cuda")
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
         """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation.
