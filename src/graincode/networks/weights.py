@@ -25,11 +25,7 @@ def hash_tensors(tensors: Mapping[str, Tensor], salt: str = "") -> str:
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a file in safetensors or written by torch.save; nothing in it is executed.
-
-    Raises:
-        GraincodeError: there is no such file, or it holds anything but named tensors.
-    """
+    """The tensors of a file in safetensors or by torch.save; nothing else is taken, and nothing executed."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise GraincodeError(f"{path}: no such file; expected the weights of a network")
@@ -37,34 +33,24 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         safe = path.suffix == ".safetensors"
         weights = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise GraincodeError(
-            f"{path}: refused, not read ({type(error).__name__}); expected named tensors, as "
-            "torch.save(network.state_dict(), path) writes them"
-        ) from None
+        found = type(error).__name__
+        raise GraincodeError(f"{path}: refused ({found}); expected torch.save(network.state_dict(), path)") from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise GraincodeError(f"{path}: holds {type(weights).__name__}; expected nothing but named tensors")
     return weights
 
 
 def load_weights(path: str | None, url: str) -> dict[str, Tensor]:
-    """The tensors of a file, or of a published one, whose name ends in digits of its SHA-256.
-
-    Args:
-        path: of the file; None downloads the published one, once, into torch.hub's cache.
-        url: of the published one.
-    Raises:
-        GraincodeError: it cannot be had, or holds something else.
-    """
+    """The tensors of a file, or, without a path, of a published one, downloaded once into torch.hub's cache; its name
+    ends in digits of its SHA-256, which is checked."""
     if path is not None:
         return read_weights(path)
     try:
         with network_timeout():
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
     except Exception as error:  # no network, a broken download, a damaged file in the hub's cache
-        raise GraincodeError(
-            f"{url}: cannot be downloaded ({brief(error)}); give the path of {Path(url).name} as weights, or choose "
-            "another network"
-        ) from None
+        advice = f"give the path of {Path(url).name} as weights, or choose another network"
+        raise GraincodeError(f"{url}: cannot be downloaded ({brief(error)}); {advice}") from None
 
 
 @contextmanager

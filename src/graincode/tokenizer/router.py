@@ -228,9 +228,7 @@ class FeatureRouter(Router):
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
         """As any router, without ratios; the density is the log-odds of all finer grains against the coarsest."""
         if ratios is not None:
-            raise GraincodeError(
-                "the router has learned one mixture: leave ratios and psnr out, or train another router"
-            )
+            raise GraincodeError("the router obeys no other ratios than it learned: leave ratios and psnr out")
         grid = self.layout.grids[0]
         pooled = [F.adaptive_avg_pool2d(norm(x), grid) for norm, x in zip(self.norms, probe.features, strict=True)]
         logits = self.choose(torch.cat(pooled, dim=1).permute(0, 2, 3, 1)).float()
