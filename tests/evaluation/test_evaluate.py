@@ -304,7 +304,7 @@ def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
             "density_coverage: it needs 41 images",
         ),
         ([*images, *reference, "evaluation.floor=true", "evaluation.metrics=[is]"], "evaluation.floor=true: "),
-        ([*images, "evaluation=statistics", *reference], "reference=folder: expected none"),
+        ([*images, "evaluation=statistics", *reference], "reference=folder: expected split"),
         ([*images, *reference, "images.image_size=0"], "images.image_size=0: "),
         (
             [*inside, *LITE0, TOKENIZER, GENERATOR, "reference.split=train", "evaluation.metrics=[class_consistency]"],
@@ -323,11 +323,11 @@ def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
         (["images=reconstructions"], "images=reconstructions: "),
         (["reference=originals"], "reference=originals: expected split"),
         (["evaluation=reconstruction", "images=samples"], "images=samples: expected reconstructions or folder"),
-        (["evaluation=reconstruction", "reference=split"], "reference=split: expected originals, the very images"),
+        (["evaluation=reconstruction", "reference=split"], "reference=split: expected originals"),
         (["evaluation=reconstruction", "reference=statistics", "reference.path=a.npz"], "expected originals"),
         (["evaluation=reconstruction", "images=folder", "images.path=a"], "reference=originals: expected folder"),
         (["evaluation=likelihood", "images=samples"], "images=samples: expected split"),
-        (["evaluation=statistics", "reference=originals"], "reference=originals: expected none"),
+        (["evaluation=statistics", "reference=originals"], "reference=originals: expected split"),
         (
             ["features=[lite0_112,lite0_224]", "reference=statistics", "reference.path=a.npz"],
             "features=[lite0_112,lite0_224]: expected one",

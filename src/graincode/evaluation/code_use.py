@@ -35,32 +35,32 @@ class CodeMetrics:
     def metrics(self) -> dict[str, Estimate]:
         """Over the codes of all processes so far; each of them must ask.
 
-        `codebook_usage` and `codebook_perplexity` are of all codebooks together; with `_g` they are of the codes of
-        grain g. `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each
-        grain; `bits_per_image` adds log2 of the codebook's size for each code.
+        `codebook_usage` and `codebook_perplexity` are of all codebooks together, with `_g` of the codes of grain g.
+        `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each grain;
+        `bits_per_image` adds log2 of the codebook's size for each code.
         """
         layout, entries = self._layout, collectives.sum_(self._entries.clone())
         length, grains = mean_of(self._lengths), collectives.sum_(self._grains.clone()).double()
         map_bits = torch.special.entr(grains / grains.sum(dim=0)).sum().item() / math.log(2)
         usage, perplexity = codebook_use(entries.flatten() if layout.num_codebooks > 1 else entries.sum(dim=0))
         found = {
-            "codebook_usage": usage,
-            "codebook_perplexity": perplexity,
-            "codes_per_image": length.value,
-            "grain_map_bits": map_bits,
-            "bits_per_image": length.value * math.log2(layout.codebook_size) + map_bits,
+            "codebook_usage": Estimate(usage),
+            "codebook_perplexity": Estimate(perplexity),
+            "codes_per_image": length,
+            "grain_map_bits": Estimate(map_bits),
+            "bits_per_image": Estimate(length.value * math.log2(layout.codebook_size) + map_bits),
         }
         for g, counts in enumerate(entries if layout.num_grains > 1 else ()):
             if bool(counts.any()):
-                found[f"codebook_usage_{g}"], found[f"codebook_perplexity_{g}"] = codebook_use(counts)
-        return {name: Estimate(value) for name, value in found.items()} | {"codes_per_image": length}
+                both = map(Estimate, codebook_use(counts))
+                found[f"codebook_usage_{g}"], found[f"codebook_perplexity_{g}"] = both
+        return found
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:
-    """Usage and perplexity of a codebook, from (size,) long, how often each entry was used.
+    """The share of a codebook's entries that are used, in (0, 1], and exp of their frequencies' entropy, in [1, size].
 
-    Returns:
-        The share of entries that were used at all, in (0, 1]; exp of the entropy of their frequencies, in [1, size].
+    `counts`, (size,) long, says how often each entry is used.
     """
     frequencies = counts[counts > 0].double() / counts.sum()
     return len(frequencies) / len(counts), math.exp(torch.special.entr(frequencies).sum().item())

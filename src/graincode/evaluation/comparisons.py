@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.images import ImageSource, Subset
+from graincode.data.images import Subset
 from graincode.evaluation import metrics as of
 from graincode.evaluation.estimate import Estimate
-from graincode.evaluation.modes import ByNetwork, Estimates, Mode, Plan
+from graincode.evaluation.modes import ByNetwork, Fits, Mode, Plan
 from graincode.evaluation.pairs import structural_similarity
 from graincode.evaluation.statistics import SUBSET, Statistics
 from graincode.evaluation.streams import ImageStream
-from graincode.evaluation.subjects import Context, Opened, Reference, ReferenceChoice, Subject
+from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, Subject
 from graincode.networks.features import FeatureNetwork
 from graincode.networks.perceptual import Lite0Distance, LPIPSDistance
 
@@ -29,8 +29,7 @@ IN_FEATURES = (*DISTANCES, "class_consistency")
 class Comparison(Mode):
     """The base of modes that compare two sets of images in the features of networks.
 
-    Attributes:
-        extra: metrics of one's own, by name: of the statistics of subject and reference in each network.
+    `extra` are metrics of one's own, by name: of the statistics of subject and reference in each network.
     """
 
     metrics: Sequence[Distance] | None = None
@@ -45,10 +44,11 @@ class Comparison(Mode):
     compares: ClassVar[bool] = True
     usual: ClassVar[tuple[str, ...]] = IN_FEATURES
     known: ClassVar[tuple[str, ...]] = IN_FEATURES
+    prefix: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name in ("inception_splits", "kid_subsets", "kid_subset_size", "precision_neighbours",
-                     "density_neighbours", "subset"):  # fmt: skip
+        counts = ("inception_splits", "kid_subsets", "kid_subset_size", "precision_neighbours", "density_neighbours")
+        for name in (*counts, "subset"):
             value = getattr(self, name)
             check(name, value, "1 or more", value is None or value >= 1)
         check("metrics", self.metrics, "null for the usual ones, or some names", self.metrics is None or self.metrics)
@@ -63,10 +63,6 @@ class Comparison(Mode):
     def networks(self) -> Mapping[str, FeatureNetwork]:
         return self.features if self.extra or any(map(self.wants, IN_FEATURES)) else {}
 
-    @property
-    def kept(self) -> int:
-        return self.subset
-
     def reads(self, subject: Subject, reference: ReferenceChoice) -> frozenset[str]:
         return subject.reads | reference.reads | {"reference"}
 
@@ -80,52 +76,49 @@ class Comparison(Mode):
             found["kid_subset_size"] = self._kid_size(min(plan.images.count, len(images), self.subset))
         return found
 
-    def plan(self, images: ImageStream, reference: Reference, source: ImageSource) -> Plan:
-        plan = Plan(images, reference, [name for name in IN_FEATURES if self.wants(name)])
+    def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
+        plan = super().plan(subject, reference, context)
         if not self.networks:
             return plan
-        blind = ", ".join(network.name for network in self.networks.values() if not network.classes)
-        if blind and any(network.classes for network in self.networks.values()) and "is" in plan.metrics:
-            plan.warnings.append(f"is left out in some features: {blind} has no classifier")
+        plan.metrics, real = [name for name in IN_FEATURES if self.wants(name)], plan.reference.images
+        blind = [network.name for network in self.networks.values() if not network.classes]
+        if 0 < len(blind) < len(self.networks) and "is" in plan.metrics:
+            plan.warnings.append(f"is left out in some features: {', '.join(blind)} has no classifier")
         elif blind:
-            self._leave_out(plan, "is", f"{blind} has no classifier")
-        fewest = min(images.count, images.count if reference.images is None else len(reference.images))
+            self._leave_out(plan, "is", f"{', '.join(blind)} has no classifier")
+        fewest = min(plan.images.count, plan.images.count if real is None else len(real))
         if "fd" in plan.metrics and fewest < 2:
             raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
-        for name, needed in (
-            ("kid", self._kid_size(2)),
-            ("precision_recall", self.precision_neighbours + 1),
-            ("density_coverage", self.density_neighbours + 1),
-        ):
-            there = min(fewest, self.subset)
-            if reference.images is None:
+        there, needs = min(fewest, self.subset), {"kid": self._kid_size(2)}
+        needs |= {"precision_recall": self.precision_neighbours + 1, "density_coverage": self.density_neighbours + 1}
+        for name, needed in needs.items():
+            if real is None:
                 self._leave_out(plan, name, "the reference is a file of means and covariances alone")
             elif there < needed:
                 self._leave_out(plan, name, f"it needs {needed} images, and there are {there}")
-        if reference.images is not None and (self.extra or set(plan.metrics) - {"is"}):
-            plan.real["reference"] = reference.images
-        return plan
-
-    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork], seed: int) -> Estimates:
-        if self.networks and plan.reference.images is not None:
-            sizes = [tuple(one.image_size) for one in (plan.images, plan.reference.images)]
+        if real is not None:
+            sizes = tuple(plan.images.image_size), tuple(real.image_size)
             if sizes[0] != sizes[1]:
                 plan.warnings.append(f"images of {sizes[0]} pixels against {sizes[1]}: metrics tell that apart, too")
-        sets = {"reference": plan.reference.known} | real if plan.reference.known else real
-        found: Estimates = {}
+            if self.extra or set(plan.metrics) - {"is"}:
+                plan.real["reference"] = real
+        return plan
+
+    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork]) -> dict[str, Estimate]:
+        sets, found = {"reference": plan.reference.known} | real, {}
         for key, network in self.networks.items():
-            known = {name: statistics[key] for name, statistics in sets.items()}
-            own = self._in_features(plan, network, subject[key], known, seed)
+            known = {name: statistics.get(key) for name, statistics in sets.items()}
+            own = self._in_features(plan, network, subject[key], known)
             found |= {network.label(name): estimate for name, estimate in own.items()}
         return found
 
     def _in_features(
-        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics], seed: int
-    ) -> Estimates:
+        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics | None]
+    ) -> dict[str, Estimate]:
         """The metrics of one network."""
-        real, found = known.get("reference"), {}
+        real, found = known["reference"], {}
         if "fd" in plan.metrics:
-            fewest = min(count for count in (subject.count, real.count) if count is not None)
+            fewest = min(filter(None, (subject.count, real.count)))
             if fewest <= network.dimension:
                 plan.warnings.append(
                     f"{network.name} has {network.dimension} features, and there are only {fewest} images: the Fréchet "
@@ -136,7 +129,7 @@ class Comparison(Mode):
             found["is"] = of.inception_score(subject)
         if "kid" in plan.metrics:
             size = self._kid_size(min(len(subject.subset), len(real.subset)))
-            found[f"{self.prefix}kid"] = of.kernel_distance(subject, real, self.kid_subsets, size, seed)
+            found[f"{self.prefix}kid"] = of.kernel_distance(subject, real, self.kid_subsets, size, plan.context.seed)
         if "precision_recall" in plan.metrics:
             found |= of.precision_recall(subject, real, self.precision_neighbours)
         if "density_coverage" in plan.metrics:
@@ -163,6 +156,8 @@ class Generation(Comparison):
     floor: bool | None = None
 
     name: ClassVar[str] = "generation"
+    fits: ClassVar[Fits] = dict.fromkeys(("samples", "split", "folder"), ("split", "folder", "statistics"))
+    why: ClassVar[str] = "as distances of reconstructions, or to originals, say nothing of a generator"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,29 +167,25 @@ class Generation(Comparison):
         return super().reads(subject, reference) | ({"data"} if self.floor else set())
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
-        if subject.option == "reconstructions":
-            why = "as a distance of reconstructions to the reference of generation says nothing of a generator"
-            raise GraincodeError(f"images=reconstructions: expected samples, split or folder, {why}")
-        if reference.option == "originals":
-            raise GraincodeError(f"reference=originals: expected split, as images={subject.option} were made from none")
+        super().check(subject, reference)
         if reference.option == "statistics" and len(self.features) != 1:
             names = ",".join(self.features)
             raise GraincodeError(f"features=[{names}]: expected one, as reference=statistics is of one network")
 
-    def plan(self, images: ImageStream, reference: Reference, source: ImageSource) -> Plan:
-        plan = super().plan(images, reference, source)
+    def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
+        plan = super().plan(subject, reference, context)
         if "fd" in plan.metrics and self.floor is not False:
-            self._add_floor(plan, source)
+            self._add_floor(plan)
         if "class_consistency" in plan.metrics:
-            self._add_classifier(plan, source)
+            self._add_classifier(plan)
         return plan
 
-    def _add_floor(self, plan: Plan, source: ImageSource) -> None:
+    def _add_floor(self, plan: Plan) -> None:
         """As many real training images: what a perfect generator would score."""
         if self.floor is None and plan.reference.split is None:
             plan.warnings.append("no floor: floor=true measures as many training images of the data set, too")
             return
-        train = source.split("train")
+        train = plan.context.source.split("train")
         count = min(plan.images.count, len(train))
         if count < 2:
             plan.warnings.append("no floor: there is only one training image")
@@ -205,27 +196,27 @@ class Generation(Comparison):
             plan.warnings.append("the floor is too low: its images are among those of the reference")
         plan.real["floor"] = Subset(train, count)
 
-    def _add_classifier(self, plan: Plan, source: ImageSource) -> None:
+    def _add_classifier(self, plan: Plan) -> None:
         """Training images for the classifier that says whether images show the class that they were asked for."""
-        classes, labels, reason = len(source.class_names), plan.images.labels, ""
+        source, labels = plan.context.source, plan.images.labels
         if labels is None:
             reason = "the images have no classes"
         elif plan.reference.labels is None:
             reason = "the reference has no labels"
-        elif int(labels.max()) >= classes:
-            reason = f"the images are of more classes than the {classes} of the data set"
+        elif int(labels.max()) >= len(source.class_names):
+            reason = f"the images are of more classes than the {len(source.class_names)} of the data set"
         elif plan.reference.split == "train":
             reason = "the reference is what the classifier is trained on"
-        if reason:
-            self._leave_out(plan, "class_consistency", reason)
         else:
             train = source.split("train")
             plan.real["classifier"] = Subset(train, min(self.subset, len(train)))
+            return
+        self._leave_out(plan, "class_consistency", reason)
 
     def _in_features(
-        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics], seed: int
-    ) -> Estimates:
-        found = super()._in_features(plan, network, subject, known, seed)
+        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics | None]
+    ) -> dict[str, Estimate]:
+        found = super()._in_features(plan, network, subject, known)
         if "floor" in known:
             found["fd_floor"] = of.frechet_distance(known["floor"], known["reference"])
         if "class_consistency" in plan.metrics:
@@ -249,23 +240,16 @@ class Reconstruction(Comparison):
     lpips_weights: str | None = None
 
     name: ClassVar[str] = "reconstruction"
+    fits: ClassVar[Fits] = {"reconstructions": ("originals",), "folder": ("folder",)}
+    why: ClassVar[str] = "as reconstructions are compared with the very images that they were made from"
     prefix: ClassVar[str] = "r"
     usual: ClassVar[tuple[str, ...]] = ("fd", "is", "ssim")
     known: ClassVar[tuple[str, ...]] = (*DISTANCES, "ssim", "lpips", "lite0")
 
-    def check(self, subject: Subject, reference: ReferenceChoice) -> None:
-        fitting = {"reconstructions": "originals", "folder": "folder"}.get(subject.option)
-        if fitting is None:
-            why = "as these were not made from originals"
-            raise GraincodeError(f"images={subject.option}: expected reconstructions or folder, {why}")
-        if reference.option != fitting:
-            why = "the very images that reconstructions were made from: distances to others are none of reconstruction"
-            raise GraincodeError(f"reference={reference.option}: expected {fitting}, {why}")
-
-    def open(self, subject: Subject, reference: Reference, context: Context) -> Opened:
+    def open(self, subject: Subject, reference: Reference, context: Context) -> ImageStream:
         measures = {"ssim": structural_similarity} if self.wants("ssim") else {}
         networks = {"lpips": LPIPSDistance(weights=self.lpips_weights)} if self.wants("lpips") else {}
         networks |= {"lite0_distance": Lite0Distance()} if self.wants("lite0") else {}
         networks = {name: network.to(context.device) for name, network in networks.items()}
-        opened = subject.open(context, reference, measures | networks)
-        return replace(opened, inputs=opened.inputs | {name: one.identity for name, one in networks.items()})
+        images = subject.open(context, reference, measures | networks)
+        return images.depending_on(**{name: network.identity for name, network in networks.items()})

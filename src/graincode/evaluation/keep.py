@@ -24,8 +24,7 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
         form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
             as `arr_1`, None to keep nothing.
     """
-    place, raw = collectives.items(images.count, images.batch_size).start, folder / "images.npy"
-    shape = (images.count, *images.image_size, 3)
+    place, raw, shape = images.mine.start, folder / "images.npy", (images.count, *images.image_size, 3)
     if form == "png":
         collectives.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
     elif form == "npz":
@@ -46,8 +45,7 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
 
 
 def _pack(raw: Path, labels: Tensor | None) -> None:
-    """Move images from an .npy into an .npz beside it; entries without the time of day, so that it depends on nothing
-    else."""
+    """Move images from an .npy into an .npz beside it, whose entries have no time of day: equal images, equal bytes."""
     with replacing(raw.with_suffix(".npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file, raw.open("rb") as images:
             shutil.copyfileobj(images, file)

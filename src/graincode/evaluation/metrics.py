@@ -29,7 +29,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
 
     Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
-    _check_comparable(a, b)
+    _kept_of_both(a, b)
     if 1 in (a.count, b.count):
         raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
     both = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (a, b)]
@@ -56,15 +56,12 @@ def kernel_distance(
 ) -> Estimate:
     """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
 
-    Args:
-        generated, real: whose features were kept.
-        subsets, size: random draws, over which mean and standard deviation are taken, and images in each.
-        seed: of the draws.
+    Mean and standard deviation are over random subsets of so many kept images, drawn from the seed.
+
     Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
     """
-    _check_comparable(generated, real)
-    fewest = min(len(generated.subset), len(real.subset))
-    check("kid_subset_size", size, f"2 to {fewest}, the number of images", 2 <= size <= fewest)
+    kept = _kept_of_both(generated, real)
+    check("kid_subset_size", size, f"2 to {kept}, the number of images", 2 <= size <= kept)
     check("kid_subsets", subsets, "1 or more", subsets >= 1)
     how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
     found = kid_features_to_metric(generated.subset, real.subset, **how)
@@ -108,66 +105,51 @@ def density_coverage(generated: Statistics, real: Statistics, neighbours: int = 
 
 
 def class_consistency(
-    real: Statistics,
-    real_labels: Tensor,
-    test: Statistics,
-    test_labels: Tensor,
-    generated: Statistics,
-    generated_labels: Tensor,
-) -> dict[str, Estimate]:
+    real: Statistics, real_labels: Tensor, test: Statistics, test_labels: Tensor,
+    generated: Statistics, generated_labels: Tensor,
+) -> dict[str, Estimate]:  # fmt: skip
     """Accuracy on generated images of a linear classifier that is trained on the real ones whose features were kept.
 
     Args:
-        real, real_labels: training images of at least two classes, and (N,) integers, of all images of the set.
-        test, test_labels: real images that are not among them; they judge the classifier and choose nothing.
-        generated, generated_labels: and the classes that they were generated for.
+        real, test: training images of at least two classes, and real images that are not among them, which judge.
+        real_labels, test_labels, generated_labels: (N,) integers, of all images of a set; asked for, if generated.
     Returns:
         `class_accuracy` on generated images and `class_accuracy_of_real_images` on the test images, the yardstick, both
         in [0, 1]; `class_accuracy_ratio` of the two is above 1 where generated images are easier to tell apart.
     """
     sets = {"real": (real, real_labels), "test": (test, test_labels), "generated": (generated, generated_labels)}
+    known = {}
     for name, (statistics, labels) in sets.items():
-        _check_comparable(real, statistics)
+        _kept_of_both(real, statistics)
         if labels.shape != (statistics.count,):
-            raise GraincodeError(
-                f"{name} labels of {tuple(labels.shape)}: expected ({statistics.count},), one an image"
-            )
-    known = {name: labels.cpu()[statistics.indices] for name, (statistics, labels) in sets.items()}
+            found = f"{name} labels of {tuple(labels.shape)}"
+            raise GraincodeError(f"{found}: expected ({statistics.count},), one an image")
+        known[name] = labels.cpu()[statistics.indices]
     if len(classes := known["real"].unique()) < 2:
         raise GraincodeError(f"real labels {classes.tolist()}: expected at least two classes")
-    predict = linear_classifier(real.subset, known["real"])
-
-    def accuracy(name: str) -> Estimate:
-        features, labels = sets[name][0].subset, known[name]
-        return share_of((predict(features) == labels).double().mean().item(), len(labels))
-
-    of_test, of_generated = accuracy("test"), accuracy("generated")
+    predict = _linear_classifier(real.subset, known["real"])
+    of_test, of_generated = (
+        share_of((predict(sets[name][0].subset) == known[name]).double().mean().item(), len(known[name]))
+        for name in ("test", "generated")
+    )
     if of_test.value == 0:
         raise GraincodeError(f"test accuracy 0 of a classifier of {len(classes)} classes: check the test labels")
+    ratio = Estimate(of_generated.value / of_test.value)
     return {
-        "class_accuracy": of_generated,
-        "class_accuracy_of_real_images": of_test,
-        "class_accuracy_ratio": Estimate(of_generated.value / of_test.value),
-    }
+        "class_accuracy": of_generated, "class_accuracy_of_real_images": of_test, "class_accuracy_ratio": ratio,
+    }  # fmt: skip
 
 
-def linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Multinomial logistic regression on standardised features, in float64, fitted until the gradient is below 1e-5.
-
-    Args:
-        features, labels: (N, D), and (N,) long.
-    Returns:
-        What gives the (M,) labels that (M, D) features most likely have.
-    """
+def _linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Multinomial logistic regression on standardised features, in float64, fitted until the gradient is below 1e-5."""
     classes, targets = labels.unique(return_inverse=True)
     mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
     scale = torch.where(std > 1e-10 * mean.abs(), std, 1.0)
     inputs = (features.double() - mean) / scale
     weight = torch.zeros(features.shape[1], len(classes), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(classes), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=1000, tolerance_grad=1e-5, tolerance_change=1e-13, line_search_fn="strong_wolfe"
-    )
+    how = {"max_iter": 1000, "tolerance_grad": 1e-5, "tolerance_change": 1e-13, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([weight, bias], **how)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -180,14 +162,14 @@ def linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Te
     return lambda points: classes[((points.double() - mean) / scale @ weight.detach() + bias.detach()).argmax(dim=1)]
 
 
-def _check_comparable(a: Statistics, b: Statistics) -> None:
+def _kept_of_both(a: Statistics, b: Statistics) -> int:
+    """Images whose features two sets of one network at least keep."""
     if (None not in (a.identity, b.identity) and a.identity != b.identity) or a.mean.shape != b.mean.shape:
-        raise GraincodeError(
-            f"{len(a.mean)} features of {a.identity} and {len(b.mean)} of {b.identity}: expected one network"
-        )
+        sizes = f"{len(a.mean)} features of {a.identity} and {len(b.mean)} of {b.identity}"
+        raise GraincodeError(f"{sizes}: expected one network")
+    return min(len(a.subset), len(b.subset))
 
 
 def _check_neighbours(generated: Statistics, real: Statistics, neighbours: int) -> None:
-    _check_comparable(generated, real)
-    fewest = min(len(generated.subset), len(real.subset))
-    check("neighbours", neighbours, f"1 to {fewest - 1}, below the number of images", 1 <= neighbours < fewest)
+    kept = _kept_of_both(generated, real)
+    check("neighbours", neighbours, f"1 to {kept - 1}, below the number of images", 1 <= neighbours < kept)

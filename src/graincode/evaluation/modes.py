@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graincode.core.errors import GraincodeError
-from graincode.data.images import ImageDataset, ImageSource
+from graincode.core.errors import check
+from graincode.data.images import ImageDataset
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import Statistics, write_npz
 from graincode.evaluation.streams import ImageStream, LikelihoodStream, check_size
-from graincode.evaluation.subjects import Context, Opened, Reference, ReferenceChoice, Subject
+from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, Subject
 from graincode.networks.features import FeatureNetwork
 
-Estimates = dict[str, Estimate]
 ByNetwork = Mapping[str, Statistics]
 """Statistics of a set of images in the features of each network."""
+Fits = Mapping[str, tuple[str, ...]]
+"""References, by the subjects that can be compared with them."""
 
 
 @dataclass
@@ -25,11 +26,23 @@ class Plan:
     """What is measured, found out beforehand: metrics that can be had in features, the sets of real images that they
     need, by what for, and lines for readers of the metrics."""
 
+    context: Context
     images: ImageStream
-    reference: Reference | None = None
+    reference: Reference | None
     metrics: list[str] = field(default_factory=list)
     real: dict[str, ImageDataset] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hashes of all images that the result depends on, and of what made them, by name."""
+        real = {f"{name}_hash": images.content_hash() for name, images in self.real.items()}
+        return {**self.images.inputs, **real} | ({"reference_hash": self.reference.identity} if self.reference else {})
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Those and the networks': part of the run's identity."""
+        return self.inputs | {f"features_{name}": net.identity for name, net in self.context.networks.items()}
 
 
 @dataclass(frozen=True)
@@ -39,9 +52,10 @@ class Mode:
     features: Mapping[str, FeatureNetwork]
 
     name: ClassVar[str]
+    fits: ClassVar[Fits]
+    why: ClassVar[str] = "as it compares with nothing"
     compares: ClassVar[bool] = False
-    prefix: ClassVar[str] = ""
-    kept: ClassVar[int] = 0
+    subset: ClassVar[int] = 0
 
     @property
     def networks(self) -> Mapping[str, FeatureNetwork]:
@@ -54,22 +68,27 @@ class Mode:
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         """Refuse parts that say nothing together."""
-        if reference.option != "split":
-            raise GraincodeError(f"reference={reference.option}: expected none, as {self.name} compares with nothing")
+        fitting = self.fits.get(subject.option, ())
+        check("images", subject.option, f"{' or '.join(self.fits)}, {self.why}", subject.option in self.fits)
+        check("reference", reference.option, f"{' or '.join(fitting)}, {self.why}", reference.option in fitting)
 
-    def open(self, subject: Subject, reference: Reference | None, context: Context) -> Opened:
+    def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:
         """The images, ready to be measured."""
         return subject.open(context, reference)
+
+    def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
+        """Load all that is needed, and find out what can be computed; an error where not what was asked for by name."""
+        for network in context.networks.values():
+            network.load()
+        known = reference.open_reference(context, subject) if self.compares else None
+        images = self.open(subject, known, context)
+        return Plan(context, images, known, warnings=list(images.warnings))
 
     def splits(self, count: int) -> int:
         """Parts of the Inception score of so many images; 0 without it."""
         return 0
 
-    def plan(self, images: ImageStream, reference: Reference | None, source: ImageSource) -> Plan:
-        """What can be computed; an error where something was asked for by name and cannot be."""
-        return Plan(images, reference)
-
-    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork], seed: int) -> Estimates:
+    def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork]) -> dict[str, Estimate]:
         """Metrics of the subject against the plan's real images, by name; more warnings go to the plan."""
         return {}
 
@@ -77,7 +96,7 @@ class Mode:
         """What metrics are computed with."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "features"}
 
-    def write(self, folder: Path, name: str, subject: ByNetwork, inputs: Mapping[str, str]) -> None:
+    def write(self, plan: Plan, subject: ByNetwork, folder: Path) -> None:
         """Write what the mode leaves in the run's folder besides the record."""
 
 
@@ -86,11 +105,12 @@ class Summary(Mode):
     """Means and covariances of images as files, for others to compare with, `evaluation=statistics`."""
 
     name: ClassVar[str] = "statistics"
+    fits: ClassVar[Fits] = dict.fromkeys(("samples", "reconstructions", "split", "folder"), ("split",))
 
-    def write(self, folder: Path, name: str, subject: ByNetwork, inputs: Mapping[str, str]) -> None:
-        about = {f"{key.removesuffix('_hash')}_identity": value for key, value in inputs.items()}
+    def write(self, plan: Plan, subject: ByNetwork, folder: Path) -> None:
+        about = {f"{key.removesuffix('_hash')}_identity": value for key, value in plan.identity.items()}
         for key, network in self.networks.items():
-            write_npz(path := folder / f"statistics-{network.name}.npz", subject[key], images=name, **about)
+            write_npz(path := folder / f"statistics-{network.name}.npz", subject[key], images=plan.images.name, **about)
             print(f"statistics: {path}")
 
 
@@ -99,16 +119,13 @@ class Likelihood(Mode):
     """What a generator makes of the codes of a split, in bits per image, `evaluation=likelihood`; without networks."""
 
     name: ClassVar[str] = "likelihood"
+    fits: ClassVar[Fits] = {"split": ("split",)}
+    why: ClassVar[str] = "as a generator judges the codes of real images, and compares them with nothing"
     networks: ClassVar[Mapping[str, FeatureNetwork]] = {}
 
-    def check(self, subject: Subject, reference: ReferenceChoice) -> None:
-        super().check(subject, reference)
-        if subject.option != "split":
-            raise GraincodeError(f"images={subject.option}: expected split, whose codes a generator can judge")
-
-    def open(self, subject: Subject, reference: Reference | None, context: Context) -> Opened:
-        opened, (generator, tokenizer) = super().open(subject, reference, context), context.load_pair()
+    def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:
+        real, (generator, tokenizer) = super().open(subject, reference, context), context.load_pair()
         check_size(context.source, tokenizer.module)
         how = {name: generator.provenance.get(name) for name in ("ratios", "psnr")}
-        images = LikelihoodStream(generator.module, tokenizer.module, opened.images.dataset, *context.loading, **how)
-        return Opened(images, {"generator": generator.identity, "tokenizer": tokenizer.identity} | opened.inputs, how)
+        images = LikelihoodStream(generator.module, tokenizer.module, real.dataset, *context.loading, **how)
+        return images.depending_on(generator=generator.identity, tokenizer=tokenizer.identity, **real.inputs)

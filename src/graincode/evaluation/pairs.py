@@ -9,7 +9,7 @@ import torch
 from pytorch_msssim import ssim
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.evaluation.estimate import Estimate, mean_of
 
 MSE_FLOOR = (1 / 255) ** 2 / 12
@@ -20,15 +20,11 @@ Measures = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
 
 class PairMetrics:
-    """Means over pairs of images; the grouping into batches does not change a bit of the errors.
-
-    Args:
-        measures: of each pair, besides its squared error.
-    """
+    """Means over pairs of images of squared errors, whose bits do not depend on batches, and of more measures."""
 
     def __init__(self, measures: Measures | None = None) -> None:
-        self._measures = measures or {}
-        self._values: dict[str, list[Tensor]] = {name: [] for name in ("mse", *self._measures)}
+        self._measures = {"mse": _squared_error, **(measures or {})}
+        self._values: dict[str, list[Tensor]] = {name: [] for name in self._measures}
 
     @torch.no_grad()
     def update(self, images: Tensor, reference: Tensor) -> None:
@@ -36,10 +32,8 @@ class PairMetrics:
         if {images.dtype, reference.dtype} != {torch.uint8} or images.shape != reference.shape or images.ndim != 4:
             found = " and ".join(f"{one.dtype} {tuple(one.shape)}" for one in (images, reference))
             raise GraincodeError(f"images of {found}: expected pairs of torch.uint8 and one shape (B, C, H, W)")
-        squares = (images.int() - reference.int()).square().flatten(1)
-        self._values["mse"].append(squares.sum(1).double().cpu() / (squares.shape[1] * 255**2))
         for name, measure in self._measures.items():
-            self._values[name].append(measure(images, reference).float().cpu())
+            self._values[name].append(measure(images, reference).cpu())
 
     def metrics(self) -> dict[str, Estimate]:
         """Over the pairs of all processes so far; each of them must ask.
@@ -48,13 +42,12 @@ class PairMetrics:
         of each image's PSNR, which papers report. Both PSNRs take an error as no smaller than `MSE_FLOOR`, so that a
         copy counts as 58.9 dB and not as infinity. Then the mean of each measure.
         """
-        mse = self._values["mse"]
-        mean, psnr_mean = mean_of(mse), mean_of([_psnr(torch.cat(mse))] if mse else [])
+        found, errors = {name: mean_of(values) for name, values in self._values.items()}, self._values["mse"]
+        mean, psnr_mean = found["mse"], mean_of([_psnr(torch.cat(errors))] if errors else [])
         of_mean = _psnr(torch.tensor(mean.value, dtype=torch.float64)).item()
         # to first order, dB = 10 / ln 10 times the relative error
         spread = None if mean.std is None else 10 / math.log(10) * mean.std / max(mean.value, MSE_FLOOR)
-        found = {"mse": mean, "psnr_of_mean": Estimate(of_mean, spread, mean.over), "psnr_mean": psnr_mean}
-        return found | {name: mean_of(self._values[name]) for name in self._measures}
+        return {"mse": mean, "psnr_of_mean": Estimate(of_mean, spread, mean.over), "psnr_mean": psnr_mean} | found
 
 
 def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
@@ -62,11 +55,14 @@ def structural_similarity(images: Tensor, reference: Tensor) -> Tensor:
 
     Source: "Image Quality Assessment: From Error Visibility to Structural Similarity" (Wang et al., 2004).
     """
-    if min(images.shape[2:]) < 11:
-        raise GraincodeError(
-            f"images of {tuple(images.shape[2:])} pixels: expected 11 or more for SSIM; leave ssim out"
-        )
+    size = tuple(images.shape[2:])
+    check("image_size", size, "11 or more for SSIM; leave ssim out", min(size) >= 11)
     return ssim(images.float(), reference.float(), data_range=255, win_size=11, size_average=False)
+
+
+def _squared_error(images: Tensor, reference: Tensor) -> Tensor:
+    squares = (images.int() - reference.int()).square().flatten(1)
+    return squares.sum(1).double().cpu() / (squares.shape[1] * 255**2)
 
 
 def _psnr(mse: Tensor) -> Tensor:

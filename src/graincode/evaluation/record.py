@@ -1,11 +1,10 @@
-"""One evaluation from its parts to its record."""
+"""One evaluation from its plan to its record."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,105 +12,72 @@ from torch import Tensor
 
 from graincode.distributed import collectives
 from graincode.evaluation.keep import keep_images
-from graincode.evaluation.modes import Mode
+from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
 from graincode.evaluation.streams import DatasetStream
-from graincode.evaluation.subjects import Context, ReferenceChoice, Subject
 from graincode.files import write_json
 
 
-class Evaluation:
-    """Loads all that is needed, and finds out what can be computed; `run` does it."""
-
-    def __init__(self, mode: Mode, subject: Subject, reference: ReferenceChoice, context: Context) -> None:
-        for network in context.networks.values():
-            network.load()
-        self._mode, self._context = mode, context
-        opened = reference.open_reference(context, subject) if mode.compares else None
-        self._opened = mode.open(subject, opened, context)
-        self._plan = mode.plan(self._opened.images, opened, context.source)
-        self._inputs = self._opened.inputs | {
-            f"{k}_hash": images.content_hash() for k, images in self._plan.real.items()
-        }
-        if opened is not None:
-            self._inputs["reference_hash"] = opened.identity
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """Hashes of all that the result depends on, by name: part of the run's identity."""
-        return self._inputs | {f"features_{name}": net.identity for name, net in self._context.networks.items()}
-
-    def run(self, folder: Path, keep: str | None) -> dict[str, Any]:
-        """Measure; write `metrics.json` and what mode and `keep_images` leave into a folder; gives the record."""
-        mode, plan, context, images = self._mode, self._plan, self._context, self._plan.images
-        networks, reference, times = context.networks, plan.reference, [time.perf_counter()]
-        real = {
-            name: cached_statistics(networks, DatasetStream(dataset, *context.loading), mode.kept, context.cache_dir)
-            for name, dataset in plan.real.items()
-        }
-        times.append(time.perf_counter())
-        stream, splits = _Timed(keep_images(images, folder, keep)), mode.splits(images.count)
-        mine = collectives.items(images.count, images.batch_size)
-        progress = None if images.shows_progress else images.name
-        found = measure(networks, stream, images.count, mine, splits, context.seed, mode.kept, progress)
-        times.append(time.perf_counter())
-        estimates = mode.estimates(plan, found, real, context.seed) | images.metrics()
-        collectives.on_main(lambda: mode.write(folder, images.name, found, self.inputs))
-        times.append(time.perf_counter())
-        names = ("real_images", "features", "metrics")
-        seconds = {name: end - start for name, (start, end) in zip(names, pairwise(times), strict=True)}
-        seconds |= {"images": stream.seconds, "features": seconds["features"] - stream.seconds}
-        record = {
-            "mode": mode.name,
-            "images": images.name,
-            "count": images.count,
-            "image_size": list(images.image_size),
-            **self._opened.facts,
-            "seed": context.seed,
-            "batch_size": context.batch_size,
-            "reference": reference and reference.name,
-            "reference_count": reference and reference.count,
-            "reference_hash": None,
-            **self._inputs,
-            "features": {network.name: network.identity for network in context.networks.values()},
-            "settings": mode.settings(plan),
-            "metrics": {name: estimate.value for name, estimate in estimates.items()},
-            "uncertainty": {
-                name: {"std": estimate.std, "is": estimate.over}
-                for name, estimate in estimates.items()
-                if estimate.std is not None
-            },
-            "warnings": [*self._opened.warnings, *plan.warnings],
-            "seconds": seconds | {"all": times[-1] - times[0]},
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "device": str(context.device),
-            "processes": collectives.count(),
-            "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
-        }
-        collectives.on_main(lambda: write_json(folder / "metrics.json", record))
-        return record
-
-    def objective(self, record: dict[str, Any]) -> float:
-        """The first Fréchet distance, or else the first metric, or else the number of images."""
-        metrics = record["metrics"]
-        distances = (metrics.get(net.label(f"{self._mode.prefix}fd")) for net in self._context.networks.values())
-        first = next((distance for distance in distances if distance is not None), None)
-        return next(iter(metrics.values()), float(record["count"])) if first is None else first
+def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
+    """Measure; write `metrics.json` and what the mode and `keep_images` leave into a folder; gives the record."""
+    context, images, reference, clock = plan.context, plan.images, plan.reference, time.perf_counter
+    networks, subset, began, waits = context.networks, mode.subset, clock(), []
+    real = {
+        name: cached_statistics(networks, DatasetStream(dataset, *context.loading), subset, context.cache_dir)
+        for name, dataset in plan.real.items()
+    }
+    ready, stream = clock(), _timed(keep_images(images, folder, keep), waits)
+    progress = None if images.shows_progress else images.name
+    how = mode.splits(images.count), context.seed, subset, progress
+    found = measure(networks, stream, images.count, images.mine, *how)
+    measured, waited = clock(), sum(waits)
+    estimates = mode.estimates(plan, found, real) | images.metrics()
+    collectives.on_main(lambda: mode.write(plan, found, folder))
+    ended = clock()
+    record = {
+        "mode": mode.name,
+        "images": images.name,
+        "count": images.count,
+        "image_size": list(images.image_size),
+        **images.facts,
+        "seed": context.seed,
+        "batch_size": context.batch_size,
+        "reference": reference and reference.name,
+        "reference_count": reference and reference.count,
+        "reference_hash": None,
+        **plan.inputs,
+        "features": {network.name: network.identity for network in networks.values()},
+        "settings": mode.settings(plan),
+        "metrics": {name: estimate.value for name, estimate in estimates.items()},
+        "uncertainty": {
+            name: {"std": estimate.std, "is": estimate.over}
+            for name, estimate in estimates.items()
+            if estimate.std is not None
+        },
+        "warnings": plan.warnings,
+        "seconds": {
+            "real_images": ready - began,
+            "images": waited,
+            "features": measured - ready - waited,
+            "metrics": ended - measured,
+            "all": ended - began,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": str(context.device),
+        "processes": collectives.count(),
+        "versions": {name: version(name) for name in ("graincode", "torch", "torch-fidelity", "timm")},
+    }
+    collectives.on_main(lambda: write_json(folder / "metrics.json", record))
+    return record
 
 
-class _Timed:
-    """Batches, and the seconds that were spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Tensor]) -> None:
-        self._batches, self.seconds = batches, 0.0
-
-    def __iter__(self) -> Iterator[Tensor]:
+def _timed(batches: Iterator[Tensor], waits: list[float]) -> Iterator[Tensor]:
+    """Batches, and into a list the seconds that were spent waiting for each."""
+    began = time.perf_counter()
+    for batch in batches:
+        waits.append(time.perf_counter() - began)
+        yield batch
         began = time.perf_counter()
-        for batch in self._batches:
-            self.seconds += time.perf_counter() - began
-            yield batch
-            began = time.perf_counter()
-        self.seconds += time.perf_counter() - began
 
 
 def table(record: dict[str, Any]) -> str:

@@ -37,11 +37,9 @@ class Statistics:
     """A set of N images in the features of a network.
 
     Attributes:
-        identity: of the network; statistics are comparable only where it is equal. None where a file does not say.
-        count: N; None where a file does not say.
+        identity, count: of the network, as only statistics of one are comparable, and N; None where a file says none.
         mean, covariance: (D,) and (D, D) float64, unbiased.
-        subset, indices: (M, D) float32, features of some of the images, and (M,) long, which these are, in order; M is
-            0 if they are not known.
+        subset, indices: (M, D) float32 features of some of the images, and (M,) long, which, in order; M may be 0.
         class_mass, class_entropy, split_sizes: (S, C) and (S,) float64, sums of class probabilities p and of p log p
             over the images of each split of the Inception score, and (S,) long, how many; S is 0 without the score.
     """
@@ -80,20 +78,17 @@ class Accumulator:
         if splits and not network.classes:
             raise GraincodeError(f"{network.name} has no classifier, so it gives no Inception score")
         self.network, self.count, self.next = network, count, first
-        self._kept = np.zeros(count, dtype=bool)
-        self._kept[permutation(0, 0, count)[:subset]] = True
-        order = np.random.RandomState(seed).permutation(count)  # as torch-fidelity shuffles
-        bounds = [part * count // max(splits, 1) for part in range(max(splits, 1) + 1)]
-        self._split_of = np.empty(count, dtype=np.int64)
-        self._split_of[order] = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         self._waiting: Tensor | None = None
         self._rows: list[Tensor] = []
-        self._added, self._broken, self._filled = 0, 0, 0
+        self._added, self._broken = 0, 0
         self._mean = torch.zeros(network.dimension, dtype=torch.float64)
         self._scatter = torch.zeros(network.dimension, network.dimension, dtype=torch.float64)
+        self._indices = np.sort(permutation(0, 0, count)[:subset])
         # in one piece: many small tensors that stay would keep the memory between them from being used again
-        self._subset = torch.empty(int(self._kept.sum()), network.dimension)
-        self._indices = torch.empty(len(self._subset), dtype=torch.long)
+        self._subset = torch.zeros(len(self._indices), network.dimension)
+        self._split_of = np.empty(count, dtype=np.int64)
+        order = np.random.RandomState(seed).permutation(count)  # as torch-fidelity shuffles
+        self._split_of[order] = ((np.arange(count) + 1) * max(splits, 1) - 1) // count
         self._mass = torch.zeros(splits, network.classes, dtype=torch.float64)
         self._entropy = torch.zeros(splits, dtype=torch.float64)
 
@@ -115,38 +110,31 @@ class Accumulator:
         self._merge()
         added, broken = collectives.sum_(torch.tensor([self._added, self._broken])).tolist()
         if broken:
-            raise GraincodeError(
-                f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}: check its "
-                "weights"
-            )
+            where = f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}"
+            raise GraincodeError(f"{where}: check its weights")
         check("count", self.count, f"{added}, as many images as came", added == self.count)
         mean = collectives.sum_(self._mean * self._added) / self.count
         away = self._mean - mean
-        scatter = collectives.sum_(self._scatter + self._added * torch.outer(away, away))
-        subset, indices = (collectives.gather_rows(part[: self._filled]) for part in (self._subset, self._indices))
+        covariance = collectives.sum_(self._scatter + self._added * torch.outer(away, away)) / max(self.count - 1, 1)
+        kept = collectives.sum_(self._subset), torch.from_numpy(self._indices)  # rows of other processes are 0
         mass, entropy = collectives.sum_(self._mass), collectives.sum_(self._entropy)
         sizes = torch.from_numpy(np.bincount(self._split_of, minlength=len(entropy)))[: len(entropy)]
-        covariance = scatter / max(self.count - 1, 1)
-        return Statistics(self.network.identity, self.count, mean, covariance, subset, indices, mass, entropy, sizes)
+        return Statistics(self.network.identity, self.count, mean, covariance, *kept, mass, entropy, sizes)
 
     def _add(self, images: Tensor) -> None:
         features, logits = self.network(images)
-        numbers = np.arange(self.next, self.next + len(images))
-        self.next += len(images)
+        first, self.next = self.next, self.next + len(images)
         check("count", self.count, f"{self.next} or more, as many images as came", self.next <= self.count)
-        self._broken += int((~features.isfinite()).any(1).logical_or((~logits.isfinite()).any(1)).sum())
+        self._broken += int((~torch.cat([features, logits], 1).isfinite().all(1)).sum())
         features = features.cpu()
-        kept = torch.from_numpy(self._kept[numbers])
-        filled = self._filled + int(kept.sum())
-        self._subset[self._filled : filled] = features[kept]
-        self._indices[self._filled : filled] = torch.from_numpy(numbers)[kept]
-        self._filled = filled
+        low, high = np.searchsorted(self._indices, (first, self.next))
+        self._subset[low:high] = features[self._indices[low:high] - first]
         self._rows.append(features)
         if sum(map(len, self._rows)) >= _ROWS:
             self._merge()
         if len(self._entropy):
             log_p = logits.cpu().double().log_softmax(1)
-            p, split = log_p.exp(), torch.from_numpy(self._split_of[numbers])
+            p, split = log_p.exp(), torch.from_numpy(self._split_of[first : self.next])
             self._mass.index_add_(0, split, p)
             self._entropy.index_add_(0, split, (p * log_p).sum(1))
 
@@ -203,36 +191,31 @@ def cached_statistics(
     subset: int = SUBSET,
     cache_dir: Path | str | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of real images by network, from `statistics/` of the cache, or gathered and stored there.
+    """Statistics of real images by network, from `statistics/` of the cache (`cache_root()` by default).
 
-    Args:
-        images: read only when something is not stored; stored under the hash of their content.
-        subset: as of `Accumulator`; what is stored with more is used, too.
-        cache_dir: None for `cache_root()`.
+    Those not stored there, under the hash of the images' content and with as large a subset, are gathered and stored.
     """
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
-    content = images.dataset.content_hash()
+    content, found, missing = images.dataset.content_hash(), {}, {}
     paths = {
-        name: folder / f"{network.name}-{network.weights_hash[:12]}-{content[:16]}.safetensors"
-        for name, network in networks.items()
+        name: folder / f"{net.name}-{net.weights_hash[:12]}-{content[:16]}.safetensors"
+        for name, net in networks.items()
     }
-    read = {name: _read(path, networks[name], content, subset) for name, path in paths.items()}
-    # gathering is work for all processes: they must agree on what is needed
-    having = collectives.sum_(torch.tensor([int(found is not None) for found in read.values()]))
-    missing = {name: net for (name, net), of in zip(networks.items(), having, strict=True) if of < collectives.count()}
-    measured: dict[str, Statistics] = {}
+    for name, network in networks.items():
+        found[name] = _read(paths[name], network, content, subset)
+        # gathering is work for all processes: they must agree on what is needed
+        if collectives.sum_(torch.tensor([int(found[name] is None)])):
+            missing[name] = network
     if missing:
         try:  # before the work
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             raise GraincodeError(f"{folder}: cannot be written ({error.strerror}); set GRAINCODE_CACHE") from None
-        mine = collectives.items(images.count, images.batch_size)
-        measured = measure(missing, images, images.count, mine, subset=subset, progress=images.name)
-        for name, found in measured.items():
-            collectives.on_main(partial(_write, paths[name], found, networks[name], content))
-    return {name: measured.get(name, read[name]) for name in networks}
+        found |= measure(missing, images, images.count, images.mine, subset=subset, progress=images.name)
+        for name, network in missing.items():
+            collectives.on_main(partial(_write, paths[name], found[name], network, content))
+    return found
 
 
 def _origin(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -271,29 +254,31 @@ def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content:
 def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
     """Statistics from a file of `mu` and `sigma`, as the field shares them for ImageNet, or as `write_npz` makes it.
 
-    Args:
-        network: that its features are taken to be of; a file by `write_npz` says which, others do not.
+    They are taken to be of the network's features; a file by `write_npz` says whether they are.
     """
     path, size = Path(path).expanduser(), network.dimension
+
+    def demand(holds: bool, problem: str) -> None:
+        if not holds:
+            raise GraincodeError(f"{path}: {problem}")
+
     try:
         with open_npz(path) as arrays:
             known = {name: arrays[name] for name in arrays.files if name in ("mu", "sigma", "count", "features")}
     except ValueError as error:
         raise GraincodeError(f"{path}: {error}; give one with arrays mu and sigma") from None
-    if not {"mu", "sigma"} <= known.keys():
-        raise GraincodeError(f"{path}: no arrays mu and sigma; give statistics, or images as a folder")
-    if any(known[name].dtype.kind not in "fiu" for name in ("mu", "sigma")):
-        raise GraincodeError(f"{path}: mu and sigma are not real numbers; make it anew")
+    demand({"mu", "sigma"} <= known.keys(), "no arrays mu and sigma; give statistics, or images as a folder")
+    real = all(known[name].dtype.kind in "fiu" for name in ("mu", "sigma"))
+    demand(real, "mu and sigma are not real numbers; make it anew")
     mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
-    if mean.shape != (size,) or covariance.shape != (size, size):
-        found = f"mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}"
-        raise GraincodeError(f"{path}: {found}, but {network.name} has {size} features; measure in those of the file")
+    found = f"mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, but {network.name} has {size} features"
+    demand(mean.shape == (size,) and covariance.shape == (size, size), f"{found}; measure in those of the file")
+    finite = bool(mean.isfinite().all() and covariance.isfinite().all())
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
-    if not (symmetric and mean.isfinite().all() and covariance.isfinite().all()):
-        raise GraincodeError(f"{path}: NaN or infinite values, or a sigma that is not symmetric; make it anew")
+    demand(finite and symmetric, "NaN or infinite values, or a sigma that is not symmetric; make it anew")
     identity = str(known["features"]) if "features" in known else None
-    if identity not in (None, network.identity):
-        raise GraincodeError(f"{path}: features of {identity}, not of {network.identity}; use one of them")
+    expected = f"features of {identity}, not of {network.identity}; use one of them"
+    demand(identity in (None, network.identity), expected)
     count = known.get("count", np.array(0))
     count = int(count) if count.shape == () and count.dtype.kind in "iu" and count > 0 else None
     none = torch.zeros(0)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.core.images import to_uint8
 from graincode.core.layout import CodeLayout
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource
 from graincode.data.loader import in_order
+from graincode.distributed import collectives
 from graincode.evaluation.code_use import CodeMetrics
 from graincode.evaluation.estimate import Estimate, mean_of
 from graincode.evaluation.pairs import Measures, PairMetrics
@@ -32,11 +34,12 @@ class ImageStream(ABC):
 
     Attributes:
         name: what is shown, in words.
-        count: number of images, of all processes.
-        batch_size: images at once.
+        count, batch_size: images of all processes, and at once.
         image_size: (height, width) in pixels.
         labels: (count,) long; None if there are none.
         shows_progress: whether it shows its own bar.
+        inputs: hashes of what the images depend on, by name.
+        facts, warnings: what else the record tells of them, and lines for readers of their metrics.
     """
 
     name: str
@@ -45,6 +48,14 @@ class ImageStream(ABC):
     image_size: tuple[int, int]
     labels: Tensor | None = None
     shows_progress = False
+    inputs: Mapping[str, str] = MappingProxyType({})
+    facts: Mapping[str, Any] = MappingProxyType({})
+    warnings: Sequence[str] = ()
+
+    @property
+    def mine(self) -> range:
+        """Which of the images are this process's."""
+        return collectives.items(self.count, self.batch_size)
 
     @abstractmethod
     def __iter__(self) -> Iterator[Tensor]:
@@ -53,6 +64,11 @@ class ImageStream(ABC):
     def metrics(self) -> dict[str, Estimate]:
         """What was counted on the way, over all processes; each of them must ask."""
         return {}
+
+    def depending_on(self, **inputs: str) -> Self:
+        """The stream itself, with more inputs."""
+        self.inputs = {**self.inputs, **inputs}
+        return self
 
 
 class DatasetStream(ImageStream):
@@ -91,11 +107,9 @@ class PairStream(DatasetStream):
 
 
 class ReconstructionStream(DatasetStream):
-    """Reconstructions of images, compared with these; their codes are counted.
+    """Reconstructions of images, compared with these by measures of pairs; their codes are counted.
 
-    Args:
-        measures: of each pair.
-        how: `ratios` and `psnr` of `DQVAE.tokenize`.
+    `how` are `ratios` and `psnr` of `DQVAE.tokenize`.
     """
 
     def __init__(
@@ -109,14 +123,13 @@ class ReconstructionStream(DatasetStream):
         **how: Any,
     ) -> None:
         super().__init__(dataset, batch_size, workers, limit)
-        self.name, self.labels = f"reconstructions of {self.name}", None
-        self._tokenizer, self._how = tokenizer, how
-        self._pairs, self._codes = PairMetrics(measures), CodeMetrics(tokenizer.layout)
+        self.name, self.labels, self.facts = f"reconstructions of {self.name}", None, how
+        self._tokenizer, self._pairs, self._codes = tokenizer, PairMetrics(measures), CodeMetrics(tokenizer.layout)
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
             images = batch.images.to(self._tokenizer.device)
-            codes = self._tokenizer.tokenize(images, **self._how)
+            codes = self._tokenizer.tokenize(images, **self.facts)
             reconstructions = to_uint8(self._tokenizer.detokenize(codes))
             self._pairs.update(reconstructions, to_uint8(images))
             self._codes.update(codes)
@@ -127,20 +140,10 @@ class ReconstructionStream(DatasetStream):
 
 
 class LikelihoodStream(DatasetStream):
-    """Real images, whose codes a generator gives a likelihood.
-
-    Args:
-        how: `ratios` and `psnr` of `DQVAE.tokenize`, that the generator's training codes were made with.
-    """
+    """Real images, whose codes, made as `how` says (`ratios`, `psnr`), a generator gives a likelihood."""
 
     def __init__(
-        self,
-        generator: Generator,
-        tokenizer: DQVAE,
-        dataset: ImageDataset,
-        batch_size: int,
-        workers: int = 0,
-        **how: Any,
+        self, generator: Generator, tokenizer: DQVAE, dataset: ImageDataset, batch_size: int, workers: int, **how: Any
     ) -> None:
         super().__init__(dataset, batch_size, workers)
         if not generator.has_likelihood:
@@ -148,17 +151,17 @@ class LikelihoodStream(DatasetStream):
             raise GraincodeError(f"a {kind} fills codes in in any order, so it gives them no likelihood; draw samples")
         if generator.classes not in (0, classes := max(len(dataset.class_names), 1)):
             raise GraincodeError(f"the generator has {generator.classes} classes, and {dataset.name} has {classes}")
-        self.name = f"codes of {self.name}"
-        self._generator, self._tokenizer, self._how = generator, tokenizer, how
+        self.name, self.facts = f"codes of {self.name}", how
+        self._generator, self._tokenizer = generator, tokenizer
         content = [f"bits_content_{g}" for g in range(generator.layout.num_grains)]
         position = [f"bits_position_{g}" for g in range(generator.decided_grains)]
-        names = ["bits_per_image", *content, *position, "codes_per_image"]
+        names = ("bits_per_image", *content, *position, "codes_per_image")
         self._values: dict[str, list[Tensor]] = {name: [] for name in names}
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
-            codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), **self._how)
+            codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), **self.facts)
             bits = self._generator(codes, batch.labels.to(codes.grains.device)).bits()
             for name, values in bits.items():
                 self._values[f"bits_{name}"].append(values.cpu())
@@ -172,7 +175,5 @@ class LikelihoodStream(DatasetStream):
 
 def check_size(source: ImageSource, tokenizer: DQVAE) -> None:
     """Refuse a data set whose images are not of the tokenizer's size."""
-    wanted = tokenizer.layout.image_size
-    if tuple(source.image_size) != wanted:
-        size = list(source.image_size)
-        raise GraincodeError(f"image_size={size}: expected {list(wanted)}, the size of the tokenizer's images")
+    size, wanted = tuple(source.image_size), tokenizer.layout.image_size
+    check("image_size", list(size), f"{list(wanted)}, the size of the tokenizer's images", size == wanted)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,17 +56,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A subject, ready to be measured; hashes of what it depends on, for the run's identity; what else the record
-    tells; and lines for readers of the metrics."""
-
-    images: ImageStream
-    inputs: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Reference:
     """What images are compared with: a name, the hash of its content, images or statistics by network, and the split
     of the data set that it is, if it is one."""
@@ -76,12 +65,6 @@ class Reference:
     images: ImageDataset | None = None
     known: Mapping[str, Statistics] = field(default_factory=dict)
     split: str | None = None
-
-    @classmethod
-    def of(cls, images: ImageDataset, split: str | None = None) -> Reference:
-        """Images, of a folder or of a split."""
-        name = f"{images.name} {split}" if split else images.name
-        return cls(name, images.content_hash(), images, split=split)
 
     @property
     def labels(self) -> Tensor | None:
@@ -109,25 +92,25 @@ class Samples:
     def __post_init__(self) -> None:
         check("num_samples", self.num_samples, "1 or more", self.num_samples is None or self.num_samples >= 1)
 
-    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
+    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """Load the generator and its tokenizer."""
         (generator, tokenizer), count = context.load_pair(), self.num_samples or (reference and reference.count)
         check("num_samples", count, "a number, as no reference says how many images it has", bool(count))
         module, known = generator.module, None if reference is None else reference.labels
         if context.compile:
             module.compile_sampling()
-        sampler = module.resolve(context.sampler)
-        inputs, whose = {"generator": generator.identity, "tokenizer": tokenizer.identity}, self.labels
+        sampler, whose, maps = module.resolve(context.sampler), self.labels, {}
         labels, given = chosen_labels(self.labels, count, module.classes, context.seed, known), None
         if module.needs_prompt:
             check("labels", whose, "balanced, as the labels are those of what is given", whose == "balanced")
             dataset = None if reference is None or reference.images is None else context.source.split("train")
             given, labels = _prompts(generator, tokenizer, dataset, count, context.batch_size)
-            inputs["maps"], whose = dataset.content_hash(), "of the training images whose maps are given"
+            maps, whose = {"maps": dataset.content_hash()}, "of the training images whose maps are given"
         batches = draw(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
+        images = SampleStream(batches, labels, context.batch_size, module)
         whose = whose if module.classes else None
-        facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
-        return Opened(SampleStream(batches, labels, context.batch_size, module), inputs, facts)
+        images.facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
+        return images.depending_on(generator=generator.identity, tokenizer=tokenizer.identity, **maps)
 
 
 @dataclass(frozen=True)
@@ -145,13 +128,13 @@ class Reconstructions:
         if self.ratios is not None and self.psnr is not None:
             raise GraincodeError(f"ratios={list(self.ratios)} and psnr={self.psnr}: expected one of them")
 
-    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
+    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """Load the tokenizer; measures compare its reconstructions with the images."""
         tokenizer, how = context.load_tokenizer(), {"ratios": self.ratios, "psnr": self.psnr}
         check_size(context.source, tokenizer.module)
         dataset = context.source.split(self.split) if reference is None else reference.images
         images = ReconstructionStream(tokenizer.module, dataset, *context.loading, measures=measures, **how)
-        return Opened(images, {"tokenizer": tokenizer.identity, "originals": dataset.content_hash()}, how)
+        return images.depending_on(tokenizer=tokenizer.identity, originals=dataset.content_hash())
 
 
 @dataclass(frozen=True)
@@ -163,14 +146,15 @@ class Split:
     option: ClassVar[str] = "split"
     reads: ClassVar[frozenset[str]] = frozenset({"data"})
 
-    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
+    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """The images."""
         dataset = context.source.split(self.split)
-        return Opened(DatasetStream(dataset, *context.loading), {"images_hash": dataset.content_hash()})
+        return DatasetStream(dataset, *context.loading).depending_on(images_hash=dataset.content_hash())
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
         """The images."""
-        return Reference.of(context.source.split(self.split), self.split)
+        images = context.source.split(self.split)
+        return Reference(f"{images.name} {self.split}", images.content_hash(), images, split=self.split)
 
 
 @dataclass(frozen=True)
@@ -187,20 +171,24 @@ class Folder:
         if self.image_size is not None:
             check_image_size(self.image_size)
 
-    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> Opened:
+    def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """The images; measures compare them as reconstructions with a reference of equal size and names."""
         dataset = self._dataset()
-        lossy = any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset))
-        warnings = ["the images were kept as JPEG, which changes them and every metric; keep them as PNG"] * lossy
-        stream = DatasetStream(dataset, *context.loading)
-        if measures is not None:
+        if measures is None:
+            stream = DatasetStream(dataset, *context.loading)
+        else:
             _check_pairs(dataset, reference.images)
             stream = PairStream(dataset, reference.images, measures, *context.loading)
-        return Opened(stream, {"images_hash": dataset.content_hash()}, warnings=warnings)
+        lossy = any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset))
+        stream.warnings = [
+            "the images were kept as JPEG, which changes them and every metric; keep them as PNG"
+        ] * lossy
+        return stream.depending_on(images_hash=dataset.content_hash())
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
         """The images."""
-        return Reference.of(self._dataset())
+        images = self._dataset()
+        return Reference(images.name, images.content_hash(), images)
 
     def _dataset(self) -> ImageDataset:
         path = Path(self.path).expanduser()

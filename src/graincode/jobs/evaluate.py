@@ -7,19 +7,16 @@ from graincode.config.job import job_main
 if __name__ == "__main__":  # before the imports below, so that --help answers at once
     raise SystemExit(job_main("evaluate"))
 
-from collections.abc import Mapping
-
 import torch
 from omegaconf import DictConfig
 
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.distributed import collectives
-from graincode.evaluation.record import Evaluation, table
+from graincode.evaluation.record import evaluate, table
 from graincode.evaluation.subjects import Context
 from graincode.export import Export, load_export, load_pair
 from graincode.jobs.dry import dry_run
-from graincode.networks.features import FeatureNetwork
 from graincode.runs.table import update_table
 
 
@@ -32,7 +29,9 @@ def run(cfg: DictConfig) -> float:
     device = hardware.machine().device
     networks = {name: network.to(device) for name, network in mode.networks.items()}
     if cfg.debug.dry:
-        return _dry(networks, source.image_size)
+        image, known = torch.zeros(1, 3, *source.image_size, dtype=torch.uint8), networks.values()
+        modules = {network.name: network.module for network in known}
+        return dry_run(lambda: [network(image) for network in known], modules, "features of one image", training=False)
 
     def load_tokenizer() -> Export:
         return load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
@@ -49,22 +48,18 @@ def run(cfg: DictConfig) -> float:
         networks, source, build(cfg.sampler), load_tokenizer, load_models, device, cfg.precision, hardware.compile,
         cfg.seed, cfg.batch_size, hardware.workers, cfg.cache_dir,
     )  # fmt: skip
-    evaluation = Evaluation(mode, subject, reference, context)
+    plan = mode.plan(subject, reference, context)
     for key in {"data", "sampler", "reference"} - reads:
         cfg[key] = None  # what is not read does not tell two runs apart
-    with open_run("evaluate", cfg, **evaluation.inputs) as run:
+    with open_run("evaluate", cfg, **plan.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        record = evaluation.run(run.path, cfg.keep)
+        record = evaluate(mode, plan, run.path, cfg.keep)
         if collectives.is_main():
             print(table(record))
             print(f"metrics: {run.path / 'metrics.json'}")
-        objective = run.finish(evaluation.objective(record), metrics=record["metrics"])
+        # where there are Fréchet distances, one of them comes first
+        objective = next(iter(record["metrics"].values()), float(record["count"]))
+        run.finish(objective, metrics=record["metrics"])
         collectives.on_main(lambda: update_table(run.path.parent))
         return objective
-
-
-def _dry(networks: Mapping[str, FeatureNetwork], size: tuple[int, int]) -> float:
-    images = torch.zeros(1, 3, *size, dtype=torch.uint8)
-    modules = {network.name: network.module for network in networks.values()}
-    return dry_run(lambda: [network(images) for network in networks.values()], modules, "features of one image", False)
