@@ -17,9 +17,8 @@ from torch import Tensor
 
 def uniforms(seed: int, indices: Iterable[int], *shape: int) -> Tensor:
     """(B, *shape) float64 in [0, 1); row i depends on (seed, indices[i]) alone."""
-    rows = [_raw(seed, index, math.prod(shape)) for index in indices]
-    raw = np.stack(rows) if rows else np.empty((0, math.prod(shape)), dtype=np.uint64)
-    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).view(len(rows), *shape)
+    raw = np.array([_raw(seed, index, math.prod(shape)) for index in indices], dtype=np.uint64)
+    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53).view(len(raw), *shape)
 
 
 def permutation(seed: int, index: int, size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import difflib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -44,11 +45,8 @@ class FrozenNetwork(ABC):
         """Read the weights."""
 
     def load(self, size: tuple[int, int] | None = None) -> Loaded:
-        """The network, loaded once; `size` is the (height, width) of the images that will come, if known.
-
-        Raises:
-            GraincodeError: the weights are not at hand or do not fit, or such images do not.
-        """
+        """The network, loaded once; refuses weights that are not at hand or do not fit, and images of a (height, width)
+        that it does not take."""
         if self._loaded is None:
             self._loaded = self._load(size)
         return self._loaded
@@ -281,10 +279,7 @@ def _fuse_batch_norm(network: nn.Module) -> None:
     from timm.layers import BatchNormAct2d
 
     for block in list(network.modules()):
-        convolution = ""
-        for name, child in list(block.named_children()):
-            if isinstance(child, nn.Conv2d):
-                convolution = name
-            elif isinstance(child, BatchNormAct2d):
-                setattr(block, convolution, fuse_conv_bn_eval(getattr(block, convolution), child))
+        for (convolution, before), (name, child) in pairwise(list(block.named_children())):
+            if isinstance(child, BatchNormAct2d):
+                setattr(block, convolution, fuse_conv_bn_eval(before, child))
                 setattr(block, name, child.act)

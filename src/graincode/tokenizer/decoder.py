@@ -106,9 +106,7 @@ class GrainDecoder(nn.Module):
                 x = x + spread * self.layout.expand(here, g)
         if self.grain is not None:
             x = x + self.layout.expand(self.grain(grains).permute(0, 3, 1, 2), 0)
-        x = self.stem(self.position(x))
-        for index, level in enumerate(self.levels):
-            x = level(x)
-            if index < len(self.ups):
-                x = self.ups[index](F.interpolate(x, scale_factor=self._scales[index], mode="nearest"))
+        x = self.levels[0](self.stem(self.position(x)))
+        for scale, up, level in zip(self._scales, self.ups, self.levels[1:], strict=True):
+            x = level(up(F.interpolate(x, scale_factor=scale, mode="nearest")))
         return F.pixel_shuffle(self.last(F.silu(self.norm(x))), self.patch)

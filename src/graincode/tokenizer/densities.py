@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -18,33 +19,32 @@ from graincode.core.rng import SampleRng
 Measure = Literal["error", "gain"]
 
 
+@dataclass(eq=False)
 class Probe:
     """What a router may ask about a batch of images; nothing is computed before it is asked for.
 
-    Args:
+    Attributes:
         images: (B, 3, H, W) in [-1, 1].
         encode: gives `features`.
         measure: features and a grain to what `error_at` gives.
         rng: random numbers of this batch, in training.
     """
 
-    def __init__(
-        self, images: Tensor, encode: Callable[[], list[Tensor]], measure: Callable[[list[Tensor], int], Tensor],
-        rng: SampleRng | None = None,
-    ) -> None:  # fmt: skip
-        self.images, self.rng = images, rng
-        self._encode, self._measure = encode, measure
-        self._errors: dict[int, Tensor] = {}
+    images: Tensor
+    encode: Callable[[], list[Tensor]]
+    measure: Callable[[list[Tensor], int], Tensor]
+    rng: SampleRng | None = None
+    _errors: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def features(self) -> list[Tensor]:
         """K feature maps (B, D, h_g, w_g), coarsest first."""
-        return self._encode()
+        return self.encode()
 
     def error_at(self, grain: int) -> Tensor:
         """(B, H0, W0) mean squared error of pixels in [-1, 1] if all regions had this grain; without gradients."""
         if grain not in self._errors:
-            self._errors[grain] = self._measure(self.features, grain)
+            self._errors[grain] = self.measure(self.features, grain)
         return self._errors[grain]
 
 

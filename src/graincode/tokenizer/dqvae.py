@@ -98,7 +98,7 @@ class DQVAE(nn.Module):
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
         """(B, 3, H, W) images as a router asks about them."""
         # without a reference to itself, which would keep its features for the garbage collector
-        return Probe(images, lambda: self.encoder(images), partial(self._error_at, images), rng)
+        return Probe(images, partial(self.encoder, images), partial(self._error_at, images), rng)
 
     def route(self, images: Tensor, ratios: Ratios | None = None) -> Routing:
         """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""

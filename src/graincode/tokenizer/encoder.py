@@ -75,30 +75,26 @@ class GrainEncoder(nn.Module):
         widths = size.widths(len(path))
         self._is_bordered = patch == 2
         self.stem = nn.Conv2d(3, widths[0], max(3, patch), stride=patch, padding=1 if patch == 1 else 0)
-        self.levels, self.downs, heads = nn.ModuleList(), nn.ModuleList(), {}
+        self.levels, self.downs, heads = nn.ModuleList(), nn.ModuleList(), []
         previous = widths[0]
         for index, (factor, width) in enumerate(zip(path, widths, strict=True)):
             attends = layout.image_size[0] // factor[0] in size.attention
             self.levels.append(Level(previous, width, size.blocks, attends))
             if factor in layout.grains:
-                heads[layout.grains.index(factor)] = _head(width, size.blocks, code_dim)
+                blocks = [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(size.blocks - 1))]
+                heads.append(nn.Sequential(*blocks, norm(width), nn.SiLU(), nn.Conv2d(width, code_dim, 3, padding=1)))
             if index + 1 < len(path):
                 stride = (path[index + 1][0] // factor[0], path[index + 1][1] // factor[1])
                 self.downs.append(nn.Conv2d(width, width, 3, stride=stride, padding=1))
             previous = width
-        self.heads = nn.ModuleList(heads[g] for g in range(layout.num_grains))
+        self.heads = nn.ModuleList(reversed(heads))
         self._taps = [path.index(grain) for grain in layout.grains]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) images in [-1, 1] to K feature maps (B, D, h_g, w_g), coarsest first."""
         # with a stride of 2 the last row and column would have no cell
-        x, trunk = self.stem(F.pad(images, (0, 1, 0, 1)) if self._is_bordered else images), []
-        for index, level in enumerate(self.levels):
-            x = level(self.downs[index - 1](x) if index else x)
-            trunk.append(x)
+        x = self.stem(F.pad(images, (0, 1, 0, 1)) if self._is_bordered else images)
+        trunk = [self.levels[0](x)]
+        for down, level in zip(self.downs, self.levels[1:], strict=True):
+            trunk.append(level(down(trunk[-1])))
         return [head(trunk[tap]) for head, tap in zip(self.heads, self._taps, strict=True)]
-
-
-def _head(width: int, blocks: int, code_dim: int) -> nn.Sequential:
-    parts = [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(blocks - 1))]
-    return nn.Sequential(*parts, norm(width), nn.SiLU(), nn.Conv2d(width, code_dim, 3, padding=1))

@@ -63,10 +63,7 @@ class Router(nn.Module):
     @property
     def nominal_length(self) -> float:
         """Codes per image that the ratios stand for."""
-        return self._length(self.ratios)
-
-    def _length(self, shares: Sequence[float]) -> float:
-        each = zip(shares, self.layout.codes_per_region, strict=True)
+        each = zip(self.ratios, self.layout.codes_per_region, strict=True)
         return self.layout.num_regions * sum(share * cost for share, cost in each)
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
@@ -128,7 +125,7 @@ class QuantileRouter(Router):
         self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
         grains = self._grains(densities, self.ratios)
         shares = [float((grains == g).double().mean()) for g in range(self.layout.num_grains)]
-        length = self._length(shares)
+        length = float(self.layout.lengths(grains).double().mean())
         if abs(length / self.nominal_length - 1) > 0.01:
             log.warning(
                 "images get %.1f codes on average, not the %.1f that were asked for: regions that tie at a threshold "
