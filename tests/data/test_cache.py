@@ -251,7 +251,7 @@ def test_a_full_disk_is_named_with_the_bytes_needed(tmp_path, monkeypatch, cache
     if when == "before":
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 99, 99))
     else:
-        monkeypatch.setattr(EncodedImages, "decode", write)
+        monkeypatch.setattr(EncodedImages, "load", write)
     with pytest.raises(GraincodeError) as error:
         source.split("train")
     one_line(error, str(cache / "images"), str(size * (3 * 8 * 6 + 8)), "GRAINCODE_CACHE")

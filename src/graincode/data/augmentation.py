@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import check
+from graincode.core.images import from_uint8, to_uint8
 from graincode.core.rng import AUGMENTATION, SampleRng
 from graincode.data.images import DerivedImages, ImageDataset
 
@@ -19,7 +20,7 @@ class Augmentation:
 
     Attributes:
         flip: mirror half of the images from left to right.
-        shift: move images by up to so many pixels in each direction; their edge is repeated beyond it.
+        shift: move images by up to so many pixels in each direction, and repeat their edge beyond it.
     """
 
     flip: bool = False
@@ -46,13 +47,10 @@ class Augmentation:
         return self._changed(images, numbers % 2 == 1, torch.where(is_still[:, None], 0.5, chance))
 
     def check_views(self, views: int) -> None:
-        """Raise a GraincodeError unless so many views of an image, 1 or more, all differ and use these changes."""
-        settings = f"views={views} and flip={str(self.flip).lower()} and shift={self.shift}"
-        most = None if self.shift else 1 + self.flip
-        if most is not None and views > most:
-            raise GraincodeError(f"{settings}: expected at most {most} views, as no more differ")
-        if views == 1 and most != 1:
-            raise GraincodeError(f"{settings}: expected 2 views or more, as the first is the image as it is")
+        """Raise a GraincodeError unless so many views of an image all differ and use these changes."""
+        settings = f"{views} and flip={str(self.flip).lower()} and shift={self.shift}"
+        expected = "2 views or more" if self.shift else f"{1 + self.flip}, as so many differ"
+        check("views", settings, expected, views >= 2 if self.shift else views == 1 + self.flip)
 
     def _changed(self, images: Tensor, mirrored: Tensor, offsets: Tensor) -> Tensor:
         """Images mirrored where (B,) `mirrored` says, and shifted by (B, 2) in [0, 1), of which 0.5 is not at all."""
@@ -67,10 +65,7 @@ class Augmentation:
 
 
 class Views(DerivedImages):
-    """A split with several views of each image: all images in view 0, then all in view 1, and so on.
-
-    View 0 is the image as it is; the augmentation makes the others, as a function of the seed, the view and the image.
-    """
+    """A split with several views of each image (see `Augmentation.view`): all images in view 0, then all in 1 ..."""
 
     def __init__(self, dataset: ImageDataset, views: int, augmentation: Augmentation, seed: int) -> None:
         super().__init__(dataset, f"{dataset.split} ({views} views)", torch.arange(len(dataset)).repeat(views))
@@ -78,5 +73,5 @@ class Views(DerivedImages):
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = super().load(indices)
-        numbers = indices // len(self._dataset)
-        return self._augmentation.view(images, numbers, SampleRng(self._seed, indices)), labels
+        numbers, rng = indices // len(self._dataset), SampleRng(self._seed, indices)
+        return to_uint8(self._augmentation.view(from_uint8(images), numbers, rng)), labels

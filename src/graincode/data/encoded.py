@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,13 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError
-from graincode.core.images import from_uint8
 from graincode.data.images import ImageDataset, read_image
 from graincode.files import build_once, cache_root, new_directory, replacing
 
 CACHE_FORMAT = 1
 _CHUNK = 64
-
 Crop = Literal["center", "none"]
 OnCorrupt = Literal["error", "skip"]
 
@@ -47,7 +45,7 @@ class Encoded(Protocol):
         """The content of an image's file; a GraincodeError if it is not there, which is never skipped."""
 
     def identity(self) -> str:
-        """Changes with the content, as far as names, sizes and times of change show; not with the place."""
+        """A hash that changes with the content, as far as names, sizes and times show; not with the place."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Files:
 
 
 def files_identity(files: Iterable[tuple[str, Path]]) -> str:
-    """Hex SHA-256 over the names that count of files, and the sizes and times of change (ns) at their paths."""
+    """Hex SHA-256 over the names, and over the sizes and times of change (ns) at the paths."""
     digest = hashlib.sha256()
     for name, path in files:
         with readable(path):
@@ -99,7 +97,7 @@ class EncodedImages(ImageDataset):
     """A split of N encoded images, decoded when they are asked for.
 
     With `on_corrupt="skip"`, the next image of the split that can be decoded (after the last, the first) stands in for
-    one that cannot, with its own label in the batch, so that the length stays; `corrupt` (N,) bool has those found.
+    one that cannot, with its own label in the batch; `corrupt` (N,) bool has those found.
     """
 
     name: str
@@ -121,14 +119,9 @@ class EncodedImages(ImageDataset):
         return int(self.corrupt.sum())
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = self.decode(indices.tolist())
-        return from_uint8(images), labels
-
-    def decode(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) uint8 images and (B,) long labels at B indices; a GraincodeError if one is corrupt."""
         images = torch.empty(len(indices), 3, *self.image_size, dtype=torch.uint8)
-        shown = torch.empty(len(indices), dtype=torch.long)
-        for row, index in enumerate(indices):
+        shown = torch.empty_like(indices)
+        for row, index in enumerate(indices.tolist()):
             shown[row], images[row] = self._shown(index)
         return images, self.labels[shown]
 
@@ -156,9 +149,8 @@ class EncodedImages(ImageDataset):
 class CachedImages(EncodedImages):
     """The same split with its images decoded once and for all, by a thread for each CPU.
 
-    They lie in `cache_root()`/images under a hash of what the pixels and labels depend on: the files' identity, labels,
-    size and crop, and the versions of the decoder and of the cache's format. A damaged cache is refused, and so are
-    images that it skipped where `on_corrupt="error"`.
+    They lie in `cache_root()`/images under a hash of all that pixels and labels depend on. A damaged cache is refused,
+    and so are images that it skipped where `on_corrupt="error"`.
     """
 
     def __post_init__(self) -> None:
@@ -178,7 +170,7 @@ class CachedImages(EncodedImages):
         except (OSError, ValueError):
             raise GraincodeError(f"{self._folder} is damaged: remove it, so that it is built anew") from None
         if len(corrupt) and self.on_corrupt == "error":
-            self.decode(corrupt[:1].tolist())  # raises the error that names it
+            self._shown(corrupt[0])  # raises the error that names it
         for index in corrupt[~self.corrupt[corrupt].numpy()]:  # building it has not just said so
             self._skip(index, "when it was cached")
         self.labels = torch.from_numpy(labels)
@@ -192,7 +184,7 @@ class CachedImages(EncodedImages):
         return {name: value for name, value in self.__dict__.items() if name != "_images"}
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return from_uint8(torch.from_numpy(self._images[indices.numpy()])), self.labels[indices]
+        return torch.from_numpy(self._images[indices.numpy()]), self.labels[indices]
 
     def content_hash(self) -> str:
         file = self._folder / "content_hash"
@@ -214,15 +206,15 @@ class CachedImages(EncodedImages):
             path, shape = partial / "images.npy", (len(self), 3, *self.image_size)
             offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
 
-            def write(rows: range) -> Tensor:
+            def write(rows: Tensor) -> Tensor:
                 """Decode images into the file; a full disk is an error so, and would be a bus error in a mapped one."""
-                pixels, labels = self.decode(rows)
+                images, labels = EncodedImages.load(self, rows)
                 with path.open("r+b") as file:
-                    file.seek(offset + rows.start * pixels[0].nbytes)
-                    file.write(pixels.numpy().data)
+                    file.seek(offset + int(rows[0]) * images[0].nbytes)
+                    file.write(images.numpy().data)
                 return labels
 
-            chunks = [range(start, min(start + _CHUNK, len(self))) for start in range(0, len(self), _CHUNK)]
+            chunks = torch.arange(len(self)).split(_CHUNK)
             done = tqdm(threads.map(write, chunks), total=len(chunks), unit=" images", unit_scale=_CHUNK, leave=False)
             np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
             np.save(partial / "corrupt.npy", self.corrupt.nonzero().flatten().numpy())

@@ -62,13 +62,12 @@ class FileSource(EncodedSource):
 class ImageFolder(FileSource):
     """A directory of images as a data set, with the classes and splits that its sub-directories show.
 
-    Files with a known extension count, at any depth, except those whose name or directory begins with a dot.
+    Files with one of the `EXTENSIONS` count, at any depth, unless their name or directory begins with a dot.
 
     If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and those of
     val and test that are missing are taken out of train/. Otherwise all three are taken out of the root.
 
-    Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled, as
-    all are with the classes "none".
+    Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
     """
 
     root: str | None
@@ -84,14 +83,13 @@ class ImageFolder(FileSource):
     @cached_property
     def _splits(self) -> dict[str, Files]:
         root = self._base(("",))
-        given = [name for name in SPLITS if (root / name).is_dir()]
-        folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        given = [name for name in SPLITS if name in folders]
         if "train" not in given or (len(given) == 1 and len(folders) > 1):
             given = []
         base = root / "train" if given else root
-        parts = self._take_out(image_files(base), given)
-        found = {name: Files(base, tuple(paths)) for name, paths in parts.items()}
-        return found | {name: Files(root / name, tuple(image_files(root / name))) for name in given if name != "train"}
+        parts = {name: Files(base, tuple(paths)) for name, paths in self._take_out(image_files(base), given).items()}
+        return parts | {name: Files(root / name, tuple(image_files(root / name))) for name in given if name != "train"}
 
 
 @dataclass(eq=False)
@@ -114,12 +112,11 @@ class ImageNet(FileSource):
         base = self._base(("", "ILSVRC/Data/CLS-LOC"), ("train", "val"))
         found = {part: image_files(base / part) for part in ("train", "val")}
         classes = {_top_folder(path) for path in found["train"]} - {""}
-        for part, paths in found.items():
-            for path in paths:
-                if _top_folder(path) not in classes:
-                    raise GraincodeError(f"{base / part / path}: expected it in a class folder, such as n01440764")
-        parts = self._take_out(found["train"]) | {"test": found["val"]}
-        return {name: Files(base / ("val" if name == "test" else "train"), tuple(parts[name])) for name in SPLITS}
+        for part, path in ((part, path) for part, paths in found.items() for path in paths):
+            if _top_folder(path) not in classes:
+                raise GraincodeError(f"{base / part / path}: expected it in a class folder, such as n01440764")
+        parts = {name: Files(base / "train", tuple(paths)) for name, paths in self._take_out(found["train"]).items()}
+        return parts | {"test": Files(base / "val", tuple(found["val"]))}
 
 
 @dataclass(eq=False)
@@ -146,7 +143,7 @@ class FFHQ(FileSource):
             path_of[number] = path
         parts = self._take_out(number for number in path_of if int(number) < FFHQ_TRAIN)
         parts["test"] = [number for number in path_of if int(number) >= FFHQ_TRAIN]
-        return {name: Files(base, tuple(path_of[number] for number in parts[name])) for name in SPLITS}
+        return {name: Files(base, tuple(map(path_of.get, numbers))) for name, numbers in parts.items()}
 
 
 def image_files(base: Path) -> list[str]:

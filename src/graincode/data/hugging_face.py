@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -35,9 +36,8 @@ class Rows:
 
     def read(self, index: int) -> bytes:
         cell = self.table[self.rows[index]][self.column] or {}
-        if cell.get("bytes") is None and cell.get("path"):
-            return read_file(Path(cell["path"]))
-        return cell.get("bytes") or b""
+        is_file = cell.get("bytes") is None and cell.get("path")
+        return read_file(Path(cell["path"])) if is_file else cell.get("bytes") or b""
 
     def identity(self) -> str:
         paths = [Path(file["filename"]) for file in self.table.cache_files]
@@ -50,8 +50,7 @@ class Rows:
 class HuggingFace(EncodedSource):
     """A Hugging Face data set of images; needs the package `datasets`.
 
-    Files are decoded here, as those of `ImageFolder` are. No code that comes with a data set is run. Splits depend on
-    the numbers of rows.
+    Files are decoded here; no code that comes with a data set is run. Splits depend on the numbers of rows.
 
     Args:
         path: a directory that `save_to_disk` wrote, a folder of Parquet or image files, one .parquet file, or a name
@@ -86,10 +85,10 @@ class HuggingFace(EncodedSource):
             return ()
         names = tuple(getattr(self._tables["train"].features[self.label_key], "names", None) or ())
         values = {value for split in self._given for value in self._labels(split)}
+        known = f"whole numbers from 0{f' to {len(names) - 1}' if names else ''}"
         for value in values:
-            if type(value) is not int or value < 0 or (names and value >= len(names)):
-                known = f"whole numbers from 0{f' to {len(names) - 1}' if names else ''}"
-                raise GraincodeError(f"label_key={self.label_key}: expected {known}, found {value!r} in {self._origin}")
+            is_label = type(value) is int and 0 <= value < (len(names) or math.inf)
+            check("label_key", self.label_key, f"{known}, found {value!r} in {self._origin}", is_label)
         return names or tuple(map(str, range(max(values) + 1)))
 
     def _encoded(self, split: str) -> tuple[Rows, Tensor]:
@@ -101,12 +100,10 @@ class HuggingFace(EncodedSource):
             table = column.cast_column(self.image_key, Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:  # among which are those of pyarrow
             raise GraincodeError(f"image_key={self.image_key}: expected a column of images") from error
-        rows = range(len(table))
+        rows = list(range(len(table)))
         if base == "train":
             rows = sorted(map(int, self._take_out(map(str, rows), self._given)[split]))
-        labels = torch.zeros(len(rows), dtype=torch.long)
-        if self.class_names:
-            labels = torch.tensor(self._labels(base), dtype=torch.long)[list(rows)]
+        labels = torch.tensor(self._labels(base) if self.class_names else [0] * len(table), dtype=torch.long)[rows]
         return Rows(table, self.image_key, tuple(rows), f"{self._given[base]} in {self._origin}"), labels
 
     def _labels(self, split: str) -> list[Any]:
@@ -141,7 +138,5 @@ class HuggingFace(EncodedSource):
             path = str(local) if local.is_dir() else self.path
             return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
-            reason = " ".join(str(error).split())
-            raise GraincodeError(
-                f"{self._origin} name={self.name}: expected what datasets can load ({reason})"
-            ) from error
+            expected = f"expected what datasets can load ({' '.join(str(error).split())})"
+            raise GraincodeError(f"{self._origin} name={self.name}: {expected}") from error

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from graincode.core.codes import Rows
 from graincode.core.errors import GraincodeError, check
-from graincode.core.images import from_uint8, to_uint8
+from graincode.core.images import from_uint8
 from graincode.core.rng import permutation
 
 SPLITS = ("train", "val", "test")
-
-# What is decoded, by Pillow's names. Others of its decoders start programs, whatever a file is called.
+# What is decoded, by Pillow's names: others of its decoders start programs, whatever a file is called.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _HASH_CHUNK = 256
@@ -44,11 +43,11 @@ class ImageDataset(ABC):
     """One split of a data set, indexed by batches: `DataLoader(dataset, sampler=index_lists, batch_size=None)`.
 
     Attributes:
-        name: short name of the data set, as it stands in result files.
+        name: of the data set, as it stands in result files.
         split: "train", "val" or "test".
         image_size: (height, width) in pixels.
         class_names: name of each label; empty if there are no labels.
-        labels: (N,) long, the labels of all images.
+        labels: (N,) long, of all images.
         skipped: how many corrupt images others stand in for; without a cache, those found so far.
     """
 
@@ -67,11 +66,12 @@ class ImageDataset(ABC):
         chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1)
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise IndexError(f"index {chosen.tolist()} outside a split of {len(self)} images")
-        return ImageBatch(*self.load(chosen), chosen)
+        images, labels = self.load(chosen)
+        return ImageBatch(from_uint8(images), labels, chosen)
 
     @abstractmethod
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) float32 images in [-1, 1] and (B,) long labels at (B,) indices; the same at every call."""
+        """(B, 3, H, W) uint8 images and (B,) long labels at (B,) indices; the same at every call."""
 
     def content_hash(self) -> str:
         """Hex SHA-256 of image size, uint8 images and labels in order; reads the whole split at the first call."""
@@ -83,7 +83,7 @@ class ImageDataset(ABC):
         shown = []
         for indices in torch.arange(len(self)).split(_HASH_CHUNK):
             images, labels = self.load(indices)
-            digest.update(to_uint8(images).numpy().tobytes())
+            digest.update(images.numpy().tobytes())
             shown += labels.tolist()
         digest.update(np.array(shown, dtype="<i8").tobytes())
         return digest.hexdigest()
@@ -94,10 +94,8 @@ class ImageSource(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int]: ...
-
     @property
     def class_names(self) -> tuple[str, ...]: ...
-
     def split(self, name: str) -> ImageDataset:
         """The split "train", "val" or "test", which is read now."""
 
@@ -117,7 +115,7 @@ class TensorImages(ImageDataset):
         return self.images.shape[-2], self.images.shape[-1]
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return from_uint8(self.images[indices]).expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
+        return self.images[indices].expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
 
 
 class DerivedImages(ImageDataset):
