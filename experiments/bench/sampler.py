@@ -19,7 +19,7 @@ from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
 from graincode.core.sequences import CodeSequences
 from graincode.generator import AutoregressiveObjective, ClassConditioning, DGiTAR, HeterogeneousEmbedding, Transformer
-from graincode.generator.cache import KeyValueCache
+from graincode.generator.transformer import KeyValueCache
 from graincode.generator.dgit_ar import CachedLogits
 from graincode.sampling import AutoregressiveSampler
 

@@ -6,7 +6,7 @@ from helpers_generators import WIDTH
 from graincode.generator import (
     Transformer,
 )
-from graincode.generator.cache import KeyValueCache
+from graincode.generator.transformer import KeyValueCache
 
 
 def test_a_cache_goes_on_with_some_sequences_in_the_memory_that_it_has():

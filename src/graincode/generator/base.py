@@ -31,12 +31,12 @@ class Generator(nn.Module, ABC):
         sampler: class of its sampler.
         has_likelihood: whether it gives real codes a likelihood.
         needs_prompt: whether samples must be given what `prompt_of` says.
-        layout, conditioning, content_head, rotary: a subclass makes them.
     """
 
     sampler: ClassVar[type[Sampler]]
     has_likelihood: ClassVar[bool] = False
     needs_prompt = False
+    extra_tokens = 0  # of an image, besides its codes
     layout: CodeLayout
     conditioning: Conditioning
     content_head: ContentHead
@@ -52,11 +52,6 @@ class Generator(nn.Module, ABC):
         """Device of the weights."""
         return self.content_head.weight.device
 
-    @property
-    def extra_tokens(self) -> int:
-        """Tokens of an image besides its codes."""
-        return 0
-
     def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
         """What a sample must be given to become an image like that of these codes; None: nothing."""
         return None
@@ -64,8 +59,8 @@ class Generator(nn.Module, ABC):
     def transform(
         self, stack: Transformer, tokens: Tensor, slots: Tensor, condition: Tensor, modulations: Any, **more: Any
     ) -> Tensor:
-        """A stack's states of (B, L, width) tokens at (B, L) slots, under a (B, width) condition and its modulations,
-        where they are known; more arguments are the stack's."""
+        """A stack's states of (B, L, width) tokens at (B, L) slots, under a (B, width) condition; its modulations where
+        they are known, and more arguments, are the stack's."""
         rotation = self.rotary(slots) if stack.rotary else None
         return stack(tokens, rotation=rotation, modulations=modulations or stack.modulations(condition), **more)
 
@@ -97,7 +92,7 @@ class Generator(nn.Module, ABC):
         return {} if self.conditioning.dropout else {"guidance_scale": "dropout=0 trained it with classes alone"}
 
     def compile_sampling(self) -> None:
-        """Draw samples with what torch.compile makes of the blocks, from now on; results change by rounding alone."""
+        """Draw samples with compiled code from now on; results change by rounding alone."""
         compile_blocks(self)
 
     @torch.no_grad()
@@ -114,18 +109,17 @@ class Generator(nn.Module, ABC):
     ) -> GrainCodes:
         """Draw one image's codes for each label.
 
-        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone. Batches are
-        filled up to `batch_size`, so that in float32, too, the number of other samples does not change it; what these
-        are may change it in the last bit where a sampler pads to the longest, drops what is finished, or computes only
-        what is masked.
+        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone: batches are
+        filled up to `batch_size`. In float32 its last bit may depend on its batch where a sampler pads to the longest,
+        drops what is finished, or computes only what is masked.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.
             seed: of all samples, >= 0.
-            first_index: index of the first sample, to go on where another call stopped.
+            first_index: of the first sample, to go on where another call stopped.
             batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of steps that the current batch has taken.
-            given: the codes of each sample that it keeps; nothing by default.
+            given: the codes that each sample keeps.
             sampler: to draw with; or settings of this generator's own.
         Returns:
             N valid codes, on the CPU.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graincode.distributed.blocks import allow_graphs
-from graincode.generator.cache import KeyValueCache
+from graincode.generator.transformer import KeyValueCache, Transformer
 
-if TYPE_CHECKING:
-    from graincode.generator.dgit_ar import DGiTAR
-    from graincode.generator.transformer import Transformer
-
+Step = Callable[..., Tensor]
 BUCKET = 64
 """Tokens that the part of a `StaticCache` that attention sees grows by."""
 
@@ -31,7 +30,7 @@ class StaticCache(KeyValueCache):
         super().__init__(transformer, batch, -(-capacity // BUCKET) * BUCKET)
         self.length = torch.zeros(1, dtype=torch.long, device=next(transformer.parameters()).device)
         self.count, self.seen = 0, BUCKET
-        for tensor in (self.length, *itertools.chain(*self.layers)):
+        for tensor in (self.length, *chain(*self.layers)):
             tensor.zero_()  # what is masked is multiplied by 0, and must be finite
             torch._dynamo.mark_static_address(tensor)  # so that CUDA graphs may write into it
 
@@ -59,36 +58,36 @@ class StaticCache(KeyValueCache):
 
 
 class CompiledSteps:
-    """`DGiTAR.states` and `contents`, compiled: a graph of each for every `BUCKET` tokens, on a GPU as CUDA graphs.
+    """A generator's `states` and `contents`, compiled: a graph of each for every `BUCKET` tokens, on a GPU a CUDA graph.
 
     A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
     one batch is drawn at a time; the model stays on its device and in its precision.
+
+    Args:
+        states, contents: of one token; the last argument is the cache.
+        stacks: the transformers to cache, one for each.
+        capacity: tokens of the longest sequence.
     """
 
-    def __init__(self, model: DGiTAR) -> None:
-        self._model, self._batch, self._caches = model, 0, []
-        allow_graphs(4 * -(-model.layout.max_tokens // BUCKET))  # for some more batch sizes, guided or not
-        mode = "reduce-overhead" if model.device.type == "cuda" else None
-        self._states, self._contents = (
-            torch.compile(step, dynamic=False, mode=mode) for step in (model.states, model.contents)
-        )
+    def __init__(self, states: Step, contents: Step, stacks: Sequence[Transformer], capacity: int) -> None:
+        allow_graphs(4 * -(-capacity // BUCKET))  # for some more batch sizes, guided or not
+        mode = "reduce-overhead" if next(stacks[0].parameters()).is_cuda else None
+        self._states, self._contents = (torch.compile(f, dynamic=False, mode=mode) for f in (states, contents))
+        self._caches = lru_cache(1)(lambda batch: [StaticCache(stack, batch, capacity) for stack in stacks])
 
     def caches(self, batch: int) -> list[StaticCache]:
-        """See `DGiTAR.caches`."""
-        if batch != self._batch:
-            self._batch = batch
-            self._caches = [StaticCache(stack, batch, self._model.layout.max_tokens) for stack in self._model.stacks]
-        for cache in self._caches:
+        """Empty caches for a batch of samples."""
+        for cache in self._caches(batch):
             cache.restart()
-        return self._caches
+        return self._caches(batch)
 
     def states(self, *arguments: Any) -> Tensor:
-        """See `DGiTAR.states`; the last argument is the cache."""
+        """The first step, with a cache that has room."""
         torch.compiler.cudagraph_mark_step_begin()
         arguments[-1].reach()
         return self._states(*arguments)
 
     def contents(self, *arguments: Any) -> Tensor:
-        """See `DGiTAR.contents`; the last argument is the cache."""
+        """The second step, likewise."""
         arguments[-1].reach()
         return self._contents(*arguments)

@@ -18,10 +18,9 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import CodeSequences, to_sequences
 from graincode.generator.base import Generator
-from graincode.generator.cache import KeyValueCache
 from graincode.generator.compiled import CompiledSteps
 from graincode.generator.embedding import Conditioning, ContentHead, Head, HeterogeneousEmbedding, initialize
-from graincode.generator.transformer import Rotary, Transformer, normalized, refuse_modulation
+from graincode.generator.transformer import KeyValueCache, Rotary, Transformer, normalized, refuse_modulation
 from graincode.sampling import AutoregressiveSampler
 
 LastPositions = Literal["implied", "modelled"]
@@ -33,13 +32,11 @@ class SequenceLikelihood:
     """Negative log-likelihood of a batch of sequences, in nats.
 
     Attributes:
-        content: (B, L), 0 where there is no code.
-        position: (B, L), 0 where the position is implied.
-        is_code: (B, L) bool.
-        is_decision: (B, L) bool, where the next region (or the end of the grain) was a choice.
-        grain: (B, L) long, the grain of each token.
-        num_grains: K.
-        decided_grains: number of grains, from the coarsest, whose positions are predicted.
+        content, position: (B, L), 0 where there is no code, or the position is implied.
+        is_code, is_decision: (B, L) bool, where there is a code, and where the next region (or the end of the grain)
+            was a choice.
+        grain: (B, L) long, of each token.
+        num_grains, decided_grains: K, and number of grains, from the coarsest, whose positions are predicted.
     """
 
     content: Tensor
@@ -57,12 +54,11 @@ class SequenceLikelihood:
 
     def bits(self) -> dict[str, Tensor]:
         """(B,) bits of each image, without gradients: `per_image`, and its parts `content_g` and `position_g`."""
-        found = {"per_image": self.total.detach()}
-        parts = ("content", self.content, self.num_grains), ("position", self.position, self.decided_grains)
-        for name, values, count in parts:
-            for g in range(count):
-                found[f"{name}_{g}"] = (values.detach() * (self.grain == g)).sum(dim=1)
-        return {name: nats / math.log(2) for name, nats in found.items()}
+        content, position = self.content.detach(), self.position.detach()
+        nats = {"per_image": (content + position).sum(dim=1)}
+        nats |= {f"content_{g}": (content * (self.grain == g)).sum(dim=1) for g in range(self.num_grains)}
+        nats |= {f"position_{g}": (position * (self.grain == g)).sum(dim=1) for g in range(self.decided_grains)}
+        return {name: values / math.log(2) for name, values in nats.items()}
 
 
 class DGiTAR(Generator):
@@ -76,14 +72,12 @@ class DGiTAR(Generator):
     with no position layers, a plain one.
 
     Args:
-        layout: the code layout.
-        width: of each token.
-        embedding, conditioning, position_transformer, content_transformer: its parts, of this width.
+        width: of each token, in all parts.
         last_positions: "implied" by the regions that are left, or "modelled": the last grain's regions are then
             predicted, and paid for, over all regions, as published; samples tile all the same.
         next_position: whether the content transformer is told where the next code is; needed with several grains.
-        grain_map: "modelled", or "given": it is then part of the condition, as the sum of a vector for each region and
-            grain, no position is predicted or paid for, and samples need a map each.
+        grain_map: "modelled", or "given" with each sample: it is then part of the condition, as the sum of a vector for
+            each region and grain, and no position is predicted or paid for.
     Raises:
         GraincodeError: the parts or options do not fit each other or the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
@@ -124,19 +118,14 @@ class DGiTAR(Generator):
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.needs_prompt = given
+        self.needs_prompt, self.extra_tokens = given, layout.num_ends
         self.decided_grains = layout.num_ends + (not implied) if chosen else 0
         self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if given else None
-        if self.map is not None:
-            nn.init.normal_(self.map.weight, std=0.02)
+        initialize(self.map)
         outputs = self.decided_grains * (layout.num_regions + 1)
         self.region_head = Head(width, outputs) if outputs else None
         self.content_head = ContentHead(layout, width)
         initialize(self.region_head, self.content_head)
-
-    @property
-    def extra_tokens(self) -> int:
-        return self.layout.num_ends
 
     def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
         return CodePrefix.of_map(codes) if self.needs_prompt else None
@@ -147,10 +136,8 @@ class DGiTAR(Generator):
         return self.position_transformer, self.content_transformer
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
-        """Likelihood of a batch of codes of this layout and (B,) labels, which are unused without conditioning.
-
-        Label dropout takes the random numbers of `rng`, or of torch's generator.
-        """
+        """Likelihood of a batch of codes of this layout, given (B,) labels; label dropout takes the random numbers of
+        `rng`, or of torch's generator."""
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
         known = targets.slots.clamp(max=layout.num_slots - 1)
@@ -192,14 +179,8 @@ class DGiTAR(Generator):
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
-        """(B, L, width) states after each token.
-
-        Args:
-            slots, contents: (B, L); L is 1 with a cache.
-            condition: (B, width).
-            modulations: of the condition, where they are known.
-            cache: a `KeyValueCache` of the position transformer.
-        """
+        """(B, L, width) states after each token, of (B, L) slots and contents and a (B, width) condition; `modulations`
+        of it, where they are known, and L = 1 token with a cache, both of the position transformer."""
         stack, start = self.position_transformer, 0 if cache is None else cache.length
         tokens = normalized(self.embedding(slots, contents, start) + condition[:, None])
         return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
@@ -207,13 +188,8 @@ class DGiTAR(Generator):
     def contents(
         self, hidden: Tensor, last: Tensor, slots: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
-        """(B, L, V) logits of the contents of the next tokens.
-
-        Args:
-            hidden: (B, L, width), see `states`.
-            last, slots: (B, L), of the tokens and of those next to them.
-            condition, modulations, cache: as of `states`, of the content transformer.
-        """
+        """(B, L, V) logits of the contents of the next tokens, of their `states` so far, and the (B, L) slots of the
+        `last` tokens and of the next ones; modulations and cache are of the content transformer."""
         tokens = hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
         at = slots if self.next_position else last
         states = self.transform(self.content_transformer, tokens, at, condition, modulations, cache=cache)
@@ -232,24 +208,20 @@ class DGiTAR(Generator):
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodePrefix | None:
         if isinstance(given, CodeMask):
-            raise GraincodeError(
-                "this generator has a fixed order: it can be given first grains, regions or a grain map"
-            )
+            raise GraincodeError("this generator has a fixed order: expected first grains, regions or a grain map")
         if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws contents alone: expected a grain map to be given")
         return given
 
     def compile_sampling(self) -> None:
         """Draw samples with `CompiledSteps` from now on."""
-        self.steps = CompiledSteps(self)
+        self.steps = CompiledSteps(self.states, self.contents, self.stacks, self.layout.max_tokens)
 
     def fixed(self, sampler: AutoregressiveSampler) -> dict[str, str]:
-        why, found = (
-            "it is given grain maps" if self.needs_prompt else "all codes are of one grain",
-            super().fixed(sampler),
-        )
+        found = super().fixed(sampler)
         if not self.decided_grains:
-            found |= {f"region_{name}": why for name in sampler.truncation("region_")}
+            why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
+            found |= {f"region_{name}": why for name in sampler.truncation()}
         return found | ({"drop_finished": "compiled steps have batches of one size"} if self.steps else {})
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:

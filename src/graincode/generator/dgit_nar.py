@@ -27,8 +27,7 @@ class Predictions:
     """Predictions of N masked values of a batch.
 
     Attributes:
-        loss: (N,) negative log-likelihood of each, in nats.
-        correct: (N,) bool, whether the likeliest value was right.
+        loss, correct: (N,), negative log-likelihood in nats, and bool, whether the likeliest value was right.
         grain: (N,) long, of their codes or regions.
         ratio: (N,) float64 in (0, 1], the share of their image's values that was masked.
     """
@@ -48,12 +47,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskedPredictions:
-    """Predictions of a batch: of the masked codes, and with several grains of the masked regions.
-
-    Attributes:
-        counts: how many of each are masked on average, see `DGiTNAR.expected`.
-        num_grains: K.
-    """
+    """Predictions of the masked codes of a batch and, with several grains (`num_grains`), of its masked regions; `counts`
+    says how many of each are masked on average, see `DGiTNAR.expected`."""
 
     contents: Predictions
     grains: Predictions | None
@@ -70,10 +65,9 @@ class DGiTNAR(Generator):
     is no grain transformer.
 
     Args:
-        layout: the code layout.
-        width: of each token.
-        embedding, conditioning, grain_transformer, content_transformer: its parts, of this width; the embedding has no
-            index, and the transformers are not causal.
+        width: of each token, in all parts.
+        embedding: without an index.
+        grain_transformer, content_transformer: not causal.
         masking: of training.
     Raises:
         GraincodeError: the parts do not fit each other or the layout.
@@ -111,13 +105,11 @@ class DGiTNAR(Generator):
         self.content_head = ContentHead(layout, width)
         rotary = content_transformer.rotary or (decides and grain_transformer.rotary)
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        if self.grain is not None:
-            nn.init.normal_(self.grain.weight, std=0.02)
-        initialize(self.grain_head, self.content_head)
+        initialize(self.grain, self.grain_head, self.content_head)
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> MaskedPredictions:
-        """Mask some codes and regions of a batch of this layout, and predict them, given (B,) labels, which are unused
-        without conditioning. Masks and label dropout take the random numbers of `rng`, or of torch's generator."""
+        """Predictions of codes and regions of a batch of this layout that are masked at random, given (B,) labels; masks
+        and label dropout take the random numbers of `rng`, or of torch's generator."""
         layout, condition = self.layout, self.conditioning(labels, rng)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
@@ -132,29 +124,22 @@ class DGiTNAR(Generator):
             masked = self.masking.regions(values, rng)
             states = self.region_states(values.masked_fill(masked, layout.num_grains), condition)
             logits, targets = self.grain_head(states[masked]), values[masked]
-            regions = lengths.new_full((len(codes),), layout.num_regions)
-            grains = Predictions.of(logits, targets, targets, masked, regions)
+            grains = Predictions.of(logits, targets, targets, masked, torch.full_like(lengths, layout.num_regions))
         return MaskedPredictions(contents, grains, self.expected(codes), layout.num_grains)
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
         """How many codes and regions training masks in a batch on average."""
-        layout = self.layout
-        counts: dict[str, Tensor | float] = {"content": self.masking.expected(codes.lengths, layout.max_tokens).sum()}
+        lengths, most = codes.lengths, self.layout.num_regions
+        counts: dict[str, Tensor | float] = {"content": self.masking.expected(lengths, self.layout.max_tokens).sum()}
         if self.grain_head is not None:
-            regions = codes.lengths.new_full((len(codes),), layout.num_regions)
-            counts["grains"] = self.masking.expected(regions, layout.num_regions).sum()
+            counts["grains"] = self.masking.expected(torch.full_like(lengths, most), most).sum()
         return counts
 
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
     ) -> Tensor:
-        """(B, L, width) states that predict contents.
-
-        Args:
-            slots: (B, L), `pad_slot` behind the end, in any order.
-            contents: (B, L), `no_content` where they are masked.
-            condition, modulations: (B, width), and what `content_transformer` makes of it, where that is known.
-        """
+        """(B, L, width) states that predict contents, of (B, L) slots in any order, `pad_slot` behind the end, contents,
+        `no_content` where masked, a (B, width) condition and, where known, its modulations of `content_transformer`."""
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = normalized(self.embedding(slots, contents) + condition[:, None])

@@ -20,12 +20,10 @@ class HeterogeneousEmbedding(nn.Module):
     """Content (of the grain's codebook) + position + grain + index in the sequence; all but content are optional.
 
     Args:
-        layout: the code layout; it sizes all embeddings.
         width: of each token.
         position: "per_grain", a vector for each cell of each grain's own grid; "shared", one for each cell of the
             finest grid, whichever grain begins there; "none", with rotary positions.
-        grain: whether a vector of the grain is added.
-        index: whether a vector of the index in the sequence is added.
+        grain, index: whether a vector of the grain, of the index in the sequence, is added.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; one position embedding per grain, each with its own end.
     """
 
@@ -46,9 +44,7 @@ class HeterogeneousEmbedding(nn.Module):
         self.grain = nn.Embedding(layout.num_grains + 1, width) if grain else None
         self.index = nn.Embedding(layout.max_tokens + 1, width) if index else None
         self.register_buffer("slot_grain", F.pad(table.grain, (0, 2), value=layout.num_grains), persistent=False)
-        for embedding in (self.content, self.position, self.grain, self.index):
-            if embedding is not None:
-                nn.init.normal_(embedding.weight, std=0.02)
+        initialize(self.content, self.position, self.grain, self.index)
 
     def forward(self, slots: Tensor, contents: Tensor, start: int | Tensor = 0) -> Tensor:
         """(B, L) slots and contents to (B, L, width); the first of them has index `start` in its sequence."""
@@ -61,8 +57,8 @@ class HeterogeneousEmbedding(nn.Module):
 
     def check_positions(self, transformer: Transformer) -> None:
         """Refuse a transformer that has a code's position neither from this embedding nor from rotary positions."""
-        known = self.position is not None or transformer.rotary
-        check("position", "none", "per_grain or shared without rotary positions", known)
+        has_position = self.position is not None or transformer.rotary
+        check("position", "none", "per_grain or shared without rotary positions", has_position)
 
     def at(self, slots: Tensor) -> Tensor:
         """Position and grain of a token, without its content: (...) slots to (..., width)."""
@@ -100,20 +96,18 @@ class ContentHead(Head):
         return every.gather(-2, grain.expand(*slots.shape, 1, every.shape[-1]))[..., 0, :]
 
 
-def initialize(*heads: nn.Linear | None) -> None:
+def initialize(*parts: nn.Embedding | nn.Linear | None) -> None:
     """Small normal weights and no biases, so that a new model's predictions are nearly uniform."""
-    for head in heads:
-        if head is not None:
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+    for part in filter(None, parts):
+        nn.init.normal_(part.weight, std=0.02)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
 
 
 class ClassConditioning(nn.Module):
     """A learned vector for each class of the layout, and one for its `null_class`: (B,) long labels to (B, width).
 
     Args:
-        layout: with at least one class.
-        width: of each token.
         dropout: share of the labels that training replaces by the null class, in [0, 1); guidance needs some.
     """
 
@@ -123,7 +117,7 @@ class ClassConditioning(nn.Module):
         check("conditioning", "class", "none, as the codes have no classes", layout.classes > 0)
         self.classes, self.dropout, self.null_class = layout.classes, dropout, layout.null_class
         self.table = nn.Embedding(layout.classes + 1, width)
-        nn.init.normal_(self.table.weight, std=0.02)
+        initialize(self.table)
 
     def forward(self, labels: Tensor, rng: SampleRng | None = None) -> Tensor:
         if self.training and self.dropout > 0:

@@ -1,8 +1,9 @@
-"""One transformer for every generator: pre-norm blocks over fused attention, with a key/value cache."""
+"""One transformer for every generator: pre-norm blocks over fused attention, and its key/value cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from graincode.core.errors import check, check_choice
 from graincode.distributed.blocks import CheckpointedBlock
-from graincode.generator.cache import KeyValueCache
 
 Part = Callable[[int], nn.Module]
 Rotation = tuple[Tensor, Tensor]
@@ -210,11 +210,47 @@ class Transformer(nn.Module):
         return x if modulations is None else torch.addcmul(modulations[-1][0], x, modulations[-1][1])
 
 
-def normalized(tokens: Tensor) -> Tensor:
-    """(..., width) tokens of mean 0 and variance 1.
+class KeyValueCache:
+    """Keys and values of the tokens so far, in buffers made once; attention sees the filled part alone.
 
-    Embeddings start at std 0.02; without this norm hidden states would drown them.
+    Args:
+        transformer: whose layers are cached.
+        batch, capacity: number of sequences, and tokens of the longest.
+    Attributes:
+        layers: keys and values of each, (batch, heads, capacity, d).
+        length: number of tokens so far.
+        mask: which of the keys attention sees; None for all of them.
     """
+
+    length: int | Tensor
+    mask: Tensor | None = None
+
+    def __init__(self, transformer: Transformer, batch: int, capacity: int) -> None:
+        weight, shape = next(transformer.parameters()), (batch, transformer.heads, capacity, transformer.head_dim)
+        self.layers = [(weight.new_empty(shape), weight.new_empty(shape)) for _ in transformer.blocks]
+        self.length = 0
+
+    def advance(self) -> None:
+        """Count a token that all layers have been extended by."""
+        self.length += 1
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> list[Tensor]:
+        """Add one token's (B, heads, 1, d) keys and values; gives views of all so far, (B, heads, length, d)."""
+        return [self._extend(store, new) for store, new in zip(self.layers[layer], (keys, values), strict=True)]
+
+    def _extend(self, store: Tensor, new: Tensor) -> Tensor:
+        store.narrow(2, self.length, 1).copy_(new)
+        return store.narrow(2, 0, self.length + 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the sequences, (N,) long and increasing, in the same memory."""
+        for store in chain(*self.layers):
+            store[: len(rows), :, : self.length] = store[rows, :, : self.length]
+        self.layers = [(keys[: len(rows)], values[: len(rows)]) for keys, values in self.layers]
+
+
+def normalized(tokens: Tensor) -> Tensor:
+    """(..., width) tokens of mean 0 and variance 1: embeddings start at std 0.02, and hidden states would drown them."""
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
