@@ -19,8 +19,8 @@ from graincode.core.losses import weighted_sum
 from graincode.core.rng import uniforms
 from graincode.core.sequences import CodeSequences
 from graincode.generator import AutoregressiveObjective, ClassConditioning, DGiTAR, HeterogeneousEmbedding, Transformer
-from graincode.generator.transformer import KeyValueCache
 from graincode.generator.dgit_ar import CachedLogits
+from graincode.generator.transformer import KeyValueCache
 from graincode.sampling import AutoregressiveSampler
 
 BATCH, WIDTH, HEADS = 4, 256, 8

@@ -58,7 +58,7 @@ class StaticCache(KeyValueCache):
 
 
 class CompiledSteps:
-    """A generator's `states` and `contents`, compiled: a graph of each for every `BUCKET` tokens, on a GPU a CUDA graph.
+    """A generator's `states` and `contents`, compiled: graphs for every `BUCKET` tokens, on a GPU CUDA graphs.
 
     A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
     one batch is drawn at a time; the model stays on its device and in its precision.

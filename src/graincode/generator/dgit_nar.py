@@ -47,7 +47,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskedPredictions:
-    """Predictions of the masked codes of a batch and, with several grains (`num_grains`), of its masked regions; `counts`
+    """Predictions of a batch's masked codes and, with several grains (`num_grains`), of its masked regions; `counts`
     says how many of each are masked on average, see `DGiTNAR.expected`."""
 
     contents: Predictions
@@ -108,8 +108,8 @@ class DGiTNAR(Generator):
         initialize(self.grain, self.grain_head, self.content_head)
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> MaskedPredictions:
-        """Predictions of codes and regions of a batch of this layout that are masked at random, given (B,) labels; masks
-        and label dropout take the random numbers of `rng`, or of torch's generator."""
+        """Predictions of codes and regions of a batch that are masked at random, given (B,) labels; masks and label
+        dropout take the random numbers of `rng`, or of torch's generator."""
         layout, condition = self.layout, self.conditioning(labels, rng)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
@@ -138,8 +138,12 @@ class DGiTNAR(Generator):
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
     ) -> Tensor:
-        """(B, L, width) states that predict contents, of (B, L) slots in any order, `pad_slot` behind the end, contents,
-        `no_content` where masked, a (B, width) condition and, where known, its modulations of `content_transformer`."""
+        """(B, L, width) states that predict contents.
+
+        Args:
+            slots, contents: (B, L) in any order; `pad_slot` behind the end, `no_content` where masked.
+            condition, modulations: (B, width), and what `content_transformer` makes of it, where that is known.
+        """
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = normalized(self.embedding(slots, contents) + condition[:, None])

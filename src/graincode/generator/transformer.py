@@ -250,7 +250,7 @@ class KeyValueCache:
 
 
 def normalized(tokens: Tensor) -> Tensor:
-    """(..., width) tokens of mean 0 and variance 1: embeddings start at std 0.02, and hidden states would drown them."""
+    """(..., width) tokens of mean 0 and variance 1; embeddings start at std 0.02, and would drown in hidden states."""
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 

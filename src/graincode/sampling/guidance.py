@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 """Completed share of the image, in [0, 1], to the share of guidance that is applied."""
 
 
-Logits = TypeVar("Logits", AutoregressiveLogits, MaskedLogits)
-
-
-class Guidance(Generic[Logits]):
+class Guidance:
     """u + s (c - u), of logits c with a condition and u without; s goes from 1 to the scale as an image is completed.
 
     Computed in float32, or float64 if the logits are: half precision would round the difference.
@@ -35,9 +32,10 @@ class Guidance(Generic[Logits]):
         al., 2023).
     """
 
-    def __init__(self, logits: Logits, scale: float, schedule: str = "constant") -> None:
-        self.logits: Logits = logits
-        self.scale, self._share = scale, SCHEDULES[schedule]
+    logits: Any
+
+    def __init__(self, logits: Any, scale: float, schedule: str = "constant") -> None:
+        self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
 
     def _guide(self, logits: Tensor, progress: Tensor) -> Tensor:
         """(2 N, ...) logits of images of which an (N,) share is completed, to (N, ...)."""
@@ -47,9 +45,10 @@ class Guidance(Generic[Logits]):
         return unconditional + scale * (conditional - unconditional)
 
 
-class GuidedLogits(Guidance[AutoregressiveLogits]):
+class GuidedLogits(Guidance):
     """Guided `AutoregressiveLogits`; the sampler sets `progress`, (B,) float64, the completed share of each image."""
 
+    logits: AutoregressiveLogits
     progress: Tensor
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
@@ -65,8 +64,10 @@ class GuidedLogits(Guidance[AutoregressiveLogits]):
         self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
 
 
-class GuidedMaskedLogits(Guidance[MaskedLogits]):
+class GuidedMaskedLogits(Guidance):
     """Guided `MaskedLogits` of a layout; the completed share shows in the arguments."""
+
+    logits: MaskedLogits
 
     def __init__(self, logits: MaskedLogits, layout: CodeLayout, scale: float, schedule: str = "constant") -> None:
         super().__init__(logits, scale, schedule)

@@ -43,7 +43,7 @@ class MaskedSampler(Sampler):
     density, is the code's grain, from 0 for the coarsest to 1 for the finest. With one grain this is MaskGIT.
 
     Attributes:
-        steps, grain_steps: T of the contents, and of the grain map, >= 1; smaller images are complete before the last.
+        steps, grain_steps: T of the contents and of the grain map, >= 1; smaller images are complete before the last.
         mask_schedule: gamma: "cosine", "linear" or "arccos".
         order: which codes are kept first: "confidence", by the score; "random", by lambda_0 (1 - t / T) h_i + Gumbel_i;
             "halton", those that a low-discrepancy sequence of points meets first, the same for all samples;
@@ -80,13 +80,9 @@ class MaskedSampler(Sampler):
         super().__post_init__()
         check_choice("order", self.order, Order)
         check_choice("mask_schedule", self.mask_schedule, MASK_SCHEDULES)
-        for name, least in (
-            ("steps", 1),
-            ("grain_steps", 1),
-            ("choice_temperature", 0),
-            ("grain_choice_temperature", 0),
-        ):
-            check(name, getattr(self, name), f"{least} or more", getattr(self, name) >= least)
+        for prefix in ("", self.other):
+            for name, least in (("steps", 1), ("choice_temperature", 0)):
+                check(prefix + name, value := getattr(self, prefix + name), f"{least} or more", value >= least)
         last = self.final_temperature
         check("final_temperature", last, "a number above 0, or null", last is None or last > 0)
         for name, orders in _NOT_READ_BY.items():
@@ -95,11 +91,12 @@ class MaskedSampler(Sampler):
             check(name, value, f"{plain} with order={self.order}, which does not read it", holds)
 
     def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
-        of_contents = 2 * self.steps * layout.num_regions * layout.codes_per_region[-1]
-        return (self._map_numbers(layout) + of_contents,)
+        return (sum(self._numbers(layout)),)
 
-    def _map_numbers(self, layout: CodeLayout) -> int:
-        return 2 * self.grain_steps * layout.num_regions if layout.num_grains > 1 else 0
+    def _numbers(self, layout: CodeLayout) -> tuple[int, int]:
+        """How many random numbers the grain map takes, and how many the contents."""
+        regions, codes = layout.num_regions, layout.codes_per_region[-1]
+        return 2 * self.grain_steps * regions * (layout.num_grains > 1), 2 * self.steps * regions * codes
 
     @torch.no_grad()
     def __call__(
@@ -113,8 +110,7 @@ class MaskedSampler(Sampler):
         """See `Sampler`; the sequences have no ends."""
         if self.guidance_scale != 1:
             logits = GuidedMaskedLogits(logits, layout, self.guidance_scale, self.guidance_schedule)
-        split = self._map_numbers(layout)
-        of_map, of_contents = uniforms.split([split, uniforms.shape[1] - split], dim=1)
+        of_map, of_contents = uniforms.split(self._numbers(layout), dim=1)
         grains = self._grains(logits, layout, of_map, given).unflatten(1, layout.grids[0])
         blank = grains.new_zeros(len(grains), *layout.grids[-1])
         slots = to_sequences(GrainCodes(grains, blank, layout), ends=False).slots
@@ -138,10 +134,10 @@ class MaskedSampler(Sampler):
                 return weighed + noise
             return log_p + weighed + self.choice_temperature * cooling * noise
 
-        contents = self._reveal(
-            lambda contents, at: logits.contents(slots, contents, at), score, contents, layout.no_content, unknown,
-            of_contents.unflatten(1, (self.steps, 2, -1)), "", tier, on_step,
-        )  # fmt: skip
+        def ask(contents: Tensor, at: Tensor) -> RowLogits:
+            return logits.contents(slots, contents, at)
+
+        contents = self._reveal(ask, score, contents, layout.no_content, unknown, of_contents, "", tier, on_step)
         return CodeSequences(slots, contents, layout)
 
     def _grains(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
@@ -162,8 +158,7 @@ class MaskedSampler(Sampler):
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, ...]) -> Tensor:
             return log_p + self.grain_choice_temperature * cooling * noise
 
-        numbers = uniforms.unflatten(1, (self.grain_steps, 2, -1))
-        return self._reveal(ask, score, grains, count, grains == count, numbers, "grain_")
+        return self._reveal(ask, score, grains, count, grains == count, uniforms, self.other)
 
     def _reveal(
         self,
@@ -172,7 +167,7 @@ class MaskedSampler(Sampler):
         values: Tensor,
         mask: int,
         masked: Tensor,
-        numbers: Tensor,
+        uniforms: Tensor,
         prefix: str,
         tier: Tensor | None = None,
         on_step: Callable[[int], None] = lambda _: None,
@@ -183,11 +178,12 @@ class MaskedSampler(Sampler):
             ask: values, and where they are masked, to the logits of those.
             score: of what is drawn.
             values: (B, L) long below `mask`, and `mask` where they are `masked`, (B, L) bool.
-            numbers: (B, T, 2, L or more) in [0, 1), to draw values and for noise.
-            prefix: of the settings of truncation.
+            uniforms: (B, steps * 2 * L or more) in [0, 1), to draw values and for noise.
+            prefix: of the settings.
             tier: (B, L) long, 0 or more; the higher ones are kept first, whatever the scores; None: all are equal.
         """
-        steps, schedule = numbers.shape[1], MASK_SCHEDULES[self.mask_schedule]
+        steps, schedule = getattr(self, prefix + "steps"), MASK_SCHEDULES[self.mask_schedule]
+        numbers = uniforms.unflatten(1, (steps, 2, -1))
         tiers = torch.zeros_like(values) if tier is None else tier
         above, length = tiers.max() + 1, values.shape[1]
         left = count = masked.sum(dim=1)
@@ -202,7 +198,7 @@ class MaskedSampler(Sampler):
             to_draw, noise = (numbers[at[0], step - 1, i, at[1]] for i in range(2))
             drawn, log_p = _draw(ask(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
             values = values.index_put(at, drawn)
-            scores = torch.zeros(values.shape, dtype=torch.float64, device=values.device)
+            scores = torch.zeros_like(values, dtype=torch.float64)
             scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
             order = ranks(torch.where(masked, tiers, above) * length + ranks(scores))
             left = schedule.remaining(left, count, step, steps)
