@@ -31,8 +31,7 @@ from graincode.distributed.hardware import Hardware
 from graincode.runs.run import Run
 from graincode.tokenizer import DQVAE, ReconstructionObjective
 from graincode.training.loop import Training
-from graincode.training.prepared import parameter_groups
-from graincode.training.stage import Evaluation
+from graincode.training.stage import Evaluation, parameter_groups
 from graincode.training.tokenizer_stage import TokenizerStage
 from graincode.training.trackers import LogSettings
 

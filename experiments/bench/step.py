@@ -16,7 +16,7 @@ from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.tokenizer import ReconstructionObjective
-from graincode.training.prepared import parameter_groups
+from graincode.training.stage import parameter_groups
 
 STEPS = 30
 # what an operator belongs to: the first of these that its name, or that of what called it, contains

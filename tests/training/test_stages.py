@@ -12,8 +12,7 @@ from graincode.data.images import TensorImages
 from graincode.data.loader import Schedule
 from graincode.evaluation.streams import evaluation_batch
 from graincode.generator import AutoregressiveObjective
-from graincode.training.prepared import parameter_groups
-from graincode.training.stage import Step
+from graincode.training.stage import Step, parameter_groups
 
 
 @pytest.mark.parametrize("kind", ["gan", "generator"])

@@ -15,8 +15,8 @@ from graincode.distributed.hardware import Machine, full_state, load_module_stat
 class AveragedWeights:
     """The exponential moving average of a module's parameters; buffers are copied: a codebook is an average already.
 
-    At step n the decay is 1 - n^(-2/3), until that exceeds `decay`; with 0 the trained weights themselves are used.
-    `plain` is the whole module, which shares its tensors with the one that is trained unless that is sharded.
+    At step n the decay is 1 - n^(-2/3), up to `decay`; with 0 the trained weights themselves are used. `plain` is the
+    whole module, which shares its tensors with the one that is trained unless that is sharded.
     """
 
     def __init__(self, plain: nn.Module, decay: float, machine: Machine) -> None:
@@ -24,8 +24,7 @@ class AveragedWeights:
         if decay > 0:
             from timm.utils import ModelEmaV3  # which imports all of timm's models
 
-            self._average = ModelEmaV3(plain, decay=decay, use_warmup=True, exclude_buffers=True)
-            self._average.requires_grad_(False)
+            self._average = ModelEmaV3(plain, decay=decay, use_warmup=True, exclude_buffers=True).requires_grad_(False)
             if machine.is_sharded:
                 machine.shard(self._average.module)
 

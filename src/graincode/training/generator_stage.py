@@ -28,8 +28,8 @@ TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for
 class TrainableGenerator(Trainable):
     """A generator with its objective.
 
-    Where batches are sorted by length, a mean over each of them would make a code of a short image count more than one
-    of a long image. So losses are then divided by the counts of a `typical` image instead of the batch's own.
+    Where batches are sorted by length, means over each would make a code of a short image count more than one of a long
+    image: losses are then divided by the counts of a `typical` image instead of the batch's own.
     """
 
     name = "generator"
@@ -58,11 +58,9 @@ class TrainableGenerator(Trainable):
 
 
 class GeneratorStage:
-    """Codes to train on and to evaluate on, and a generator.
+    """Codes to train on and to evaluate on, and a generator; the tokenizer that made the codes is for pictures alone.
 
-    Args:
-        tokenizer: that made the codes, for pictures alone; None shows codes only.
-        bucketing_window: steps within which batches get similar lengths; 1: each step keeps its own images.
+    Within `bucketing_window` steps batches get similar lengths; with 1 each step keeps its own images.
     """
 
     def __init__(
@@ -92,10 +90,9 @@ class GeneratorStage:
             rng = SampleRng(0, torch.arange(first, first + len(batch.labels), device=module.device))
             meter.add(self.objective(module(batch.codes, batch.labels, rng)), weight)
             first += len(batch.labels)
-        metrics = meter.flush()
-        return Evaluation(
-            {"objective": self.objective.judge(metrics), **metrics}, self._pictures(module) if draw else {}
-        )
+        found = meter.flush()
+        metrics = {"objective": self.objective.judge(found), **found}
+        return Evaluation(metrics, self._pictures(module) if draw else {})
 
     def _pictures(self, module: Generator) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import check
 from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
@@ -29,10 +29,9 @@ from graincode.runs.checkpoint import Checkpoints, read_about, read_state
 from graincode.runs.run import Run
 from graincode.training.ema import AveragedWeights
 from graincode.training.meter import Meter
-from graincode.training.monitors import EarlyRead, FiniteNumbers, Speed, check_equal_weights
-from graincode.training.prepared import MakeOptimizer, Prepared, prepare
+from graincode.training.monitors import FiniteNumbers, Speed, check_equal_weights, early_read
 from graincode.training.settings import TrainerConfig
-from graincode.training.stage import Stage, Step, StepOutput
+from graincode.training.stage import MakeOptimizer, Prepared, Stage, Step, StepOutput
 from graincode.training.trackers import LogSettings, RunLog
 
 log = logging.getLogger(__name__)
@@ -56,10 +55,8 @@ class Training:
 
     Args:
         make_optimizer: from parameter groups; one for each trainable.
-        trainer: lengths and intervals.
         seed: of batches, dropout and all other random numbers.
         run: states go to its `state/`, metrics to its `log.jsonl`.
-        logs: what else is logged.
         start: done once before step 1, not when a run goes on.
     """
 
@@ -76,7 +73,7 @@ class Training:
             start()
         self.flops = _training_flops(stage, machine, self.schedule) if state is None else state["flops"]
         self.average = AveragedWeights(self.plain, trainer.ema_decay, machine)
-        self.prepared = [prepare(trainable, machine, make_optimizer) for trainable in stage.trainables]
+        self.prepared = [Prepared.on(machine, trainable, make_optimizer) for trainable in stage.trainables]
         self.meter, self.at = Meter(), Progress()
         if state is not None:
             self._load(state)
@@ -84,20 +81,19 @@ class Training:
         self.wrapped = {one.trainable.name: one.wrapped for one in self.prepared}
         self.finite = FiniteNumbers(run.path / "nonfinite.json", self.wrapped, self.schedule, self.checkpoints)
         self.speed = Speed(machine, trainer.batch_size, self.flops)
-        is_main, at = collectives.is_main(), self.at
-        self.log = RunLog(run.path, at.step, at.evaluated, logs, run.config) if is_main else None
+        is_main, step = collectives.is_main(), self.at.step
+        self.log = RunLog(run.path, step, self.at.evaluated, logs, run.config) if is_main else None
         self.shows, self.draws = logs.shows_images, logs.shows_images and is_main
-        self.bar = tqdm(total=trainer.steps, initial=at.step, unit="step", dynamic_ncols=True, mininterval=1.0,
+        self.bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
-        parts = self.schedule.batches(at.step, trainer.steps)
+        parts = self.schedule.batches(step, trainer.steps)
         self.batches = load_batches(stage.dataset, parts, machine.hardware.workers, machine.device.type == "cuda")
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
         """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation.
 
-        Raises:
-            GraincodeError: a number is not finite, or weights differ between processes.
-            Stopped: a signal came; the state is saved.
+        Raises GraincodeError if a number is not finite or weights differ between processes, and Stopped after a signal,
+        with the state saved.
         """
         try:
             with Interruption() as interruption:
@@ -143,7 +139,7 @@ class Training:
         counts: list[Mapping[str, Tensor] | None] = [None] * len(prepared)  # the terms' own
         if schedule.micro_batches * processes > 1:
             counts, asked = self._global_counts(prepared, [batch for batch, _ in micro_batches], interruption)
-            stop = EarlyRead(asked)
+            stop = early_read(asked)
         totals: dict[str, Tensor | float] = defaultdict(float)
         outputs: list[list[StepOutput]] = [[] for _ in prepared]
         for part, (batch, step) in enumerate(micro_batches):
@@ -176,7 +172,7 @@ class Training:
                 totals[name] = norm.double()
         self.finite.add(number, totals)
         self.speed.steps += 1
-        return stop.is_positive() if processes > 1 else interruption.signal is not None
+        return stop() > 0 if processes > 1 else interruption.signal is not None
 
     def _micro_batch(self, number: int, part: int) -> tuple[Any, Step]:
         began = time.perf_counter()
@@ -200,30 +196,35 @@ class Training:
     def _evaluate(self) -> None:
         at = self.at
         with self.average.in_use(self.prepared[0].trained) as module:
-            evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self.draws)
-        at.metrics, at.evaluated = evaluation.metrics, True
+            at.metrics = self._metrics(module, at.step)
+        at.evaluated = True
         if self.log is not None:
-            self.log.pictures(at.step, evaluation.pictures)
             self.log.scalars(at.step, {f"val/{name}": value for name, value in at.metrics.items()})
         if at.metrics["objective"] < at.best:
             at.best = at.metrics["objective"]
             collectives.on_main(partial(self.checkpoints.mark_best, at.step, at.metrics))
         self.speed.restart()
 
+    def _metrics(self, module: nn.Module, step: int | None) -> dict[str, float]:
+        """Evaluate a module, and log its pictures, as of a step if there is one."""
+        evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self.draws)
+        if self.log is not None:
+            self.log.pictures(step, evaluation.pictures)
+        return evaluation.metrics
+
     def _report(self, factor: float) -> None:
         """Log the means of the interval that ends."""
-        values = self.meter.flush()
+        values = self.meter.flush() | {"learning_rate": self.prepared[0].base_rates[0] * factor}
         self.finite.check()
         rates = self.speed.metrics(values.pop("tokens_per_image", None))
         if "padding_share" in values:
             rates["speed/padding_share"] = values.pop("padding_share")
+        if skipped := getattr(self.stage.dataset, "skipped", 0):
+            rates["data/skipped_images"] = skipped
         if self.log is not None:
-            rates["train/learning_rate"] = self.prepared[0].base_rates[0] * factor
-            if skipped := getattr(self.stage.dataset, "skipped", 0):
-                rates["data/skipped_images"] = skipped
             self.log.scalars(self.at.step, {f"train/{name}": value for name, value in values.items()} | rates)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", images_per_s=f"{rates['speed/images_per_second']:.0f}",
-                             refresh=False)  # fmt: skip
+        shown = {"loss": f"{values['loss']:.4f}", "images_per_s": f"{rates['speed/images_per_second']:.0f}"}
+        self.bar.set_postfix(shown, refresh=False)
 
     def _save(self) -> None:
         self.finite.check()
@@ -261,27 +262,23 @@ class Training:
                 module.load_state_dict(weights if state["average"] is None else state["average"])
                 log.info("the weights of step %d are exported, whose evaluation was the best", best["step"])
                 if self.shows:  # files show what is exported
-                    evaluation = self.stage.evaluate(module, self.trainer.eval_images, draw=self.draws)
-                    if self.log is not None:
-                        self.log.pictures(None, evaluation.pictures)
+                    self._metrics(module, None)
         return module.eval(), metrics
 
 
 def _schedule(stage: Stage, machine: Machine, batch_size: int, seed: int) -> Schedule:
-    processes, micro_batches = collectives.count(), machine.hardware.gradient_accumulation
-    parts = processes * micro_batches
-    check("batch_size", batch_size, f"a multiple of {parts}, for {processes} processes x {micro_batches} micro-batches",
-          batch_size % parts == 0)  # fmt: skip
-    return Schedule(len(stage.dataset), batch_size, seed, collectives.rank(), processes, micro_batches, stage.windows)
+    processes, parts = collectives.count(), machine.hardware.gradient_accumulation
+    expected = f"a multiple of {processes * parts}, for {processes} processes x {parts} micro-batches"
+    check("batch_size", batch_size, expected, batch_size % (processes * parts) == 0)
+    return Schedule(len(stage.dataset), batch_size, seed, collectives.rank(), processes, parts, stage.windows)
 
 
 def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, Any] | None:
     """The state to go on from, the same on all processes, or None to begin at step 1."""
-    if resume == "never" and checkpoints.steps():
-        raise GraincodeError(
-            f"resume=never: expected a run without states, but {checkpoints.folder} has states up to step "
-            f"{checkpoints.steps()[0]}"
-        )
+    last = next(iter(checkpoints.steps()), 0)
+    check(
+        "resume", resume, f"auto, as {checkpoints.folder} has states up to step {last}", resume != "never" or not last
+    )
     state = checkpoints.load()
     if state is None and resume not in ("auto", "never"):
         differing = run.differing(read_about(Path(resume))["identity"], but=("trainer.steps", "inputs.resume"))
@@ -297,11 +294,10 @@ def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, An
 
 def _training_flops(stage: Stage, machine: Machine, schedule: Schedule) -> float:
     """FLOPs of the first trainable's training on one item, counted on four, of any length."""
-    trainable, items = stage.trainables[0], range(min(4, schedule.batch_size))
-    batch = stage.dataset[schedule.stream(items)].to(machine.device)
-    step = Step(0, SampleRng(0, torch.arange(len(items), device=machine.device)))
-    trainable.module.eval()
+    trainable, count = stage.trainables[0], min(4, schedule.batch_size)
+    batch = stage.dataset[schedule.stream(range(count))].to(machine.device)
+    step = Step(0, SampleRng(0, torch.arange(count, device=machine.device)))
     with FlopCounterMode(display=False) as counter:
-        loss = weighted_sum(trainable.forward(trainable.module, batch, step, None).terms)
+        loss = weighted_sum(trainable.forward(trainable.module.eval(), batch, step, None).terms)
         torch.autograd.grad(loss, list(trainable.module.parameters()), allow_unused=True)
-    return counter.get_total_flops() / len(items)
+    return counter.get_total_flops() / count

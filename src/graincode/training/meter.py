@@ -13,10 +13,8 @@ from graincode.distributed import collectives
 
 
 class Meter:
-    """Means of terms and frequencies over a logging interval, kept on the device.
-
-    `flush` adds up all processes and synchronises once; until then nothing waits for the device.
-    """
+    """Means of terms and frequencies over a logging interval, kept on the device; only `flush` and `state` wait for it,
+    once, and add up all processes."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Tensor]] = {"terms": {}, "histograms": {}}
@@ -49,13 +47,11 @@ class Meter:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What was taken in since the last flush, on all processes together, on the CPU."""
         tensors = [tensor for kept in self._sums.values() for tensor in kept.values()]
-        if not tensors:
-            return {kind: {} for kind in self._sums}
-        joined = collectives.sum_(torch.cat(tensors)).cpu()
+        joined = collectives.sum_(torch.cat(tensors)).cpu() if tensors else torch.zeros(0)
         pieces = iter(joined.split([len(tensor) for tensor in tensors]))
         return {kind: {name: next(pieces) for name in kept} for kind, kept in self._sums.items()}
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
         """The inverse of `state`: what all processes had taken in counts once, on process 0."""
-        share = 1.0 if collectives.is_main() else 0.0
+        share = float(collectives.is_main())
         self._sums = {kind: {name: t.to(device) * share for name, t in kept.items()} for kind, kept in state.items()}

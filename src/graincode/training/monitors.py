@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,22 +24,20 @@ except ImportError:  # Windows
     resource = None
 
 
-class EarlyRead:
-    """A number that the device knows early in a step and the host reads at its end, without waiting for the rest."""
+def early_read(number: Tensor) -> Callable[[], float]:
+    """Copies a number that the device knows early in a step; what comes back reads the copy at the step's end, without
+    waiting for the rest."""
+    if not number.is_cuda:
+        return number.item
+    copy, event = torch.empty_like(number, device="cpu", pin_memory=True), torch.cuda.Event()
+    copy.copy_(number, non_blocking=True)
+    event.record()
 
-    def __init__(self, number: Tensor) -> None:
-        self._number, self._event = number, None
-        if number.is_cuda:
-            self._number = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
-            self._number.copy_(number, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+    def read() -> float:
+        event.synchronize()
+        return copy.item()
 
-    def is_positive(self) -> bool:
-        """Whether it is above 0."""
-        if self._event is not None:
-            self._event.synchronize()
-        return bool(self._number > 0)
+    return read
 
 
 class FiniteNumbers:
@@ -50,46 +48,40 @@ class FiniteNumbers:
         self, file: Path, modules: Mapping[str, nn.Module], schedule: Schedule, checkpoints: Checkpoints
     ) -> None:
         self._file, self._modules, self._schedule, self._checkpoints = file, modules, schedule, checkpoints
-        self._labels: list[tuple[int, str]] = []
-        self._values: list[Tensor] = []
+        self._kept: list[tuple[int, str, Tensor]] = []
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep a step's () values by name."""
-        self._labels += [(step, name) for name in values]
-        self._values.append(torch.stack([value.reshape(()) for value in values.values()]))
+        self._kept += [(step, name, value.reshape(())) for name, value in values.items()]
 
     def check(self) -> None:
         """Raise on all processes if a value since the last check was not finite on any of them."""
-        if not self._labels:
+        if not self._kept:
             return
-        labels, values = self._labels, torch.cat(self._values).cpu()
-        self._labels, self._values = [], []
+        kept, self._kept = self._kept, []
+        values = torch.stack([value for *_, value in kept]).cpu()
         wrong = (~values.isfinite()).nonzero().flatten().tolist()
-        first = torch.tensor([wrong[0] if wrong else len(labels)])
-        first = int(collectives.gather_rows(first, equal=True).min())
-        if first == len(labels):
+        first = int(collectives.gather_rows(torch.tensor([*wrong, len(kept)][:1]), equal=True).min())
+        if first == len(kept):
             return
-        (step, name), size = labels[first], self._schedule.batch_size
-        good = next(iter(self._checkpoints.steps()), 0)
+        (step, name, _), size, good = kept[first], self._schedule.batch_size, next(iter(self._checkpoints.steps()), 0)
         weights = [pair for module in self._modules.values() for pair in module.named_parameters()]
         record = {
             "step": step,
             "term": name,
-            "values": [[*label, repr(value)] for label, value in zip(labels, values.tolist(), strict=True)],
+            "values": [[*label, repr(value)] for (*label, _), value in zip(kept, values.tolist(), strict=True)],
             "images": self._schedule.indices(range((step - 1) * size, step * size)),
             "weights_not_finite": [key for key, t in weights if not getattr(t, "_local_tensor", t).isfinite().all()],
             "last_good_step": good,
         }
         collectives.on_main(lambda: write_json(self._file, record))
-        raise GraincodeError(
-            f"{name} is not finite at step {step}: the last good state is of step {good}, and {self._file} has the "
-            "images of the step and the values before it; lower the learning rate"
-        )
+        line = f"{name} is not finite at step {step}: the last good state is of step {good}, and {self._file} has the"
+        raise GraincodeError(f"{line} images of the step and the values before it; lower the learning rate")
 
 
 class Speed:
-    """How fast training is, of all processes together, with `items` in each step and `flops` of each, forward and
-    backward; the loop counts `steps`, and seconds `waited` for data."""
+    """How fast all processes train together, with `items` in each step and `flops` of each, forward and backward; the
+    loop counts `steps`, and seconds `waited` for data."""
 
     def __init__(self, machine: Machine, items: int, flops: float) -> None:
         self._machine, self._items, self._flops = machine, items, flops
@@ -132,10 +124,8 @@ def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
     found = collectives.gather_rows(prints[None], equal=True)
     differing = (found != found[:1]).any(dim=0).nonzero().flatten().tolist()
     if differing:
-        raise GraincodeError(
-            f"{list(whole)[differing[0]]} differs between processes: this is a bug or a broken machine; the states "
-            "that were saved before are good"
-        )
+        name = list(whole)[differing[0]]
+        raise GraincodeError(f"{name} differs between processes, by a bug or a broken machine: earlier states are good")
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:

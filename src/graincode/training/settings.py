@@ -12,10 +12,8 @@ from graincode.core.errors import check
 class TrainerConfig:
     """How long to train, and how often to look, evaluate and save; all in steps (see conf/trainer).
 
-    Attributes:
-        batch_size: items in each step, of all processes and micro-batches together.
-        resume: "auto", "never", or the path of a state of another run to start from.
-        export: the "last" weights, or those of the "best" evaluation.
+    `batch_size` is of all processes and micro-batches together; `resume` is "auto", "never", or the path of a state of
+    another run to start from; `export` takes the last weights, or those of the best evaluation.
     """
 
     steps: int

@@ -1,18 +1,22 @@
-"""What the training loop trains: a stage, and its trainables."""
+"""What the training loop trains: a stage, and its trainables, which it wraps and gives optimizers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from graincode.core.losses import Term
 from graincode.core.rng import SampleRng
 from graincode.data.loader import Windows
+from graincode.distributed.hardware import Machine
 from graincode.tokenizer import Quantized, Routing
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,10 @@ class StepOutput:
     """What a trainable's forward pass returns.
 
     Attributes:
-        terms: of its loss, and what is only reported, by name.
-        reconstruction: (B, 3, H, W) images without a gradient, which a discriminator tells from the batch's.
-        codes: of each codebook, without gradients.
-        routing: the grains of the batch's regions, without gradients.
-        observed: sums that an adversary learns from without gradients.
+        terms: of its loss, and what is only reported, by name; the rest has no gradients.
+        reconstruction: (B, 3, H, W) images, which a discriminator tells from the batch's.
+        codes, routing: of each codebook, and the grains of the batch's regions.
+        observed: sums that an adversary learns from.
     """
 
     terms: Mapping[str, Term]
@@ -73,6 +76,37 @@ class Trainable(ABC):
         return
 
 
+@dataclass
+class Prepared:
+    """A trainable with its module's DDP wrapper, optimizer and base learning rates."""
+
+    trainable: Trainable
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    base_rates: list[float]
+
+    @classmethod
+    def on(cls, machine: Machine, trainable: Trainable, make_optimizer: MakeOptimizer) -> Prepared:
+        """A trainable on a machine, with the optimizer that is made from its parameter groups."""
+        wrapped, optimizer = machine.prepare(trainable.module, lambda module: make_optimizer(parameter_groups(module)))
+        return cls(trainable, wrapped, optimizer, [group["lr"] for group in optimizer.param_groups])
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module without the wrapper that exchanges gradients."""
+        return self.wrapped.module if isinstance(self.wrapped, nn.parallel.DistributedDataParallel) else self.wrapped
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Parameters in two groups: those that weight decay may shrink, and norms, biases and embeddings."""
+    layers = [part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d) and part.weight.ndim > 1]
+    decayed, parameters = {id(part.weight) for part in layers}, [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if id(p) in decayed]},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics on validation items, `objective` (less is better) among them, and (3, H, W) uint8 pictures by name."""
@@ -82,12 +116,8 @@ class Evaluation:
 
 
 class Stage(Protocol):
-    """What the training loop trains; `trainables[0]` is evaluated and exported.
-
-    Attributes:
-        dataset: to train on.
-        windows: within which it is batched by length; None: items have no lengths.
-    """
+    """What the training loop trains, on `dataset`, in batches by length within `windows`, if its items have lengths;
+    `trainables[0]` is evaluated and exported."""
 
     trainables: list[Trainable]
     dataset: Any

@@ -78,13 +78,8 @@ class TrainableDiscriminator(Trainable):
 
 
 class TokenizerStage:
-    """Images to train on and to evaluate on, and a tokenizer.
-
-    Args:
-        augmentation: of the images that are trained on.
-        workers: processes that load images for evaluation.
-        calibration: gives batches of training images, this process's share, for thresholds that follow the weights.
-    """
+    """Images to train on, with an augmentation, and to evaluate on, loaded by `workers` processes, and a tokenizer;
+    `calibration` gives this process's share of training images, in batches, for thresholds that follow the weights."""
 
     windows = None
 
@@ -121,13 +116,9 @@ class TokenizerStage:
         some = self.validation[range(count)].images.to(module.device)
         codes, images = module.tokenize(some), some[:8]
         routing, reconstruction = module.route(images), module.detokenize(codes[:8])
-        rows = [
-            to_uint8(images),
-            density_maps(routing.shown, module.layout.image_size),
-            grain_maps(images, routing.grains, module.layout.grains),
-            to_uint8(reconstruction),
-            error_maps(images, reconstruction),
-        ]
+        density = density_maps(routing.shown, module.layout.image_size)
+        grains = grain_maps(images, routing.grains, module.layout.grains)
+        rows = to_uint8(images), density, grains, to_uint8(reconstruction), error_maps(images, reconstruction)
         sheet = grid(torch.cat([row.cpu() for row in rows]), len(images), 2)
         return {
             "images, density, grains, reconstructions, errors": sheet,
