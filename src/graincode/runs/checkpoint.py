@@ -45,14 +45,8 @@ class Checkpoints:
         return self.folder / f"step_{step:09d}"
 
     def save(self, step: int, state: dict[str, Any], **about: Any) -> None:
-        """Write the state after `step` steps, unless it is there, and remove the oldest.
-
-        Args:
-            state: tensors, numbers and containers of them.
-            about: JSON that `state.json` keeps besides.
-        Raises:
-            GraincodeError: it cannot be written; states before are as they were.
-        """
+        """Write the state after `step` steps, tensors, numbers and containers of them, unless it is there, with what
+        `state.json` says about it; then remove the oldest. Raises GraincodeError if it cannot be written."""
         if not self.path(step).is_dir():
             try:
                 with new_directory(self.path(step)) as partial:
@@ -88,16 +82,14 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Rename states of later steps: damaged ones, whose steps are about to be done again."""
-        for later in self.steps():
-            if later > step:
-                aside = self.folder / f"damaged_{self.path(later).name}"
-                shutil.rmtree(aside, ignore_errors=True)
-                self.path(later).rename(aside)
+        for later in (self.path(found) for found in self.steps() if found > step):
+            aside = self.folder / f"damaged_{later.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
 
     def _prune(self) -> None:
-        for older in self.steps()[self.keep :]:
-            if older != self.best.get("step"):
-                shutil.rmtree(self.path(older))
+        for older in {*self.steps()[self.keep :]} - {self.best.get("step")}:
+            shutil.rmtree(self.path(older))
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -108,10 +100,8 @@ def read_about(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(path, error) from error
     if found != FORMAT:
-        raise GraincodeError(
-            f"{path} has state format {found}, this version reads {FORMAT}: go on with the version of graincode that "
-            "wrote it, or choose another run_name"
-        )
+        line = f"{path} has state format {found}, this version reads {FORMAT}: "
+        raise GraincodeError(f"{line}go on with the version that wrote it, or choose another run_name")
     return about
 
 

@@ -9,12 +9,8 @@ from typing import Any
 
 
 def identity_of(config: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    """The settings that matter to a run's result, by dotted key.
-
-    Args:
-        config: nested mappings.
-        left_out: patterns as of `fnmatch`, such as "*_path": keys that match, and all below them, are left out.
-    """
+    """The settings that matter to a run's result, by dotted key: all but those that match a pattern as of `fnmatch`, such
+    as "*_path", and all below them."""
 
     def matters(key: str) -> bool:
         above = accumulate(key.split("."), "{}.{}".format)

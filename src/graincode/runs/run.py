@@ -55,9 +55,8 @@ class Run:
             write_json(file, {"config": self.config, "identity": self.identity})
         if changes := self.differing(json.loads(file.read_text())["identity"]):
             self._lock.release()
-            raise GraincodeError(
-                f"{self.path} holds a run with other settings ({changes}): choose another run_name, or those settings"
-            )
+            line = f"{self.path} holds a run with other settings ({changes})"
+            raise GraincodeError(f"{line}: choose another run_name, or those settings")
         for folder in (self.path, self.path / "state", self.path / "pictures"):
             clear_leftovers(folder)
 
@@ -92,6 +91,6 @@ class Run:
     def report_finished(self, result: dict[str, Any]) -> float:
         """Say that there is nothing left to do; gives the recorded objective."""
         collectives.on_main(lambda: note_member(self.path))
-        objective = result["objective"]
-        log.info("%s is finished (objective %.6g): choose another run_name to run it again", self.path, objective)
+        line = "%s is finished (objective %.6g): choose another run_name to run it again"
+        log.info(line, self.path, objective := result["objective"])
         return objective

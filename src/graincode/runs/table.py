@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,10 @@ def update_table(folder: Path) -> Path:
     path = folder / "table.csv"
     with FileLock(folder / ".table.lock"):
         rows = []
-        for file in sorted(folder.glob("*/metrics.json")):
-            if file.parent.is_symlink():  # latest
-                continue
+        for file in sorted(file for file in folder.glob("*/metrics.json") if not file.parent.is_symlink()):  # latest
             try:
                 record = json.loads(file.read_text())
-                spreads = {f"{name}_std": spread["std"] for name, spread in record.pop("uncertainty").items()}
-                metrics = record.pop("metrics")
+                metrics, spreads = record.pop("metrics"), _spreads(record.pop("uncertainty"))
                 rows.append({"run": file.parent.name, **_row(record), **metrics, **spreads})
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
@@ -65,12 +63,8 @@ def collect_sweep(folder: Path) -> None:
 
 
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the table of a sweep, and plots of its metrics over the settings that vary; gives the table's path.
-
-    Args:
-        folder: of the sweep.
-        members: each with its `run` directory and its `overrides`.
-    """
+    """Write the table of a sweep, whose members have a `run` directory and `overrides`, into its folder, with plots of
+    the metrics over the settings that vary; gives the table's path."""
     settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
     names = dict.fromkeys(name for setting in settings for name in setting)
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
@@ -80,8 +74,7 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
         result = json.loads((run / "result.json").read_text())
         found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
         spreads = json.loads(file.read_text())["uncertainty"] if (file := run / "metrics.json").is_file() else {}
-        stds = {f"{name}_std": spread["std"] for name, spread in spreads.items()}
-        rows.append({name: setting.get(name) for name in varying} | found | stds | {"run": run.name})
+        rows.append({name: setting.get(name) for name in varying} | found | _spreads(spreads) | {"run": run.name})
         metrics |= dict.fromkeys(found)
     _write_csv(folder / "table.csv", rows, varying)
     if varying and len(rows) > 1:
@@ -98,9 +91,8 @@ def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[st
     values = {name: [_parsed(row[name]) for row in rows] for name in names}
     numeric = {name: all(isinstance(value, float) for value in values[name]) for name in names}
     across = max(names, key=lambda name: (numeric[name], len(set(values[name]))))
-    ticks = None if numeric[across] else list(dict.fromkeys(values[across]))
-    x = values[across] if ticks is None else [ticks.index(value) for value in values[across]]
-    rows = [row | {"": place} for row, place in zip(rows, x, strict=True)]
+    ticks = [] if numeric[across] else list(dict.fromkeys(values[across]))
+    rows = [row | {"": ticks.index(x) if ticks else x} for row, x in zip(rows, values[across], strict=True)]
     others = [name for name in names if name != across]
     panels = {name: _lines(rows, "", name, others) for name in metrics if not _OF_REAL_IMAGES.search(name)}
     for name in metrics:
@@ -120,16 +112,15 @@ def _lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, others: Sequence[s
 
 
 def _draw(
-    path: Path, panels: Mapping[str, Lines], across: str = "", ticks: Sequence[Any] | None = None,
-    log_of: str | None = None,
-) -> None:  # fmt: skip
+    path: Path, panels: Mapping[str, Lines], across: str = "", ticks: Sequence[Any] = (), log_of: str = ""
+) -> None:
     """Panels side by side with one legend; with `log_of`, a name of y, both axes are logarithmic and y is shared."""
     from matplotlib.figure import Figure  # every process of every job imports this module
 
     columns, colours, shown = min(3, len(panels)), {}, {}
     high = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.1 * high), layout="constrained")
-    axes = figure.subplots(high, columns, squeeze=False, sharey=log_of is not None).flatten()
+    axes = figure.subplots(high, columns, squeeze=False, sharey=bool(log_of)).flatten()
     for panel, (title, lines) in zip(axes, panels.items(), strict=False):
         panel.set_title(title, fontsize=10)
         for label, points in lines.items():
@@ -138,17 +129,17 @@ def _draw(
             if label == "real images":
                 style = {"color": "#777777", "linestyle": "--"}
             shown[label] = panel.errorbar(*zip(*sorted(points), strict=True), label=label, **style)
-        if log_of is not None:
+        if log_of:
             panel.set(xscale="log", yscale="log")
             panel.xaxis.set_major_formatter("{x:.0f}")
             panel.xaxis.set_minor_formatter("{x:.0f}")
-        if ticks is not None:
+        if ticks:
             panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
         panel.grid(color="#e4e4e4", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    axes[0].set_ylabel(log_of or "")
+    axes[0].set_ylabel(log_of)
     figure.supxlabel(across, fontsize=10)
     if any(shown):
         figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize=9, frameon=False)
@@ -161,6 +152,10 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in flatten(values).items() if v != {}}
 
 
+def _spreads(uncertainty: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{name}_std": spread["std"] for name, spread in uncertainty.items()}
+
+
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Iterable[str]) -> None:
     names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -170,7 +165,6 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Iterable[st
 
 
 def _parsed(value: str | None) -> Any:
-    try:
+    with suppress(TypeError, ValueError):
         return float(value)
-    except (TypeError, ValueError):
-        return value
+    return value

@@ -51,14 +51,8 @@ class LogSettings:
 
 
 class RunLog:
-    """Scalars and images of one run.
-
-    Args:
-        folder: of the run.
-        step: steps done before; lines of later ones, left by an interrupted run, are dropped.
-        evaluated: whether the evaluation after that step, if any, is done; if not, its line is dropped too.
-        settings, config: of the run.
-    """
+    """Scalars and images of one run in its folder, of which `step` steps were done before, and `evaluated` says whether
+    the evaluation after them, if any: lines of what comes later, left by an interrupted run, are dropped."""
 
     def __init__(
         self, folder: Path, step: int, evaluated: bool, settings: LogSettings, config: Mapping[str, Any] | None = None
