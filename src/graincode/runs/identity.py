@@ -9,7 +9,7 @@ from typing import Any
 
 
 def identity_of(config: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    """The settings that matter to a run's result, by dotted key: all but those that match a pattern as of `fnmatch`, such
+    """The settings that matter to a run's result, by dotted key: all but those that match a pattern of `fnmatch`, such
     as "*_path", and all below them."""
 
     def matters(key: str) -> bool:

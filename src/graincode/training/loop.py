@@ -275,10 +275,8 @@ def _schedule(stage: Stage, machine: Machine, batch_size: int, seed: int) -> Sch
 
 def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, Any] | None:
     """The state to go on from, the same on all processes, or None to begin at step 1."""
-    last = next(iter(checkpoints.steps()), 0)
-    check(
-        "resume", resume, f"auto, as {checkpoints.folder} has states up to step {last}", resume != "never" or not last
-    )
+    expected = f"auto, as {checkpoints.folder} has states up to step {next(iter(checkpoints.steps()), 0)}"
+    check("resume", resume, expected, resume != "never" or not checkpoints.steps())
     state = checkpoints.load()
     if state is None and resume not in ("auto", "never"):
         differing = run.differing(read_about(Path(resume))["identity"], but=("trainer.steps", "inputs.resume"))
