@@ -136,7 +136,7 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn():
         assert all(len(set(row.tolist()) - {-1}) == count for row in regions)
     with pytest.raises(GraincodeError, match="grains=4: expected 0 to 3"):
         CodePrefix.of_grains(codes, 4)
-    with pytest.raises(GraincodeError, match="codes of 6 images are given for 2 samples"):
+    with pytest.raises(GraincodeError, match="codes of 6 images: expected 2"):
         model.sample(labels[:2], given=prefix)
 
 

@@ -70,8 +70,8 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler draws from, for (B,) labels and what is given; under guidance for twice as many labels, the
-        second half without a class."""
+        """What the sampler draws from, for (B,) labels and what is given; under guidance the labels are twice as many,
+        the second half without a class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
         """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses those of other generators
@@ -109,18 +109,15 @@ class Generator(nn.Module, ABC):
     ) -> GrainCodes:
         """Draw one image's codes for each label.
 
-        Sample i of a seed depends on (seed, first_index + i), its label and what is given of it alone: batches are
-        filled up to `batch_size`. In float32 its last bit may depend on its batch where a sampler pads to the longest,
-        drops what is finished, or computes only what is masked.
+        Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone: batches are
+        filled up to `batch_size`. In float32 its last bit may depend on its batch and on the size of that.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.
-            seed: of all samples, >= 0.
             first_index: of the first sample, to go on where another call stopped.
-            batch_size: samples drawn together; another size may change float32 results in the last bit.
             on_step: called with the number of steps that the current batch has taken.
             given: the codes that each sample keeps.
-            sampler: to draw with; or settings of this generator's own.
+            sampler, settings: to draw with, or settings of this generator's own sampler.
         Returns:
             N valid codes, on the CPU.
         Raises:
@@ -129,8 +126,7 @@ class Generator(nn.Module, ABC):
         check("labels", list(labels.shape), "at least one, such as torch.zeros(1).long()", len(labels) > 0)
         self.conditioning.check(labels)
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
-            counts = f"{len(given)} images are given for {len(labels)} samples"
-            raise GraincodeError(f"codes of {counts}: expected as many, of this generator's layout")
+            raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}, of this generator's layout")
         given = self.accept(given)
         check("sampler", sampler, "none beside settings", sampler is None or not settings)
         names = [field.name for field in fields(self.sampler)]

@@ -24,12 +24,10 @@ class InformationMasking:
     h_i being the code's grain, from 0 for the coarsest to 1 for the finest.
 
     Attributes:
-        schedule: gamma, "cosine", "linear" or "arccos".
-        beta: 0 is MaskGIT. Masks match those of sampling where beta is the sampler's information_weight /
+        schedule: gamma.
+        beta: finite; 0 is MaskGIT. Masks match those of sampling where beta is the sampler's information_weight /
             choice_temperature (with order=confidence, and log p that varies little beside the noise).
-        elastic: draw it for each image, uniformly from -beta to beta.
-    Raises:
-        GraincodeError: beta is not finite, or elastic and not positive.
+        elastic: draw it for each image, uniformly from -beta to beta, beta > 0.
     Source: MaskGIT (Chang et al., 2022), section 3.1; the density's part is our reading of DGiT.
     """
 

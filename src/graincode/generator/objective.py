@@ -32,10 +32,8 @@ class GeneratorObjective(Protocol):
 class AutoregressiveObjective:
     """Mean loss per code: minus the log-likelihood of contents and positions.
 
-    Args:
-        position_weight: None for the likelihood; otherwise >= 0, of the mean over the grains of the mean position loss
-            per decision, added to the mean content loss per code. With 1 (as published) positions count two or three
-            times as much as in the likelihood, since there are fewer decisions than codes.
+    A `position_weight` >= 0 is that of the mean over the grains of the mean position loss per decision, added to the
+    mean content loss per code. With 1 (as published) positions count two or three times as much as in the likelihood.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
@@ -46,26 +44,20 @@ class AutoregressiveObjective:
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
         """The terms for the likelihood of a batch, in nats; only reported are `bits_per_image`, and its parts
         `bits_content_g` and `bits_position_g`."""
-        codes, decided = likelihood.is_code.sum(), likelihood.decided_grains
+        codes, decided, images = likelihood.is_code.sum(), likelihood.decided_grains, len(likelihood.content)
         terms = {"content": Term(likelihood.content.sum(), codes)}
         for g in range(decided):
             here = likelihood.is_decision & (likelihood.grain == g)
-            total = (likelihood.position * here).sum()
-            if self.position_weight is None:
-                terms[f"position_{g}"] = Term(total, codes)
-            else:
-                terms[f"position_{g}"] = Term(total, here.sum(), self.position_weight / decided)
-        for name, values in likelihood.bits().items():
-            terms[f"bits_{name}"] = Term(values.sum(), len(likelihood.content), 0.0)
-        return terms
+            shared = (codes,) if self.position_weight is None else (here.sum(), self.position_weight / decided)
+            terms[f"position_{g}"] = Term((likelihood.position * here).sum(), *shared)
+        return terms | {f"bits_{k}": Term(bits.sum(), images, 0.0) for k, bits in likelihood.bits().items()}
 
     def counts(self, codes: GrainCodes, module: DGiTAR) -> dict[str, Tensor | float]:
         """See `GeneratorObjective`. A grain's decisions are its regions, and its end, which the last grain has not."""
         total = codes.lengths.sum()
         counts: dict[str, Tensor | float] = {"content": total}
         for g in range(module.decided_grains):
-            ends = len(codes) if g < codes.layout.num_ends else 0
-            decisions = (codes.grains == g).sum() + ends
+            decisions = (codes.grains == g).sum() + len(codes) * (g < codes.layout.num_ends)
             counts[f"position_{g}"] = total if self.position_weight is None else decisions
         return counts
 
@@ -75,13 +67,10 @@ class AutoregressiveObjective:
 
 
 class MaskedObjective:
-    """Mean loss per masked code + mean loss per masked region; with one grain, of codes alone.
+    """Mean loss per masked code + `grains_weight` >= 0 times that per masked region; with one grain, of codes alone.
 
     Sums are divided by how many are masked on average, so that each masked code counts alike whatever share of its
     image is masked, and the count is known before the model has run.
-
-    Args:
-        grains_weight: of the loss of the grain map, >= 0.
     """
 
     def __init__(self, grains_weight: float = 1.0) -> None:

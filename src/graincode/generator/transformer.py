@@ -126,13 +126,12 @@ class Transformer(nn.Module):
     """A stack of blocks and a last norm: (B, L, width) to the same.
 
     Args:
-        width: of each token.
         layers: number of blocks; 0 leaves the norm.
         heads: attention heads; divides the width.
         dropout: in [0, 1), on attention and on each block's branches.
         causal: whether a token sees only itself and those before it.
-        norm: "layer", or "rms" (Zhang & Sennrich, 2019).
-        mlp: "gelu", or "swiglu", which has as many parameters.
+        norm: "rms" is of Zhang & Sennrich, 2019.
+        mlp: "swiglu" has as many parameters as "gelu".
         qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
         rotary: whether they are rotated by their positions; `forward` then takes the angles.
         adaln: whether the condition shifts, scales and gates each branch; without effect at first (in DiT, Peebles &
@@ -161,8 +160,8 @@ class Transformer(nn.Module):
         check_choice("norm", norm, _NORMS)
         check_choice("mlp", mlp, _MLPS)
         self.causal, self.rotary, self.heads, self.head_dim = causal, rotary, heads, width // heads
-        parts = _NORMS[norm], _MLPS[mlp], qk_norm
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, *parts) for _ in range(layers))
+        parts = width, heads, dropout, _NORMS[norm], _MLPS[mlp], qk_norm
+        self.blocks = nn.ModuleList(Block(*parts) for _ in range(layers))
         self.norm = _NORMS[norm](width)
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.ndim == 2:
@@ -171,9 +170,8 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         self.modulation = nn.Linear(width, (6 * layers + 2) * width) if adaln else None
-        if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+        for parameter in self.modulation.parameters() if adaln else ():
+            nn.init.zeros_(parameter)
 
     def modulations(self, condition: Tensor) -> list[Tensor] | None:
         """Shifts, scales and gates of a (B, width) condition: (6, B, 1, width) for each block, and (2, B, 1, width) for
@@ -214,10 +212,9 @@ class KeyValueCache:
     """Keys and values of the tokens so far, in buffers made once; attention sees the filled part alone.
 
     Args:
-        transformer: whose layers are cached.
         batch, capacity: number of sequences, and tokens of the longest.
     Attributes:
-        layers: keys and values of each, (batch, heads, capacity, d).
+        layers: keys and values of each of the transformer's, (batch, heads, capacity, d).
         length: number of tokens so far.
         mask: which of the keys attention sees; None for all of them.
     """

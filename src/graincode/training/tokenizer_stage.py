@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -45,8 +44,8 @@ class TrainableTokenizer(Trainable):
         regions = torch.stack([(output.routing.grains == g).sum() for g in range(layout.num_grains)])
         sizes = regions * torch.tensor(layout.codes_per_region, device=codes.device)
         grain = torch.arange(layout.num_grains, device=codes.device).repeat_interleave(sizes, output_size=len(codes))
-        counts = torch.zeros(layout.num_grains * layout.codebook_size, dtype=torch.long, device=codes.device)
-        counts = counts.scatter_add_(0, grain * layout.codebook_size + codes, torch.ones_like(codes))
+        counts = codes.new_zeros(layout.num_grains * layout.codebook_size)
+        counts.scatter_add_(0, grain * layout.codebook_size + codes, torch.ones_like(codes))
         found = {f"codebook_{g}": row for g, row in enumerate(counts.view(layout.num_grains, -1))}
         return found if layout.num_codebooks > 1 else found | {"codebook": sum(found.values())}
 
@@ -100,15 +99,16 @@ class TokenizerStage:
 
     def evaluate(self, module: DQVAE, limit: int, draw: bool = False) -> Evaluation:
         """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
-        with _kept_buffers(module.router):
-            if module.router.is_learned:
-                module.calibrate(self.calibration())
-            size = evaluation_batch(module.layout)
-            reconstructions = ReconstructionStream(module, self.validation, size, self.workers, limit)
-            for _ in reconstructions:
-                pass
-            metrics = {name: estimate.value for name, estimate in reconstructions.metrics().items()}
-            pictures = self._pictures(module, min(size, len(self.validation))) if draw else {}
+        size, kept = evaluation_batch(module.layout), [buffer.clone() for buffer in module.router.buffers()]
+        if module.router.is_learned:
+            module.calibrate(self.calibration())
+        reconstructions = ReconstructionStream(module, self.validation, size, self.workers, limit)
+        for _ in reconstructions:
+            pass
+        metrics = {name: estimate.value for name, estimate in reconstructions.metrics().items()}
+        pictures = self._pictures(module, min(size, len(self.validation))) if draw else {}
+        for buffer, value in zip(module.router.buffers(), kept, strict=True):
+            buffer.copy_(value)  # training goes on with its own thresholds
         return Evaluation({"objective": metrics["mse"], **metrics}, pictures)
 
     def _pictures(self, module: DQVAE, count: int) -> dict[str, Tensor]:
@@ -125,14 +125,3 @@ class TokenizerStage:
             "codes per image": to_pixels(length_histogram(codes.lengths, module.layout)),
             "use of the grains": to_pixels(grain_usage(codes.to("cpu"))),
         }
-
-
-@contextmanager
-def _kept_buffers(module: nn.Module) -> Iterator[None]:
-    """What is written into a module's buffers within is undone afterwards."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
