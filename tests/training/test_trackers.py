@@ -129,7 +129,7 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_without_a_tracker_nothing_but_the_log_is_written(tmp_path):
     settings = settings_of("none")
     RunLog(tmp_path, 0, True, settings).scalars(1, train_line(1))
-    assert not settings.shows_images
+    assert settings.tracker is None
     assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
 
 

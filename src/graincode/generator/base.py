@@ -124,7 +124,9 @@ class Generator(nn.Module, ABC):
             GraincodeError: the generator is in training mode, or an argument does not fit it.
         """
         check("labels", list(labels.shape), "at least one, such as torch.zeros(1).long()", len(labels) > 0)
-        self.conditioning.check(labels)
+        low, high = int(labels.min()), int(labels.max())
+        if self.classes and not 0 <= low <= high < self.classes:
+            raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
             raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}, of this generator's layout")
         given = self.accept(given)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.core.errors import check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import LABEL_DROPOUT, SampleRng
 from graincode.generator.transformer import Transformer
@@ -125,12 +125,6 @@ class ClassConditioning(nn.Module):
             labels = torch.where(chance < self.dropout, self.null_class, labels)
         return self.table(labels)
 
-    def check(self, labels: Tensor) -> None:
-        """Refuse labels that are no class."""
-        low, high = (int(found) for found in labels.aminmax()) if labels.numel() else (0, 0)
-        if low < 0 or high >= self.classes:
-            raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")
-
 
 class NoConditioning(nn.Module):
     """Unconditional generation: zeros in place of a class, whatever the labels."""
@@ -143,9 +137,6 @@ class NoConditioning(nn.Module):
 
     def forward(self, labels: Tensor, rng: SampleRng | None = None) -> Tensor:
         return self.nothing.expand(len(labels), -1)
-
-    def check(self, labels: Tensor) -> None:
-        """Accept any labels."""
 
 
 Conditioning = ClassConditioning | NoConditioning

@@ -18,8 +18,7 @@ from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
 from graincode.sampling.settings import Sampler
 
-_CHECK_EVERY = {"cpu": 1, "cuda": 16}
-"""Steps between checks whether a batch is complete, by kind of device: on a GPU each makes the CPU wait."""
+_CHECK_EVERY = {"cpu": 1}  # steps between checks whether a batch is complete; elsewhere 16: each makes the CPU wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +55,17 @@ class AutoregressiveSampler(Sampler):
         given: CodePrefix | None = None,
     ) -> CodeSequences:
         guided = GuidedLogits(logits, self.guidance_scale, self.guidance_schedule) if self.guidance_scale != 1 else None
-        ask = logits if guided is None else guided
+        ask = guided or logits
         batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
         table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
         # of each slot, padding and the start included: the next cell of its region, and its region
         following = F.pad(table.following, (0, 2), value=layout.num_slots)
         is_end = F.pad(table.is_end, (0, 2))
         owner = torch.where(is_end, regions + 1, F.pad(table.region, (0, 2), value=regions + 1))
-        whole = CodeSequences(
-            torch.full((batch, tokens), layout.pad_slot, device=device),
-            torch.full((batch, tokens), layout.no_content, device=device),
-            layout,
-        )
-        # of the samples that are still drawn, `rows` of the whole
-        rows, slots, contents = torch.arange(batch, device=device), whole.slots.clone(), whole.contents.clone()
+        all_slots = torch.full((batch, tokens), layout.pad_slot, device=device)
+        all_contents = torch.full_like(all_slots, layout.no_content)
+        # of the samples that are still drawn, `rows` of all
+        rows, slots, contents = torch.arange(batch, device=device), all_slots.clone(), all_contents.clone()
         slot = torch.full((batch,), layout.start_slot, device=device)
         content = torch.full_like(slot, layout.no_content)
         grain, last = torch.zeros_like(slot), torch.full_like(slot, -1)
@@ -109,12 +105,12 @@ class AutoregressiveSampler(Sampler):
                     break
                 if self.drop_finished and 2 * finished >= len(rows):
                     unfinished = (~done).nonzero()[:, 0]
-                    whole.slots[rows], whole.contents[rows] = slots, contents
+                    all_slots[rows], all_contents[rows] = slots, contents
                     ask.keep(unfinished)
                     given = None if given is None else given[unfinished]
                     rows, slots, contents, uniforms, slot, content, grain, last, coded = (
                         state[unfinished]
                         for state in (rows, slots, contents, uniforms, slot, content, grain, last, coded)
                     )
-        whole.slots[rows], whole.contents[rows] = slots, contents
-        return CodeSequences(whole.slots[:, : step + 1], whole.contents[:, : step + 1], layout)
+        all_slots[rows], all_contents[rows] = slots, contents
+        return CodeSequences(all_slots[:, : step + 1], all_contents[:, : step + 1], layout)

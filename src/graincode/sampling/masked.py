@@ -44,7 +44,7 @@ class MaskedSampler(Sampler):
 
     Attributes:
         steps, grain_steps: T of the contents and of the grain map, >= 1; smaller images are complete before the last.
-        mask_schedule: gamma: "cosine", "linear" or "arccos".
+        mask_schedule: gamma.
         order: which codes are kept first: "confidence", by the score; "random", by lambda_0 (1 - t / T) h_i + Gumbel_i;
             "halton", those that a low-discrepancy sequence of points meets first, the same for all samples;
             "coarse_first", "dense_first", grain by grain, by confidence. With random and halton, which keep unlikely
@@ -54,8 +54,6 @@ class MaskedSampler(Sampler):
             the grain map, >= 0. MaskGIT's 4.5 is worse for contents on Fashion-MNIST.
         final_temperature: of the contents in step T, reached in equal steps; None: the temperature is constant.
         grain_temperature, grain_top_k, grain_top_p, grain_min_p: of the grains.
-    Raises:
-        GraincodeError: a setting is out of range, or is not read with this order.
     Source: MaskGIT (Chang et al., 2022), section 3.2; the density's part is our reading of DGiT. Halton: Halton-MaskGIT
         (Besnier et al., 2025).
     """

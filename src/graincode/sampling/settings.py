@@ -30,9 +30,7 @@ class AutoSampler:
     Attributes:
         temperature, top_k, top_p, min_p: of the contents, see `core.logits.truncate`.
         guidance_scale: classifier-free guidance; 1 is the conditional model, at half the cost of any other value.
-        guidance_schedule: how guidance grows as an image is completed: "constant", "linear" or "cosine".
-    Raises:
-        GraincodeError: a setting is out of range or not finite.
+        guidance_schedule: how guidance grows as an image is completed.
     """
 
     temperature: float = 1.0

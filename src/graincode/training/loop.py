@@ -83,7 +83,7 @@ class Training:
         self.speed = Speed(machine, trainer.batch_size, self.flops)
         is_main, step = collectives.is_main(), self.at.step
         self.log = RunLog(run.path, step, self.at.evaluated, logs, run.config) if is_main else None
-        self.shows, self.draws = logs.shows_images, logs.shows_images and is_main
+        self.shows, self.draws = logs.tracker is not None, logs.tracker is not None and is_main
         self.bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
         parts = self.schedule.batches(step, trainer.steps)

@@ -44,11 +44,6 @@ class LogSettings:
     images: Literal["array", "list", "one"] | None = None
     config: bool = True
 
-    @property
-    def shows_images(self) -> bool:
-        """Whether pictures are made."""
-        return self.tracker is not None
-
 
 class RunLog:
     """Scalars and images of one run in its folder, of which `step` steps were done before, and `evaluated` says whether
