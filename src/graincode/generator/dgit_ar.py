@@ -145,9 +145,9 @@ class DGiTAR(Generator):
         decides = targets.is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
         at = decides.nonzero(as_tuple=True)  # the CPU waits for a GPU here: once, and before it has much to do
         hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
-        content = F.cross_entropy(
-            content_logits.flatten(0, 1), targets.contents.flatten(), ignore_index=layout.no_content, reduction="none"
-        ).view_as(targets.contents)
+        logits, entries = content_logits.flatten(0, 1), targets.contents.flatten()
+        content = F.cross_entropy(logits, entries, ignore_index=layout.no_content, reduction="none")
+        content = content.view_as(targets.contents)
         position = torch.zeros_like(content)
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
@@ -237,7 +237,6 @@ class CachedLogits:
         self.modulations = [stack.modulations(condition) for stack in model.stacks]
         self.steps = model.steps or model
         self.caches = self.steps.caches(len(condition))
-        self.slots = self.hidden = torch.empty(0)
         table = model.layout.slots(condition.device)
         self.next_grain = F.pad(table.grain + table.is_end, (0, 2))  # of the token after each slot
 

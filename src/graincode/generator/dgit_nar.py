@@ -159,7 +159,7 @@ class DGiTNAR(Generator):
         if self.layout.num_grains > 1:
             return super().fixed(sampler)
         names = [field.name for field in fields(sampler) if field.name.startswith(sampler.other)]
-        names += ["information_weight", *(["order"] if sampler.order.endswith("_first") else [])]
+        names += ["information_weight", "order"] if sampler.order.endswith("_first") else ["information_weight"]
         return super().fixed(sampler) | dict.fromkeys(names, "all codes are of one grain")
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
@@ -174,10 +174,8 @@ class ConditionedLogits:
 
     def __init__(self, model: DGiTNAR, condition: Tensor) -> None:
         self.model, self.condition = model, condition
-        self.of_grains, self.of_contents = (
-            None if stack is None else stack.modulations(condition)
-            for stack in (model.grain_transformer, model.content_transformer)
-        )
+        self.of_contents = model.content_transformer.modulations(condition)
+        self.of_grains = model.grain_transformer.modulations(condition) if model.grain_transformer else None
 
     def grains(self, grains: Tensor) -> Tensor:
         return self.model.grain_head(self.model.region_states(grains, self.condition, self.of_grains))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -220,25 +220,21 @@ def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, A
 
 @lru_cache(maxsize=8)
 def _halton(layout: CodeLayout) -> Tensor:
-    """(S,) long: when the Halton sequence of bases 2 and 3 first comes to a cell of each slot; 0 for ends."""
-    rows, columns = layout.grids[-1]
-    first, points, seen = np.zeros(rows * columns, dtype=np.int64), 4 * rows * columns, np.zeros(0)
-    while len(seen) < rows * columns:
-        row, column = (_radical_inverse(points, base) for base in (2, 3))
-        cells = (row * rows).astype(np.int64) * columns + (column * columns).astype(np.int64)
-        seen, when = np.unique(cells, return_index=True)
-        points *= 2
-    first[seen] = when
-    visits = torch.from_numpy(first).expand(layout.num_grains, -1).flatten()
+    """(S,) long: when the Halton sequence of bases 2 and 3 first comes to a cell of each slot."""
+    (rows, columns), first = layout.grids[-1], {}
+    for point in itertools.takewhile(lambda _: len(first) < rows * columns, itertools.count()):
+        cell = int(_radical_inverse(point, 2) * rows) * columns + int(_radical_inverse(point, 3) * columns)
+        first.setdefault(cell, point)
+    visits = torch.tensor([first[cell] for cell in range(rows * columns)]).expand(layout.num_grains, -1).flatten()
     at_cell = layout.slots().at_cell.flatten()
-    return torch.full((layout.num_slots,), len(cells)).scatter_reduce(0, at_cell, visits, "amin")
+    return torch.full((layout.num_slots,), point + 1).scatter_reduce(0, at_cell, visits, "amin")
 
 
-def _radical_inverse(count: int, base: int) -> np.ndarray:
-    """(count,) float64 in [0, 1): the digits of 0, 1, ... in a base, mirrored at the point."""
-    numbers, scale, found = np.arange(count), 1.0, np.zeros(count)
-    while numbers.any():
+def _radical_inverse(number: int, base: int) -> float:
+    """In [0, 1): the digits of a number in a base, mirrored at the point."""
+    scale, found = 1.0, 0.0
+    while number:
         scale /= base
-        found += numbers % base * scale
-        numbers //= base
+        found += number % base * scale
+        number //= base
     return found

@@ -46,10 +46,7 @@ class StepOutput:
 
 
 class Trainable(ABC):
-    """A module with a loss and an optimizer of its own; most stages have one, a GAN has two.
-
-    In each step all trainables see the same micro-batches in turn, and then make their optimizer steps.
-    """
+    """A module with a loss and an optimizer of its own; a GAN has two, which see the same micro-batches in turn."""
 
     name: str
     module: nn.Module

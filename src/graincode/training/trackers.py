@@ -28,8 +28,7 @@ class LogSettings:
 
     Attributes:
         tracker: Accelerate's name of a tracker; None: log.jsonl alone, and no pictures.
-        project: its first argument, with most a project that runs belong to.
-        init: its other arguments; "{name}" and "{folder}" stand for the run's.
+        project, init: its first argument, and others; "{name}" and "{folder}" stand for the run's.
         resume: arguments more where a run goes on; "{id}" stands for the id that the tracker gave the run.
         id: attribute or method of the tracker's own run that tells that id; None: it needs none.
         images: what its `log_images` takes: a (1, 3, H, W) array, a list of images, or one; None: it has none.
