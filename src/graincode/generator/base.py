@@ -74,8 +74,7 @@ class Generator(nn.Module, ABC):
         the second half without a class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
-        """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses those of other generators
-        and settings that are not for this one."""
+        """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses what does not fit it."""
         if type(sampler) is AutoSampler:
             sampler = self.sampler(**asdict(sampler))
         fits, kind = isinstance(sampler, self.sampler), type(self).__name__

@@ -63,20 +63,14 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         if self.norms is not None:
             # autocast leaves weights in float32, and the fused norm takes one type alone
-            q, k = (
-                F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
-                for x, norm in zip((q, k), self.norms, strict=True)
-            )
+            weights = [norm.weight.to(q.dtype) for norm in self.norms]
+            q, k = (F.rms_norm(x, x.shape[-1:], weight) for x, weight in zip((q, k), weights, strict=True))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        x = F.scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=mask if isinstance(mask, Tensor) else None,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is True and cache is None,
-        )  # fmt: skip
+        seen, is_causal = mask if isinstance(mask, Tensor) else None, mask is True and cache is None
+        x = F.scaled_dot_product_attention(q, k, v, seen, self.dropout if self.training else 0.0, is_causal)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
@@ -193,9 +187,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """(B, L, width) tokens to as many states; with a cache, one token (B, 1, width) after those that it holds.
 
-        Args:
-            rotation, modulations: of the tokens' positions, with `rotary`, and of the condition, with `adaln`.
-            mask: (B, 1, 1 or L, L) bool, which tokens each may see; not with `causal`.
+        Rotation is of the tokens' positions, with `rotary`, modulations of the condition, with `adaln`; the mask,
+        (B, 1, 1 or L, L) bool, says which tokens each may see, not with `causal`.
         """
         if cache is not None:
             mask = cache.mask

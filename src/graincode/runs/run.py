@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,10 +77,10 @@ class Run:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
 
         def record() -> None:
-            link = self.path.parent / f".latest-{self.path.name}"
+            link = self.path.with_name(f".latest-{self.path.name}")
             link.unlink(missing_ok=True)
             link.symlink_to(self.path.name)
-            os.replace(link, self.path.parent / "latest")
+            link.replace(self.path.with_name("latest"))
             write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
             note_member(self.path)
 
@@ -91,6 +90,6 @@ class Run:
     def report_finished(self, result: dict[str, Any]) -> float:
         """Say that there is nothing left to do; gives the recorded objective."""
         collectives.on_main(lambda: note_member(self.path))
-        line = "%s is finished (objective %.6g): choose another run_name to run it again"
-        log.info(line, self.path, objective := result["objective"])
-        return objective
+        advice = "choose another run_name to run it again"
+        log.info("%s is finished (objective %.6g): %s", self.path, result["objective"], advice)
+        return result["objective"]

@@ -57,8 +57,7 @@ def note_member(run: Path) -> None:
 def collect_sweep(folder: Path) -> None:
     """Write and print the table of the members of a sweep that have finished."""
     files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
-    members = [member for member in (json.loads(file.read_text()) for file in files) if "overrides" in member]
-    if members:
+    if members := [member for file in files if "overrides" in (member := json.loads(file.read_text()))]:
         print(f"sweep: {write_sweep(folder, members)}")
 
 
@@ -131,8 +130,7 @@ def _draw(
             shown[label] = panel.errorbar(*zip(*sorted(points), strict=True), label=label, **style)
         if log_of:
             panel.set(xscale="log", yscale="log")
-            panel.xaxis.set_major_formatter("{x:.0f}")
-            panel.xaxis.set_minor_formatter("{x:.0f}")
+            panel.xaxis.set(major_formatter="{x:.0f}", minor_formatter="{x:.0f}")
         if ticks:
             panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
         panel.grid(color="#e4e4e4", linewidth=0.6)
