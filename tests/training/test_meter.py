@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from graincode.core.losses import Term, weighted_sum
-from graincode.training.meter import Meter
+from graincode.training.monitors import Meter
 
 CPU = torch.device("cpu")
 

@@ -61,12 +61,8 @@ class CompiledSteps:
     """A generator's `states` and `contents`, compiled: graphs for every `BUCKET` tokens, on a GPU CUDA graphs.
 
     A captured graph is bound to the memory that it was captured on, so batches of one size share their caches, and only
-    one batch is drawn at a time; the model stays on its device and in its precision.
-
-    Args:
-        states, contents: of one token; the last argument is the cache.
-        stacks: the transformers to cache, one for each.
-        capacity: tokens of the longest sequence.
+    one batch is drawn at a time; the model stays on its device and in its precision. Each step takes one token, and its
+    cache as the last argument, of one of the `stacks` for `capacity` tokens.
     """
 
     def __init__(self, states: Step, contents: Step, stacks: Sequence[Transformer], capacity: int) -> None:

@@ -24,7 +24,7 @@ class Rotary(nn.Module):
 
     Args:
         coordinates: (P, 2) rows and columns of all positions.
-        head_dim: dimension of a head, divisible by 4.
+        head_dim: divisible by 4.
         base: ratio of the slowest wavelength to the fastest, 2 pi cells.
     Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
     """

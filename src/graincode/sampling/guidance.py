@@ -25,9 +25,7 @@ class Guidance:
 
     Computed in float32, or float64 if the logits are: half precision would round the difference.
 
-    Args:
-        logits: of twice the batch: first all samples with their condition, then all without.
-        scale, schedule: of guidance; a scale of 1 is the conditional model.
+    The logits are of twice the batch: first all samples with their condition, then all without.
     Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
         al., 2023).
     """

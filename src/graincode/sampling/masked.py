@@ -150,8 +150,7 @@ class MaskedSampler(Sampler):
             grains = torch.where(given.known_regions.flatten(1), given.codes.grains.flatten(1), count)
 
         def ask(grains: Tensor, at: Tensor) -> RowLogits:
-            found = logits.grains(grains).masked_fill(too_coarse, -torch.inf)[at]
-            return lambda rows: found[rows]
+            return logits.grains(grains).masked_fill(too_coarse, -torch.inf)[at].__getitem__
 
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, ...]) -> Tensor:
             return log_p + self.grain_choice_temperature * cooling * noise
@@ -170,14 +169,12 @@ class MaskedSampler(Sampler):
         tier: Tensor | None = None,
         on_step: Callable[[int], None] = lambda _: None,
     ) -> Tensor:
-        """(B, L) values with all that is masked filled in.
+        """(B, L) values with all that is masked filled in, by settings with a prefix.
 
         Args:
             ask: values, and where they are masked, to the logits of those.
-            score: of what is drawn.
             values: (B, L) long below `mask`, and `mask` where they are `masked`, (B, L) bool.
             uniforms: (B, steps * 2 * L or more) in [0, 1), to draw values and for noise.
-            prefix: of the settings.
             tier: (B, L) long, 0 or more; the higher ones are kept first, whatever the scores; None: all are equal.
         """
         steps, schedule = getattr(self, prefix + "steps"), MASK_SCHEDULES[self.mask_schedule]

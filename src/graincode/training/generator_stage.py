@@ -19,7 +19,7 @@ from graincode.evaluation.streams import evaluation_batch
 from graincode.generator import Generator, GeneratorObjective
 from graincode.pictures import code_maps, grid
 from graincode.tokenizer import DQVAE
-from graincode.training.meter import Meter
+from graincode.training.monitors import Meter
 from graincode.training.stage import Evaluation, Step, StepOutput, Trainable
 
 TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough

@@ -28,8 +28,7 @@ from graincode.distributed.signals import Interruption, Stopped
 from graincode.runs.checkpoint import Checkpoints, read_about, read_state
 from graincode.runs.run import Run
 from graincode.training.ema import AveragedWeights
-from graincode.training.meter import Meter
-from graincode.training.monitors import FiniteNumbers, Speed, check_equal_weights, early_read
+from graincode.training.monitors import FiniteNumbers, Meter, Speed, check_equal_weights, early_read
 from graincode.training.settings import TrainerConfig
 from graincode.training.stage import MakeOptimizer, Prepared, Stage, Step, StepOutput
 from graincode.training.trackers import LogSettings, RunLog
@@ -48,16 +47,11 @@ class Progress:
 
 
 class Training:
-    """The training of a stage from where its run stands to the end.
+    """The training of a stage from where its run stands to the end; `start` is done before step 1 alone.
 
     Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
-    interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware.
-
-    Args:
-        make_optimizer: from parameter groups; one for each trainable.
-        seed: of batches, dropout and all other random numbers.
-        run: states go to its `state/`, metrics to its `log.jsonl`.
-        start: done once before step 1, not when a run goes on.
+    interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware. States go
+    to the run's `state/`, metrics to its `log.jsonl`.
     """
 
     def __init__(
@@ -90,11 +84,8 @@ class Training:
         self.batches = load_batches(stage.dataset, parts, machine.hardware.workers, machine.device.type == "cuda")
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
-        """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation.
-
-        Raises GraincodeError if a number is not finite or weights differ between processes, and Stopped after a signal,
-        with the state saved.
-        """
+        """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation. Raises
+        GraincodeError if a number is not finite or weights differ between processes, Stopped after a signal."""
         try:
             with Interruption() as interruption:
                 self._loop(interruption)
