@@ -20,9 +20,9 @@ def test_what_is_judged_is_spread_over_the_validation_items(kind, monkeypatch):
     stage, start = make_stage(False, kind)
     start()
     del stage.evaluate
-    seen, items = [], Codes if kind == "generator" else TensorImages
-    read = items.__getitem__
-    monkeypatch.setattr(items, "__getitem__", lambda self, chosen: seen.extend(chosen) or read(self, chosen))
+    seen, (items, name) = [], (Codes, "__getitem__") if kind == "generator" else (TensorImages, "load")
+    read = getattr(items, name)
+    monkeypatch.setattr(items, name, lambda self, chosen: seen.extend(map(int, chosen)) or read(self, chosen))
     module = stage.trainables[0].module.eval()
     with torch.no_grad():
         stage.evaluate(module, 12)
