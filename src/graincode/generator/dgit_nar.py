@@ -138,12 +138,8 @@ class DGiTNAR(Generator):
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
     ) -> Tensor:
-        """(B, L, width) states that predict contents.
-
-        Args:
-            slots, contents: (B, L) in any order; `pad_slot` behind the end, `no_content` where masked.
-            condition, modulations: (B, width), and what `content_transformer` makes of it, where that is known.
-        """
+        """(B, L, width) states that predict contents, of (B, L) slots in any order, `pad_slot` behind the end, and
+        contents, `no_content` where masked; the (B, width) condition's modulations are given where they are known."""
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = normalized(self.embedding(slots, contents) + condition[:, None])

@@ -78,12 +78,10 @@ class MaskedObjective:
         self.grains_weight = grains_weight
 
     def __call__(self, predictions: MaskedPredictions) -> dict[str, Term]:
-        """The terms for the predictions of a batch, in nats.
-
-        Only reported, over what was masked: `content_g` and `accuracy_g` of the contents at each grain, `content_at_25`
-        and `accuracy_at_25` (50, 75, 100) where up to 25 per cent of the image was masked; `accuracy_grains` of the
-        grain map. A low accuracy, such as 7 per cent, is normal: many entries of a large codebook look nearly alike.
-        """
+        """The terms for the predictions of a batch, in nats. Only reported, over what was masked: `content_g` and
+        `accuracy_g` of the contents at each grain, `content_at_25` and `accuracy_at_25` (50, 75, 100) where up to 25
+        per cent of the image was masked; `accuracy_grains` of the grain map. An accuracy of 7 per cent is normal: many
+        entries of a large codebook look nearly alike."""
         found, grains = predictions.contents, predictions.grains
         terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}
         if grains is not None:

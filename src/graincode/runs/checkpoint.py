@@ -28,10 +28,8 @@ class Damaged(GraincodeError):
 
 
 class Checkpoints:
-    """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`.
-
-    The newest `keep` of them stay, and the one with the best evaluation. No other process may write to `folder`.
-    """
+    """The resume states of one run: a directory for each, `step_000000250/` with `state.pt` and `state.json`. The
+    newest `keep` stay, and the one with the best evaluation. No other process may write to `folder`."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep

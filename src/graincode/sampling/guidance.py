@@ -30,8 +30,6 @@ class Guidance:
         al., 2023).
     """
 
-    logits: Any
-
     def __init__(self, logits: Any, scale: float, schedule: str = "constant") -> None:
         self.logits, self.scale, self._share = logits, scale, SCHEDULES[schedule]
 

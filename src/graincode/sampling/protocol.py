@@ -37,10 +37,5 @@ class MaskedLogits(Protocol):
         """(B, R) grains of the regions, K where they are masked, to (B, R, K) logits; not called with one grain."""
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
-        """The logits of the contents at N of all positions.
-
-        Args:
-            slots: (B, L), the layout's `pad_slot` behind the end.
-            contents: (B, L), the layout's `no_content` where they are masked, and behind the end.
-            at: (B, L) bool, the N positions, which are rows of the logits image by image.
-        """
+        """The logits of the contents at N positions, (B, L) bool, which are rows of the logits image by image; (B, L)
+        slots are the layout's `pad_slot` behind the end, contents `no_content` there and where they are masked."""

@@ -34,9 +34,7 @@ class TrainableGenerator(Trainable):
 
     name = "generator"
 
-    def __init__(
-        self, module: Generator, objective: GeneratorObjective, typical: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, module: Generator, objective: GeneratorObjective, typical: Mapping[str, float] | None) -> None:
         self.module, self.objective, self.typical = module, objective, typical
 
     def counts(self, batch: CodeBatch) -> dict[str, Tensor | float]:
@@ -50,11 +48,9 @@ class TrainableGenerator(Trainable):
             terms |= {name: replace(terms[name], count=count) for name, count in self.counts(batch).items()}
         lengths = batch.codes.lengths + self.module.extra_tokens
         tokens, positions = lengths.sum(), lengths.max() * len(lengths)
-        reported = {
-            "tokens_per_image": Term(tokens, len(lengths), 0.0),
-            "padding_share": Term(positions - tokens, positions, 0.0),
-        }
-        return StepOutput(terms | reported)
+        terms["tokens_per_image"] = Term(tokens, len(lengths), 0.0)
+        terms["padding_share"] = Term(positions - tokens, positions, 0.0)
+        return StepOutput(terms)
 
 
 class GeneratorStage:
