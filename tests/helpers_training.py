@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial, partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from torch import nn
 
 from graincode.core.codes import GrainCodes
 from graincode.core.layout import CodeLayout
-from graincode.core.losses import feature_distance
 from graincode.core.rng import SampleRng
 from graincode.data import Augmentation, CodeBatch, ImageBatch, TensorImages
 from graincode.distributed import collectives
@@ -83,6 +83,15 @@ def images(precise: bool) -> TensorImages:
     return (Precise if precise else TensorImages)("made", "train", made, torch.arange(24) % 2, ("flat", "busy"))
 
 
+class EdgeFilters(nn.Conv2d):
+    """A network with one stage."""
+
+    network = SimpleNamespace(feature_info=[{"reduction": 3}])
+
+    def stages(self, images, chosen):
+        return [self(images)]
+
+
 class Edges(PerceptualDistance):
     """A distance in a few features that no file is needed for."""
 
@@ -90,16 +99,10 @@ class Edges(PerceptualDistance):
         super().__init__("edges", weight)
 
     def _load(self, size):
-        network = nn.Conv2d(3, 4, 3).requires_grad_(False)
+        network = EdgeFilters(3, 4, 3).requires_grad_(False)
         for parameter in network.parameters():
             parameter.copy_(torch.arange(parameter.numel()).sin().view_as(parameter))
         return Loaded(network, "")
-
-    def _smallest(self, network):
-        return 3
-
-    def _distance(self, network, images, reference):
-        return feature_distance(network(images), network(reference))
 
 
 def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
