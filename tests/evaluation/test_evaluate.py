@@ -223,7 +223,7 @@ def test_pairs_of_folders_are_measured_as_reconstructions(folders, tmp_path, ins
     assert 0.9 < figures["ssim"] < 1
     assert "rfd_lite0@32" not in figures
     line = refused("evaluate", *pair, f"reference.path={folders[1]}")
-    assert "40 reconstructions" in line
+    assert "40 images" in line
     (shifted / "039.png").rename(shifted / "040.png")
     line = refused("evaluate", *pair, f"reference.path={a}")
     assert "040.png" in line

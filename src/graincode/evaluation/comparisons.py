@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.data.images import Subset
@@ -23,6 +23,8 @@ Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
 DISTANCES = typing.get_args(Distance)
 IN_FEATURES = (*DISTANCES, "class_consistency")
 """Metrics that are computed in the features of each network."""
+KnownSets = Mapping[str, Statistics | None]
+"""Sets of real images in the features of one network, by what for."""
 
 
 @dataclass(frozen=True)
@@ -66,40 +68,43 @@ class Comparison(Mode):
     def reads(self, subject: Subject, reference: ReferenceChoice) -> frozenset[str]:
         return subject.reads | reference.reads | {"reference"}
 
-    def splits(self, count: int) -> int:
-        return (self.inception_splits or min(10, count)) if self.wants("is") else 0
-
-    def settings(self, plan: Plan) -> dict[str, Any]:
-        found = super().settings(plan)
-        found |= {"inception_splits": self.splits(plan.images.count), "extra": list(self.extra or ())}
-        if (images := plan.reference.images) is not None:
-            found["kid_subset_size"] = self._kid_size(min(plan.images.count, len(images), self.subset))
-        return found
-
     def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
         plan = super().plan(subject, reference, context)
+        count, real = plan.images.count, plan.reference.images
+        fewest = min(filter(None, (count, plan.reference.count)))
+        there = min(fewest, self.subset)
+        plan.splits = (self.inception_splits or min(10, count)) if self.wants("is") else 0
+        plan.settings |= {"inception_splits": plan.splits, "extra": list(self.extra or ())}
+        if real is not None:
+            plan.settings["kid_subset_size"] = self._kid_size(there)
         if not self.networks:
             return plan
-        plan.metrics, real = [name for name in IN_FEATURES if self.wants(name)], plan.reference.images
+        plan.metrics = [name for name in IN_FEATURES if self.wants(name)]
         blind = [network.name for network in self.networks.values() if not network.classes]
         if 0 < len(blind) < len(self.networks) and "is" in plan.metrics:
             plan.warnings.append(f"is left out in some features: {', '.join(blind)} has no classifier")
         elif blind:
             self._leave_out(plan, "is", f"{', '.join(blind)} has no classifier")
-        fewest = min(plan.images.count, plan.images.count if real is None else len(real))
         if "fd" in plan.metrics and fewest < 2:
             raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
-        there, needs = min(fewest, self.subset), {"kid": self._kid_size(2)}
-        needs |= {"precision_recall": self.precision_neighbours + 1, "density_coverage": self.density_neighbours + 1}
-        for name, needed in needs.items():
+        for network in self.networks.values() if "fd" in plan.metrics else ():
+            if fewest <= network.dimension:
+                few = f"{network.name} has {network.dimension} features, and there are only {fewest} images"
+                advice = "by an amount that depends on their number; compare it with ones of as many"
+                plan.warnings.append(f"{few}: the Fréchet distance is too large {advice}")
+        for name, needed in (
+            ("kid", self._kid_size(2)),
+            ("precision_recall", self.precision_neighbours + 1),
+            ("density_coverage", self.density_neighbours + 1),
+        ):
             if real is None:
                 self._leave_out(plan, name, "the reference is a file of means and covariances alone")
             elif there < needed:
                 self._leave_out(plan, name, f"it needs {needed} images, and there are {there}")
         if real is not None:
-            sizes = tuple(plan.images.image_size), tuple(real.image_size)
-            if sizes[0] != sizes[1]:
-                plan.warnings.append(f"images of {sizes[0]} pixels against {sizes[1]}: metrics tell that apart, too")
+            size, other = tuple(plan.images.image_size), tuple(real.image_size)
+            if size != other:
+                plan.warnings.append(f"images of {size} pixels against {other}: metrics tell that apart, too")
             if self.extra or set(plan.metrics) - {"is"}:
                 plan.real["reference"] = real
         return plan
@@ -108,22 +113,14 @@ class Comparison(Mode):
         sets, found = {"reference": plan.reference.known} | real, {}
         for key, network in self.networks.items():
             known = {name: statistics.get(key) for name, statistics in sets.items()}
-            own = self._in_features(plan, network, subject[key], known)
+            own = self._in_features(plan, subject[key], known)
             found |= {network.label(name): estimate for name, estimate in own.items()}
         return found
 
-    def _in_features(
-        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics | None]
-    ) -> dict[str, Estimate]:
+    def _in_features(self, plan: Plan, subject: Statistics, known: KnownSets) -> dict[str, Estimate]:
         """The metrics of one network."""
         real, found = known["reference"], {}
         if "fd" in plan.metrics:
-            fewest = min(filter(None, (subject.count, real.count)))
-            if fewest <= network.dimension:
-                plan.warnings.append(
-                    f"{network.name} has {network.dimension} features, and there are only {fewest} images: the Fréchet "
-                    "distance is too large by an amount that depends on their number; compare it with ones of as many"
-                )
             found[f"{self.prefix}fd"] = of.frechet_distance(subject, real)
         if "is" in plan.metrics and len(subject.split_sizes):
             found["is"] = of.inception_score(subject)
@@ -198,25 +195,22 @@ class Generation(Comparison):
 
     def _add_classifier(self, plan: Plan) -> None:
         """Training images for the classifier that says whether images show the class that they were asked for."""
-        source, labels = plan.context.source, plan.images.labels
-        if labels is None:
-            reason = "the images have no classes"
-        elif plan.reference.labels is None:
-            reason = "the reference has no labels"
-        elif int(labels.max()) >= len(source.class_names):
-            reason = f"the images are of more classes than the {len(source.class_names)} of the data set"
-        elif plan.reference.split == "train":
-            reason = "the reference is what the classifier is trained on"
+        classes, labels = len(plan.context.source.class_names), plan.images.labels
+        reasons = {
+            "the images have no classes": labels is None,
+            "the reference has no labels": plan.reference.labels is None,
+            f"the images have more than the {classes} classes of the data": labels is not None
+            and max(labels) >= classes,
+            "the reference is what the classifier is trained on": plan.reference.split == "train",
+        }
+        if reason := next((reason for reason, holds in reasons.items() if holds), None):
+            self._leave_out(plan, "class_consistency", reason)
         else:
-            train = source.split("train")
+            train = plan.context.source.split("train")
             plan.real["classifier"] = Subset(train, min(self.subset, len(train)))
-            return
-        self._leave_out(plan, "class_consistency", reason)
 
-    def _in_features(
-        self, plan: Plan, network: FeatureNetwork, subject: Statistics, known: Mapping[str, Statistics | None]
-    ) -> dict[str, Estimate]:
-        found = super()._in_features(plan, network, subject, known)
+    def _in_features(self, plan: Plan, subject: Statistics, known: KnownSets) -> dict[str, Estimate]:
+        found = super()._in_features(plan, subject, known)
         if "floor" in known:
             found["fd_floor"] = of.frechet_distance(known["floor"], known["reference"])
         if "class_consistency" in plan.metrics:

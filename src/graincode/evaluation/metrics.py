@@ -26,7 +26,6 @@ def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
 
     It is the FID only in Inception's features. It shrinks as images are added, so compare distances of equally many.
     Equal sets give 0 up to rounding, of either sign.
-
     Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
     _kept_of_both(a, b)
@@ -40,7 +39,6 @@ def inception_score(statistics: Statistics) -> Estimate:
     """exp E KL(p(y|x) || p(y)), mean and standard deviation over random parts of the images; in [1, classes].
 
     Images are divided at random: parts of samples that come sorted by class would score as if each were one class.
-
     Source: "Improved Techniques for Training GANs" (Salimans et al., 2016), equal to torch-fidelity's with its shuffle.
     """
     sizes = statistics.split_sizes.double()
@@ -56,8 +54,7 @@ def kernel_distance(
 ) -> Estimate:
     """Squared maximum mean discrepancy with the kernel (x y / D + 1)^3, unbiased; the KID in Inception's features.
 
-    Mean and standard deviation are over random subsets of so many kept images, drawn from the seed.
-
+    Mean and standard deviation over random subsets of `size` kept images, drawn from the seed.
     Source: "Demystifying MMD GANs" (Binkowski et al., 2018), by torch-fidelity's function.
     """
     kept = _kept_of_both(generated, real)
@@ -73,7 +70,6 @@ def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 
     """`precision`: share of generated images that lie within reach of real ones; `recall`: the other way round.
 
     An image reaches as far as its k-th neighbour in its own set.
-
     Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
         torch-fidelity's function.
     """
@@ -90,7 +86,6 @@ def density_coverage(generated: Statistics, real: Statistics, neighbours: int = 
     """`density`: how many real images reach a generated one, over k; `coverage`: share of real images that reach one.
 
     Unlike precision and recall they are not ruled by outliers, whose reach is long. Density may exceed 1.
-
     Source: "Reliable Fidelity and Diversity Metrics for Generative Models" (Naeem et al., 2020), equations 3 and 4.
     """
     _check_neighbours(generated, real, neighbours)

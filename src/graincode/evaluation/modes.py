@@ -23,15 +23,22 @@ Fits = Mapping[str, tuple[str, ...]]
 
 @dataclass
 class Plan:
-    """What is measured, found out beforehand: metrics that can be had in features, the sets of real images that they
-    need, by what for, and lines for readers of the metrics."""
+    """What is measured, found out beforehand.
+
+    Attributes:
+        settings, splits: what metrics are computed with, and parts of the Inception score.
+        warnings: lines for readers of the metrics.
+        metrics, real: those that can be had in features, and the sets of real images that they need, by what for.
+    """
 
     context: Context
     images: ImageStream
     reference: Reference | None
+    settings: dict[str, Any]
+    warnings: list[str]
+    splits: int = 0
     metrics: list[str] = field(default_factory=list)
     real: dict[str, ImageDataset] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -82,19 +89,12 @@ class Mode:
             network.load()
         known = reference.open_reference(context, subject) if self.compares else None
         images = self.open(subject, known, context)
-        return Plan(context, images, known, warnings=list(images.warnings))
-
-    def splits(self, count: int) -> int:
-        """Parts of the Inception score of so many images; 0 without it."""
-        return 0
+        settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "features"}
+        return Plan(context, images, known, settings, list(images.warnings))
 
     def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork]) -> dict[str, Estimate]:
         """Metrics of the subject against the plan's real images, by name; more warnings go to the plan."""
         return {}
-
-    def settings(self, plan: Plan) -> dict[str, Any]:
-        """What metrics are computed with."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "features"}
 
     def write(self, plan: Plan, subject: ByNetwork, folder: Path) -> None:
         """Write what the mode leaves in the run's folder besides the record."""

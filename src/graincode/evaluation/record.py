@@ -1,21 +1,25 @@
-"""One evaluation from its plan to its record."""
+"""One evaluation from its plan to its record, and the images that were measured, written down without loss."""
 
 from __future__ import annotations
 
+import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from graincode.distributed import collectives
-from graincode.evaluation.keep import keep_images
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
-from graincode.evaluation.streams import DatasetStream
-from graincode.files import write_json
+from graincode.evaluation.streams import DatasetStream, ImageStream
+from graincode.files import replacing, write_json
 
 
 def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
@@ -27,8 +31,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         for name, dataset in plan.real.items()
     }
     ready, stream = clock(), _timed(keep_images(images, folder, keep), waits)
-    progress = None if images.shows_progress else images.name
-    how = mode.splits(images.count), context.seed, subset, progress
+    how = plan.splits, context.seed, subset, None if images.shows_progress else images.name
     found = measure(networks, stream, images.count, images.mine, *how)
     measured, waited = clock(), sum(waits)
     estimates = mode.estimates(plan, found, real) | images.metrics()
@@ -47,7 +50,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         "reference_hash": None,
         **plan.inputs,
         "features": {network.name: network.identity for network in networks.values()},
-        "settings": mode.settings(plan),
+        "settings": plan.settings,
         "metrics": {name: estimate.value for name, estimate in estimates.items()},
         "uncertainty": {
             name: {"std": estimate.std, "is": estimate.over}
@@ -78,6 +81,44 @@ def _timed(batches: Iterator[Tensor], waits: list[float]) -> Iterator[Tensor]:
         waits.append(time.perf_counter() - began)
         yield batch
         began = time.perf_counter()
+
+
+def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator[Tensor]:
+    """A stream whose images each process also writes to a folder that all see.
+
+    Args:
+        form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
+            as `arr_1`, None to keep nothing.
+    """
+    place, raw, shape = images.mine.start, folder / "images.npy", (images.count, *images.image_size, 3)
+    if form == "png":
+        collectives.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
+    elif form == "npz":
+        collectives.on_main(lambda: np.lib.format.open_memmap(raw, "w+", np.uint8, shape).flush())
+    for batch in images:
+        pixels = batch.permute(0, 2, 3, 1).cpu().numpy() if form else ()
+        if form == "npz":
+            written = np.load(raw, mmap_mode="r+")
+            written[place : place + len(pixels)] = pixels
+            written.flush()
+        for index, image in enumerate(pixels if form == "png" else (), place):
+            Image.fromarray(image).save(folder / "images" / f"{index:06d}.png")
+        place += len(pixels)
+        yield batch
+    collectives.sum_(torch.zeros(1))  # all have written
+    if form == "npz":
+        collectives.on_main(lambda: _pack(raw, images.labels))
+
+
+def _pack(raw: Path, labels: Tensor | None) -> None:
+    """Move images from an .npy into an .npz beside it, whose entries have no time of day: equal images, equal bytes."""
+    with replacing(raw.with_suffix(".npz")) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file, raw.open("rb") as images:
+            shutil.copyfileobj(images, file)
+        if labels is not None:
+            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
+                np.lib.format.write_array(file, labels.numpy(), allow_pickle=False)
+    raw.unlink()
 
 
 def table(record: dict[str, Any]) -> str:

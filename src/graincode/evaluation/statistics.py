@@ -63,9 +63,7 @@ class Accumulator:
     """Gathers the statistics of a set of images; how they are grouped into batches does not matter.
 
     Args:
-        network: whose features.
-        count: N, of all processes, each of which adds a contiguous part, in their order.
-        first: index of this process's first image.
+        count, first: N, of all processes, each of which adds a contiguous part in their order, and where this one's is.
         subset: images whose features are kept, chosen by a fixed permutation of N.
         splits: of the Inception score, by a permutation from the seed; 0 leaves it out.
     """
@@ -78,7 +76,7 @@ class Accumulator:
         if splits and not network.classes:
             raise GraincodeError(f"{network.name} has no classifier, so it gives no Inception score")
         self.network, self.count, self.next = network, count, first
-        self._waiting: Tensor | None = None
+        self._waiting: list[Tensor] = []
         self._rows: list[Tensor] = []
         self._added, self._broken = 0, 0
         self._mean = torch.zeros(network.dimension, dtype=torch.float64)
@@ -94,24 +92,21 @@ class Accumulator:
 
     def update(self, images: Tensor) -> None:
         """Add the next images of this process's part, uint8 (B, 3, H, W) with any B."""
-        if self._waiting is not None:
-            images = torch.cat([self._waiting, images])
+        images = torch.cat([*self._waiting, images])  # a copy: whoever gave them may use their memory again
         whole = len(images) - len(images) % self.network.batch_size
         for start in range(0, whole, self.network.batch_size):
             self._add(images[start : start + self.network.batch_size])
-        # a copy: whoever gave the images may use their memory again
-        self._waiting = images[whole:].clone() if whole < len(images) else None
+        self._waiting = [images[whole:]] if whole < len(images) else []
 
     def result(self) -> Statistics:
         """The statistics of the images of all processes; each of them must ask."""
-        if self._waiting is not None:
-            self._add(self._waiting)
-        self._waiting = None
+        for images in self._waiting:
+            self._add(images)
         self._merge()
         added, broken = collectives.sum_(torch.tensor([self._added, self._broken])).tolist()
         if broken:
-            where = f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}"
-            raise GraincodeError(f"{where}: check its weights")
+            found = f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}"
+            raise GraincodeError(f"{found}: check its weights")
         check("count", self.count, f"{added}, as many images as came", added == self.count)
         mean = collectives.sum_(self._mean * self._added) / self.count
         away = self._mean - mean
@@ -139,8 +134,7 @@ class Accumulator:
             self._entropy.index_add_(0, split, (p * log_p).sum(1))
 
     def _merge(self) -> None:
-        """Add the rows that wait to mean and scatter. Source: Chan, Golub and LeVeque (1979), as sums of squares of
-        numbers that are far from zero lose digits."""
+        """Add the rows that wait to mean and scatter, without sums of squares. Source: Chan, Golub, LeVeque (1979)."""
         if not self._rows:
             return
         rows = torch.cat(self._rows).double()
@@ -169,7 +163,7 @@ def measure(
         batches: this process's images, as `Accumulator.update` takes them.
         count, mine: images of all processes, and which are this process's; None for all.
         splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
-        progress: label of a progress bar; none is shown without it.
+        progress: label of a progress bar, if there is to be one.
     """
     mine = range(count) if mine is None else mine
     gathering = {
@@ -196,12 +190,9 @@ def cached_statistics(
     Those not stored there, under the hash of the images' content and with as large a subset, are gathered and stored.
     """
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
-    content, found, missing = images.dataset.content_hash(), {}, {}
-    paths = {
-        name: folder / f"{net.name}-{net.weights_hash[:12]}-{content[:16]}.safetensors"
-        for name, net in networks.items()
-    }
+    content, paths, found, missing = images.dataset.content_hash(), {}, {}, {}
     for name, network in networks.items():
+        paths[name] = folder / f"{network.name}-{network.weights_hash[:12]}-{content[:16]}.safetensors"
         found[name] = _read(paths[name], network, content, subset)
         # gathering is work for all processes: they must agree on what is needed
         if collectives.sum_(torch.tensor([int(found[name] is None)])):
@@ -218,8 +209,9 @@ def cached_statistics(
     return found
 
 
-def _origin(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {"weights": network.weights_hash, "content": content, "tensors": hash_tensors(tensors)}
+def _header(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor], count: str) -> dict[str, str]:
+    tensors_hash = hash_tensors(tensors)
+    return {"weights": network.weights_hash, "content": content, "tensors": tensors_hash, "count": count}
 
 
 def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Statistics | None:
@@ -230,9 +222,8 @@ def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Sta
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        for key, value in _origin(network, content, tensors).items():
-            if header.get(key) != value:
-                raise ValueError(f"{key} is {header.get(key)}, expected {value}")
+        if header != (expected := _header(network, content, tensors, header["count"])):
+            raise ValueError(f"{header}, expected {expected}")
         found = Statistics(network.identity, int(header["count"]), **tensors)
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         _logger.warning("%s is damaged (%s): computing it again", path, error)
@@ -246,9 +237,8 @@ def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Sta
 
 def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
-    header = _origin(network, content, tensors) | {"count": str(statistics.count)}
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata=header)
+        save_file(tensors, unfinished, metadata=_header(network, content, tensors, str(statistics.count)))
 
 
 def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:

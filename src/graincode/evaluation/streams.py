@@ -107,10 +107,7 @@ class PairStream(DatasetStream):
 
 
 class ReconstructionStream(DatasetStream):
-    """Reconstructions of images, compared with these by measures of pairs; their codes are counted.
-
-    `how` are `ratios` and `psnr` of `DQVAE.tokenize`.
-    """
+    """Reconstructions of images, compared with these by measures; their codes (`how`: as `tokenize`) are counted."""
 
     def __init__(
         self,
@@ -140,7 +137,7 @@ class ReconstructionStream(DatasetStream):
 
 
 class LikelihoodStream(DatasetStream):
-    """Real images, whose codes, made as `how` says (`ratios`, `psnr`), a generator gives a likelihood."""
+    """Real images, whose codes, made as `how` (`ratios`, `psnr`) says, a generator gives a likelihood."""
 
     def __init__(
         self, generator: Generator, tokenizer: DQVAE, dataset: ImageDataset, batch_size: int, workers: int, **how: Any
@@ -153,10 +150,10 @@ class LikelihoodStream(DatasetStream):
             raise GraincodeError(f"the generator has {generator.classes} classes, and {dataset.name} has {classes}")
         self.name, self.facts = f"codes of {self.name}", how
         self._generator, self._tokenizer = generator, tokenizer
-        content = [f"bits_content_{g}" for g in range(generator.layout.num_grains)]
-        position = [f"bits_position_{g}" for g in range(generator.decided_grains)]
-        names = ("bits_per_image", *content, *position, "codes_per_image")
-        self._values: dict[str, list[Tensor]] = {name: [] for name in names}
+        content = [f"content_{g}" for g in range(generator.layout.num_grains)]
+        position = [f"position_{g}" for g in range(generator.decided_grains)]
+        self._bits: dict[str, list[Tensor]] = {name: [] for name in ("per_image", *content, *position)}
+        self._lengths: list[Tensor] = []
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Tensor]:
@@ -164,13 +161,14 @@ class LikelihoodStream(DatasetStream):
             codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), **self.facts)
             bits = self._generator(codes, batch.labels.to(codes.grains.device)).bits()
             for name, values in bits.items():
-                self._values[f"bits_{name}"].append(values.cpu())
-            self._values["codes_per_image"].append(codes.lengths.cpu())
+                self._bits[name].append(values.cpu())
+            self._lengths.append(codes.lengths.cpu())
             yield to_uint8(batch.images)
 
     def metrics(self) -> dict[str, Estimate]:
         """Bits per image, their parts for contents and positions of each grain, and codes per image."""
-        return {name: mean_of(values) for name, values in self._values.items()}
+        bits = {f"bits_{name}": mean_of(values) for name, values in self._bits.items()}
+        return bits | {"codes_per_image": mean_of(self._lengths)}
 
 
 def check_size(source: ImageSource, tokenizer: DQVAE) -> None:

@@ -20,7 +20,7 @@ from graincode.data.folders import image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, open_image
 from graincode.data.loader import in_order
 from graincode.evaluation.pairs import Measures
-from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels, draw
+from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels
 from graincode.evaluation.statistics import Statistics, read_npz
 from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream, check_size
 from graincode.export import Export
@@ -33,8 +33,8 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation works with besides its mode, subject and reference: the networks by name, the data set, what
-    loads a tokenizer, or a generator and its tokenizer, to the device, and the settings of the job."""
+    """What an evaluation works with besides mode, subject and reference: networks by name, the data set, what loads a
+    tokenizer, or a generator and its tokenizer, to the device, and the settings of the job."""
 
     networks: Mapping[str, FeatureNetwork]
     source: ImageSource
@@ -106,8 +106,7 @@ class Samples:
             dataset = None if reference is None or reference.images is None else context.source.split("train")
             given, labels = _prompts(generator, tokenizer, dataset, count, context.batch_size)
             maps, whose = {"maps": dataset.content_hash()}, "of the training images whose maps are given"
-        batches = draw(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
-        images = SampleStream(batches, labels, context.batch_size, module)
+        images = SampleStream(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
         whose = whose if module.classes else None
         images.facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
         return images.depending_on(generator=generator.identity, tokenizer=tokenizer.identity, **maps)
@@ -179,10 +178,8 @@ class Folder:
         else:
             _check_pairs(dataset, reference.images)
             stream = PairStream(dataset, reference.images, measures, *context.loading)
-        lossy = any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset))
-        stream.warnings = [
-            "the images were kept as JPEG, which changes them and every metric; keep them as PNG"
-        ] * lossy
+        if any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset)):
+            stream.warnings = ["the images were kept as JPEG, which changes them and every metric; keep them as PNG"]
         return stream.depending_on(images_hash=dataset.content_hash())
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
@@ -191,14 +188,11 @@ class Folder:
         return Reference(images.name, images.content_hash(), images)
 
     def _dataset(self) -> ImageDataset:
-        path = Path(self.path).expanduser()
+        path, wanted = Path(self.path).expanduser(), self.image_size and check_image_size(self.image_size)
         if path.is_dir():
             files = Files(path.resolve(), tuple(image_files(path)))
-            size = (
-                open_image(files.name(0)).size[::-1] if self.image_size is None else check_image_size(self.image_size)
-            )
-            crop = "exact" if self.image_size is None else "center"
-            labels = torch.zeros(len(files.paths), dtype=torch.long)
+            labels, crop = torch.zeros(len(files.paths), dtype=torch.long), "center" if wanted else "exact"
+            size = wanted or open_image(files.name(0)).size[::-1]
             return EncodedImages(path.name, "images", size, files, labels, crop=crop)
         try:
             with open_npz(path) as arrays:
@@ -208,7 +202,7 @@ class Folder:
         if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or not len(found):
             shape = "none of them; mu and sigma are statistics" if found is None else f"{found.dtype} {found.shape}"
             raise GraincodeError(f"{self.path}: expected arr_0 or images, uint8 of (N, H, W, 3), but found {shape}")
-        same = self.image_size is None or check_image_size(self.image_size) == found.shape[1:3]
+        same = wanted in (None, found.shape[1:3])
         check("image_size", self.image_size, "null, as images of an .npz are not resized", same)
         images = torch.from_numpy(found).permute(0, 3, 1, 2)
         return TensorImages(path.name, "images", images, torch.zeros(len(images), dtype=torch.long))
@@ -266,11 +260,10 @@ def _paths(dataset: ImageDataset) -> Sequence[str]:
 
 
 def _check_pairs(images: ImageDataset, originals: ImageDataset) -> None:
-    """Refuse folders that are not pairs of images of equal names."""
-    one, other = ((len(dataset), tuple(dataset.image_size)) for dataset in (images, originals))
+    """Refuse folders that are not pairs of images of equal sizes and names."""
+    one, other = (f"{len(dataset)} images of {tuple(dataset.image_size)} pixels" for dataset in (images, originals))
     if one != other:
-        counts = f"{one[0]} reconstructions of {one[1]} pixels and {other[0]} originals of {other[1]}"
-        raise GraincodeError(f"{counts}: expected pairs of equal size")
+        raise GraincodeError(f"{one} and a reference of {other}: expected pairs of equal size")
     for a, b in zip(_paths(images), _paths(originals), strict=False):
         if Path(a).with_suffix("") != Path(b).with_suffix(""):
             raise GraincodeError(f"images have {a} where the reference has {b}: expected pairs of equal names")

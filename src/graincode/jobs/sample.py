@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before the imports below, so that --help answers a
     raise SystemExit(job_main("sample"))
 
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.distributed import collectives
-from graincode.evaluation.samples import balanced_labels, draw, gathered
+from graincode.evaluation.samples import SampleStream, balanced_labels
 from graincode.export import load_pair
 from graincode.files import replacing
 from graincode.jobs.dry import dry_run
@@ -40,8 +39,8 @@ def run(cfg: DictConfig) -> float:
     if cfg.debug.dry:  # which counts what the operations of eager steps cost
         parts = {"generator": generator, "tokenizer": tokenizer}
         label = torch.zeros(1).long()
-        call = partial(draw, generator, tokenizer, sampler, label, cfg.seed, 1)
-        return dry_run(lambda: list(call()), parts, "one sample", training=False)
+        one = SampleStream(generator, tokenizer, sampler, label, cfg.seed, 1)
+        return dry_run(one.gathered, parts, "one sample", training=False)
     if hardware.compile:
         generator.compile_sampling()
     given = find_given(cfg, generator) if asked(cfg) else None
@@ -54,8 +53,8 @@ def run(cfg: DictConfig) -> float:
             return run.report_finished(result)
         began = time.perf_counter()
         prompt = None if given is None else given.prompt
-        drawn = draw(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, prompt)
-        images, codes = gathered(drawn, generator.layout)
+        stream = SampleStream(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, prompt)
+        images, codes = stream.gathered()
         seconds = (time.perf_counter() - began) / cfg.num_samples
         columns = _columns(generator.classes, cfg.classes) if given is None else len(given.codes)
         shown = images[:400]
