@@ -30,7 +30,6 @@ class SlotTable:
         following: the slot of the region's next cell, or S where the region (or the grain) is complete.
         first: (K, R + 1) slot of the first cell of each region at each grain, and of the grain's end (S for the last).
         at_cell: (K, H * W) slot that covers each finest cell, at each grain.
-        first_cell: (K, H * W) raster index of the first finest cell that this slot covers.
     """
 
     grain: Tensor
@@ -41,7 +40,6 @@ class SlotTable:
     following: Tensor
     first: Tensor
     at_cell: Tensor
-    first_cell: Tensor
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,8 @@ class CodeLayout:
 
     def first_cells(self, grains: Tensor) -> Tensor:
         """(B, H * W) long of grain maps: the finest cell at which the code begins that fills each finest cell."""
-        return self.slots(grains.device).first_cell.gather(0, self.expand(grains, 0).flatten(1))
+        table = self.slots(grains.device)
+        return table.finest[table.at_cell.gather(0, self.expand(grains, 0).flatten(1))]
 
     def lengths(self, grains: Tensor) -> Tensor:
         """Codes per image, (B,) long, of grain maps (B, H0, W0)."""
@@ -210,10 +209,10 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
         at_cell.append(layout.expand(grid, g).flatten())
         start += regions * count + 1
     grain, region, cell, finest = torch.cat(parts, dim=1)[:, :size]  # the end of the last grain is implied
-    is_end, covering = region == regions, torch.stack(at_cell)
+    is_end = region == regions
     last = torch.tensor(layout.codes_per_region)[grain] == cell + 1
     following = torch.where(last | is_end, size, torch.arange(1, size + 1))
-    table = (grain, region, cell, finest, is_end, following, torch.stack(first), covering, finest[covering])
+    table = (grain, region, cell, finest, is_end, following, torch.stack(first), torch.stack(at_cell))
     return SlotTable(*(column.to(device) for column in table))
 
 

@@ -26,11 +26,7 @@ from graincode.tokenizer.router import Ratios, Router, Routing
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Attributes:
-    images: (B, 3, H, W), about [-1, 1].
-    quantized: the codes of each codebook, grain by grain.
-    routing: the grain of each region.
-    """
+    """Images (B, 3, H, W), about [-1, 1]; the codes of each codebook, grain by grain; the grain of each region."""
 
     images: Tensor
     quantized: tuple[Quantized, ...]
@@ -73,12 +69,8 @@ class DQVAE(nn.Module):
         return self.decoder.last.weight.device
 
     def forward(self, images: Tensor, ratios: Ratios | None = None, rng: SampleRng | None = None) -> Reconstruction:
-        """Encode, quantise and decode (B, 3, H, W) images in [-1, 1], with gradients.
-
-        Args:
-            images, ratios: as in `tokenize`.
-            rng: random numbers of this batch; taken from torch's generator if not given.
-        """
+        """Encode, quantise and decode images, with gradients; images and ratios as in `tokenize`, and random numbers
+        from torch's generator without an `rng`."""
         probe = self.probe(images, rng)
         features = probe.features  # before the router, which may ask for them without gradients
         routing = self.router(probe, ratios)
@@ -170,24 +162,21 @@ class DQVAE(nn.Module):
 
     @torch.no_grad()
     def initialize(self, batches: Iterable[Tensor], rng: SampleRng) -> None:
-        """Start the codebooks from the encoder's vectors of training images, until each entry has four of the coarsest.
-
-        Args:
-            batches: of (B, 3, H, W) images.
-            rng: random numbers for the images of all batches, in order.
-        """
+        """Start the codebooks from the encoder's vectors of batches of (B, 3, H, W) training images, until each entry
+        has four of the coarsest; `rng` is for the images of all batches, in order."""
         layout, start = self.layout, 0
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layout.grains]  # vectors and keys
+        found: list[list[tuple[Tensor, Tensor]]] = []  # of each batch and grain: vectors and keys
         for images in batches:
             part = SampleRng(rng.seed, rng.sample_ids[start : start + len(images)].to(images.device))
-            for g, (feature, key) in enumerate(zip(self.encoder(images), self._keys(part), strict=True)):
-                found[g].append((feature.permute(0, 2, 3, 1).flatten(0, 2), key.flatten()))
+            pairs = zip(self.encoder(images), self._keys(part), strict=True)
+            found.append([(x.permute(0, 2, 3, 1).flatten(0, 2), key.flatten()) for x, key in pairs])
             start += len(images)
-            if sum(len(vectors) for vectors, _ in found[0]) >= 4 * layout.codebook_size:
+            if start * layout.num_regions >= 4 * layout.codebook_size:
                 break
         for index, quantizer in enumerate(self.quantizers):
             own = [index] if layout.num_codebooks > 1 else range(layout.num_grains)
-            quantizer.initialize(*map(torch.cat, zip(*(part for g in own for part in found[g]), strict=True)))
+            parts = [batch[g] for g in own for batch in found]
+            quantizer.initialize(*map(torch.cat, zip(*parts, strict=True)))
 
     @torch.no_grad()
     def update(self, quantized: Sequence[Sequence[Quantized]], routings: Sequence[Routing]) -> None:

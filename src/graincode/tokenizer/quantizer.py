@@ -68,7 +68,7 @@ class Quantizer(nn.Module):
 
     def _entries(self) -> Tensor:
         """(V, d), the codebook."""
-        raise NotImplementedError
+        return self.codebook
 
     def _vectors(self, points: Tensor) -> Tensor:
         """(..., d) entries to (..., D) vectors."""
@@ -128,7 +128,7 @@ class EMAQuantizer(Quantizer):
         self._started = False
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        """Quantise (N, D) vectors; `keys` decide which of them entries restart at, and are drawn if not given."""
+        """As any quantiser; `keys` decide which vectors entries restart at, and are drawn if not given."""
         if self.training and not self._started:
             self._started = bool(self.counts.any())  # weights may have been loaded
             if not self._started:
@@ -140,9 +140,6 @@ class EMAQuantizer(Quantizer):
             error = (vectors - chosen).square().mean(dim=1)
             seen = (vectors.detach(), indices, keys)
             return Quantized(vectors + (chosen - vectors).detach(), indices, error, seen)
-
-    def _entries(self) -> Tensor:
-        return self.codebook
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
