@@ -54,16 +54,16 @@ def gather_rows(rows: Tensor, equal: bool = False) -> Tensor:
     """
     if count() == 1:
         return rows
-    sizes = None
+    sizes = [len(rows)] * count()
     if not equal:
         found = torch.zeros(count(), dtype=torch.long, device=rows.device)
         found[rank()] = len(rows)
         sizes = sum_(found).tolist()
-    padded = rows.new_zeros(len(rows) if sizes is None else max(sizes), *rows.shape[1:])
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(count())]
     dist.all_gather(parts, padded)
-    return torch.cat(parts if sizes is None else [part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def on_main(action: Callable[[], T]) -> T | None:

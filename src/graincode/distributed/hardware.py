@@ -55,14 +55,11 @@ class Hardware:
     timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("num_nodes", "node_rank"):
-            check(name, getattr(self, name), "a number", getattr(self, name) is not None)
-        for name in ("num_nodes", "gradient_accumulation"):
-            check(name, getattr(self, name), "1 or more", getattr(self, name) >= 1)
-        processes = self.num_processes
+        nodes, own, processes, parts = self.num_nodes, self.node_rank, self.num_processes, self.gradient_accumulation
+        check("num_nodes", nodes, "a number, 1 or more", nodes is not None and nodes >= 1)
+        check("node_rank", own, f"0 to num_nodes - 1 = {nodes - 1}", own is not None and 0 <= own < nodes)
         check("num_processes", processes, "1 or more, or null for all GPUs", processes is None or processes >= 1)
-        nodes = self.num_nodes
-        check("node_rank", self.node_rank, f"0 to num_nodes - 1 = {nodes - 1}", 0 <= self.node_rank < nodes)
+        check("gradient_accumulation", parts, "1 or more", parts >= 1)
         allowed = self.mixed_precision != "fp16" or (self.device == "gpu" and self.strategy == "ddp")
         check("mixed_precision", self.mixed_precision, "bf16 on the CPU and with strategy=fsdp", allowed)
 
@@ -96,8 +93,7 @@ class Hardware:
         on_cpu = self.device == "cpu"
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        divided = max(usable_cores() // together, 1)
-        torch.set_num_threads(self.threads or (divided if together > 1 else _DEFAULT_THREADS))
+        torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
         tf32 = training and self.tf32 and not on_cpu
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
@@ -115,9 +111,10 @@ class Hardware:
         return Machine(self, accelerator)
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may use: fewer than the machine has, where a scheduler says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores_each(processes: int) -> int:
+    """CPU cores for each of so many processes, of those that a scheduler lets this machine's use; 1 or more."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(usable // processes, 1)
 
 
 class Machine:

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +21,8 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from graincode.core.errors import GraincodeError, check
-from graincode.distributed.hardware import Hardware, usable_cores
-from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped
+from graincode.distributed.hardware import Hardware, cores_each
+from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled
 
 _WORKER = "graincode.distributed.worker"
 _POLL_SECONDS = 0.1
@@ -46,14 +45,12 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     local, nodes = hardware.local_processes, hardware.num_nodes
     port = hardware.main_port if nodes > 1 else _free_port()
     check("main_port", port, "a free port, the same on all machines, such as 29500", port is not None)
-    threads = hardware.threads or max(usable_cores() // local, 1)
+    threads = hardware.threads or cores_each(local)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-        common = {
-            "WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "MASTER_ADDR": hardware.address(),
-            "MASTER_PORT": port, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": 1,
-        }  # fmt: skip
-        ranks = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
+        world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
+        world |= {"MASTER_ADDR": hardware.address(), "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+        own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
         store = None
         if nodes > 1:
             store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
@@ -61,7 +58,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
             name=job,
             entrypoint=sys.executable,
             args=dict.fromkeys(range(local), ("-P", "-m", _WORKER, entry, job, folder, os.getpid())),
-            envs={i: {name: str(value) for name, value in (common | rank).items()} for i, rank in enumerate(ranks)},
+            envs={i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)},
             logs_specs=DefaultLogsSpecs(),
         )
         assert context is not None
@@ -75,18 +72,16 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
 
 def _watch(context: PContext, store: TCPStore | None) -> dict[int, int]:
     """Exit statuses of the processes that did not end well, by their rank on this machine, at the end."""
+    deadline = None  # once a process of another machine has failed
     while (result := context.wait(0)) is None:
         time.sleep(_POLL_SECONDS)
-        if store is not None and _others_failed(store):
+        if deadline is None and store is not None and _others_failed(store):
             deadline = time.monotonic() + _OTHER_NODES_SECONDS
-            while (result := context.wait(0)) is None and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-            if result is None:
-                context.close(signal.SIGKILL)
-                return {0: 1}
-            break
+        if deadline is not None and time.monotonic() > deadline:
+            context.close(signal.SIGKILL)
+            return {0: 1}
     failures = {rank: failure.exitcode for rank, failure in result.failures.items()}
-    if failures and store is not None:
+    if failures and store is not None and deadline is None:
         store.set("failed", "1")
         time.sleep(1)  # machine 0 holds the store: let the others read it
     return failures
@@ -106,9 +101,8 @@ def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
     reports.sort(key=lambda report: (report.get("echo", False), report["time"]))
     was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
     if reports and not was_killed:
-        first = reports[0]
         kinds = {2: GraincodeError, STATUS: Stopped}
-        return kinds.get(first["status"], ProcessFailed)(first["message"])
+        return kinds.get(reports[0]["status"], ProcessFailed)(reports[0]["message"])
     if status == 130:
         return KeyboardInterrupt()
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
@@ -132,17 +126,13 @@ def _forwarding(context: PContext) -> Iterator[None]:
         if interrupts > 1:
             os._exit(130)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, forward) for number in (SIGNALS if in_main else ())}
     try:
-        yield
+        with handled(forward):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         context.close(signal.SIGKILL)
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as found:
         return found.getsockname()[1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Self
 
 STATUS = 75
 """Exit status of a run that a signal stopped and that saved its state first (EX_TEMPFAIL: try again later)."""
@@ -21,24 +24,30 @@ class ProcessFailed(Exception):
     """A process ended with an error that was not the user's; the message says which and how."""
 
 
-class Interruption:
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have a function handle SIGTERM, SIGINT and SIGUSR1 in the block, in the main thread: Python allows no other."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in (SIGNALS if in_main else ())}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class Interruption(ExitStack):
     """While it is entered, SIGTERM, SIGINT and SIGUSR1 only ask to stop; a second SIGINT ends the process at once.
 
     Attributes:
         signal: the first signal that came, or None.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    signal: signal.Signals | None = None
 
-    def __enter__(self) -> Interruption:
-        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-        self._before = {number: signal.signal(number, self._handle) for number in (SIGNALS if in_main else ())}
+    def __enter__(self) -> Self:
+        self.enter_context(handled(self._handle))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
