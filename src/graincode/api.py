@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
 
-from graincode.export import load_export
+from graincode.export import PathLike, load_export
 
 if TYPE_CHECKING:
     from graincode.generator import Generator
     from graincode.tokenizer import DQVAE
 
 
-def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> DQVAE:
+def load_tokenizer(path: PathLike, device: torch.device | str = "cpu") -> DQVAE:
     """A tokenizer in evaluation mode, with `tokenize(images, ratios=None)` and `detokenize(codes)`.
 
-    Args:
-        path: the `export` directory of a run of train_tokenizer.
-        device: to load it to.
+    `path` is the `export` directory of a run of train_tokenizer.
+
     Raises:
         GraincodeError: there is no such export, or it is damaged, of another kind, or of a newer version.
-
     Example:
         >>> tokenizer = load_tokenizer("runs/demo/train_tokenizer/train_tokenizer/export")
         >>> codes = tokenizer.tokenize(images)  # (B, 3, H, W) in [-1, 1]
@@ -31,15 +28,13 @@ def load_tokenizer(path: str | os.PathLike[str], device: torch.device | str = "c
     return load_export(path, "tokenizer", device).module
 
 
-def load_generator(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Generator:
+def load_generator(path: PathLike, device: torch.device | str = "cpu") -> Generator:
     """A generator in evaluation mode, with `sample(labels, seed=0, **sampler settings)`.
 
-    Args:
-        path: the `export` directory of a run of train_generator.
-        device: to load it to.
+    `path` is the `export` directory of a run of train_generator.
+
     Raises:
         GraincodeError: as `load_tokenizer`.
-
     Example:
         >>> generator = load_generator("runs/demo/train_generator/train_generator/export")
         >>> codes = generator.sample(torch.arange(10), seed=0, guidance_scale=2.0)

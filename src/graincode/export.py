@@ -25,6 +25,7 @@ from graincode.files import new_directory, sha256, write_json
 log = logging.getLogger(__name__)
 
 Kind = Literal["tokenizer", "generator"]
+PathLike = str | os.PathLike[str]
 FORMATS = {"tokenizer": 5, "generator": 6}  # as written; the one before is read too, through UPGRADES
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,13 +46,8 @@ _ALLOWED: dict[str, type | None] = {
 
 @dataclass(frozen=True)
 class Export:
-    """A loaded export.
-
-    Attributes:
-        module: the tokenizer or generator, in evaluation mode.
-        identity: 16 hex digits of the SHA-256 over configuration and weights.
-        provenance: what the export records of its making, such as the identity of the tokenizer behind a generator.
-    """
+    """A loaded export: the tokenizer or generator in evaluation mode, 16 hex digits of the SHA-256 over configuration
+    and weights, and what it records of its making, such as the identity of the tokenizer behind a generator."""
 
     module: Any
     identity: str
@@ -61,8 +57,7 @@ class Export:
 def register(name: str, cls: type) -> None:
     """Let exports name a class of your own, by the `_target_` that your configuration has.
 
-    Call it before saving and loading, where the class is defined; jobs find it there if `$GRAINCODE_PLUGINS` names the
-    module (or modules, separated by commas).
+    Call it where the class is defined; jobs import the modules that `$GRAINCODE_PLUGINS` names, separated by commas.
     """
     _ALLOWED[name] = cls
 
@@ -95,7 +90,7 @@ def export_run(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module
     log.info("export: %s", folder)
 
 
-def load_export(path: str | os.PathLike[str], kind: Kind, device: torch.device | str = "cpu") -> Export:
+def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") -> Export:
     """Rebuild a model from its export.
 
     Raises:
@@ -133,7 +128,7 @@ def load_export(path: str | os.PathLike[str], kind: Kind, device: torch.device |
     return Export(module.eval().to(device), _identity(folder), config.get("provenance", {}))
 
 
-def load_weights(module: nn.Module, path: str | os.PathLike[str], kind: Kind) -> str:
+def load_weights(module: nn.Module, path: PathLike, kind: Kind) -> str:
     """Start a model from an export's weights, for fine-tuning; gives the export's identity.
 
     Raises:
@@ -149,10 +144,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], kind: Kind) ->
 
 
 def load_pair(
-    generator_path: str | os.PathLike[str],
-    tokenizer_path: str | os.PathLike[str],
-    device: torch.device | str = "cpu",
-    precision: str = "float32",
+    generator_path: PathLike, tokenizer_path: PathLike, device: torch.device | str = "cpu", precision: str = "float32"
 ) -> tuple[Export, Export]:
     """A generator, in a precision ("float32" or "bfloat16"), and the tokenizer whose codes it makes.
 
@@ -160,10 +152,8 @@ def load_pair(
         GraincodeError: as `load_export`; another precision; or the generator was trained on codes of another tokenizer.
     """
     check_choice("precision", precision, PRECISIONS)
-    generator, tokenizer = (
-        load_export(generator_path, "generator", device),
-        load_export(tokenizer_path, "tokenizer", device),
-    )
+    generator = load_export(generator_path, "generator", device)
+    tokenizer = load_export(tokenizer_path, "tokenizer", device)
     check_layouts(generator.module.layout, tokenizer.module.layout, f"codes of {generator_path}", str(tokenizer_path))
     trained_on = generator.provenance.get("tokenizer")
     if trained_on != tokenizer.identity:
@@ -211,33 +201,21 @@ def _identity(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _move_layout(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    for inner in _nodes(node):
+def _upgrade_network(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Names of today; a trunk's size in a node of its own; no definition of the density among the weights."""
+    for inner in list(_nodes(node)):
         if inner.get("_target_") == "graincode.core.codes.CodeLayout":
             inner["_target_"] = "graincode.core.layout.CodeLayout"
+        elif inner.get("_target_") in ("graincode.tokenizer.GrainEncoder", "graincode.tokenizer.GrainDecoder"):
+            names = ("channels", "multipliers", "blocks", "attention", "patch")
+            size = {name: inner.pop(name) for name in names if name in inner}
+            inner["size"] = {"_target_": "graincode.tokenizer.TrunkSize", **size}
+    weights.pop("router.definition", None)
 
 
 def _drop_density_bins(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
     check("density_bins", bins := node.pop("density_bins", 1), "1, as densities are no longer predicted", bins == 1)
 
 
-def _gather_trunk_size(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    for inner in list(_nodes(node)):
-        if inner.get("_target_") in ("graincode.tokenizer.GrainEncoder", "graincode.tokenizer.GrainDecoder"):
-            names = ("channels", "multipliers", "blocks", "attention", "patch")
-            size = {name: inner.pop(name) for name in names if name in inner}
-            inner["size"] = {"_target_": "graincode.tokenizer.TrunkSize", **size}
-
-
-def _drop_density_definition(kind: Kind, node: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    weights.pop("router.definition", None)  # the configuration says it
-
-
-# what turns an export of tokenizer format 4 or generator format 5 into today's, in this order: each changes the
-# configuration node and the weights in place
-UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [
-    _move_layout,
-    _drop_density_bins,
-    _gather_trunk_size,
-    _drop_density_definition,
-]
+# what turns an export of tokenizer format 4 or generator format 5 into today's, in place
+UPGRADES: list[Callable[[Kind, dict[str, Any], dict[str, Tensor]], None]] = [_upgrade_network, _drop_density_bins]

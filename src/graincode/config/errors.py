@@ -27,17 +27,14 @@ _ARGUMENTS = re.compile(r"([A-Za-z_][\w.]*)=(.*?)(?=(?: and | )[A-Za-z_][\w.]*=|
 
 
 class Keys:
-    """The keys of a composed configuration, each once: where a user types it.
-
-    Args:
-        cfg: of a job, whole.
-    """
+    """The keys of a job's whole configuration, each once: where a user types it."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self._raw: Any = OmegaConf.to_container(cfg, resolve=False)
-        flat = flatten(self._raw, nodes=True)
-        self.values = {  # a layout is filled in by the job
-            key: value for key, value in flat.items() if ".layout." not in key and not REFERENCE.fullmatch(str(value))
+        self.values = {
+            key: value
+            for key, value in flatten(self._raw, nodes=True).items()
+            if ".layout." not in key and not REFERENCE.fullmatch(str(value))  # a layout is filled in by the job
         }
 
     def typed(self, key: str) -> str:
@@ -60,9 +57,8 @@ class Keys:
         named = [key for key in self.values if key.rpartition(".")[2] == name]
         equal = [key for key in named if _is_same(self.values[key], value)]
         within = [key for key in equal if node and key.startswith(f"{self.typed(node.split('.')[0])}.")]
-        for found in (within, equal):
-            if found:
-                return min(found, key=lambda key: key.count("."))
+        if equal:
+            return min(within or equal, key=lambda key: key.count("."))
         return named[0] if len(named) == 1 else None
 
     def explain(self, message: str, node: str = "") -> str:
@@ -73,9 +69,8 @@ class Keys:
             return f"{' '.join(keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
-            for path in paths:
-                if "/" in path and re.match(re.escape(path) + r"(?=[: ])", message):
-                    return f"{key}={message}"
+            if any("/" in path and message.startswith((f"{path}:", f"{path} ")) for path in paths):
+                return f"{key}={message}"
         return message
 
 
@@ -114,14 +109,16 @@ def border(cfg: DictConfig) -> Iterator[None]:
 
 def _of_no_room(error: Exception, cfg: DictConfig) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's
-        less = "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
-        if "trainer" not in cfg:
-            less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
+        less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
+        if "trainer" in cfg:
+            less = (
+                "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
+            )
         return f"{'. '.join(str(error).split('. ')[:2])}: type {less}"
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return None
-    where = f" for {error.filename}" if error.filename else ""
-    return f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
+    return None
 
 
 # where Hydra says in words alone which key is unknown
@@ -138,17 +135,16 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     for cause in chain:
         if isinstance(cause, GraincodeError):
             return cause.line
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name}: expected one of {', '.join(options(group, _groups(compose(job, with_hydra=True))))}"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
     if recipe := _IN_RECIPE.search(str(error)):
         group, name, other = recipe.groups()
         return f"{group}={name} is not for {job}, which has no {other}: type {group}= another"
-    for key, _, value in (override.partition("=") for override in overrides if "Config group override" in text):
-        if (config_directory() / key).is_dir() and value[:1] != "[" and value not in (known := options(key)):
-            return f"{key}={value}: expected one of {', '.join(known)}"
+    is_no_option = isinstance(error, MissingConfigException) or "Config group override" in text
+    for group, _, name in (override.lstrip("+").partition("=") for override in overrides if is_no_option):
+        if (config_directory() / group).is_dir() and name[:1] != "[" and name not in options(group):
+            known = options(group, _groups(compose(job, with_hydra=True)))
+            return f"{group}={name}: expected one of {', '.join(known)}"
     if unknown := _UNKNOWN.search(text):
         return _of_unknown(unknown.group(1), job, overrides)
     for cause in chain:
@@ -166,7 +162,9 @@ def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
     groups = _groups(cfg)
     if owners := _owners(key, groups):
         return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
-    return f"unknown key {key!r}: {nearest(key, groups | {k for k in Keys(cfg).values if k.split('.')[0] != 'hydra'})}"
+    return (
+        f"unknown key {key!r}: {nearest(key, {*groups} | {k for k in Keys(cfg).values if k.split('.')[0] != 'hydra'})}"
+    )
 
 
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
@@ -176,18 +174,16 @@ def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -
         return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
-def _groups(cfg: DictConfig) -> set[str]:
-    return {group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/")}
+def _groups(cfg: DictConfig) -> list[str]:
+    return sorted(group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/"))
 
 
 def options(group: str, groups: Collection[str] = ()) -> list[str]:
     """The options of a group; of recipes those that override no group that a job lacks."""
-    found = []
-    for file in sorted((config_directory() / group).glob("*.yaml")):
-        needed = re.findall(r"override /([\w/]+):", file.read_text())
-        if group != "experiment" or all(other in groups for other in needed):
-            found.append(file.stem)
-    return found
+    files = sorted((config_directory() / group).glob("*.yaml"))
+    if group == "experiment":
+        files = [file for file in files if {*re.findall(r"override /([\w/]+):", file.read_text())} <= {*groups}]
+    return [file.stem for file in files]
 
 
 def list_groups(choices: DictConfig) -> str:
@@ -200,12 +196,12 @@ def list_groups(choices: DictConfig) -> str:
 def _owners(key: str, groups: Collection[str]) -> list[str]:
     """The options of a job's groups that have a key, such as sampler=masked for sampler.steps."""
     found = []
-    for group in sorted(groups):
+    for group in groups:
         inner = key.removeprefix(f"{group.replace('/', '.')}.")
-        for file in sorted((config_directory() / group).glob("*.yaml")) if inner != key else ():
-            node: Any = OmegaConf.to_container(OmegaConf.load(file))
-            if inner in flatten(node if isinstance(node, dict) else {}, nodes=True):
-                found.append(f"{group}={file.stem}")
+        for name in options(group) if inner != key else ():
+            node = OmegaConf.load(config_directory() / group / f"{name}.yaml")
+            if inner in flatten(OmegaConf.to_container(node), nodes=True):
+                found.append(f"{group}={name}")
     return found
 
 

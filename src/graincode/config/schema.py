@@ -25,16 +25,13 @@ class Range:
 
 
 Count = Annotated[int, Range("1 or more", lambda value: value >= 1)]
-Seed = Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)]
 _NAME = Range("letters, digits, '_', '-' and '.', and not latest", re.compile(r"(?!latest$)[\w.-]+").fullmatch)
-Name = Annotated[str, _NAME]
-Precision = Literal["float32", "bfloat16"]
 
 KEYS: dict[str, Any] = {
-    "seed": Seed,
+    "seed": Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)],
     "experiment": str | None,
     "runs_dir": str,
-    "run_name": Name | None,
+    "run_name": Annotated[str, _NAME] | None,
     "init_from": str | None,
     "calibration_images": Count | None,
     "tokenizer_path": str,
@@ -54,7 +51,7 @@ KEYS: dict[str, Any] = {
     "given.regions": int | None,
     "given.map": bool,
     "given.mask": str | None,
-    "precision": Precision,
+    "precision": Literal["float32", "bfloat16"],
     "keep": Literal["png", "npz"] | None,
     "cache_dir": str | None,
     "batch_size": Count,
@@ -70,11 +67,7 @@ def root_keys(job: str) -> set[str]:
 
 
 def config_directory() -> Path:
-    """The directory of the configuration: in the installed package, or in the checkout that it was installed from.
-
-    Raises:
-        GraincodeError: it is in neither.
-    """
+    """Where the configuration lies: in the installed package, or in the checkout that it was installed from."""
     package = Path(graincode.__file__).parent
     for folder in (package / "conf", package.parents[1] / "conf"):
         if (folder / "train_tokenizer.yaml").is_file():

@@ -24,11 +24,7 @@ Hints = dict[str, Any]
 
 
 def check(job: str, overrides: list[str]) -> DictConfig:
-    """Compose and validate a job's configuration, and give it.
-
-    Raises:
-        GraincodeError: what the job itself would say.
-    """
+    """A job's configuration, composed and validated; raises a GraincodeError that says what the job itself would."""
     try:
         cfg = compose(job, overrides)
         validate(job, cfg)

@@ -8,7 +8,7 @@ if __name__ == "__main__":  # before the imports below, so that --help answers a
     raise SystemExit(job_main("extract_codes"))
 
 import json
-from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -17,10 +17,8 @@ from tqdm import tqdm
 
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
-from graincode.core.layout import CodeLayout
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, write_split
-from graincode.data.images import ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
 from graincode.evaluation.streams import check_size
@@ -37,8 +35,7 @@ def run(cfg: DictConfig) -> float:
     augmentation.check_views(cfg.views)
     check("splits", cfg.splits, "train among them, of which views are made", cfg.views == 1 or "train" in cfg.splits)
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
-    hardware = build(cfg.hardware)
-    source: ImageSource = build(cfg.data)
+    hardware, source = build(cfg.hardware), build(cfg.data)
     device = hardware.machine().device
     export = load_export(cfg.tokenizer_path, "tokenizer", device)
     tokenizer: DQVAE = export.module
@@ -50,18 +47,23 @@ def run(cfg: DictConfig) -> float:
     with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        layout = CodeLayout(**{**tokenizer.layout.to_config(), "classes": len(source.class_names)})
+        layout = replace(tokenizer.layout, classes=len(source.class_names))
         folder, splits = run.path / "codes", {}
         for split in cfg.splits:
-            report = folder / f"{split}.json"
-            # a split that an interrupted run finished stays
+            report = folder / f"{split}.json"  # a split that an interrupted run finished stays
             if not bool(collectives.broadcast_(torch.tensor([float(report.is_file())]))):
                 dataset = source.split(split)
                 if split == "train" and cfg.views > 1:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
-                batches = _encode(tokenizer, dataset, cfg, device, hardware.workers)
-                first = collectives.share(-(-len(dataset) // cfg.batch_size)).start * cfg.batch_size
-                summary = write_split(folder, split, layout, len(dataset), batches, first)
+                mine = collectives.items(len(dataset), cfg.batch_size)
+                batches = in_order(dataset, cfg.batch_size, workers=hardware.workers, shared=True)
+                total, hidden = -(-len(mine) // cfg.batch_size), not collectives.is_main()
+                batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
+                codes = (
+                    CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
+                    for batch in batches
+                )
+                summary = write_split(folder, split, layout, len(dataset), codes, mine.start)
                 collectives.on_main(partial(write_json, report, summary))
             splits[split] = json.loads(report.read_text())
         info = {
@@ -73,19 +75,9 @@ def run(cfg: DictConfig) -> float:
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "psnr": cfg.psnr,
             "views": cfg.views,
-            "augmentation": {"flip": augmentation.flip, "shift": augmentation.shift},
+            "augmentation": asdict(augmentation),
             "splits": splits,
         }
         collectives.on_main(lambda: write_json(folder / "codes.json", info))
         chosen = splits.get("train", next(iter(splits.values())))
         return run.finish(chosen["mean_length"], metrics=splits)
-
-
-def _encode(
-    tokenizer: DQVAE, dataset: ImageDataset, cfg: DictConfig, device: torch.device, workers: int
-) -> Iterator[CodeBatch]:
-    batches = in_order(dataset, cfg.batch_size, workers=workers, shared=True)
-    total = len(collectives.share(-(-len(dataset) // cfg.batch_size)))
-    quiet = not collectives.is_main()
-    for batch in tqdm(batches, dataset.split, total, unit=" batches", mininterval=1.0, disable=quiet):
-        yield CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)

@@ -28,14 +28,8 @@ from graincode.tokenizer import DQVAE
 
 @dataclass(frozen=True)
 class Given:
-    """What is given of each sample.
-
-    Attributes:
-        prompt: of the (B,) samples.
-        codes: of the images that it comes from, which repeat.
-        labels: (B,) of the samples.
-        inputs: identities of what it was read from.
-    """
+    """What is given of B samples: the prompt, the codes of the images that it repeats, and (B,) labels; and the
+    identities of what these were read from."""
 
     prompt: CodePrefix | CodeMask
     codes: GrainCodes
@@ -56,13 +50,16 @@ def asked(cfg: DictConfig) -> dict[str, Any]:
     return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
 
 
-def find_given(cfg: DictConfig, generator: Generator) -> Given:
-    """What `given.` asks for of a job's samples.
+def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
+    """What `given.` asks for of a job's samples; None, also in the configuration, if it asks for nothing.
 
     Raises:
         GraincodeError: it asks for two things, for what is not there, or for what the generator cannot keep.
     """
     keys, settings = asked(cfg), cfg.given
+    if not keys:
+        cfg.given = None
+        return None
     if len(keys) > 1 and keys.keys() != {"mask", "map"}:
         raise GraincodeError(f"{' '.join(f'given.{key}={value}' for key, value in keys.items())}: expected one of them")
     settings.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))

@@ -23,7 +23,7 @@ from graincode.evaluation.samples import SampleStream, balanced_labels
 from graincode.export import load_pair
 from graincode.files import replacing
 from graincode.jobs.dry import dry_run
-from graincode.jobs.given import asked, find_given
+from graincode.jobs.given import find_given
 from graincode.pictures import grid
 
 
@@ -31,42 +31,35 @@ def run(cfg: DictConfig) -> float:
     """Draw, decode and keep; gives seconds per image."""
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
-    chosen = build(cfg.sampler)
-    hardware = build(cfg.hardware)
+    chosen, hardware = build(cfg.sampler), build(cfg.hardware)
     exports = load_pair(cfg.generator_path, cfg.tokenizer_path, hardware.machine().device, cfg.precision)
     generator, tokenizer = (export.module for export in exports)
     sampler = generator.resolve(chosen)
     if cfg.debug.dry:  # which counts what the operations of eager steps cost
         parts = {"generator": generator, "tokenizer": tokenizer}
-        label = torch.zeros(1).long()
-        one = SampleStream(generator, tokenizer, sampler, label, cfg.seed, 1)
+        one = SampleStream(generator, tokenizer, sampler, torch.zeros(1).long(), cfg.seed, 1)
         return dry_run(one.gathered, parts, "one sample", training=False)
     if hardware.compile:
         generator.compile_sampling()
-    given = find_given(cfg, generator) if asked(cfg) else None
-    if given is None:
-        cfg.given = None
-    labels = balanced_labels(cfg.num_samples, generator.classes, cfg.classes) if given is None else given.labels
+    given = find_given(cfg, generator)
+    labels = given.labels if given else balanced_labels(cfg.num_samples, generator.classes, cfg.classes)
     inputs = {"generator": exports[0].identity, "tokenizer": exports[1].identity} | (given.inputs if given else {})
     with open_run("sample", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         began = time.perf_counter()
-        prompt = None if given is None else given.prompt
-        stream = SampleStream(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, prompt)
+        stream = SampleStream(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, given and given.prompt)
         images, codes = stream.gathered()
         seconds = (time.perf_counter() - began) / cfg.num_samples
-        columns = _columns(generator.classes, cfg.classes) if given is None else len(given.codes)
-        shown = images[:400]
-        if given is not None:
-            shown = torch.cat([given.shown(tokenizer), images[: columns * max(400 // columns, 1)]])
+        columns = len(given.codes) if given else _columns(generator.classes, cfg.classes)
+        shown = images[: columns * max(400 // columns, 1)]
+        if given:
+            shown = torch.cat([given.shown(tokenizer), shown])
         mean_length = float(codes.lengths.double().mean())
         collectives.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
         if collectives.is_main():
-            print(
-                f"{cfg.num_samples} samples of {mean_length:.1f} codes, drawn and decoded at "
-                f"{1 / seconds:.3g} images/s: {run.path / 'samples.png'}"
-            )
+            what = f"{cfg.num_samples} samples of {mean_length:.1f} codes"
+            print(f"{what}, drawn and decoded at {1 / seconds:.3g} images/s: {run.path / 'samples.png'}")
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=generator.classes)
 
 

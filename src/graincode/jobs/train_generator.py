@@ -17,22 +17,19 @@ from graincode.config.job import build, open_run, resolve_path, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
 from graincode.data.codes import CodeDataset
-from graincode.distributed.hardware import Hardware
 from graincode.export import export_run, load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
 from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import Training
-from graincode.training.settings import GeneratorTrainerConfig
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
     """Train and export; gives what the generator is judged by on validation codes: bits per image, or its loss."""
-    hardware: Hardware = build(cfg.hardware)
-    trainer: GeneratorTrainerConfig = build(cfg.trainer)
+    hardware, trainer = build(cfg.hardware), build(cfg.trainer)
     cfg.codes_path = str(resolve_path(cfg, "codes_path", "extract_codes", "codes"))
     codes = CodeDataset(cfg.codes_path, "train")
     config = with_layout(cfg.generator.model, codes.layout)
@@ -40,7 +37,13 @@ def run(cfg: DictConfig) -> float:
     module: Generator = build(cfg.generator.model)
     objective: GeneratorObjective = build(cfg.generator.objective)
     if cfg.debug.dry:
-        return _dry(module, objective, codes)
+        item = codes[0]
+        parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
+
+        def step() -> None:
+            weighted_sum(objective(module(item.codes, item.labels))).backward()
+
+        return dry_run(step, parts, "one training step, one image", training=True)
     inputs = {"codes": codes.identity}
     if cfg.init_from is not None:
         inputs["init_from"] = load_weights(module, cfg.init_from, "generator")
@@ -48,8 +51,8 @@ def run(cfg: DictConfig) -> float:
     with open_run("train_generator", cfg, **inputs) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
-        validation, window = CodeDataset(cfg.codes_path, "val"), trainer.bucketing_window
-        stage = GeneratorStage(module, objective, codes, validation, _decoder_of(codes), window)
+        validation, decoder = CodeDataset(cfg.codes_path, "val"), _decoder_of(codes)
+        stage = GeneratorStage(module, objective, codes, validation, decoder, trainer.bucketing_window)
         optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
         trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logging_).run()
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
@@ -66,13 +69,3 @@ def _decoder_of(codes: CodeDataset) -> DQVAE | None:
             return export.module
     log.info("samples are logged as codes, not as images: the tokenizer that made them is no longer at %s", path)
     return None
-
-
-def _dry(module: Generator, objective: GeneratorObjective, codes: CodeDataset) -> float:
-    batch = codes[0]
-
-    def step() -> None:
-        weighted_sum(objective(module(batch.codes, batch.labels))).backward()
-
-    parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
-    return dry_run(step, parts, "one training step, one image", training=True)

@@ -18,31 +18,26 @@ from graincode.config.job import build, open_run, with_layout
 from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
-from graincode.data.images import ImageSource, Subset
+from graincode.data.images import Subset
 from graincode.data.loader import Schedule, in_order
-from graincode.distributed.hardware import Hardware
 from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_weights
 from graincode.jobs.dry import dry_tokenizer
 from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import Training
-from graincode.training.settings import TrainerConfig
 from graincode.training.tokenizer_stage import TokenizerStage
 
 log = logging.getLogger(__name__)
 
-CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the weights
+CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the weights: they are measured repeatedly
 _FIRST_IMAGES = 4096  # that codebooks start from
 
 
 def run(cfg: DictConfig) -> float:
     """Train and export; gives the mean squared error on validation images, in [0, 1]."""
-    hardware: Hardware = build(cfg.hardware)
-    trainer: TrainerConfig = build(cfg.trainer)
-    source: ImageSource = build(cfg.data)
-    settings = cfg.tokenizer
-    size, classes = source.image_size, len(source.class_names)
+    hardware, trainer, source = build(cfg.hardware), build(cfg.trainer), build(cfg.data)
+    settings, size, classes = cfg.tokenizer, source.image_size, len(source.class_names)
     layout = CodeLayout(size, settings.grains, settings.codebook_size, classes, settings.codebook)
     config = with_layout(settings.model, layout)
     torch.manual_seed(cfg.seed)
@@ -54,7 +49,7 @@ def run(cfg: DictConfig) -> float:
     if cfg.debug.dry:
         return dry_tokenizer(module, objective)
     if adversary is not None:
-        _check_adversary(adversary, hardware, trainer, size)
+        _check_adversary(adversary, cfg, size)
     inputs = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "tokenizer")}
     if perceptual is not None:
         perceptual.load(size)
@@ -64,7 +59,6 @@ def run(cfg: DictConfig) -> float:
         if (result := run.result) is not None:
             return run.report_finished(result)
         dataset = source.split("train")
-        # thresholds that follow the weights are measured again and again, each time with a decode or more
         limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else len(dataset))
 
         def images() -> Iterator[Tensor]:
@@ -95,12 +89,12 @@ def run(cfg: DictConfig) -> float:
         return run.finish(metrics["objective"], metrics=metrics)
 
 
-def _check_adversary(adversary: Adversary, hardware: Hardware, trainer: TrainerConfig, size: tuple[int, int]) -> None:
+def _check_adversary(adversary: Adversary, cfg: DictConfig, size: tuple[int, int]) -> None:
     """Refuse now what would fail when the discriminator starts: the gradients of one layer decide its weight."""
-    strategy, precision = hardware.strategy, hardware.mixed_precision
+    strategy, precision, steps = cfg.hardware.strategy, cfg.hardware.mixed_precision, cfg.trainer.steps
     check("strategy", strategy, "ddp with a discriminator", strategy == "ddp")
     check("mixed_precision", precision, "bf16 or no with a discriminator", precision != "fp16")
-    expected = f"below trainer.steps={trainer.steps}, so that the discriminator trains"
-    check("start_step", adversary.start_step, expected, adversary.start_step < trainer.steps)
+    expected = f"below trainer.steps={steps}, so that the discriminator trains"
+    check("start_step", adversary.start_step, expected, adversary.start_step < steps)
     with torch.no_grad():
         adversary(torch.zeros(1, 3, *size))
