@@ -129,7 +129,7 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
 
     def start() -> None:
         batch = dataset[range(24)]
-        share = collectives.share(24)
+        share = collectives.items(24)
         module.initialize([batch.images], SampleRng(0, torch.arange(24)))
         # turned, so that no region's density is just a threshold, which rounding would decide
         others = batch.images.flip(2) if module.router.is_learned else batch.images

@@ -63,10 +63,9 @@ def register(name: str, cls: type) -> None:
 
 
 def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
-    """Write a module's weights to a new directory, with the resolved node that it was built from; gives the identity.
+    """Write a module's weights to a new directory, with the resolved node that it was built from, and JSON that tells
+    where they come from; gives the identity.
 
-    Args:
-        provenance: anything JSON that tells where the weights come from.
     Raises:
         GraincodeError: the path exists, the disk is full, or the configuration names a class that could not be loaded.
     """

@@ -55,25 +55,20 @@ def density_maps(density: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def error_maps(images: Tensor, reconstructions: Tensor, limit: float = 0.04) -> Tensor:
-    """Where reconstructions are wrong: (B, 3, H, W) uint8, black where there is no error, over red to pale yellow.
+    """Where reconstructions of (B, 3, H, W) images in [-1, 1] are wrong: as many uint8, from black over red to yellow.
 
-    Args:
-        images, reconstructions: (B, 3, H, W) in [-1, 1].
-        limit: the squared error of pixels in [0, 1], averaged over the colours, that has the brightest colour, as have
-            all beyond; fixed, so that pictures of any images and steps compare.
+    Squared errors of pixels in [0, 1], averaged over the colours, are brightest from `limit`, whatever the images.
     """
     difference = (to_uint8(reconstructions).cpu().float() - to_uint8(images).cpu().float()) / 255
     return _coloured((difference.square().mean(dim=1) / limit).clamp(max=1), "inferno")
 
 
 def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]], scale: int = 1) -> Tensor:
-    """Images with the outline of every code's cell: (B, 3, scale * H, scale * W) uint8.
+    """(B, 3, H, W) images in [-1, 1] with the outline of every code's cell: (B, 3, scale * H, scale * W) uint8.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1].
         grains: (B, H0, W0) long.
         cells: K pairs (Fh, Fw), the size of a code's cell in pixels at each grain.
-        scale: pixels drawn per pixel of the image.
     """
     pixels = _enlarged(to_uint8(images).cpu().float() * 0.55, scale)
     height, width = pixels.shape[-2:]
@@ -87,12 +82,8 @@ def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]],
 
 
 def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Figure:
-    """A chart, of at most so many bars, of how many images have how many codes.
-
-    Args:
-        lengths: (N,) integers, codes per image, N >= 1.
-        layout: of the codes; its shortest and longest images are the ends of the axis.
-    """
+    """A chart, of at most so many bars, of how many images have how many codes: (N,) integers, N >= 1. Its ends are the
+    shortest and longest images of a layout."""
     costs = layout.codes_per_region
     fixed = [layout.num_regions * cost for cost in costs]
     step = math.gcd(*(cost - costs[0] for cost in costs)) or 1  # between two lengths that an image can have

@@ -41,6 +41,6 @@ def test_one_process_alone_needs_no_others():
     assert collectives.gather_rows(rows) is rows
     assert collectives.sum_(rows) is rows
     assert collectives.on_main(lambda: 5) == 5
-    assert list(collectives.share(7)) == list(range(7))
+    assert list(collectives.items(7)) == list(range(7))
     with pytest.raises(ZeroDivisionError):
         collectives.on_main(lambda: 1 / 0)

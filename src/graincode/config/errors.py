@@ -91,11 +91,7 @@ def _is_same(first: Any, second: str) -> bool:
 
 @contextmanager
 def border(cfg: DictConfig) -> Iterator[None]:
-    """What is raised in the block as a user's error, where it is one.
-
-    Raises:
-        GraincodeError: of the block, with whole keys; or a device's memory, or a disk, is full.
-    """
+    """Give a GraincodeError of the block whole keys, and raise one where a device's memory, or a disk, is full."""
     try:
         yield
     except GraincodeError as error:
@@ -128,13 +124,14 @@ _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
 
 def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     """One line that says what was wrong with a command, and what to type."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    text = " ".join(" ".join(str(cause) for cause in chain).split())
-    for cause in chain:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, GraincodeError):
             return cause.line
+        chain.append(cause)
+        cause = cause.__cause__
+    text = " ".join(" ".join(map(str, chain)).split())
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
     if recipe := _IN_RECIPE.search(str(error)):
@@ -143,8 +140,8 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     is_no_option = isinstance(error, MissingConfigException) or "Config group override" in text
     for group, _, name in (override.lstrip("+").partition("=") for override in overrides if is_no_option):
         if (config_directory() / group).is_dir() and name[:1] != "[" and name not in options(group):
-            known = options(group, _groups(compose(job, with_hydra=True)))
-            return f"{group}={name}: expected one of {', '.join(known)}"
+            known = options(group, _groups(compose(job, with_hydra=True).hydra.runtime.choices))
+            return f"{group}={name}: expected one of {', '.join(known) or 'null'}"
     if unknown := _UNKNOWN.search(text):
         return _of_unknown(unknown.group(1), job, overrides)
     for cause in chain:
@@ -159,7 +156,7 @@ def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
         cfg = compose(job, fitting, with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         cfg = compose(job, with_hydra=True)
-    groups = _groups(cfg)
+    groups = _groups(cfg.hydra.runtime.choices)
     if owners := _owners(key, groups):
         return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
     return (
@@ -174,8 +171,8 @@ def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -
         return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
-def _groups(cfg: DictConfig) -> list[str]:
-    return sorted(group for group in cfg.hydra.runtime.choices if not group.startswith("hydra/"))
+def _groups(choices: DictConfig) -> list[str]:
+    return sorted(group for group in choices if not group.startswith("hydra/"))
 
 
 def options(group: str, groups: Collection[str] = ()) -> list[str]:
@@ -188,9 +185,9 @@ def options(group: str, groups: Collection[str] = ()) -> list[str]:
 
 def list_groups(choices: DictConfig) -> str:
     """A line for each group that a job has, with its options: for --help."""
-    groups = sorted(group for group in choices if not group.startswith("hydra/"))
-    found = {group: ", ".join(options(group, groups)) for group in groups}
-    return "\n".join(f"{group}: {names}" for group, names in found.items() if names)
+    groups = _groups(choices)
+    found = ((group, options(group, groups)) for group in groups)
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in found if names)
 
 
 def _owners(key: str, groups: Collection[str]) -> list[str]:

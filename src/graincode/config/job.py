@@ -83,31 +83,23 @@ def job_main(job: str) -> None:
 
 
 def run_job(job: str, cfg: DictConfig) -> float:
-    """Run a job on a checked configuration, as one of its processes; gives its objective.
-
-    Raises:
-        GraincodeError: bad input, with whole keys.
-    """
+    """Run a job on a checked configuration, as one of its processes; gives its objective. Errors have whole keys."""
     with border(cfg):
         return import_module(f"graincode.jobs.{job}").run(cfg)
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Instantiate a checked node.
-
-    Raises:
-        GraincodeError: of a constructor, with whole keys.
-    """
+    """Instantiate a checked node; a constructor's GraincodeError gets whole keys."""
     if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
         node = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
-    keys = Keys(node._get_root()) if isinstance(node, DictConfig) else None
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         if not isinstance(cause := error.__cause__, GraincodeError):
             raise
-        if keys is not None:
-            cause.args = (keys.explain(cause.line, str(error).partition("full_key: ")[2]),)  # of the node that failed
+        if isinstance(node, DictConfig):
+            failed = str(error).partition("full_key: ")[2]
+            cause.args = (Keys(node._get_root()).explain(cause.line, failed),)
         raise cause from None
 
 
@@ -119,11 +111,7 @@ def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
 
 
 def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
-    """The path that a key gives; `latest` stands for what the last finished run of a job made.
-
-    Raises:
-        GraincodeError: there is nothing at that path.
-    """
+    """The path that a key gives, where something must be; `latest` is what the last finished run of a job made."""
     value = OmegaConf.select(cfg, key)
     path = Path(value).expanduser()
     if value == "latest":
@@ -138,17 +126,15 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
 def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     """The directory of this run: `runs_dir/job/run_name`.
 
-    The default name is the experiment's with 8 hex digits over the keys that matter (all but those of
-    conf/identity.yaml), so that different runs, or the members of a sweep, never share a directory. What a run reads
-    (`inputs`: names and content hashes of exports and codes) counts by its content, not by its path.
+    The default name is the experiment's with 8 hex digits over the keys that matter, all but those of
+    conf/identity.yaml. What a run reads (`inputs`: names and hashes of exports and codes) counts by its content.
     """
     from graincode.files import short_hash
     from graincode.runs.checkpoint import read_about
     from graincode.runs.identity import identity_of
     from graincode.runs.run import Run
 
-    config = OmegaConf.to_container(cfg, resolve=True)
-    known = OmegaConf.load(config_directory() / "identity.yaml")
+    config, known = OmegaConf.to_container(cfg, resolve=True), OmegaConf.load(config_directory() / "identity.yaml")
     left_out, more = [*known.left_out], {}
     if trainer := config.get("trainer"):
         if trainer["export"] != "best":

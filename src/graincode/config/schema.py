@@ -55,6 +55,7 @@ KEYS: dict[str, Any] = {
     "keep": Literal["png", "npz"] | None,
     "cache_dir": str | None,
     "batch_size": Count,
+    "debug.dry": bool,
 }
 """Types and ranges, the same in all jobs; what a job has stands in its root file."""
 

@@ -70,10 +70,9 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
     if type(plain) in (int, float) and not _fits(plain, hint) and _fits(str(plain), hint):
         OmegaConf.update(cfg, key, plain := str(plain))
     check_value(key, plain, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
-    for part in _parts(hint):
-        for rule in getattr(part, "__metadata__", ()):
-            if isinstance(rule, Range) and plain is not None:
-                check_value(key, plain, rule.expected, bool(rule.holds(plain)))
+    for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
+        if isinstance(rule, Range) and plain is not None:
+            check_value(key, plain, rule.expected, bool(rule.holds(plain)))
 
 
 def _fits(value: Any, hint: Any) -> bool:

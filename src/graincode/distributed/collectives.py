@@ -99,13 +99,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def share(total: int) -> range:
-    """The part of `range(total)` that is this process's: contiguous, in the order of the processes."""
-    each = -(-total // count())
+def items(total: int, batch_size: int = 1) -> range:
+    """The part of `range(total)` that is this process's, in whole batches: contiguous, in the order of processes."""
+    each = -(-total // (batch_size * count())) * batch_size
     return range(min(rank() * each, total), min((rank() + 1) * each, total))
-
-
-def items(total: int, batch_size: int) -> range:
-    """The part of `range(total)` that is this process's when whole batches are shared; as `share` otherwise."""
-    batches = share(-(-total // batch_size))
-    return range(min(batches.start * batch_size, total), min(batches.stop * batch_size, total))

@@ -90,9 +90,8 @@ class Hardware:
 
     def machine(self, training: bool = False) -> Machine:
         """Set torch up (with TF32 in training alone), join the other processes, and give what the job runs on."""
-        on_cpu = self.device == "cpu"
+        on_cpu, together = self.device == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
-        together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
         tf32 = training and self.tf32 and not on_cpu
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -102,13 +101,9 @@ class Hardware:
             dist.init_process_group(backend, timeout=timedelta(minutes=self.timeout_minutes))
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         AcceleratorState._reset_state(reset_partial_state=True)  # a sweep runs several jobs in one process
-        accelerator = Accelerator(
-            cpu=on_cpu,
-            mixed_precision=self.mixed_precision,
-            # buffers are kept equal by their owners, who know how to reduce them
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
-        return Machine(self, accelerator)
+        # buffers are kept equal by their owners, who know how to reduce them
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        return Machine(self, Accelerator(cpu=on_cpu, mixed_precision=self.mixed_precision, kwargs_handlers=[ddp]))
 
 
 def cores_each(processes: int) -> int:
@@ -127,11 +122,8 @@ class Machine:
     def prepare(
         self, module: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """A module as training calls it, and the optimizer of its parameters.
-
-        With the strategy "ddp" (and in one process) it shares its tensors with `module`; with "fsdp" it is a sharded
-        copy, whose weights come back by `full_state`.
-        """
+        """A module as training calls it, and the optimizer of its parameters. It shares its tensors with `module`, but
+        for the strategy "fsdp" in several processes: a sharded copy, whose weights come back by `full_state`."""
         module.to(self.device)
         if self.is_sharded:
             module = deepcopy(module)
@@ -183,7 +175,7 @@ def full_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's weights on the CPU, under names that do not depend on the strategy or the number of processes."""
+    """A module's weights on the CPU, named alike for any strategy and number of processes."""
     states, options = _state_functions(module)
     return states.get_model_state_dict(module, options=options)
 

@@ -24,7 +24,6 @@ from graincode.core.errors import GraincodeError, check
 from graincode.distributed.hardware import Hardware, cores_each
 from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled
 
-_WORKER = "graincode.distributed.worker"
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
 
@@ -32,14 +31,11 @@ _OTHER_NODES_SECONDS = 15
 def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     """Start this machine's processes of a job, pass signals on to them, and give the job's objective.
 
-    When one of them ends with an error, the others are ended too (with SIGTERM, after 30 seconds with SIGKILL), on all
-    machines; the error that came first is raised here. A second SIGINT ends all of them at once.
+    Each calls the function of the dotted name `entry` with `job` and `cfg`. When one ends with an error, the others are
+    ended too, on all machines: with SIGTERM, after 30 seconds with SIGKILL. A second SIGINT ends all at once.
 
-    Args:
-        entry: dotted name of the function that each process calls with `job` and `cfg`.
     Raises:
-        GraincodeError, Stopped: what a process raised.
-        ProcessFailed: a process crashed or was killed.
+        GraincodeError, Stopped, ProcessFailed: the error that came first; the last for a crash, or a process killed.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     local, nodes = hardware.local_processes, hardware.num_nodes
@@ -51,17 +47,12 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
         world |= {"MASTER_ADDR": hardware.address(), "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
         own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
+        envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
+        args = ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())
         store = None
         if nodes > 1:
             store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
-        context = start_processes(
-            name=job,
-            entrypoint=sys.executable,
-            args=dict.fromkeys(range(local), ("-P", "-m", _WORKER, entry, job, folder, os.getpid())),
-            envs={i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)},
-            logs_specs=DefaultLogsSpecs(),
-        )
-        assert context is not None
+        context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, DefaultLogsSpecs())
         with _forwarding(context):
             failures = _watch(context, store)
         if failures:

@@ -1,7 +1,5 @@
-"""One of the processes that `launch` starts: `python -P -m graincode.distributed.worker ENTRY JOB FOLDER PARENT`.
-
-The folder holds the composed configuration; an error goes into a file there, and the parent process reports it.
-"""
+"""One of the processes that `launch` starts: `python -P -m graincode.distributed.worker ENTRY JOB FOLDER PARENT`, with
+the composed configuration in the folder. An error goes into a file there, and the parent process reports it."""
 
 from __future__ import annotations
 

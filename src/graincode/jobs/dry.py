@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,33 +17,22 @@ from graincode.tokenizer import DQVAE, ReconstructionObjective
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DebugSettings:
-    """Whether a job counts parameters, FLOPs and memory, and stops."""
-
-    dry: bool = False
-
-
 def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str, training: bool) -> float:
     """Carry out one call under counters, and log parameters, FLOPs and memory.
 
     Args:
         call: does the job's work on one item.
         modules: whose parameters are counted, by name.
-        what: one item in words, such as "one training step on one image".
+        what: the call in words, such as "one training step on one image".
         training: whether gradients and two optimizer moments count too.
     Returns:
         FLOPs of the call (a multiply-add counts as two), matrix products and convolutions alone.
     """
     weights = [parameter for module in modules.values() for parameter in module.parameters()]
-    seen = {weight.untyped_storage().data_ptr() for weight in weights}
-    saved = 0
+    kept: dict[int, int] = {}  # bytes of what is saved for the backward pass, by where it lies
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        if tensor.untyped_storage().data_ptr() not in seen:
-            seen.add(tensor.untyped_storage().data_ptr())
-            saved += tensor.untyped_storage().nbytes()
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
@@ -56,7 +44,8 @@ def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str
     more = ", as much for gradients, twice for moments" if training else ""
     log.info("%-24s %12.1f MiB%s", "weights", size, more)
     if training:
-        log.info("%-24s %12.1f MiB per item of the batch", "activations kept", saved / 2**20)
+        activations = sum(kept[place] for place in kept.keys() - {w.untyped_storage().data_ptr() for w in weights})
+        log.info("%-24s %12.1f MiB per item of the batch", "activations kept", activations / 2**20)
     return float(counter.get_total_flops())
 
 
