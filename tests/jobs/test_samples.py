@@ -198,7 +198,7 @@ def test_a_picture_of_samples_has_a_column_for_each_class_unless_they_are_many()
 
 def test_nothing_is_given_of_samples_by_default():
     for overrides in ([], ["given=null"], ["given.grains=0"]):
-        assert given.asked(check("sample", overrides)) == {}
+        assert given.find_given(check("sample", overrides), None) is None
 
 
 def test_the_public_functions_give_what_the_jobs_give(inside):

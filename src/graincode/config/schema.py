@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 import graincode
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import check
 
 JOBS = ("train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate")
 
@@ -70,7 +70,6 @@ def root_keys(job: str) -> set[str]:
 def config_directory() -> Path:
     """Where the configuration lies: in the installed package, or in the checkout that it was installed from."""
     package = Path(graincode.__file__).parent
-    for folder in (package / "conf", package.parents[1] / "conf"):
-        if (folder / "train_tokenizer.yaml").is_file():
-            return folder
-    raise GraincodeError(f"no configuration beside {package}: install graincode anew (pip install -e . in a checkout)")
+    found = [folder for folder in (package / "conf", package.parents[1] / "conf") if folder.is_dir()]
+    check("package", package, "conf in it, or beside src: install graincode anew", bool(found))
+    return found[0]

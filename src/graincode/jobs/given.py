@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
 from graincode.data.images import open_image
 from graincode.evaluation.samples import balanced_labels
+from graincode.files import sha256
 from graincode.generator import Generator
 from graincode.tokenizer import DQVAE
 
@@ -44,24 +43,19 @@ class Given:
         return torch.cat([images, torch.where(pixels, images, torch.full_like(images, 160))])
 
 
-def asked(cfg: DictConfig) -> dict[str, Any]:
-    """The keys of `given.` that keep something."""
-    keys = ("grains", "regions", "mask", "map") if cfg.given is not None else ()
-    return {key: cfg.given[key] for key in keys if cfg.given[key] not in (None, False)}
-
-
 def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
     """What `given.` asks for of a job's samples; None, also in the configuration, if it asks for nothing.
 
     Raises:
         GraincodeError: it asks for two things, for what is not there, or for what the generator cannot keep.
     """
-    keys, settings = asked(cfg), cfg.given
+    settings = cfg.given or {}
+    keys = [key for key in ("grains", "regions", "mask", "map") if settings.get(key) not in (None, False)]
     if not keys:
         cfg.given = None
         return None
-    if len(keys) > 1 and keys.keys() != {"mask", "map"}:
-        raise GraincodeError(f"{' '.join(f'given.{key}={value}' for key, value in keys.items())}: expected one of them")
+    if len(keys) > 1 and keys != ["mask", "map"]:
+        raise GraincodeError(f"{' '.join(f'given.{key}={settings[key]}' for key in keys)}: expected one of them")
     settings.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(settings.codes_path, settings.split)
     check_layouts(dataset.layout, generator.layout, f"codes of {settings.codes_path}", "this generator")
@@ -76,7 +70,7 @@ def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
     if "mask" in keys:
         settings.mask = str(Path(settings.mask).expanduser().resolve())
         prompt = CodeMask.of_pixels(codes, _white(settings.mask, codes.layout.image_size), settings.map)
-        inputs["mask"] = hashlib.sha256(Path(settings.mask).read_bytes()).hexdigest()[:16]
+        inputs["mask"] = sha256(Path(settings.mask))[:16]
         part = "an image that is not white everywhere, so that some codes are drawn"
         check("given.mask", settings.mask, part, not bool(prompt[:count].known_cells.all()))
     elif "grains" in keys:
@@ -92,7 +86,7 @@ def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
 def _white(path: str, size: tuple[int, int]) -> Tensor:
     """(height, width) bool, where an image is nearer to white than to black, or to transparent."""
     image = open_image(path, f"given.mask={path}", "RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    pixels = np.array(Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L"))
     expected = f"{size[0]} x {size[1]} pixels as the images have, not {image.height} x {image.width}"
-    check("given.mask", path, expected, (image.height, image.width) == size)
-    return torch.from_numpy(np.array(image)) >= 128
+    check("given.mask", path, expected, pixels.shape == size)
+    return torch.from_numpy(pixels) >= 128
