@@ -7,6 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import typeguard
@@ -76,11 +77,10 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    try:
+    with suppress(typeguard.TypeCheckError):
         typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
-    except typeguard.TypeCheckError:
-        return False
-    return True
+        return True
+    return False
 
 
 # the first pattern that fits an annotation, in words
@@ -99,10 +99,10 @@ _KINDS = (
 def _in_words(hint: Any, value: Any) -> str:
     """What an annotation allows."""
     literals = [part for part in _parts(hint) if typing.get_origin(part) is typing.Literal]
-    if choices := list(dict.fromkeys(str(choice) for part in literals for choice in typing.get_args(part))):
+    if choices := [str(choice) for part in literals for choice in typing.get_args(part)]:
         choices += ["null"] if type(None) in typing.get_args(hint) else []
         several = re.search(r"(Sequence|list|tuple)\[", str(hint))
-        return f"{'a list of some' if several else 'one'} of {', '.join(choices)}"
+        return f"{'a list of some' if several else 'one'} of {', '.join(dict.fromkeys(choices))}"
     kind = next((kind for pattern, kind in _KINDS if re.search(pattern, str(hint))), str(hint))
     return kind.replace("{value}", str(value) if isinstance(value, int) else "16,32")
 

@@ -89,7 +89,7 @@ def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
     """The error that came first, as the process that had it wrote it to the folder; exit statuses are in order."""
     index, status = next(iter(failures.items()))
     reports = [json.loads(file.read_text()) for file in folder.glob("error_*.json")]
-    reports.sort(key=lambda report: (report.get("echo", False), report["time"]))
+    reports.sort(key=lambda report: (report["echo"], report["time"]))
     was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
     if reports and not was_killed:
         kinds = {2: GraincodeError, STATUS: Stopped}

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from omegaconf import OmegaConf
@@ -29,33 +28,36 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     rank = int(os.environ["RANK"])
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
-    problem: dict[str, Any] | None = None
+
+    def failed(status: int, message: str, echo: bool = False) -> int:
+        about = {"status": status, "message": message, "echo": echo, "time": time.time()}
+        write_json(folder / f"error_{rank}.json", about)
+        return status
+
     try:
         module, _, name = entry.rpartition(".")
         objective = getattr(importlib.import_module(module), name)(job, OmegaConf.load(folder / "config.yaml"))
         if rank == 0:
             write_json(folder / "objective.json", objective)
+        status = 0
     except Stopped as stopped:
-        problem = {"status": STATUS, "message": str(stopped)}
+        status = failed(STATUS, str(stopped))
     except KeyboardInterrupt:
         return 130
     except OtherProcessFailed:  # that process reports its own error: wait for it
         time.sleep(20)
         return 2
     except GraincodeError as error:
-        problem = {"status": 2, "message": error.line}
+        return failed(2, error.line)
     except Exception as error:
         echo = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
-        problem = {"status": 1, "message": f"process {rank}: {type(error).__name__}: {error}", "echo": echo}
-        if not echo:  # which only says that another process has gone
-            raise
-    finally:
-        if problem is not None:
-            write_json(folder / f"error_{rank}.json", problem | {"time": time.time()})
-    if problem is None or problem["status"] == STATUS:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
-        collectives.leave()
-    return 0 if problem is None else problem["status"]
+        failed(1, f"process {rank}: {type(error).__name__}: {error}", echo)
+        if echo:  # which only says that another process has gone
+            return 1
+        raise
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
+    collectives.leave()
+    return status
 
 
 def _end_with(parent: int, folder: Path) -> None:
