@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from graincode.export import PathLike, load_export
-
-if TYPE_CHECKING:
-    from graincode.generator import Generator
-    from graincode.tokenizer import DQVAE
+from graincode.generator import Generator
+from graincode.tokenizer import DQVAE
 
 
 def load_tokenizer(path: PathLike, device: torch.device | str = "cpu") -> DQVAE:

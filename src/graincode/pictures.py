@@ -55,21 +55,15 @@ def density_maps(density: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def error_maps(images: Tensor, reconstructions: Tensor, limit: float = 0.04) -> Tensor:
-    """Where reconstructions of (B, 3, H, W) images in [-1, 1] are wrong: as many uint8, from black over red to yellow.
-
-    Squared errors of pixels in [0, 1], averaged over the colours, are brightest from `limit`, whatever the images.
-    """
+    """Where reconstructions of (B, 3, H, W) images in [-1, 1] are wrong: as many uint8, from black over red to yellow;
+    squared errors of pixels in [0, 1], averaged over the colours, are brightest from `limit`, whatever the images."""
     difference = (to_uint8(reconstructions).cpu().float() - to_uint8(images).cpu().float()) / 255
     return _coloured((difference.square().mean(dim=1) / limit).clamp(max=1), "inferno")
 
 
 def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]], scale: int = 1) -> Tensor:
-    """(B, 3, H, W) images in [-1, 1] with the outline of every code's cell: (B, 3, scale * H, scale * W) uint8.
-
-    Args:
-        grains: (B, H0, W0) long.
-        cells: K pairs (Fh, Fw), the size of a code's cell in pixels at each grain.
-    """
+    """(B, 3, H, W) images in [-1, 1] with the outline of every code's cell, for (B, H0, W0) long grains and K pairs
+    (Fh, Fw), the pixels of a cell at each grain: (B, 3, scale * H, scale * W) uint8."""
     pixels = _enlarged(to_uint8(images).cpu().float() * 0.55, scale)
     height, width = pixels.shape[-2:]
     grain = F.interpolate(grains[:, None].cpu().float(), size=(height, width), mode="nearest")

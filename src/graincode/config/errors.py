@@ -6,7 +6,7 @@ import difflib
 import errno
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +152,9 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
 
 def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
     fitting = [o for o in overrides if "=" in o and not o.startswith("-") and o.split("=")[0].lstrip("+~") != key]
-    try:
+    cfg = compose(job, with_hydra=True)
+    with suppress(HydraException, OmegaConfBaseException, ValueError):
         cfg = compose(job, fitting, with_hydra=True)
-    except (HydraException, OmegaConfBaseException, ValueError):
-        cfg = compose(job, with_hydra=True)
     groups = _groups(cfg.hydra.runtime.choices)
     if owners := _owners(key, groups):
         return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"

@@ -92,14 +92,14 @@ def build(node: Any, **arguments: Any) -> Any:
     """Instantiate a checked node; a constructor's GraincodeError gets whole keys."""
     if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
         node = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
+    keys = Keys(node._get_root()) if isinstance(node, DictConfig) else None
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         if not isinstance(cause := error.__cause__, GraincodeError):
             raise
-        if isinstance(node, DictConfig):
-            failed = str(error).partition("full_key: ")[2]
-            cause.args = (Keys(node._get_root()).explain(cause.line, failed),)
+        if keys is not None:
+            cause.args = (keys.explain(cause.line, str(error).partition("full_key: ")[2]),)
         raise cause from None
 
 

@@ -21,9 +21,8 @@ def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str
     """Carry out one call under counters, and log parameters, FLOPs and memory.
 
     Args:
-        call: does the job's work on one item.
+        call: does the job's work on one item, which `what` says in words, such as "one training step on one image".
         modules: whose parameters are counted, by name.
-        what: the call in words, such as "one training step on one image".
         training: whether gradients and two optimizer moments count too.
     Returns:
         FLOPs of the call (a multiply-add counts as two), matrix products and convolutions alone.
