@@ -1,4 +1,4 @@
-"""Encoded images, wherever their files lie, and a split of them that is decoded when it is read, or once for all."""
+"""Encoded images, wherever their files lie: their bytes, splits that decode them, and what data sets of them share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import PIL
@@ -23,8 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError
-from graincode.data.images import ImageDataset, read_image
+from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.data.images import SPLITS, ImageDataset, check_image_size, read_image, split_by_hash
 from graincode.files import build_once, cache_root, new_directory, replacing
 
 CACHE_FORMAT = 1
@@ -97,7 +99,7 @@ class EncodedImages(ImageDataset):
     """A split of N encoded images, decoded when they are asked for.
 
     With `on_corrupt="skip"`, the next image of the split that can be decoded (after the last, the first) stands in for
-    one that cannot, with its own label in the batch; `corrupt` (N,) bool has those found.
+    one that cannot, with its own label in the batch, and a warning; `corrupt` (N,) bool has those found.
     """
 
     name: str
@@ -142,24 +144,23 @@ class EncodedImages(ImageDataset):
                 if self.on_corrupt == "error":
                     raise
                 self._skip(candidate, " ".join(str(error.__cause__).split()))
-        example = self.encoded.name(index)
-        raise GraincodeError(f"{example}: none of the {len(self)} {self.split} images of {self.name} can be read")
+        none = f"none of the {len(self)} {self.split} images of {self.name} can be read"
+        raise GraincodeError(f"{self.encoded.name(index)}: {none}")
 
 
 class CachedImages(EncodedImages):
     """The same split with its images decoded once and for all, by a thread for each CPU.
 
-    They lie in `cache_root()`/images under a hash of all that pixels and labels depend on. A damaged cache is refused,
-    and so are images that it skipped where `on_corrupt="error"`.
+    They lie in `cache_root()`/images, 3 * height * width bytes each, under a hash of all that pixels and labels depend
+    on. A damaged cache is refused, and so are images that it skipped where `on_corrupt="error"`.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        key = [CACHE_FORMAT, PIL.__version__, self.encoded.identity(), self.labels.tolist()]
-        key += [*self.image_size, self.crop]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        self._folder = cache_root() / "images" / digest[:32]
-        needed = len(self) * (3 * self.image_size[0] * self.image_size[1] + 8)
+        content = self.encoded.identity(), self.labels.tolist(), *self.image_size, self.crop
+        key = json.dumps([CACHE_FORMAT, PIL.__version__, *content])
+        self._folder = cache_root() / "images" / hashlib.sha256(key.encode()).hexdigest()[:32]
+        needed = len(self) * (3 * math.prod(self.image_size) + 8)
         what = f"the {needed} bytes of the {self.split} images of {self.name}"
         build_once(self._folder, what, lambda: self._build(needed))
         try:
@@ -218,3 +219,77 @@ class CachedImages(EncodedImages):
             done = tqdm(threads.map(write, chunks), total=len(chunks), unit=" images", unit_scale=_CHUNK, leave=False)
             np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
             np.save(partial / "corrupt.npy", self.corrupt.nonzero().flatten().numpy())
+
+
+@dataclass(kw_only=True, eq=False)
+class EncodedSource(ABC):
+    """A data set of encoded images before it is read; a subclass says where they are.
+
+    Splits that the data set does not have are taken out of its training images by a hash of each one's name (see
+    `split_by_hash`). Nothing is read before the first use.
+
+    Args:
+        image_size: side of a square or (height, width) in pixels.
+        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio.
+        val_fraction, test_fraction: shares of the training images to validate and to test on, from 0, below 1 in all;
+            unused where the data set has such a split. Data sets that always have a test split lack the second.
+        cache: decode each split once, at its first use, into a memory-mapped file (see `CachedImages`).
+        on_corrupt: "error" names an image that cannot be decoded; "skip" is told at `EncodedImages`.
+    """
+
+    image_size: int | Sequence[int] = 256
+    crop: Crop = "center"
+    val_fraction: float = 0.05
+    test_fraction: ClassVar[float | None] = None
+    cache: bool = False
+    on_corrupt: OnCorrupt = "error"
+
+    place: ClassVar[str] = "root"  # the argument that says where the images are
+
+    def __post_init__(self) -> None:
+        where = getattr(self, self.place)
+        check(self.place, where, "where the images are", bool(where))
+        check_choice("crop", self.crop, Crop)
+        check_choice("on_corrupt", self.on_corrupt, OnCorrupt)
+        self.image_size = check_image_size(self.image_size)
+        self._origin = f"{self.place}={where}"
+        self._root = Path(os.path.abspath(os.path.expanduser(where)))
+        found = {"test": self.test_fraction, "val": self.val_fraction}  # in the order of the hashes
+        self._fractions = {name: share for name, share in found.items() if share is not None}
+        shares = self._fractions.values()
+        if not all(isinstance(share, int | float) and share >= 0 for share in shares) or not sum(shares) < 1:
+            named = " and ".join(f"{name}_fraction={share}" for name, share in self._fractions.items())
+            raise GraincodeError(f"{named}: expected shares from 0, below 1 in all")
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label, the same in all splits; empty if there are no labels. Raises as `split` does."""
+
+    @property
+    def _name(self) -> str:
+        return self._root.name
+
+    @abstractmethod
+    def _encoded(self, split: str) -> tuple[Encoded, Tensor]:
+        """The images of a split and their (N,) long labels."""
+
+    def split(self, name: str) -> ImageDataset:
+        """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done."""
+        check_choice("split", name, SPLITS)
+        encoded, labels = self._encoded(name)
+        if not len(labels):
+            argument = f"{name}_fraction=0" if self._fractions.get(name) == 0 else self._origin
+            raise GraincodeError(f"{argument}: expected {name} images in {self._root}, found none")
+        names = self.class_names
+        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(labels), len(names), name)
+        kind = CachedImages if self.cache else EncodedImages
+        return kind(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)
+
+    def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
+        """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""
+        parts = split_by_hash(list(names), {name: f for name, f in self._fractions.items() if name not in given})
+        if not parts["train"]:
+            keys = "".join(f" {name}_fraction=0" for name in parts if name != "train")
+            raise GraincodeError(f"{self._origin}: none of its images is left to train on; add some or set{keys}")
+        return parts

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check_choice
-from graincode.data.encoded import Files
+from graincode.data.encoded import EncodedSource, Files
 from graincode.data.images import EXTENSIONS, SPLITS
-from graincode.data.sources import EncodedSource
 
 FFHQ_TRAIN = 60_000
 

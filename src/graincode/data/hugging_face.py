@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.encoded import files_identity, read_file
-from graincode.data.sources import EncodedSource
+from graincode.data.encoded import EncodedSource, files_identity, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset

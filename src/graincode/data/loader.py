@@ -32,11 +32,9 @@ class Schedule:
 
     Training is one endless stream of items, each epoch a permutation of the whole data set; step s takes the s-th
     `batch_size` of them. A step's batch is cut into contiguous parts: the first micro-batch of each process, then the
-    second of each, and so on.
-
-    With windows, the items of each `windows.steps` steps are sorted by length (equal ones stay in order) and cut into
-    batches, which come in an order drawn for the window; every item still comes once per epoch, but for the window
-    that holds an epoch's end.
+    second of each, and so on. With windows, the items of each `windows.steps` steps are sorted by length (equal ones
+    stay in order) and cut into batches, which come in an order drawn for the window; every item still comes once per
+    epoch, but for the window that holds an epoch's end.
 
     Attributes:
         size: items in the data set.
@@ -62,8 +60,7 @@ class Schedule:
         """Indices into the data set of what training sees at these positions."""
         if self.windows is None:
             return self.stream(positions)
-        each = self.windows.steps * self.batch_size
-        return _joined(positions, each, lambda window: _by_length(self, window))
+        return _joined(positions, self.windows.steps * self.batch_size, lambda window: _by_length(self, window))
 
     def stream(self, positions: range) -> list[int]:
         """Indices into the data set of positions in the plain stream, as if there were no windows."""
@@ -122,9 +119,9 @@ def _outlive_signals(_: int) -> None:
 def _joined(positions: range, each: int, block: Callable[[int], np.ndarray]) -> list[int]:
     """What stands at positions of a stream that is made of blocks of `each` items, given by their number."""
     chosen: list[int] = []
-    while len(chosen) < len(positions):
-        number, offset = divmod(positions[len(chosen)], each)
-        chosen += block(number)[offset : offset + len(positions) - len(chosen)].tolist()
+    while rest := positions[len(chosen) :]:
+        number, offset = divmod(rest[0], each)
+        chosen += block(number)[offset : offset + len(rest)].tolist()
     return chosen
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
+import struct
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -24,7 +26,6 @@ from graincode.data.images import SPLITS, TensorImages
 from graincode.files import cache_root, network_timeout
 
 _SPLIT_KEY = 0xFA5410
-
 _logger = logging.getLogger(__name__)
 
 
@@ -63,16 +64,30 @@ class PublishedImages(ABC):
     def split(self, name: str) -> TensorImages:
         """Read the split "train", "val" or "test", which downloads the files if need be."""
         check_choice("split", name, SPLITS)
-        paths, is_test = self.found(self._folder()), name == "test"
-        images, labels = self._read([paths[f] for f in self.files if f.startswith(("test", "t10k")) == is_test])
+        found, is_test = self._found(), name == "test"
+        paths = [found[file] for file in self.files if file.startswith(("test", "t10k")) == is_test]
+        images, labels = self._join([self._parsed(path) for path in paths])
+        if len(images) != len(labels):
+            raise _corrupt(paths[-1], f"expected {len(images)} labels, found {len(labels)}")
         if not is_test:
             mask = validation_mask(len(images), self.one_in) == (name == "val")
             images, labels = images[mask], labels[mask]
         return TensorImages(self.name, name, images, labels, self.class_names)
 
+    def _parsed(self, path: Path) -> np.ndarray:
+        content = read_file(path)
+        try:
+            return self._parse(bytearray(gzip.decompress(content) if path.suffix == ".gz" else content), path.name)
+        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+            raise _corrupt(path, str(error)) from error
+
     @abstractmethod
-    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        """(N, C, 32, 32) uint8 images and (N,) long labels of files."""
+    def _parse(self, content: bytearray, file: str) -> np.ndarray:
+        """The uint8 array in a file; an error if it is damaged."""
+
+    @abstractmethod
+    def _join(self, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(N, C, 32, 32) uint8 images and long labels in the arrays of a split's files."""
 
     @classmethod
     def cache(cls) -> Path:
@@ -85,14 +100,14 @@ class PublishedImages(ABC):
         paths = ((file, folder / f"{file}{suffix}") for file in cls.files for suffix in ("", ".gz"))
         return {file: path for file, path in paths if path.is_file()}
 
-    def _folder(self) -> Path:
-        """The directory that holds the files, downloaded into the cache if they are nowhere else."""
+    def _found(self) -> dict[str, Path]:
+        """The files by their names, downloaded into the cache if they are nowhere else."""
         cache, root = self.cache(), self._root
         given = (*self.installed, cache) if root is None else (Path(root).expanduser(),)
         for folder in (base / below for base in given for below in ("", self.folder)):
-            if len(self.found(folder)) == len(self.files):
+            if len(found := self.found(folder)) == len(self.files):
                 _logger.info("%s is read from %s", self.name, folder)
-                return folder
+                return found
         check("root", root, f"{', '.join(self.files)} in it or in its {self.folder}", root is None)
         try:
             self._download(cache)
@@ -100,7 +115,7 @@ class PublishedImages(ABC):
             reason = f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())})"
             ways = f"connect to the network, set GRAINCODE_CACHE to another folder{self.advice}, or give its root"
             raise GraincodeError(f"{reason}: {ways}") from error
-        return cache
+        return self.found(cache)
 
     def _download(self, cache: Path) -> None:
         from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
@@ -128,15 +143,11 @@ class CIFAR10(PublishedImages):
     url = "https://www.cs.toronto.edu/~kriz"
     downloads: ClassVar = {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
 
-    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        parts = []
-        for path in paths:  # of records: a byte of label and three planes of bytes
-            content = _bytes(path)
-            if len(content) == 0 or len(content) % 3073:
-                raise _corrupt(path, f"expected records of 3073 bytes, found {len(content)} bytes")
-            parts.append(content.reshape(-1, 3073))
-            _check_labels(path, parts[-1][:, 0])
-        records = torch.from_numpy(np.concatenate(parts))
+    def _parse(self, content: bytearray, file: str) -> np.ndarray:
+        return _labelled(np.frombuffer(content, np.uint8).reshape(-1, 3073))  # a byte of label, three planes of bytes
+
+    def _join(self, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        records = torch.from_numpy(np.concatenate(arrays))
         return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
 
 
@@ -158,39 +169,26 @@ class FashionMNIST(PublishedImages):
     }
     advice = ", run experiments/data/fashion_mnist.py, which takes it from a Debian package"
 
-    def _read(self, paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
-        images, labels = read_idx(paths[0], (28, 28)), read_idx(paths[1], ())
-        if len(images) != len(labels):
-            raise _corrupt(paths[1], f"expected {len(images)} labels, found {len(labels)}")
-        _check_labels(paths[1], labels)
-        padded = functional.pad(torch.from_numpy(images), (2, 2, 2, 2)).unsqueeze(1)
-        return padded, torch.from_numpy(labels).long()
+    def _parse(self, content: bytearray, file: str) -> np.ndarray:
+        item = (28, 28) if "images" in file else ()
+        start = 8 + 4 * len(item)
+        count = (len(content) - start) // math.prod(item)
+        # of IDX: two zero bytes, 8 for "unsigned byte", the number of dimensions, and each of these in 32 bits
+        if content[:start] != struct.pack(f">4B{1 + len(item)}I", 0, 0, 8, 1 + len(item), count, *item):
+            raise ValueError(f"expected {count} items of shape {item} as IDX, by its size")
+        array = np.frombuffer(content, np.uint8, offset=start).reshape(count, *item)
+        return array if item else _labelled(array[:, None])[:, 0]
+
+    def _join(self, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        images, labels = map(torch.from_numpy, arrays)
+        return functional.pad(images, (2, 2, 2, 2)).unsqueeze(1), labels.long()
 
 
-def read_idx(path: Path, item: tuple[int, ...]) -> np.ndarray:
-    """(N, *item) uint8 array of an IDX file; refuses a damaged one."""
-    # header: two zero bytes, 8 for "unsigned byte", the number of dimensions, and each of these in 32 bits
-    content, start = _bytes(path), 8 + 4 * len(item)
-    header = content[:start].tobytes().ljust(start, b"\0")
-    count, *found = np.frombuffer(header[4:], dtype=">u4").tolist()
-    is_idx = header[:4] == bytes((0, 0, 8, 1 + len(item))) and tuple(found) == item
-    if not is_idx or len(content) != start + count * int(np.prod(item)):
-        raise _corrupt(path, f"expected {count} items of shape {item} as IDX, found {len(content)} bytes")
-    return content[start:].reshape(count, *item).copy()
-
-
-def _bytes(path: Path) -> np.ndarray:
-    """The content of a file, unpacked if its name ends in .gz."""
-    content = read_file(path)
-    try:
-        return np.frombuffer(gzip.decompress(content) if path.suffix == ".gz" else content, dtype=np.uint8)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _corrupt(path, str(error)) from error
-
-
-def _check_labels(path: Path, labels: np.ndarray) -> None:
-    if labels.max(initial=0) > 9:
-        raise _corrupt(path, f"expected labels from 0 to 9, found {labels.max()}")
+def _labelled(records: np.ndarray) -> np.ndarray:
+    """The same records, whose first bytes are labels."""
+    if records[:, 0].max() > 9:
+        raise ValueError(f"expected labels from 0 to 9, found {records[:, 0].max()}")
+    return records
 
 
 def _corrupt(path: Path, reason: str) -> GraincodeError:

@@ -22,13 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError, check
-from graincode.data.encoded import Crop, OnCorrupt, files_identity, read_file, readable
+from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, files_identity, read_file, readable
 from graincode.data.images import EXTENSIONS, SPLITS
-from graincode.data.sources import EncodedSource
 from graincode.files import build_once, cache_root, replacing
 
 FORMAT = 1
-
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4)|tgz|tbz2?|txz)$", re.IGNORECASE)
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:idation)?(?![a-z])", re.IGNORECASE)
 
@@ -91,9 +89,9 @@ class WebDataset(EncodedSource):
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         labels, given = self._index["label"], self._given_names
-        count, unlabelled = int(labels.max()) + 1, np.flatnonzero(labels < 0)
-        if count and len(unlabelled):
-            name = Members(self._shards, "", self._index).name(unlabelled[0])
+        count = int(labels.max()) + 1
+        if count and labels.min() < 0:
+            name = Members(self._shards, "", self._index).name(labels.argmin())
             raise GraincodeError(f"{name} has no label, but others have: add its .cls, or remove those of all")
         expected = f"{count} names or more, up to the label {count - 1}" if count else "null, as there are no labels"
         check("class_names", given, expected, not given or 0 < count <= len(given))
@@ -101,15 +99,16 @@ class WebDataset(EncodedSource):
 
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
         chosen = {field: values[self._splits[split]] for field, values in self._index.items()}
-        labels = torch.from_numpy(chosen["label"]) if self.class_names else torch.zeros(len(chosen["label"])).long()
+        labels = torch.from_numpy(chosen["label"] * bool(self.class_names))
         return Members(self._shards, self._shards_identity, chosen), labels
 
     @cached_property
     def _shards(self) -> tuple[Path, ...]:
         root = str(self._root)
         found = sorted(map(Path, glob.glob(f"{glob.escape(root)}/*" if self._root.is_dir() else root)))
-        if compressed := [str(path) for path in found if _COMPRESSED.search(path.name)]:
-            raise GraincodeError(f"{compressed[0]} is compressed: unpack it to an uncompressed .tar, or move it away")
+        for path in found:
+            if _COMPRESSED.search(path.name):
+                raise GraincodeError(f"{path} is compressed: unpack it to an uncompressed .tar, or move it away")
         if shards := tuple(path for path in found if path.suffix == ".tar"):
             return shards
         raise GraincodeError(f"{self._origin}: expected .tar files, or a glob (with * in place of {{000..146}})")
