@@ -70,6 +70,4 @@ def gumbel(uniform: Tensor) -> Tensor:
 
 def ranks(keys: Tensor) -> Tensor:
     """(..., L) keys to (..., L) long, the rank of each in ascending order; of equal ones the first comes first."""
-    order = keys.argsort(dim=-1, stable=True)
-    places = torch.arange(keys.shape[-1], device=keys.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    return keys.argsort(dim=-1, stable=True).argsort(dim=-1)

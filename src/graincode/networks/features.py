@@ -165,7 +165,6 @@ class TimmFeatures(FeatureNetwork):
     Args:
         model: its name in timm, such as `resnet50.a1_in1k` or `vit_small_patch14_dinov2.lvd142m`.
         weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
-        resolution, batch_size: as of `FeatureNetwork`.
     """
 
     def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:

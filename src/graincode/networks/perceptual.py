@@ -96,7 +96,6 @@ class LPIPSDistance(PerceptualDistance):
     """LPIPS with VGG16, version 0.1, for images of 16 pixels and more.
 
     Args:
-        weight: as of `PerceptualDistance`.
         weights: file `vgg16-397923af.pth` of torchvision; None downloads it (528 MB) into torch.hub's cache.
     Source: LPIPS (Zhang et al., 2018); in tokenizers: VQGAN (Esser et al., 2021). Linear weights: lpips_vgg.md.
     """

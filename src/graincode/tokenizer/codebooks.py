@@ -59,7 +59,6 @@ class SimVQuantizer(_LearnedQuantizer):
     """A frozen random codebook under one learned linear map, so that every entry moves with those that are in use.
 
     Args:
-        codebook_size, code_dim: as of `Quantizer`.
         codebook_weight: of the codebook's term relative to the commitment's; 4 is the published 1 : 0.25.
     Source: SimVQ (Zhu et al., 2024), arXiv 2411.02038.
     """
@@ -74,7 +73,6 @@ class CosineQuantizer(_LearnedQuantizer):
     normalised, is projected back.
 
     Args:
-        codebook_size, code_dim: as of `Quantizer`.
         projected_dim: dimension of the codebook, 2 or more; without projections if it is D.
         codebook_weight: as of `SimVQuantizer`.
     Source: ViT-VQGAN (Yu et al., 2021), arXiv 2110.04627, section 3.2.

@@ -40,7 +40,6 @@ class GrainDecoder(nn.Module):
     """Decodes the codes of all grains together, convolutionally.
 
     Args:
-        layout: the code layout.
         size: of the trunk; the last convolution draws its patches.
         code_dim: dimension D of the codes.
         expand: add to each repeated coarse code learned linear maps of it, one for each finest cell that it covers.

@@ -47,8 +47,7 @@ class DQVAE(nn.Module):
     """Variable-length tokenizer: an image in, as many codes as it needs out.
 
     Args:
-        layout: the code layout; with `codebook="per_grain"` each grain gets a copy of the quantizer.
-        encoder, router, quantizer, decoder: its parts, of the same layout.
+        layout: of all parts; with `codebook="per_grain"` each grain gets a copy of the quantizer.
     Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract tells, DQVAE++; quantiles of the training data as
         thresholds, codes that count once, routing by coding error and the decoder's coarse path are our reading.
     """

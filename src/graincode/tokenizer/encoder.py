@@ -60,13 +60,7 @@ class TrunkSize:
 
 
 class GrainEncoder(nn.Module):
-    """A convolutional trunk with one head for each grain.
-
-    Args:
-        layout: the code layout.
-        size: of the trunk.
-        code_dim: dimension D of the vectors that are quantised.
-    """
+    """A convolutional trunk with one head for each grain, for vectors of dimension D = `code_dim`."""
 
     def __init__(self, layout: CodeLayout, size: TrunkSize, code_dim: int) -> None:
         super().__init__()

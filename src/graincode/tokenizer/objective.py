@@ -21,7 +21,6 @@ class ReconstructionObjective:
     Args:
         pixel: "l1" or "l2", averaged over all pixels and channels in [-1, 1].
         commitment: weight of the squared distance between encoder output and codebook entry, each code counted once.
-        perceptual: a distance to add, with its weight, or None.
     Source: VQ-VAE (van den Oord et al., 2017), eq. 3; the codebook itself learns by moving averages.
     """
 
@@ -35,10 +34,9 @@ class ReconstructionObjective:
     def __call__(self, images: Tensor, reconstruction: Reconstruction, nominal_length: float) -> dict[str, Term]:
         """The terms for (B, 3, H, W) images in [-1, 1] and their reconstruction, as sums over images: errors of codes
         are divided by the number that an image is expected to have, which is known ahead."""
-        reconstructed = reconstruction.images.to(images.dtype)
+        reconstructed, codes = reconstruction.images.to(images.dtype), reconstruction.error
         difference = reconstructed - images
         error = difference.abs() if self.pixel == "l1" else difference.square()
-        codes = reconstruction.error
         terms = {
             self.pixel: Term(error.flatten(1).mean(1).sum(), len(images)),
             "commitment": Term(codes.sum() / nominal_length, len(images), self.commitment),
@@ -46,8 +44,8 @@ class ReconstructionObjective:
             "codes_per_image": Term(codes.new_tensor(float(len(codes))), len(images), 0.0),
         }
         if self.perceptual is not None:
-            distances = self.perceptual(reconstructed, images)
-            terms["perceptual"] = Term(distances.sum(), len(images), self.perceptual.weight)
+            distance = self.perceptual(reconstructed, images).sum()
+            terms["perceptual"] = Term(distance, len(images), self.perceptual.weight)
         return terms
 
     def likeness(self, terms: Mapping[str, Term]) -> Term:

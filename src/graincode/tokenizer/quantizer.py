@@ -40,7 +40,7 @@ class Quantizer(nn.Module):
     what is learned otherwise moves in `update` alone, by what all of them have seen.
 
     Args:
-        codebook_size: number of entries V. (`code_dim` of each quantiser is the dimension D of the vectors.)
+        codebook_size: number of entries V; `code_dim` of each quantiser is the dimension D of the vectors.
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -105,7 +105,6 @@ class EMAQuantizer(Quantizer):
     the batch, at most `max_restarts` at once.
 
     Args:
-        codebook_size, code_dim: as of `Quantizer`.
         decay: of the moving averages, in [0, 1).
         restart_below: share of the expected count under which an entry restarts, in [0, 1]; 0 switches restarts off.
         max_restarts: share of the codebook that one step may replace, in [0, 1]: none at 0, else one at least.

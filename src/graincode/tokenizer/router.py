@@ -46,12 +46,8 @@ class Routing:
 
 
 class Router(nn.Module):
-    """What a tokenizer asks of its router.
-
-    Args:
-        layout: the code layout.
-        ratios: share of regions at each grain, coarsest first, when none is asked for.
-    """
+    """What a tokenizer asks of its router; `ratios` are the shares of regions at each grain, coarsest first, when no
+    others are asked for."""
 
     is_learned = False  # whether thresholds follow the weights, so that those evaluated or exported need calibration
 
@@ -89,9 +85,8 @@ class QuantileRouter(Router):
     asked for later; training sets it anew, whatever weights it starts from.
 
     Args:
-        layout: the code layout.
         density: the measure of information.
-        ratios: share of regions at each grain, coarsest first, when none is asked for.
+        ratios: as of `Router`.
         scope: quantiles over the "dataset", so that busy images get more codes, or over each "image".
         elastic: draw a mixture of grains for each training image (`core.ratios_at`), so that one tokenizer serves every
             length; `ratios` are then only the default afterwards.
