@@ -37,7 +37,8 @@ def _modules():
 
 def _imports(module, file, modules, everywhere):
     tree = ast.parse(file.read_text())
-    for node in ast.walk(tree) if everywhere else tree.body:
+    first = (inner for node in tree.body for inner in (node.body if isinstance(node, ast.If) else [node]))
+    for node in ast.walk(tree) if everywhere else first:  # first: when the file is imported, or for its types
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "graincode":
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"

@@ -170,8 +170,8 @@ class ConditionedLogits:
 
     def __init__(self, model: DGiTNAR, condition: Tensor) -> None:
         self.model, self.condition = model, condition
-        self.of_contents = model.content_transformer.modulations(condition)
         self.of_grains = model.grain_transformer.modulations(condition) if model.grain_transformer else None
+        self.of_contents = model.content_transformer.modulations(condition)
 
     def grains(self, grains: Tensor) -> Tensor:
         return self.model.grain_head(self.model.region_states(grains, self.condition, self.of_grains))

@@ -54,12 +54,11 @@ class AutoregressiveObjective:
 
     def counts(self, codes: GrainCodes, module: DGiTAR) -> dict[str, Tensor | float]:
         """See `GeneratorObjective`. A grain's decisions are its regions, and its end, which the last grain has not."""
-        total = codes.lengths.sum()
-        counts: dict[str, Tensor | float] = {"content": total}
-        for g in range(module.decided_grains):
-            decisions = (codes.grains == g).sum() + len(codes) * (g < codes.layout.num_ends)
-            counts[f"position_{g}"] = total if self.position_weight is None else decisions
-        return counts
+        total, grains = codes.lengths.sum(), range(module.decided_grains)
+        counts = [total for _ in grains]
+        if self.position_weight is not None:
+            counts = [(codes.grains == g).sum() + len(codes) * (g < codes.layout.num_ends) for g in grains]
+        return {"content": total} | {f"position_{g}": count for g, count in enumerate(counts)}
 
     def judge(self, metrics: Mapping[str, float]) -> float:
         """Bits per image."""

@@ -22,10 +22,8 @@ Rotation = tuple[Tensor, Tensor]
 class Rotary(nn.Module):
     """Rotary positions in two dimensions: half of each head rotates with the row, half with the column.
 
-    Args:
-        coordinates: (P, 2) rows and columns of all positions.
-        head_dim: divisible by 4.
-        base: ratio of the slowest wavelength to the fastest, 2 pi cells.
+    There are (P, 2) coordinates; `head_dim` is divisible by 4, and `base` is the ratio of the slowest wavelength to the
+    fastest, 2 pi cells.
     Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
     """
 
@@ -202,13 +200,10 @@ class Transformer(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens so far, in buffers made once; attention sees the filled part alone.
+    """Keys and values of the `length` tokens so far, in buffers made once; attention sees the filled part alone.
 
-    Args:
-        batch, capacity: number of sequences, and tokens of the longest.
     Attributes:
         layers: keys and values of each of the transformer's, (batch, heads, capacity, d).
-        length: number of tokens so far.
         mask: which of the keys attention sees; None for all of them.
     """
 

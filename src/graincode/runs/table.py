@@ -24,7 +24,6 @@ MEMBER = "GRAINCODE_SWEEP_MEMBER"
 
 _RATES = {"codes_per_image": "codes per image", "bits_per_image": "bits per image, grain map included"}
 _LENGTHS = ("images.ratios", "images.psnr")  # settings that ask for lengths
-_FIRST = ("run", "mode", "images", "count", "reference")
 _OF_REAL_IMAGES = re.compile("_floor|_of_real_images")
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
 
@@ -44,7 +43,7 @@ def update_table(folder: Path) -> Path:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
         rows.sort(key=lambda row: str(row.get("finished")))
-        _write_csv(path, rows, _FIRST)
+        _write_csv(path, rows, ("run", "mode", "images", "count", "reference"))
     return path
 
 

@@ -68,8 +68,7 @@ class GeneratorStage:
             some = dataset[permutation(0, 0, len(dataset))[:TYPICAL_IMAGES].tolist()].codes
             typical = {name: float(count) / len(some) for name, count in objective.counts(some, module).items()}
         self.trainables: list[Trainable] = [TrainableGenerator(module, objective, typical)]
-        self.objective, self.tokenizer = objective, tokenizer
-        self.dataset, self.validation = dataset, validation
+        self.objective, self.tokenizer, self.dataset, self.validation = objective, tokenizer, dataset, validation
         self._order = permutation(0, 0, len(validation)).tolist()  # shuffled, so that any prefix holds all classes
 
     def prepare(self, batch: CodeBatch, rng: SampleRng) -> CodeBatch:
