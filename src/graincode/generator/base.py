@@ -106,7 +106,7 @@ class Generator(nn.Module, ABC):
         sampler: AutoSampler | None = None,
         **settings: Any,
     ) -> GrainCodes:
-        """Draw one image's codes for each label.
+        """Draw one image's codes for each label, on the CPU.
 
         Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone: batches are
         filled up to `batch_size`. In float32 its last bit may depend on its batch and on the size of that.
@@ -117,8 +117,6 @@ class Generator(nn.Module, ABC):
             on_step: called with the number of steps that the current batch has taken.
             given: the codes that each sample keeps.
             sampler, settings: to draw with, or settings of this generator's own sampler.
-        Returns:
-            N valid codes, on the CPU.
         Raises:
             GraincodeError: the generator is in training mode, or an argument does not fit it.
         """

@@ -107,8 +107,7 @@ def initialize(*parts: nn.Embedding | nn.Linear | None) -> None:
 class ClassConditioning(nn.Module):
     """A learned vector for each class of the layout, and one for its `null_class`: (B,) long labels to (B, width).
 
-    Args:
-        dropout: share of the labels that training replaces by the null class, in [0, 1); guidance needs some.
+    Training replaces the share `dropout` of the labels, in [0, 1), by the null class; guidance needs some.
     """
 
     def __init__(self, layout: CodeLayout, width: int, dropout: float = 0.1) -> None:

@@ -60,5 +60,4 @@ class InformationMasking:
         u = batch_uniforms(rng, ratios, valid, 1)[:, 0]
         noise = gumbel(batch_uniforms(rng, keys, valid, valid.shape[1]))
         masked = MASK_SCHEDULES[self.schedule].masked(valid.sum(dim=1), u)
-        order = ranks(torch.where(valid, weighed + noise, torch.inf))
-        return order < masked[:, None]
+        return ranks(torch.where(valid, weighed + noise, torch.inf)) < masked[:, None]

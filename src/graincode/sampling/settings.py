@@ -78,7 +78,6 @@ class Sampler(AutoSampler, ABC):
 
         Args:
             logits: the conditioned model; under guidance, for the batch with its condition and then again without.
-            layout: of the codes.
             uniforms: (B, *numbers(layout)) in [0, 1).
             on_step: called with the number of steps taken so far, for a progress bar.
             given: what each sample keeps.

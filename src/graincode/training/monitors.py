@@ -67,8 +67,8 @@ class Meter:
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
         """The inverse of `state`: what all processes had taken in counts once, on process 0."""
-        share = float(collectives.is_main())
-        self._sums = {kind: {name: t.to(device) * share for name, t in kept.items()} for kind, kept in state.items()}
+        once = float(collectives.is_main())
+        self._sums = {kind: {name: t.to(device) * once for name, t in kept.items()} for kind, kept in state.items()}
 
 
 def early_read(number: Tensor) -> Callable[[], float]:
