@@ -94,7 +94,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
     for step in sorted(checkpoints.steps()):
         state = read_state(checkpoints.path(step))
         module.load_state_dict(state["trainables"]["tokenizer"]["module"])
-        made = ReconstructionStream(module, images, 50, limit=count)
+        made = ReconstructionStream(module, images, 50, 0, count)
         distance = frechet_distance(statistics_of(iter(made), count), real).value
         rows.append({"step": step, "psnr": made.metrics()["psnr_of_mean"].value, "fd": distance})
         print(run.name, rows[-1], flush=True)

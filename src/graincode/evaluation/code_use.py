@@ -25,9 +25,7 @@ class CodeMetrics:
     def update(self, codes: GrainCodes) -> None:
         """Add the codes of some images."""
         layout, first = self._layout, codes.first_cells
-        rows, columns = layout.region_cells[-1]
-        grains = codes.grains.repeat_interleave(rows, dim=-2).repeat_interleave(columns, dim=-1)[first]
-        entries = grains * layout.codebook_size + codes.indices[first]
+        entries = layout.expand(codes.grains, 0)[first] * layout.codebook_size + codes.indices[first]
         self._entries += torch.bincount(entries, minlength=self._entries.numel()).view_as(self._entries).cpu()
         self._grains += torch.stack([(codes.grains == g).sum(dim=0) for g in range(layout.num_grains)]).cpu()
         self._lengths.append(codes.lengths.cpu())

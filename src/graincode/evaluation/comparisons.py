@@ -23,8 +23,6 @@ Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
 DISTANCES = typing.get_args(Distance)
 IN_FEATURES = (*DISTANCES, "class_consistency")
 """Metrics that are computed in the features of each network."""
-KnownSets = Mapping[str, Statistics | None]
-"""Sets of real images in the features of one network, by what for."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Comparison(Mode):
             found |= {network.label(name): estimate for name, estimate in own.items()}
         return found
 
-    def _in_features(self, plan: Plan, subject: Statistics, known: KnownSets) -> dict[str, Estimate]:
+    def _in_features(self, plan: Plan, subject: Statistics, known: Mapping[str, Statistics]) -> dict[str, Estimate]:
         """The metrics of one network."""
         real, found = known["reference"], {}
         if "fd" in plan.metrics:
@@ -196,11 +194,11 @@ class Generation(Comparison):
     def _add_classifier(self, plan: Plan) -> None:
         """Training images for the classifier that says whether images show the class that they were asked for."""
         classes, labels = len(plan.context.source.class_names), plan.images.labels
+        more = labels is not None and int(labels.max()) >= classes
         reasons = {
             "the images have no classes": labels is None,
             "the reference has no labels": plan.reference.labels is None,
-            f"the images have more than the {classes} classes of the data": labels is not None
-            and max(labels) >= classes,
+            f"the images are of more classes than the {classes} of the data set": more,
             "the reference is what the classifier is trained on": plan.reference.split == "train",
         }
         if reason := next((reason for reason, holds in reasons.items() if holds), None):
@@ -209,7 +207,7 @@ class Generation(Comparison):
             train = plan.context.source.split("train")
             plan.real["classifier"] = Subset(train, min(self.subset, len(train)))
 
-    def _in_features(self, plan: Plan, subject: Statistics, known: KnownSets) -> dict[str, Estimate]:
+    def _in_features(self, plan: Plan, subject: Statistics, known: Mapping[str, Statistics]) -> dict[str, Estimate]:
         found = super()._in_features(plan, subject, known)
         if "floor" in known:
             found["fd_floor"] = of.frechet_distance(known["floor"], known["reference"])

@@ -129,10 +129,8 @@ def class_consistency(
     )
     if of_test.value == 0:
         raise GraincodeError(f"test accuracy 0 of a classifier of {len(classes)} classes: check the test labels")
-    ratio = Estimate(of_generated.value / of_test.value)
-    return {
-        "class_accuracy": of_generated, "class_accuracy_of_real_images": of_test, "class_accuracy_ratio": ratio,
-    }  # fmt: skip
+    accuracies = {"class_accuracy": of_generated, "class_accuracy_of_real_images": of_test}
+    return accuracies | {"class_accuracy_ratio": Estimate(of_generated.value / of_test.value)}
 
 
 def _linear_classifier(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:

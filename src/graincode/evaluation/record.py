@@ -36,7 +36,8 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
     measured, waited = clock(), sum(waits)
     estimates = mode.estimates(plan, found, real) | images.metrics()
     collectives.on_main(lambda: mode.write(plan, found, folder))
-    ended = clock()
+    ended, spread = clock(), {name: one for name, one in estimates.items() if one.std is not None}
+    seconds = {"real_images": ready - began, "images": waited, "features": measured - ready - waited}
     record = {
         "mode": mode.name,
         "images": images.name,
@@ -52,19 +53,9 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         "features": {network.name: network.identity for network in networks.values()},
         "settings": plan.settings,
         "metrics": {name: estimate.value for name, estimate in estimates.items()},
-        "uncertainty": {
-            name: {"std": estimate.std, "is": estimate.over}
-            for name, estimate in estimates.items()
-            if estimate.std is not None
-        },
+        "uncertainty": {name: {"std": one.std, "is": one.over} for name, one in spread.items()},
         "warnings": plan.warnings,
-        "seconds": {
-            "real_images": ready - began,
-            "images": waited,
-            "features": measured - ready - waited,
-            "metrics": ended - measured,
-            "all": ended - began,
-        },
+        "seconds": seconds | {"metrics": ended - measured, "all": ended - began},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": str(context.device),
         "processes": collectives.count(),

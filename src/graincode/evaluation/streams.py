@@ -91,11 +91,9 @@ class DatasetStream(ImageStream):
 class PairStream(DatasetStream):
     """Images that someone else reconstructed, compared with as many originals of their size, in the same order."""
 
-    def __init__(
-        self, dataset: ImageDataset, originals: ImageDataset, measures: Measures, batch_size: int, workers: int = 0
-    ) -> None:
-        super().__init__(dataset, batch_size, workers)
-        self._originals, self._pairs = DatasetStream(originals, batch_size, workers), PairMetrics(measures)
+    def __init__(self, dataset: ImageDataset, originals: ImageDataset, measures: Measures, *loading: int) -> None:
+        super().__init__(dataset, *loading)
+        self._originals, self._pairs = DatasetStream(originals, *loading), PairMetrics(measures)
 
     def __iter__(self) -> Iterator[Tensor]:
         for images, originals in zip(super().__iter__(), self._originals, strict=True):
@@ -107,19 +105,15 @@ class PairStream(DatasetStream):
 
 
 class ReconstructionStream(DatasetStream):
-    """Reconstructions of images, compared with these by measures; their codes (`how`: as `tokenize`) are counted."""
+    """Reconstructions of images, compared with these by measures; their codes are counted.
+
+    `loading` is as of `DatasetStream`; `how` are `ratios` and `psnr` of `DQVAE.tokenize`.
+    """
 
     def __init__(
-        self,
-        tokenizer: DQVAE,
-        dataset: ImageDataset,
-        batch_size: int,
-        workers: int = 0,
-        limit: int | None = None,
-        measures: Measures | None = None,
-        **how: Any,
+        self, tokenizer: DQVAE, dataset: ImageDataset, *loading: Any, measures: Measures | None = None, **how: Any
     ) -> None:
-        super().__init__(dataset, batch_size, workers, limit)
+        super().__init__(dataset, *loading)
         self.name, self.labels, self.facts = f"reconstructions of {self.name}", None, how
         self._tokenizer, self._pairs, self._codes = tokenizer, PairMetrics(measures), CodeMetrics(tokenizer.layout)
 
@@ -137,12 +131,12 @@ class ReconstructionStream(DatasetStream):
 
 
 class LikelihoodStream(DatasetStream):
-    """Real images, whose codes, made as `how` (`ratios`, `psnr`) says, a generator gives a likelihood."""
+    """Real images, whose codes a generator gives a likelihood; `loading` and `how` as of `ReconstructionStream`."""
 
     def __init__(
-        self, generator: Generator, tokenizer: DQVAE, dataset: ImageDataset, batch_size: int, workers: int, **how: Any
+        self, generator: Generator, tokenizer: DQVAE, dataset: ImageDataset, *loading: int, **how: Any
     ) -> None:
-        super().__init__(dataset, batch_size, workers)
+        super().__init__(dataset, *loading)
         if not generator.has_likelihood:
             kind = type(generator).__name__
             raise GraincodeError(f"a {kind} fills codes in in any order, so it gives them no likelihood; draw samples")

@@ -57,8 +57,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with: a name, the hash of its content, images or statistics by network, and the split
-    of the data set that it is, if it is one."""
+    """What images are compared with: name, hash of the content, images or statistics by network, and which split."""
 
     name: str
     identity: str
@@ -74,9 +73,8 @@ class Reference:
     @property
     def count(self) -> int | None:
         """Number of its images, if it is known."""
-        if self.images is not None:
-            return len(self.images)
-        return next((statistics.count for statistics in self.known.values()), None)
+        counts = [statistics.count for statistics in self.known.values()]
+        return len(self.images) if self.images is not None else next(iter(counts), None)
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ class Samples:
         module, known = generator.module, None if reference is None else reference.labels
         if context.compile:
             module.compile_sampling()
-        sampler, whose, maps = module.resolve(context.sampler), self.labels, {}
-        labels, given = chosen_labels(self.labels, count, module.classes, context.seed, known), None
+        sampler, whose, maps, given = module.resolve(context.sampler), self.labels, {}, None
+        labels = chosen_labels(self.labels, count, module.classes, context.seed, known)
         if module.needs_prompt:
             check("labels", whose, "balanced, as the labels are those of what is given", whose == "balanced")
             dataset = None if reference is None or reference.images is None else context.source.split("train")
