@@ -70,7 +70,7 @@ class Comparison(Mode):
         plan = super().plan(subject, reference, context)
         count, real = plan.images.count, plan.reference.images
         fewest = min(filter(None, (count, plan.reference.count)))
-        there = min(fewest, self.subset)
+        there, plan.subset = min(fewest, self.subset), self.subset
         plan.splits = (self.inception_splits or min(10, count)) if self.wants("is") else 0
         plan.settings |= {"inception_splits": plan.splits, "extra": list(self.extra or ())}
         if real is not None:

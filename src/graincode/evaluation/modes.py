@@ -26,7 +26,8 @@ class Plan:
     """What is measured, found out beforehand.
 
     Attributes:
-        settings, splits: what metrics are computed with, and parts of the Inception score.
+        settings: what metrics are computed with.
+        splits, subset: parts of the Inception score, and images whose features are kept.
         warnings: lines for readers of the metrics.
         metrics, real: those that can be had in features, and the sets of real images that they need, by what for.
     """
@@ -37,6 +38,7 @@ class Plan:
     settings: dict[str, Any]
     warnings: list[str]
     splits: int = 0
+    subset: int = 0
     metrics: list[str] = field(default_factory=list)
     real: dict[str, ImageDataset] = field(default_factory=dict)
 
@@ -62,7 +64,6 @@ class Mode:
     fits: ClassVar[Fits]
     why: ClassVar[str] = "as it compares with nothing"
     compares: ClassVar[bool] = False
-    subset: ClassVar[int] = 0
 
     @property
     def networks(self) -> Mapping[str, FeatureNetwork]:

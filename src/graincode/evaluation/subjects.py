@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +22,8 @@ from graincode.evaluation.pairs import Measures
 from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels
 from graincode.evaluation.statistics import Statistics, read_npz
 from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream, check_size
-from graincode.export import Export
-from graincode.files import open_npz
+from graincode.export import Export, load_export, load_pair
+from graincode.files import open_npz, sha256
 from graincode.networks.features import FeatureNetwork
 from graincode.sampling import AutoSampler, Sampler
 
@@ -33,14 +32,13 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Context:
-    """What an evaluation works with besides mode, subject and reference: networks by name, the data set, what loads a
-    tokenizer, or a generator and its tokenizer, to the device, and the settings of the job."""
+    """What an evaluation works with besides mode, subject and reference: networks by name, the data set, what finds the
+    export of a "tokenizer" or "generator", and the settings of the job."""
 
     networks: Mapping[str, FeatureNetwork]
     source: ImageSource
     sampler: Sampler | AutoSampler | None
-    load_tokenizer: Callable[[], Export]
-    load_pair: Callable[[], tuple[Export, Export]]
+    find_export: Callable[[str], Path]
     device: torch.device
     precision: str = "float32"
     compile: bool = False
@@ -53,6 +51,10 @@ class Context:
     def loading(self) -> tuple[int, int]:
         """How `DatasetStream` loads images."""
         return self.batch_size, self.workers
+
+    def load_pair(self) -> tuple[Export, Export]:
+        """The generator and its tokenizer."""
+        return load_pair(self.find_export("generator"), self.find_export("tokenizer"), self.device, self.precision)
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,11 @@ class Reconstructions:
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """Load the tokenizer; measures compare its reconstructions with the images."""
-        tokenizer, how = context.load_tokenizer(), {"ratios": self.ratios, "psnr": self.psnr}
+        tokenizer = load_export(context.find_export("tokenizer"), "tokenizer", context.device)
         check_size(context.source, tokenizer.module)
         dataset = context.source.split(self.split) if reference is None else reference.images
-        images = ReconstructionStream(tokenizer.module, dataset, *context.loading, measures=measures, **how)
+        how = {"ratios": self.ratios, "psnr": self.psnr, "measures": measures}
+        images = ReconstructionStream(tokenizer.module, dataset, *context.loading, **how)
         return images.depending_on(tokenizer=tokenizer.identity, originals=dataset.content_hash())
 
 
@@ -219,7 +222,7 @@ class StatisticsFile:
         """The statistics."""
         path = Path(self.path).expanduser()
         known = {name: read_npz(path, network) for name, network in context.networks.items()}
-        return Reference(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), known=known)
+        return Reference(path.name, sha256(path), known=known)
 
 
 @dataclass(frozen=True)

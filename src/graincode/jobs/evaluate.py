@@ -7,6 +7,8 @@ from graincode.config.job import job_main
 if __name__ == "__main__":  # before the imports below, so that --help answers at once
     raise SystemExit(job_main("evaluate"))
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 
@@ -15,7 +17,6 @@ from graincode.core.errors import check
 from graincode.distributed import collectives
 from graincode.evaluation.record import evaluate, table
 from graincode.evaluation.subjects import Context
-from graincode.export import Export, load_export, load_pair
 from graincode.jobs.dry import dry_run
 from graincode.runs.table import update_table
 
@@ -33,20 +34,15 @@ def run(cfg: DictConfig) -> float:
         modules = {network.name: network.module for network in known}
         return dry_run(lambda: [network(image) for network in known], modules, "features of one image", training=False)
 
-    def load_tokenizer() -> Export:
-        return load_export(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"), "tokenizer", device)
-
-    def load_models() -> tuple[Export, Export]:
-        generator_path = resolve_path(cfg, "generator_path", "train_generator", "export")
-        tokenizer_path = resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export")
-        return load_pair(generator_path, tokenizer_path, device, cfg.precision)
+    def find_export(kind: str) -> Path:
+        return resolve_path(cfg, f"{kind}_path", f"train_{kind}", "export")
 
     reads = mode.reads(subject, reference)
     if "sampler" not in reads:
         check("precision", cfg.precision, "float32, as no samples are drawn", cfg.precision == "float32")
     context = Context(
-        networks, source, build(cfg.sampler), load_tokenizer, load_models, device, cfg.precision, hardware.compile,
-        cfg.seed, cfg.batch_size, hardware.workers, cfg.cache_dir,
+        networks, source, build(cfg.sampler), find_export, device, cfg.precision, hardware.compile, cfg.seed,
+        cfg.batch_size, hardware.workers, cfg.cache_dir,
     )  # fmt: skip
     plan = mode.plan(subject, reference, context)
     for key in {"data", "sampler", "reference"} - reads:
