@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.core.errors import GraincodeError, brief, check, check_choice
 from graincode.core.layout import check_layouts
 from graincode.distributed import collectives
 from graincode.files import new_directory, sha256, write_json
@@ -75,8 +75,8 @@ def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Modul
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
         except SafetensorError as error:  # as which it reports a full disk
-            reason = " ".join(str(error).split())[:120]
-            raise GraincodeError(f"{path}: cannot be written ({reason}); make room, then run the same again") from error
+            line = f"{path}: cannot be written ({brief(error)}); make room, then run the same again"
+            raise GraincodeError(line) from error
         about = {"format": FORMATS[kind], "kind": kind, "provenance": provenance}
         write_json(partial / "config.json", about | {"weights_sha256": sha256(file), "model": config})
         return _identity(partial)
@@ -122,8 +122,7 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
     except GraincodeError as error:
         raise GraincodeError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
     except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise GraincodeError(f"{folder}: damaged ({reason}); export the model again") from error
+        raise GraincodeError(f"{folder}: damaged ({brief(error)}); export the model again") from error
     return Export(module.eval().to(device), _identity(folder), config.get("provenance", {}))
 
 

@@ -31,11 +31,9 @@ class Keys:
 
     def __init__(self, cfg: DictConfig) -> None:
         self._raw: Any = OmegaConf.to_container(cfg, resolve=False)
-        self.values = {
-            key: value
-            for key, value in flatten(self._raw, nodes=True).items()
-            if ".layout." not in key and not REFERENCE.fullmatch(str(value))  # a layout is filled in by the job
-        }
+        flat = flatten(self._raw, nodes=True)
+        own = [key for key, value in flat.items() if ".layout." not in key and not REFERENCE.fullmatch(str(value))]
+        self.values = {key: flat[key] for key in own}  # without layouts, which are filled in by the job
 
     def typed(self, key: str) -> str:
         """The key that a key gets its value from: itself, or what `${...}` on the way to it names."""
@@ -83,10 +81,9 @@ def _listed(value: Any) -> str:
 
 
 def _is_same(first: Any, second: str) -> bool:
-    try:
+    with suppress(TypeError, ValueError):
         return float(first) == float(second)
-    except (TypeError, ValueError):
-        return _listed(first) == _listed(second)
+    return _listed(first) == _listed(second)
 
 
 @contextmanager
@@ -97,24 +94,20 @@ def border(cfg: DictConfig) -> Iterator[None]:
     except GraincodeError as error:
         error.args = (Keys(cfg).explain(error.line),)
         raise
-    except (OSError, RuntimeError) as error:
-        if (message := _of_no_room(error, cfg)) is None:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
-        raise GraincodeError(message) from error
-
-
-def _of_no_room(error: Exception, cfg: DictConfig) -> str | None:
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
         less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
         if "trainer" in cfg:
-            less = (
-                "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
-            )
-        return f"{'. '.join(str(error).split('. ')[:2])}: type {less}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            more = "hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
+            less = f"trainer.batch_size= less, {more}"
+        raise GraincodeError(f"{'. '.join(str(error).split('. ')[:2])}: type {less}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         where = f" for {error.filename}" if error.filename else ""
-        return f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
-    return None
+        line = f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
+        raise GraincodeError(line) from error
 
 
 # where Hydra says in words alone which key is unknown
@@ -124,13 +117,11 @@ _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
 
 def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     """One line that says what was wrong with a command, and what to type."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, GraincodeError):
-            return cause.line
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-        cause = cause.__cause__
+    if ours := [cause for cause in chain if isinstance(cause, GraincodeError)]:
+        return ours[0].line
     text = " ".join(" ".join(map(str, chain)).split())
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
@@ -158,9 +149,8 @@ def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
     groups = _groups(cfg.hydra.runtime.choices)
     if owners := _owners(key, groups):
         return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
-    return (
-        f"unknown key {key!r}: {nearest(key, {*groups} | {k for k in Keys(cfg).values if k.split('.')[0] != 'hydra'})}"
-    )
+    known = {*groups, *(name for name in Keys(cfg).values if name.split(".")[0] != "hydra")}
+    return f"unknown key {key!r}: {nearest(key, known)}"
 
 
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:

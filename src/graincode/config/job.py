@@ -48,8 +48,7 @@ def job_main(job: str) -> None:
             ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
             if os.environ.get("GRAINCODE_DEBUG") or not (ours or "Config group override" in str(error)):
                 raise
-            rank = os.environ.get("RANK", "0")
-            who = "" if rank == "0" else f"process {rank}: "
+            who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
             print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
             sys.exit(2)
         except Stopped as stopped:

@@ -17,6 +17,11 @@ class GraincodeError(ValueError):
         return str(self).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
 
 
+def brief(error: object) -> str:
+    """The first 120 characters of an error, on one line."""
+    return " ".join(str(error).split())[:120]
+
+
 def check(name: str, value: Any, expected: str, holds: bool) -> None:
     """Refuse an argument: `check("sigma", sigma, "a number above 0", sigma > 0)` raises the GraincodeError "sigma=-1:
     expected a number above 0"."""

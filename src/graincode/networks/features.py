@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from graincode.core.errors import GraincodeError, check
-from graincode.networks.weights import brief, fitting, hash_tensors, load_weights, read_weights
+from graincode.core.errors import GraincodeError, brief, check
+from graincode.networks.weights import fitting, hash_tensors, load_weights, read_weights
 
 INCEPTION_NAME = "inception-v3-compat"
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief
 from graincode.files import network_timeout
 
 
@@ -60,8 +60,3 @@ def fitting(weights: Mapping[str, Tensor], origin: str, network: str) -> Iterato
         yield
     except (RuntimeError, ValueError):
         raise GraincodeError(f"{origin}: {len(weights)} tensors that do not fit {network}") from None
-
-
-def brief(error: Exception) -> str:
-    """The first 100 characters of an error, on one line."""
-    return " ".join(str(error).split())[:100]

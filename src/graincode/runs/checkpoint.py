@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief
 from graincode.files import new_directory, sha256, write_json
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Damaged(GraincodeError):
     """A state is not what was written."""
 
     def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"{path} is damaged ({_shortened(reason)})")
+        super().__init__(f"{path} is damaged ({brief(reason)})")
 
 
 class Checkpoints:
@@ -52,7 +52,7 @@ class Checkpoints:
                     digest = sha256(partial / "state.pt")
                     write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                line = f"{self.path(step)} cannot be written ({_shortened(error)}): make room; the same command then "
+                line = f"{self.path(step)} cannot be written ({brief(error)}): make room; the same command then "
                 raise GraincodeError(f"{line}goes on from step {next(iter(self.steps()), 0)}") from error
         self._prune()
 
@@ -112,7 +112,3 @@ def read_state(path: Path) -> dict[str, Any]:
         return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
         raise Damaged(path, error) from error
-
-
-def _shortened(error: object) -> str:
-    return " ".join(str(error).split())[:120]
