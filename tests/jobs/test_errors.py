@@ -78,7 +78,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["seed=4294967296"], "expected 0 or more, below 2^32"),
         ("evaluate", ["keep=jpeg"], "keep=jpeg: expected one of png, npz, null"),
         ("evaluate", ["reference=statistics"], "reference.path is not set: type reference.path="),
-        ("evaluate", ["images=reconstructions"], "images=reconstructions: expected samples, split or folder"),
+        ("evaluate", ["images=reconstructions"], "images=reconstructions: expected samples"),
         ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
         ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
         ("train_tokenizer", ["data=image_folder"], "data.root=null: expected"),
