@@ -27,7 +27,7 @@ from torch import Tensor
 from graincode import load_tokenizer
 from graincode.core.codes import gather_cells
 from graincode.data import FashionMNIST
-from graincode.evaluation.code_use import codebook_use
+from graincode.evaluation.pairs import codebook_use
 from graincode.files import write_json
 from graincode.tokenizer import EMAQuantizer
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
-from graincode.evaluation.code_use import CodeMetrics, codebook_use
-from graincode.evaluation.pairs import MSE_FLOOR, PairMetrics, structural_similarity
+from graincode.evaluation.pairs import MSE_FLOOR, CodeMetrics, PairMetrics, codebook_use, structural_similarity
 
 
 def pairs(count: int, seed: int = 0, height: int = 5, width: int = 7) -> tuple[Tensor, Tensor]:

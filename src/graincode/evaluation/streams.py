@@ -16,9 +16,8 @@ from graincode.core.layout import CodeLayout
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
-from graincode.evaluation.code_use import CodeMetrics
 from graincode.evaluation.estimate import Estimate, mean_of
-from graincode.evaluation.pairs import Measures, PairMetrics
+from graincode.evaluation.pairs import CodeMetrics, Measures, PairMetrics
 from graincode.generator import Generator
 from graincode.tokenizer import DQVAE
 
