@@ -55,7 +55,7 @@ class Files:
     """Image files on disk (see `Encoded`): their paths relative to a directory, with forward slashes."""
 
     base: Path
-    paths: tuple[str, ...]
+    paths: Sequence[str]
 
     def name(self, index: int) -> str:
         return str(self.base / self.paths[index])

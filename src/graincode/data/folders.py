@@ -21,12 +21,13 @@ FFHQ_TRAIN = 60_000
 
 
 class FileSource(EncodedSource):
-    """Image files below a directory; a subclass says which of them are in which split.
+    """Image files below a directory; a subclass says which of them are in which split."""
 
-    Classes are "folders", the first-level directories (of each split), or "none".
-    """
+    classes: Literal["folders", "none"]  # "folders": the first-level directories (of each split)
 
-    classes: Literal["folders", "none"]
+    def __post_init__(self) -> None:
+        check_choice("classes", self.classes, ("folders", "none"))
+        super().__post_init__()
 
     @property
     @abstractmethod
@@ -48,6 +49,9 @@ class FileSource(EncodedSource):
         files, label_of = self._splits[split], {folder: label for label, folder in enumerate(self.class_names)}
         labels = [label_of[_top_folder(path)] if label_of else 0 for path in files.paths]
         return files, torch.tensor(labels, dtype=torch.long)
+
+    def _divided(self, files: Files, given: Sequence[str] = ()) -> dict[str, Files]:
+        return {name: Files(files.base, paths) for name, paths in self._take_out(files.paths, given).items()}
 
     def _base(self, folders: tuple[str, ...], inside: tuple[str, ...] = ()) -> Path:
         """The first of some folders of the root that is one and has all of the directories."""
@@ -75,10 +79,6 @@ class ImageFolder(FileSource):
     test_fraction: float = 0.05
     classes: Literal["folders", "none"] = "folders"
 
-    def __post_init__(self) -> None:
-        check_choice("classes", self.classes, ("folders", "none"))
-        super().__post_init__()
-
     @cached_property
     def _splits(self) -> dict[str, Files]:
         root = self._base(("",))
@@ -86,9 +86,8 @@ class ImageFolder(FileSource):
         given = [name for name in SPLITS if name in folders]
         if "train" not in given or (len(given) == 1 and len(folders) > 1):
             given = []
-        base = root / "train" if given else root
-        parts = {name: Files(base, tuple(paths)) for name, paths in self._take_out(image_files(base), given).items()}
-        return parts | {name: Files(root / name, tuple(image_files(root / name))) for name in given if name != "train"}
+        parts = self._divided(image_files(root / "train" if given else root), given)
+        return parts | {name: image_files(root / name) for name in given if name != "train"}
 
 
 @dataclass(eq=False)
@@ -109,13 +108,12 @@ class ImageNet(FileSource):
     @cached_property
     def _splits(self) -> dict[str, Files]:
         base = self._base(("", "ILSVRC/Data/CLS-LOC"), ("train", "val"))
-        found = {part: image_files(base / part) for part in ("train", "val")}
-        classes = {_top_folder(path) for path in found["train"]} - {""}
-        for part, path in ((part, path) for part, paths in found.items() for path in paths):
-            if _top_folder(path) not in classes:
-                raise GraincodeError(f"{base / part / path}: expected it in a class folder, such as n01440764")
-        parts = {name: Files(base / "train", tuple(paths)) for name, paths in self._take_out(found["train"]).items()}
-        return parts | {"test": Files(base / "val", tuple(found["val"]))}
+        train, test = image_files(base / "train"), image_files(base / "val")
+        classes = {_top_folder(path) for path in train.paths} - {""}
+        for files in (train, test):
+            if stray := [path for path in files.paths if _top_folder(path) not in classes]:
+                raise GraincodeError(f"{files.base / stray[0]}: expected it in a class folder, such as n01440764")
+        return self._divided(train) | {"test": test}
 
 
 @dataclass(eq=False)
@@ -135,18 +133,18 @@ class FFHQ(FileSource):
     def _splits(self) -> dict[str, Files]:
         base = self._base(("images1024x1024", "thumbnails128x128", ""))
         path_of = {}
-        for path in image_files(base):
+        for path in image_files(base).paths:
             number = Path(path).stem
             if not number.isdecimal() or number in path_of:
                 raise GraincodeError(f"{base / path}: expected each number once, as in 00000.png; move it away")
             path_of[number] = path
         parts = self._take_out(number for number in path_of if int(number) < FFHQ_TRAIN)
         parts["test"] = [number for number in path_of if int(number) >= FFHQ_TRAIN]
-        return {name: Files(base, tuple(map(path_of.get, numbers))) for name, numbers in parts.items()}
+        return {name: Files(base, [path_of[number] for number in numbers]) for name, numbers in parts.items()}
 
 
-def image_files(base: Path) -> list[str]:
-    """Relative paths, with forward slashes, of the images below a directory, sorted; refuses one without images."""
+def image_files(base: Path) -> Files:
+    """The images below a directory, sorted by their paths; refuses one without images."""
     files = []
     for folder, folders, names in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -154,7 +152,7 @@ def image_files(base: Path) -> list[str]:
         files += [(Path(folder).relative_to(base) / name).as_posix() for name in shown]
     if not files:
         raise GraincodeError(f"{base}: expected images in it, files that end in {' '.join(EXTENSIONS)}")
-    return sorted(files)
+    return Files(base, sorted(files))
 
 
 def _top_folder(path: str) -> str:

@@ -43,8 +43,7 @@ class PublishedImages(ABC):
 
     Args:
         root: a directory with the files in it or in the usual folder below it, gzipped or not. Without one they are
-            taken from where a package has installed them, or from $GRAINCODE_CACHE or ~/.cache/graincode, into which
-            they are downloaded once.
+            taken from where a package has installed them, or from `cache_root()`, into which they are downloaded once.
     """
 
     image_size = (32, 32)
@@ -64,7 +63,7 @@ class PublishedImages(ABC):
     def split(self, name: str) -> TensorImages:
         """Read the split "train", "val" or "test", which downloads the files if need be."""
         check_choice("split", name, SPLITS)
-        found, is_test = self._found(), name == "test"
+        found, is_test = self._paths(), name == "test"
         paths = [found[file] for file in self.files if file.startswith(("test", "t10k")) == is_test]
         images, labels = self._join([self._parsed(path) for path in paths])
         if len(images) != len(labels):
@@ -100,7 +99,7 @@ class PublishedImages(ABC):
         paths = ((file, folder / f"{file}{suffix}") for file in cls.files for suffix in ("", ".gz"))
         return {file: path for file, path in paths if path.is_file()}
 
-    def _found(self) -> dict[str, Path]:
+    def _paths(self) -> dict[str, Path]:
         """The files by their names, downloaded into the cache if they are nowhere else."""
         cache, root = self.cache(), self._root
         given = (*self.installed, cache) if root is None else (Path(root).expanduser(),)

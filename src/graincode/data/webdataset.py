@@ -33,7 +33,7 @@ _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:idation)?(?![a-z])", 
 
 @dataclass(frozen=True)
 class Members:
-    """Images in tar shards (see `Encoded`); of each the number of its shard, offset and size in bytes, and name."""
+    """Images in tar shards (see `Encoded`): of each the number of its shard, offset and size in bytes, and name."""
 
     shards: tuple[Path, ...]
     shards_identity: str
@@ -43,8 +43,8 @@ class Members:
         return f"{os.fsdecode(self.index['name'][index])} in {self.shards[self.index['shard'][index]]}"
 
     def read(self, index: int) -> bytes:
-        offset, size = int(self.index["offset"][index]), int(self.index["size"][index])
-        return read_file(self.shards[self.index["shard"][index]], offset, size)
+        shard, offset, size = (int(self.index[field][index]) for field in ("shard", "offset", "size"))
+        return read_file(self.shards[shard], offset, size)
 
     def identity(self) -> str:
         parts = self.shards_identity.encode(), self.index["shard"].tobytes(), self.index["offset"].tobytes()

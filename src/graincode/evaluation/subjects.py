@@ -14,7 +14,7 @@ from torch import Tensor
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.prompts import CodePrefix
-from graincode.data.encoded import EncodedImages, Files
+from graincode.data.encoded import EncodedImages
 from graincode.data.folders import image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, open_image
 from graincode.data.loader import in_order
@@ -191,7 +191,7 @@ class Folder:
     def _dataset(self) -> ImageDataset:
         path, wanted = Path(self.path).expanduser(), self.image_size and check_image_size(self.image_size)
         if path.is_dir():
-            files = Files(path.resolve(), tuple(image_files(path)))
+            files = image_files(path.resolve())
             labels, crop = torch.zeros(len(files.paths), dtype=torch.long), "center" if wanted else "exact"
             size = wanted or open_image(files.name(0)).size[::-1]
             return EncodedImages(path.name, "images", size, files, labels, crop=crop)
