@@ -90,11 +90,9 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
-    """Build a file or directory unless it is there; of the processes that ask at once one builds, the others wait.
+    """Build a file or directory (`what` in errors) unless it is there; of several processes one builds, others wait.
 
-    Args:
-        what: names it in errors.
-        build: makes it appear as a whole (see `replacing` and `new_directory`), or raises.
+    `build` makes it appear as a whole (see `replacing` and `new_directory`), or raises.
     """
     if path.exists():
         return

@@ -34,7 +34,7 @@ class CodeBatch(Rows):
 
 
 class CodeDataset:
-    """A split of codes that `extract_codes` wrote in a directory; an index list gives a batch, which is checked.
+    """A split of codes in a directory of `extract_codes`; an index list gives a batch, which is checked.
 
     With several views of each training image, all images come in one view, then all in the next.
     """
@@ -83,7 +83,6 @@ def write_split(
     """Write the codes of `size` images, all processes together; a split is there as a whole or not at all.
 
     Args:
-        path: directory.
         batches: of this process, in order, from the image with the index `first`.
     Returns:
         `images`, and `mean_length`, `min_length` and `max_length` in codes per image.

@@ -64,13 +64,13 @@ class Files:
         return read_file(self.base / self.paths[index])
 
     def identity(self) -> str:
-        return files_identity((path, self.base / path) for path in self.paths)
+        return files_identity([self.base / path for path in self.paths], self.paths)
 
 
-def files_identity(files: Iterable[tuple[str, Path]]) -> str:
-    """Hex SHA-256 over the names, and over the sizes and times of change (ns) at the paths."""
+def files_identity(paths: Sequence[Path], names: Sequence[str] | None = None) -> str:
+    """Hex SHA-256 over names (by default the paths' last parts), sizes and times of change (ns) of files."""
     digest = hashlib.sha256()
-    for name, path in files:
+    for path, name in zip(paths, names or [path.name for path in paths], strict=True):
         with readable(path):
             stat = path.stat()
         digest.update(os.fsencode(name) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())

@@ -39,8 +39,7 @@ class Rows:
         return read_file(Path(cell["path"])) if is_file else cell.get("bytes") or b""
 
     def identity(self) -> str:
-        paths = [Path(file["filename"]) for file in self.table.cache_files]
-        files = files_identity((path.name, path) for path in paths)
+        files = files_identity([Path(file["filename"]) for file in self.table.cache_files])
         key = [self.table._fingerprint, files, self.column, self.rows]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 

@@ -36,7 +36,6 @@ class Members:
     """Images in tar shards (see `Encoded`): of each the number of its shard, offset and size in bytes, and name."""
 
     shards: tuple[Path, ...]
-    shards_identity: str
     index: Mapping[str, np.ndarray]
 
     def name(self, index: int) -> str:
@@ -47,7 +46,7 @@ class Members:
         return read_file(self.shards[shard], offset, size)
 
     def identity(self) -> str:
-        parts = self.shards_identity.encode(), self.index["shard"].tobytes(), self.index["offset"].tobytes()
+        parts = files_identity(self.shards).encode(), self.index["shard"].tobytes(), self.index["offset"].tobytes()
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -91,7 +90,7 @@ class WebDataset(EncodedSource):
         labels, given = self._index["label"], self._given_names
         count = int(labels.max()) + 1
         if count and labels.min() < 0:
-            name = Members(self._shards, "", self._index).name(labels.argmin())
+            name = Members(self._shards, self._index).name(labels.argmin())
             raise GraincodeError(f"{name} has no label, but others have: add its .cls, or remove those of all")
         expected = f"{count} names or more, up to the label {count - 1}" if count else "null, as there are no labels"
         check("class_names", given, expected, not given or 0 < count <= len(given))
@@ -100,7 +99,7 @@ class WebDataset(EncodedSource):
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
         chosen = {field: values[self._splits[split]] for field, values in self._index.items()}
         labels = torch.from_numpy(chosen["label"] * bool(self.class_names))
-        return Members(self._shards, self._shards_identity, chosen), labels
+        return Members(self._shards, chosen), labels
 
     @cached_property
     def _shards(self) -> tuple[Path, ...]:
@@ -114,13 +113,9 @@ class WebDataset(EncodedSource):
         raise GraincodeError(f"{self._origin}: expected .tar files, or a glob (with * in place of {{000..146}})")
 
     @cached_property
-    def _shards_identity(self) -> str:
-        return files_identity((shard.name, shard) for shard in self._shards)
-
-    @cached_property
     def _index(self) -> dict[str, np.ndarray]:
         """Of all images in order: "shard", "offset", "size", "label" (-1 without one), (N,) int64, and "name" bytes."""
-        key = hashlib.sha256(f"{FORMAT} {self._shards_identity}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"{FORMAT} {files_identity(self._shards)}".encode()).hexdigest()[:32]
         file = cache_root() / "webdataset" / f"{key}.npz"
         build_once(file, f"the index of {self._origin}", lambda: _write_index(self._shards, file))
         with np.load(file, allow_pickle=False) as arrays:
