@@ -5,13 +5,15 @@ import sys
 
 import pytest
 
-SHOW = """
-import sys
+from graincode.config.schema import JOBS
 from graincode.jobs import cli
 
-job, flags = sys.argv[1], sys.argv[2:]
-sys.argv = [job, *flags]
-getattr(cli, job)()
+SHOW = """
+import contextlib, runpy, sys
+
+sys.argv = sys.argv[1:]
+with contextlib.suppress(SystemExit):
+    runpy.run_module(f"graincode.jobs.{sys.argv[0]}", run_name="__main__")
 heavy = {"torch", "matplotlib", "timm", "accelerate"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
@@ -40,3 +42,7 @@ def test_help_shows_a_job_s_own_groups_without_importing_torch(job, has, lacks, 
 def test_a_configuration_is_shown_from_any_directory_without_importing_torch(tmp_path):
     assert "codebook_size: 64" in shown("train_tokenizer", "tokenizer.codebook_size=64", "--cfg", "job", cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_job_has_a_console_script():
+    assert all(getattr(cli, job).args == (job,) for job in JOBS)
