@@ -44,25 +44,25 @@ linkcheck_timeout = 20
 
 
 def write_api_pages(app) -> None:
-    """One page for each room of the package, with all its modules, so that the reference cannot miss one."""
+    """One page for each sub-package, with all its modules, so that the reference cannot miss one."""
     package = ROOT / "src" / "graincode"
     folder = DOCS / "_api"
     folder.mkdir(exist_ok=True)
-    rooms: dict[str, list[str]] = {}
+    pages: dict[str, list[str]] = {}
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).with_suffix("").parts
         if parts[0] != "jobs" and parts[-1] != "__init__":
-            rooms.setdefault(parts[0] if len(parts) > 1 else "graincode", []).append(".".join(("graincode", *parts)))
-    for room, modules in rooms.items():
+            pages.setdefault(parts[0] if len(parts) > 1 else "graincode", []).append(".".join(("graincode", *parts)))
+    for name, modules in pages.items():
         directives = "\n\n".join(
             f"## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :show-inheritance:\n```"
             for module in modules
         )
-        text = f"# `{room}`\n\n{directives}\n"
-        if not (page := folder / f"{room}.md").is_file() or page.read_text() != text:
+        text = f"# `{name}`\n\n{directives}\n"
+        if not (page := folder / f"{name}.md").is_file() or page.read_text() != text:
             page.write_text(text)
     for page in folder.glob("*.md"):
-        if page.stem not in rooms:
+        if page.stem not in pages:
             page.unlink()
 
 

@@ -68,7 +68,7 @@ def test_the_readme_is_for_five_minutes():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def test_what_pages_take_from_files_is_current():
+def test_generated_parts_of_pages_are_current():
     spec = util.spec_from_file_location("pages", ROOT / "tools" / "pages.py")
     pages = util.module_from_spec(spec)
     sys.modules["pages"] = pages

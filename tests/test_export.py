@@ -75,7 +75,7 @@ def test_a_generator_of_the_format_before_gives_the_same_samples(expected, kind)
 @pytest.mark.parametrize(
     ("kind", "name"), [("tokenizer", "tokenizer"), ("generator", "autoregressive"), ("generator", "masked")]
 )
-def test_what_is_saved_is_loaded(tmp_path, expected, kind, name):
+def test_a_saved_module_loads_unchanged(tmp_path, expected, kind, name):
     before = export.load_export(GOLDEN / name, kind)
     identity = export.save_export(tmp_path / "new", kind, upgraded(GOLDEN / name, kind), before.module, data="none")
     after = export.load_export(tmp_path / "new", kind)

@@ -6,7 +6,7 @@ from graincode.core.rng import SampleRng, permutation, uniforms
 """Random numbers by seed, index and purpose."""
 
 
-def test_draws_depend_on_seed_place_and_purpose_alone():
+def test_numbers_depend_on_seed_sample_id_and_purpose_alone():
     together = SampleRng(3, torch.arange(100)).uniforms(0, 4, 5)
     assert torch.equal(SampleRng(3, torch.arange(50, 60)).uniforms(0, 4, 5), together[50:60])
     assert not torch.equal(SampleRng(3, torch.arange(100)).uniforms(1, 4, 5), together)

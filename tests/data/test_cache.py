@@ -343,7 +343,7 @@ def test_a_corrupt_image_is_an_error_by_default(tmp_path, cache, kind, cached, w
     assert folders(cache) == []
 
 
-def test_what_a_cache_has_skipped_is_an_error_where_errors_are_asked_for(tmp_path):
+def test_an_image_that_a_cache_skipped_is_an_error_with_on_corrupt_error(tmp_path):
     make("image_folder", tmp_path, damaged(range(40), *range(30)), cache=True, on_corrupt="skip").split("train")
     with pytest.raises(GraincodeError, match="cannot be read as an image"):
         ImageFolder(str(tmp_path), image_size=8, cache=True).split("train")

@@ -166,7 +166,7 @@ def test_files_are_downloaded_once(site, cache, kind):
 
 @pytest.mark.parametrize("fault", ["another file", "no file", "no network", "no cache"])
 @pytest.mark.parametrize("kind", SOURCES)
-def test_what_cannot_be_downloaded_is_named(site, cache, monkeypatch, kind, fault):
+def test_a_failed_download_is_named(site, cache, monkeypatch, kind, fault):
     source = SOURCES[kind]
     file = site / list(source.downloads)[-1]
     if fault == "another file":

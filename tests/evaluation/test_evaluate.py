@@ -262,7 +262,7 @@ def test_a_sweep_over_lengths_draws_error_over_rate(inside, capsys):
     assert Image.open(folder / "rate_distortion.png").size[0] > 400
 
 
-def test_what_must_be_known_of_metrics_stands_beside_them(folders, tmp_path, inside):
+def test_warnings_about_metrics_are_recorded_beside_them(folders, tmp_path, inside):
     a, _ = folders
     jpeg = write_pictures(tmp_path / "jpeg", 40, 0, 4, side=48, form="jpg")
     command("evaluate", *LITE0, "images=folder", f"images.path={jpeg}", "reference=folder", f"reference.path={a}",
@@ -273,7 +273,7 @@ def test_what_must_be_known_of_metrics_stands_beside_them(folders, tmp_path, ins
         assert part in warnings
 
 
-def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
+def test_images_and_references_that_cannot_be_measured_are_refused(folders, tmp_path, inside, capsys):
     a, b = folders
     (tmp_path / "empty").mkdir()
     mixed = write_pictures(tmp_path / "mixed", 3, 0, 4)
@@ -336,7 +336,7 @@ def test_what_cannot_be_measured(folders, tmp_path, inside, capsys):
         (["evaluation=reconstruction", "images.psnr=20", "images.ratios=[1,0]"], "images.psnr=20"),
     ],
 )
-def test_what_says_nothing_when_compared_is_refused(overrides, expected):
+def test_meaningless_comparisons_are_refused(overrides, expected):
     assert expected in refused("evaluate", *overrides)
 
 

@@ -94,7 +94,7 @@ def test_pair_errors_of_black_against_white():
         (torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)),
     ],
 )
-def test_what_is_not_pairs_is_refused(pair: tuple[Tensor, Tensor]):
+def test_images_that_are_no_pairs_are_refused(pair: tuple[Tensor, Tensor]):
     errors = PairMetrics()
     with pytest.raises(GraincodeError, match="expected"):
         errors.update(*pair)

@@ -372,7 +372,7 @@ def test_other_pickled_objects_in_a_file_are_not_looked_at(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"mu", b"PK\x03\x04 and no more", pickle.dumps({"mu": 1})])
-def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes):
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "none.npz").write_bytes(content)
     with pytest.raises(GraincodeError, match="cannot be read as") as error:
         read_npz(tmp_path / "none.npz", LookedUp(drawn(30)))
@@ -410,7 +410,7 @@ def test_empty_batches_change_nothing():
     torch.testing.assert_close(found.mean, drawn(5).double().mean(0))
 
 
-def test_what_a_plain_file_does_not_say_is_not_written_either(tmp_path: Path):
+def test_unknown_fields_of_a_plain_file_are_not_written(tmp_path: Path):
     network = LookedUp(torch.zeros(3, 8))
     np.savez(tmp_path / "plain.npz", **GOOD)
     write_npz(tmp_path / "copy.npz", read_npz(tmp_path / "plain.npz", network))

@@ -224,7 +224,7 @@ def test_with_one_grain_it_is_a_plain_raster_decoder():
     assert float(likelihood.position.abs().max()) == 0
 
 
-def test_a_plain_decoder_is_not_told_where_the_next_code_is():
+def test_a_plain_decoder_does_not_know_the_next_position():
     layout = CodeLayout((16, 24), ((4, 4),), 16, 3)
     model = make_ar(layout, dtype=torch.float64, layers=(0, 2), next_position=False)
     codes, labels = random_codes(layout, random_grains(layout, 5)), labels_for(layout, 5)
@@ -254,7 +254,7 @@ def test_samples_follow_the_likelihood(layout):
 
 
 @pytest.mark.parametrize(("layout", "variant"), CASES)
-def test_what_is_drawn_has_the_likelihood_that_it_was_drawn_with(layout, variant, monkeypatch):
+def test_samples_have_the_likelihood_that_they_were_drawn_with(layout, variant, monkeypatch):
     model, labels = make_ar(layout, dtype=torch.float64, **VARIANTS[variant]), labels_for(layout, 6)
     given = model.prompt_of(random_codes(layout, random_grains(layout, 6)))
     choices, steps = [], []

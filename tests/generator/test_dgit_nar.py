@@ -189,7 +189,7 @@ def test_an_autoregressive_generator_refuses_what_has_no_order():
         make_nar(layout).sample(labels_for(layout, 2), drop_finished=True)
 
 
-def test_what_goes_by_density_is_refused_where_all_codes_have_one():
+def test_settings_by_density_are_refused_where_all_codes_have_the_same():
     layout = LAYOUTS[1]
     model, labels = make_nar(layout), labels_for(layout, 2)
     for name, value in (

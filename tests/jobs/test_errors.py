@@ -100,7 +100,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("sample", ["generator_path=/nowhere"], "generator_path=/nowhere: expected latest or a path"),
     ],
 )  # fmt: skip
-def test_what_is_typed_wrong(job, overrides, expected, tmp_path, monkeypatch):
+def test_wrong_arguments_name_their_key(job, overrides, expected, tmp_path, monkeypatch):
     import torch
 
     if overrides == ["hardware=gpu"] and torch.cuda.is_available():

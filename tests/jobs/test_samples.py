@@ -181,7 +181,7 @@ def test_samples_of_a_generator_in_half_precision(kind, inside, capsys):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_what_samples_are_drawn_with_is_compiled_if_it_is_asked_for(compiled, inside, monkeypatch):
+def test_sampling_is_compiled_if_asked_for(compiled, inside, monkeypatch):
     calls = []
     monkeypatch.setattr(DGiTAR, "compile_sampling", lambda model: calls.append(model))
     paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/ar/export"]

@@ -185,7 +185,7 @@ def test_thresholds_are_calibrated_on_as_many_images_as_asked_for(inside, monkey
         seen.clear()
 
 
-def test_what_is_logged(inside):
+def test_logs_of_a_training(inside):
     run = Path("runs/train_tokenizer/tok")
     line = next(line for line in read_log(run) if "train/loss" in line)
     for grain in ("codebook_0", "codebook_1"):

@@ -61,7 +61,7 @@ def test_features_are_ordinary_tensors_of_each_image_alone(lite0):
     ("shape", "dtype"),
     [((2, 3, 8, 8), torch.float32), ((2, 1, 8, 8), torch.uint8), ((3, 8, 8), torch.uint8), ((2, 8, 8, 3), torch.uint8)],
 )
-def test_what_is_not_images_is_refused(lite0, shape, dtype):
+def test_tensors_that_are_no_images_are_refused(lite0, shape, dtype):
     with pytest.raises(GraincodeError, match=re.escape(f"images of {dtype}, {shape}: expected torch.uint8")):
         lite0(torch.zeros(shape, dtype=dtype))
 
@@ -159,7 +159,7 @@ def test_models_with_two_classifiers_or_a_convolution_for_one_are_measured(model
     assert (features.shape, logits.shape) == ((2, network.dimension), (2, 1000))
 
 
-def test_what_timm_computes_is_named_by_weights_and_resolution(tmp_path):
+def test_a_timm_network_is_identified_by_weights_and_resolution(tmp_path):
     first, path = saved("test_resnet", tmp_path)
     with torch.no_grad():
         first.conv1[0].weight[0, 0, 0, 0] += 1

@@ -155,7 +155,7 @@ def test_it_works_in_bfloat16_and_in_float64(lite0):
     assert bool(rough.grad.isfinite().all())
 
 
-def test_places_without_any_feature_have_no_gradient_and_no_nan():
+def test_positions_with_zero_features_have_zero_gradient():
     features = torch.randn(2, 4, 3, 3)
     features[:, :, 1, 1] = 0
     features.requires_grad_()

@@ -51,7 +51,7 @@ def test_a_directory_belongs_to_one_identity(tmp_path):
     assert (tmp_path / "latest").resolve() == tmp_path / "run"
 
 
-def test_what_is_left_out_of_an_identity_goes_with_all_below_it():
+def test_a_key_left_out_of_an_identity_takes_all_keys_below_it_along():
     config = {"hardware": {"device": "cpu"}, "seed": 1, "images": {"path": "/a", "split": "test"}, "codes_path": "/b"}
     left_out = ["hardware", "images.path", "*_path"]
     assert identity_of(config, left_out) == {"seed": 1, "images.split": "test"}

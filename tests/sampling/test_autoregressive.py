@@ -33,7 +33,7 @@ class Indifferent:
 
 @given(st.sampled_from(LAYOUTS), st.integers(0, 2**31), st.floats(-8, 8))
 @settings(max_examples=60, deadline=None)
-def test_draws_from_the_legality_mask_tile_the_image(layout, seed, end):
+def test_samples_under_the_legality_mask_tile_the_image(layout, seed, end):
     numbers = uniforms(seed, range(5), layout.max_tokens, 2)
     codes = from_sequences(AutoregressiveSampler()(Indifferent(layout, end), layout, numbers))
     assert len(codes) == 5  # from_sequences refuses what does not tile
@@ -106,7 +106,7 @@ def test_dropping_finished_samples_changes_none(block, guidance):
     assert sum(batches) < everything
 
 
-def test_what_is_given_is_kept_and_the_rest_is_drawn():
+def test_given_codes_are_kept_and_the_rest_is_drawn():
     layout = LAYOUTS[5]
     model, labels = make_ar(layout, dtype=torch.float64), labels_for(layout, 6)
     codes = random_codes(layout, random_grains(layout, 6))
@@ -140,7 +140,7 @@ def test_what_is_given_is_kept_and_the_rest_is_drawn():
         model.sample(labels[:2], given=prefix)
 
 
-def test_the_sampler_tells_how_many_tokens_it_has_drawn():
+def test_the_sampler_reports_how_many_tokens_it_has_drawn():
     layout, steps = LAYOUTS[1], []
     make_ar(layout).sample(labels_for(layout, 2), batch_size=2, on_step=steps.append)
     assert steps == list(range(1, layout.max_tokens + 1))

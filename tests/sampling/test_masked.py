@@ -207,7 +207,7 @@ def test_the_codes_of_one_grain_come_before_those_of_the_next(order, sign):
     assert partly > 10
 
 
-def test_what_is_given_is_kept_whatever_comes_first():
+def test_given_codes_are_kept_in_every_order():
     layout = CodeLayout((96, 32), tuple((f, f) for f in (32, 16, 8, 4, 2, 1)), 5, 1)  # more grains than regions
     codes = random_codes(layout, torch.zeros(2, 3, 1, dtype=torch.long))
     mask = CodeMask.of_regions(codes, torch.tensor([[True], [False], [False]]), keep_map=True)
@@ -216,7 +216,7 @@ def test_what_is_given_is_kept_whatever_comes_first():
         assert torch.equal(found.indices[mask.known_cells], codes.indices[mask.known_cells])
 
 
-def test_what_is_given_is_kept_where_scores_overflow():
+def test_given_codes_are_kept_where_scores_overflow():
     layout = LAYOUTS[5]
     codes = random_codes(layout, random_grains(layout, 4))
     mask = CodeMask.of_regions(codes, torch.tensor([[True, False], [False, False]]), keep_map=True)
@@ -241,7 +241,7 @@ def test_information_weight_moves_dense_codes_forward():
         assert share[-20.0] < share[0.0] - 0.1 < share[20.0] - 0.2
 
 
-def test_halton_places_are_far_apart_and_the_same_for_all():
+def test_halton_positions_are_far_apart_and_the_same_for_all_samples():
     layout = CodeLayout((32, 32), ((4, 4),), 16, 3)
     _, recorder = drawn(make_nar(layout), MaskedSampler(steps=64, mask_schedule="linear", order="halton"), 2)
     shown = [(contents[0] != layout.no_content).nonzero()[:, 0].tolist() for contents in recorder.seen]
@@ -294,7 +294,7 @@ def test_codes_are_the_same_however_many_are_drawn_at_a_time(settings, monkeypat
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_what_is_given_is_kept_and_the_rest_is_drawn(guidance):
+def test_given_codes_are_kept_and_the_rest_is_drawn(guidance):
     layout = LAYOUTS[5]
     model, labels = make_nar(layout), labels_for(layout, 6)
     codes = random_codes(layout, random_grains(layout, 6))

@@ -184,7 +184,7 @@ def test_the_weight_is_clamped_and_ramped():
     assert float(note(adversary, layer, images, step=20)[0].weight) == pytest.approx(0.02)
 
 
-def test_what_the_generator_does_leaves_the_discriminator_alone():
+def test_the_tokenizers_term_leaves_the_discriminator_alone():
     adversary, layer = adversary_and_layer()
     term, _ = note(adversary, layer, torch.randn(2, 3, 16, 16).double())
     term.total.backward()

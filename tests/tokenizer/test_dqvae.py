@@ -144,7 +144,7 @@ def test_errors_are_measured_once_whatever_is_searched_for():
     assert len(decodes) == 2 + 2 + 7
 
 
-def test_what_a_probe_has_found_is_freed_with_it():
+def test_results_of_a_probe_are_freed_with_it():
     tokenizer, images = make(DUAL, density=CodingDensity("gain")).eval(), photographs_with_detail(4)
     start(tokenizer, images)
     gc.disable()

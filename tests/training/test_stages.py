@@ -16,7 +16,7 @@ from graincode.training.stage import Step, parameter_groups
 
 
 @pytest.mark.parametrize("kind", ["gan", "generator"])
-def test_what_is_judged_is_spread_over_the_validation_items(kind, monkeypatch):
+def test_evaluated_items_are_spread_over_the_validation_set(kind, monkeypatch):
     stage, start = make_stage(False, kind)
     start()
     del stage.evaluate

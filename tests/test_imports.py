@@ -25,7 +25,7 @@ MAY_IMPORT = {
         "evaluation",
     },
 }  # fmt: skip
-"""Rooms below `config` and `jobs`; those may import all but `jobs`."""
+"""Packages and modules below `config` and `jobs`; those may import all but `jobs`."""
 
 
 def _modules():
@@ -47,15 +47,15 @@ def _imports(module, file, modules, everywhere):
             yield from (alias.name for alias in node.names if alias.name.partition(".")[0] == "graincode")
 
 
-def test_rooms_import_downwards_only():
+def test_packages_import_downwards_only():
     modules = _modules()
     wrong = []
     for module, file in modules.items():
-        room = module.split(".")[1] if "." in module else ""
+        package = module.split(".")[1] if "." in module else ""
         for imported in _imports(module, file, modules, everywhere=True):
             other = imported.split(".")[1] if "." in imported else ""
-            allowed = MAY_IMPORT.get(room)
-            if other not in (room, "") and (other == "jobs" or (allowed is not None and other not in allowed)):
+            allowed = MAY_IMPORT.get(package)
+            if other not in (package, "") and (other == "jobs" or (allowed is not None and other not in allowed)):
                 wrong.append(f"{module} imports {imported}")
     assert not wrong
 
