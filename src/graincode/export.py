@@ -63,7 +63,7 @@ def register(name: str, cls: type) -> None:
 
 
 def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
-    """Write a module's weights to a new directory, with the resolved node that it was built from, and JSON that tells
+    """Write a module's weights to a new directory, with the resolved node that it was built from, and JSON that says
     where they come from; gives the identity.
 
     Raises:

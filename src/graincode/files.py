@@ -89,8 +89,8 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         raise ValueError(f"cannot be read as .npz of plain arrays{reason}") from None
 
 
-def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
-    """Build a file or directory (`what` in errors) unless it is there; of several processes one builds, others wait.
+def build_once(path: Path, subject: str, build: Callable[[], None]) -> None:
+    """Build a file or directory (`subject` in errors) unless it is there; of several processes one builds, others wait.
 
     `build` makes it appear as a whole (see `replacing` and `new_directory`), or raises.
     """
@@ -102,7 +102,7 @@ def build_once(path: Path, what: str, build: Callable[[], None]) -> None:
             if not path.exists():
                 build()
     except OSError as error:
-        where = f"{path.parent} cannot take {what} ({error.strerror or error})"
+        where = f"{path.parent} cannot take {subject} ({error.strerror or error})"
         raise GraincodeError(f"{where}: free space there, or set GRAINCODE_CACHE to another folder") from error
 
 

@@ -33,7 +33,7 @@ def test_views_are_the_image_its_mirror_image_and_shifts_of_both():
     assert not torch.equal(unflipped[5:], third)
 
 
-def test_augmentation_is_a_function_of_the_place():
+def test_augmentation_is_a_function_of_the_position():
     images = torch.randn(64, 3, 6, 8)
     rng = SampleRng(1, torch.arange(64))
     assert Augmentation()(images, rng) is images

@@ -12,7 +12,7 @@ from graincode.runs.checkpoint import Checkpoints
 from graincode.training.monitors import FiniteNumbers, _fingerprint
 
 
-def test_fingerprints_see_every_bit_and_its_place():
+def test_fingerprints_see_every_bit_and_its_position():
     rows = torch.randn(6, 3)
     assert _fingerprint(rows) == _fingerprint(rows.clone())
     assert _fingerprint(rows[[1, 0, 2, 3, 4, 5]]) != _fingerprint(rows)

@@ -87,7 +87,7 @@ def test_batches_by_length_weigh_every_code_alike():
     assert float(sum(parts).detach() / 3) == pytest.approx(float(whole.detach()), rel=1e-12)
 
 
-def test_validation_masks_are_those_of_the_image_s_place(monkeypatch):
+def test_validation_masks_depend_on_the_image_s_position_alone(monkeypatch):
     stage = generator_stage(True, 1, masked=True)
     del stage.evaluate  # what cases.py puts in its place
     module = stage.trainables[0].module.eval().requires_grad_(False)

@@ -124,10 +124,10 @@ def _arguments(target: str) -> Hints | None:
         return None
     module, _, name = target.rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), name)
+        built = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise GraincodeError(f"_target_={target}: cannot be imported; check the spelling") from None
     # fields of a dataclass are annotated in the modules of the classes that they come from
-    function = made.__init__ if inspect.isclass(made) and "__dataclass_fields__" not in vars(made) else made
+    function = built.__init__ if inspect.isclass(built) and "__dataclass_fields__" not in vars(built) else built
     hints = typing.get_type_hints(function, include_extras=True)
-    return {name: hints.get(name, Any) for name in inspect.signature(made).parameters}
+    return {name: hints.get(name, Any) for name in inspect.signature(built).parameters}

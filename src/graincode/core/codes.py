@@ -124,7 +124,7 @@ def scatter_cells(parts: Sequence[Tensor], grains: Tensor, layout: CodeLayout) -
     maps, vectors = [], torch.cat(list(parts))
     for g in range(layout.num_grains):
         cells = layout.cells_at(grains, g)
-        places = cells.nonzero(as_tuple=True)
-        own, vectors = vectors.tensor_split([len(places[0])])
-        maps.append(vectors.new_zeros(*cells.shape, vectors.shape[1]).index_put(places, own).permute(0, 3, 1, 2))
+        positions = cells.nonzero(as_tuple=True)
+        own, vectors = vectors.tensor_split([len(positions[0])])
+        maps.append(vectors.new_zeros(*cells.shape, vectors.shape[1]).index_put(positions, own).permute(0, 3, 1, 2))
     return maps

@@ -48,23 +48,23 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
     rows, columns = height // region[0], width // region[1]
     # a part at a time, in buffers that are reused: they fit into the cache, and new memory costs as much as the sums
     at_once = min(max(_PIXELS_AT_ONCE[images.is_cuda] // (height * width), 1), max(batch, 1))
-    room = bins + 2 * reach  # bins of a region, and those beyond the ends that a kernel reaches
-    starts = torch.arange(at_once * rows * columns, device=images.device) * room
+    stride = bins + 2 * reach  # bins of a region, and those beyond the ends that a kernel reaches
+    starts = torch.arange(at_once * rows * columns, device=images.device) * stride
     starts = starts.repeat_interleave(region[0] * region[1])
-    place, bin_below, weight = torch.empty(3, len(starts), dtype=torch.float64, device=images.device)
+    position, bin_below, weight = torch.empty(3, len(starts), dtype=torch.float64, device=images.device)
     target = torch.empty_like(starts)
-    histogram = place.new_empty(at_once * rows * columns * room + 2 * reach)
-    entropy = place.new_empty(batch, rows, columns)
+    histogram = position.new_empty(at_once * rows * columns * stride + 2 * reach)
+    entropy = position.new_empty(batch, rows, columns)
     for part, out in zip(images.split(at_once), entropy.split(at_once), strict=True):
         n = len(part) * height * width
-        if n < len(place):
-            starts, place, bin_below, weight, target = (x[:n] for x in (starts, place, bin_below, weight, target))
-            histogram = histogram[: out.numel() * room + 2 * reach]
+        if n < len(position):
+            starts, position, bin_below, weight, target = (x[:n] for x in (starts, position, bin_below, weight, target))
+            histogram = histogram[: out.numel() * stride + 2 * reach]
         by_region = rearrange(grey(part), "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
-        place.view(by_region.shape).copy_(by_region).add_(1).mul_(1 / spacing)  # in bins
-        torch.floor(place, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
+        position.view(by_region.shape).copy_(by_region).add_(1).mul_(1 / spacing)  # in bins
+        torch.floor(position, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
         target.copy_(bin_below).add_(starts)
-        offset = place.sub_(bin_below)
+        offset = position.sub_(bin_below)
         # weights exp(-sharpness (offset - k)^2) of bins k = 1 - reach .. reach: each is the one before times a ratio
         torch.add(offset, reach - 1, out=weight).square_().mul_(-sharpness).exp_()
         ratio = offset.mul_(2 * sharpness).exp_()
@@ -72,7 +72,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         for k in range(1 - reach, reach + 1):
             histogram[reach + k :].scatter_add_(0, target, weight)
             weight.mul_(ratio).mul_(math.exp(-sharpness * (2 * k + 1)))
-        counts = histogram[: -2 * reach].view(*out.shape, room)[..., reach : reach + bins]
+        counts = histogram[: -2 * reach].view(*out.shape, stride)[..., reach : reach + bins]
         out.copy_(torch.special.entr(counts / counts.sum(dim=-1, keepdim=True)).sum(dim=-1))
     return _on_grid(entropy.clamp_(0, math.log(bins)), 2.0**-20)
 
@@ -106,8 +106,8 @@ def region_variance(images: Tensor, region: tuple[int, int]) -> Tensor:
 def region_hash(images: Tensor, region: tuple[int, int]) -> Tensor:
     """A pseudo-random number on [0, 1) for each region, a function of the 8-bit image and the region alone."""
     pixels = ((images + 1) * 127.5).round().long().flatten(1)
-    place = torch.arange(pixels.shape[1], device=pixels.device)
-    state = ((pixels + 1) * mix(place)).sum(dim=1)
+    position = torch.arange(pixels.shape[1], device=pixels.device)
+    state = ((pixels + 1) * mix(position)).sum(dim=1)
     rows, columns = images.shape[-2] // region[0], images.shape[-1] // region[1]
     cell = torch.arange(rows * columns, device=pixels.device)
     return hashed_uniforms(mix(state)[:, None] + mix(cell)).float().clamp(max=1 - 2**-24).view(-1, rows, columns)

@@ -49,12 +49,12 @@ def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
     active = active | table.is_end if ends else active
     behind = active.cumsum(dim=1)
     length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
-    place = torch.where(active, behind - 1, length)  # inactive slots go into a column behind the longest sequence
+    column = torch.where(active, behind - 1, length)  # inactive slots go into a column behind the longest sequence
     contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
     contents.masked_fill_(table.is_end, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
-    sequences = torch.full_like(slots, layout.no_content).scatter_(1, place, contents)
-    slots.scatter_(1, place, torch.arange(layout.num_slots, device=device).expand(len(codes), -1))
+    sequences = torch.full_like(slots, layout.no_content).scatter_(1, column, contents)
+    slots.scatter_(1, column, torch.arange(layout.num_slots, device=device).expand(len(codes), -1))
     return CodeSequences(slots[:, :-1], sequences[:, :-1], layout)
 
 

@@ -47,7 +47,7 @@ class Encoded(Protocol):
         """The content of an image's file; a GraincodeError if it is not there, which is never skipped."""
 
     def identity(self) -> str:
-        """A hash that changes with the content, as far as names, sizes and times show; not with the place."""
+        """A hash that changes with the content, as far as names, sizes and times show; not with the folder."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def readable(path: Path) -> Iterator[None]:
 
 @dataclass(eq=False)
 class EncodedImages(ImageDataset):
-    """A split of N encoded images, decoded when they are asked for.
+    """A split of N encoded images, decoded when they are read.
 
     With `on_corrupt="skip"`, the next image of the split that can be decoded (after the last, the first) stands in for
     one that cannot, with its own label in the batch, and a warning; `corrupt` (N,) bool has those found.
@@ -161,8 +161,8 @@ class CachedImages(EncodedImages):
         key = json.dumps([CACHE_FORMAT, PIL.__version__, *content])
         self._folder = cache_root() / "images" / hashlib.sha256(key.encode()).hexdigest()[:32]
         needed = len(self) * (3 * math.prod(self.image_size) + 8)
-        what = f"the {needed} bytes of the {self.split} images of {self.name}"
-        build_once(self._folder, what, lambda: self._build(needed))
+        subject = f"the {needed} bytes of the {self.split} images of {self.name}"
+        build_once(self._folder, subject, lambda: self._build(needed))
         try:
             labels = np.load(self._folder / "labels.npy", allow_pickle=False)
             corrupt = np.load(self._folder / "corrupt.npy", allow_pickle=False)
@@ -234,7 +234,7 @@ class EncodedSource(ABC):
         val_fraction, test_fraction: shares of the training images to validate and to test on, from 0, below 1 in all;
             unused where the data set has such a split. Data sets that always have a test split lack the second.
         cache: decode each split once, at its first use, into a memory-mapped file (see `CachedImages`).
-        on_corrupt: "error" names an image that cannot be decoded; "skip" is told at `EncodedImages`.
+        on_corrupt: "error" names an image that cannot be decoded; "skip" is described at `EncodedImages`.
     """
 
     image_size: int | Sequence[int] = 256
@@ -244,15 +244,15 @@ class EncodedSource(ABC):
     cache: bool = False
     on_corrupt: OnCorrupt = "error"
 
-    place: ClassVar[str] = "root"  # the argument that says where the images are
+    path_argument: ClassVar[str] = "root"  # the argument that says where the images are
 
     def __post_init__(self) -> None:
-        where = getattr(self, self.place)
-        check(self.place, where, "where the images are", bool(where))
+        where = getattr(self, self.path_argument)
+        check(self.path_argument, where, "where the images are", bool(where))
         check_choice("crop", self.crop, Crop)
         check_choice("on_corrupt", self.on_corrupt, OnCorrupt)
         self.image_size = check_image_size(self.image_size)
-        self._origin = f"{self.place}={where}"
+        self._origin = f"{self.path_argument}={where}"
         self._root = Path(os.path.abspath(os.path.expanduser(where)))
         found = {"test": self.test_fraction, "val": self.val_fraction}  # in the order of the hashes
         self._fractions = {name: share for name, share in found.items() if share is not None}

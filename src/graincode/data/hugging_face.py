@@ -68,7 +68,7 @@ class HuggingFace(EncodedSource):
     splits: Mapping[str, str | None] | None = None
     test_fraction: float = 0.05
 
-    place = "path"
+    path_argument = "path"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,12 +81,12 @@ def on_main(action: Callable[[], T]) -> T | None:
     return result
 
 
-def check_agreement(what: str, number: int) -> None:
-    """Raise on every process when a number below 2^53 (`what` in words) is not the same on all."""
+def check_agreement(name: str, number: int) -> None:
+    """Raise on every process when a number below 2^53 (`name` in words) is not the same on all."""
     found = gather_rows(torch.tensor([number]))
     if bool((found != found[0]).any()):
         leave()
-        raise GraincodeError(f"the {len(found)} processes differ in {what}: start them all with the same command")
+        raise GraincodeError(f"the {len(found)} processes differ in {name}: start them all with the same command")
 
 
 def leave() -> None:

@@ -132,7 +132,7 @@ class Comparison(Mode):
         return found | {name: metric(subject, real) for name, metric in (self.extra or {}).items()}
 
     def _leave_out(self, plan: Plan, name: str, reason: str) -> None:
-        """Do without a metric; an error where it was asked for by name."""
+        """Leave a metric out, with a warning; raises if it was named in the settings."""
         if name in plan.metrics:
             if self.metrics is not None or (name == "kid" and self.kid_subset_size is not None):
                 raise GraincodeError(f"{name}: {reason}; leave it out of the metrics")
@@ -233,7 +233,7 @@ class Reconstruction(Comparison):
 
     name: ClassVar[str] = "reconstruction"
     fits: ClassVar[Fits] = {"reconstructions": ("originals",), "folder": ("folder",)}
-    why: ClassVar[str] = "as reconstructions are compared with the very images that they were made from"
+    why: ClassVar[str] = "as reconstructions are compared with the images that they were made from"
     prefix: ClassVar[str] = "r"
     usual: ClassVar[tuple[str, ...]] = ("fd", "is", "ssim")
     known: ClassVar[tuple[str, ...]] = (*DISTANCES, "ssim", "lpips", "lite0")

@@ -28,7 +28,7 @@ def share_of(value: float, count: int) -> Estimate:
 
 
 def mean_of(parts: Sequence[Tensor]) -> Estimate:
-    """The mean of values, in parts (n,) on each process, and its standard error; each process must ask."""
+    """The mean of (n,) parts on each process, and its standard error. Collective: call it on all processes."""
     values = collectives.gather_rows(torch.cat([torch.zeros(0, dtype=torch.float64), *parts]))
     check("count", len(values), "the mean over 1 image or more", len(values) > 0)
     if len(values) == 1:

@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mode:
-    """The base of all modes: images go by and are counted, and compared with nothing; networks by name."""
+    """The base of all modes: images are counted, and compared with nothing; feature networks by name."""
 
     features: Mapping[str, FeatureNetwork]
 
@@ -75,7 +75,7 @@ class Mode:
         return subject.reads
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
-        """Refuse parts that say nothing together."""
+        """Refuse a subject or reference that this mode cannot use."""
         fitting = self.fits.get(subject.option, ())
         check("images", subject.option, f"{' or '.join(self.fits)}, {self.why}", subject.option in self.fits)
         check("reference", reference.option, f"{' or '.join(fitting)}, {self.why}", reference.option in fitting)
@@ -85,7 +85,7 @@ class Mode:
         return subject.open(context, reference)
 
     def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
-        """Load all that is needed, and find out what can be computed; an error where not what was asked for by name."""
+        """Load all that is needed, and find out what can be computed; raises if a named metric cannot be."""
         for network in context.networks.values():
             network.load()
         known = reference.open_reference(context, subject) if self.compares else None
@@ -117,11 +117,11 @@ class Summary(Mode):
 
 @dataclass(frozen=True)
 class Likelihood(Mode):
-    """What a generator makes of the codes of a split, in bits per image, `evaluation=likelihood`; without networks."""
+    """Bits per image of the codes of a split under a generator, `evaluation=likelihood`; without networks."""
 
     name: ClassVar[str] = "likelihood"
     fits: ClassVar[Fits] = {"split": ("split",)}
-    why: ClassVar[str] = "as a generator judges the codes of real images, and compares them with nothing"
+    why: ClassVar[str] = "as it measures the codes of real images alone"
     networks: ClassVar[Mapping[str, FeatureNetwork]] = {}
 
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:

@@ -39,7 +39,7 @@ class PairMetrics:
             self._values[name].append(measure(images, reference).cpu())
 
     def metrics(self) -> dict[str, Estimate]:
-        """Over the pairs of all processes so far; each of them must ask.
+        """Over the pairs of all processes so far. Collective: call it on all processes.
 
         `mse`: of pixels in [0, 1]; `psnr_of_mean`: PSNR in dB of `mse`, which hard images dominate; `psnr_mean`: mean
         of each image's PSNR, which papers report. Both PSNRs take an error as no smaller than `MSE_FLOOR`, so that a
@@ -90,7 +90,7 @@ class CodeMetrics:
         self._lengths.append(codes.lengths.cpu())
 
     def metrics(self) -> dict[str, Estimate]:
-        """Over the codes of all processes so far; each of them must ask.
+        """Over the codes of all processes so far. Collective: call it on all processes.
 
         `codebook_usage` and `codebook_perplexity` are of all codebooks together, with `_g` of the codes of grain g.
         `grain_map_bits` is what the grain map costs an ideal coder that knows how often each region has each grain;

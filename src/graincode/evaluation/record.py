@@ -81,7 +81,7 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
         form: "png" for files `images/000000.png`, "npz" for `images.npz` with uint8 (N, H, W, 3) as `arr_0` and labels
             as `arr_1`, None to keep nothing.
     """
-    place, raw, shape = images.mine.start, folder / "images.npy", (images.count, *images.image_size, 3)
+    position, raw, shape = images.mine.start, folder / "images.npy", (images.count, *images.image_size, 3)
     if form == "png":
         collectives.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
     elif form == "npz":
@@ -90,11 +90,11 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
         pixels = batch.permute(0, 2, 3, 1).cpu().numpy() if form else ()
         if form == "npz":
             written = np.load(raw, mmap_mode="r+")
-            written[place : place + len(pixels)] = pixels
+            written[position : position + len(pixels)] = pixels
             written.flush()
-        for index, image in enumerate(pixels if form == "png" else (), place):
+        for index, image in enumerate(pixels if form == "png" else (), position):
             Image.fromarray(image).save(folder / "images" / f"{index:06d}.png")
-        place += len(pixels)
+        position += len(pixels)
         yield batch
     collectives.sum_(torch.zeros(1))  # all have written
     if form == "npz":

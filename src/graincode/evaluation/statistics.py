@@ -99,7 +99,7 @@ class Accumulator:
         self._waiting = [images[whole:]] if whole < len(images) else []
 
     def result(self) -> Statistics:
-        """The statistics of the images of all processes; each of them must ask."""
+        """The statistics of the images of all processes. Collective: call it on all processes."""
         for images in self._waiting:
             self._add(images)
         self._merge()

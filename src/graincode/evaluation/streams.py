@@ -29,7 +29,7 @@ def evaluation_batch(layout: CodeLayout) -> int:
 
 
 class ImageStream(ABC):
-    """A set of images that comes by once, each process seeing its share of it.
+    """A set of images that is read once, by each process its share.
 
     Attributes:
         name: what is shown, in words.
@@ -38,7 +38,7 @@ class ImageStream(ABC):
         labels: (count,) long; None if there are none.
         shows_progress: whether it shows its own bar.
         inputs: hashes of what the images depend on, by name.
-        facts, warnings: what else the record tells of them, and lines for readers of their metrics.
+        facts, warnings: more that the record says of them, and lines for readers of their metrics.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ImageStream(ABC):
         """This process's images in order, uint8 (B, 3, H, W)."""
 
     def metrics(self) -> dict[str, Estimate]:
-        """What was counted on the way, over all processes; each of them must ask."""
+        """What was counted on the way, over all processes. Collective: call it on all processes."""
         return {}
 
     def depending_on(self, **inputs: str) -> Self:

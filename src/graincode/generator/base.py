@@ -59,8 +59,8 @@ class Generator(nn.Module, ABC):
     def transform(
         self, stack: Transformer, tokens: Tensor, slots: Tensor, condition: Tensor, modulations: Any, **more: Any
     ) -> Tensor:
-        """A stack's states of (B, L, width) tokens at (B, L) slots, under a (B, width) condition; its modulations where
-        they are known, and more arguments, are the stack's."""
+        """A stack's states of (B, L, width) tokens at (B, L) slots, under a (B, width) condition; `modulations` are the
+        condition's, if they are computed already, and `more` what else the stack takes, such as its cache."""
         rotation = self.rotary(slots) if stack.rotary else None
         return stack(tokens, rotation=rotation, modulations=modulations or stack.modulations(condition), **more)
 
@@ -70,8 +70,8 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler draws from, for (B,) labels and what is given; under guidance the labels are twice as many,
-        the second half without a class."""
+        """What the sampler draws from, for (B,) labels and what is given of B samples; under guidance (2B,) labels, the
+        second half without a class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
         """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses what does not fit it."""
@@ -108,8 +108,9 @@ class Generator(nn.Module, ABC):
     ) -> GrainCodes:
         """Draw one image's codes for each label, on the CPU.
 
-        Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone: batches are
-        filled up to `batch_size`. In float32 its last bit may depend on its batch and on the size of that.
+        Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone. In float32
+        the other samples of its batch, and `batch_size`, may change the last bit of a logit; a smaller last batch does
+        not, as it is filled up.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.

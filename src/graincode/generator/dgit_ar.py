@@ -68,16 +68,16 @@ class DGiTAR(Generator):
     implied. Likelihood and sampling use one distribution, renormalised over the legal regions. The condition is added
     to every token, and modulates the blocks of transformers with `adaln`.
 
-    With one grain this is a decoder in raster order that is told where the next code is; without `next_position` and
-    with no position layers, a plain one.
+    With one grain this is a decoder in raster order that is given the position of the next code; without
+    `next_position` and position layers, a plain one.
 
     Args:
         width: of each token, in all parts.
         last_positions: "implied" by the regions that are left, or "modelled": the last grain's regions are then
-            predicted, and paid for, over all regions, as published; samples tile all the same.
-        next_position: whether the content transformer is told where the next code is; needed with several grains.
+            predicted over all regions and counted in bits, as published; samples tile all the same.
+        next_position: whether the content transformer gets the position of the next code; needed with several grains.
         grain_map: "modelled", or "given" with each sample: it is then part of the condition, as the sum of a vector for
-            each region and grain, and no position is predicted or paid for.
+            each region and grain, and no position is predicted.
     Raises:
         GraincodeError: the parts or options do not fit each other or the layout.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; regions, legality and implied positions are our reading.
@@ -179,8 +179,8 @@ class DGiTAR(Generator):
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
-        """(B, L, width) states after each token, of (B, L) slots and contents and a (B, width) condition; `modulations`
-        of it, where they are known, and L = 1 token with a cache, both of the position transformer."""
+        """(B, L, width) states of the position transformer after each token, (B, L) slots and contents, under a
+        (B, width) condition, whose `modulations` may be computed already. With a cache of the tokens before, L = 1."""
         stack, start = self.position_transformer, 0 if cache is None else cache.length
         tokens = normalized(self.embedding(slots, contents, start) + condition[:, None])
         return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
@@ -188,8 +188,13 @@ class DGiTAR(Generator):
     def contents(
         self, hidden: Tensor, last: Tensor, slots: Tensor, condition: Tensor, modulations: Any = None, cache: Any = None
     ) -> Tensor:
-        """(B, L, V) logits of the contents of the next tokens, of their `states` so far, and the (B, L) slots of the
-        `last` tokens and of the next ones; modulations and cache are of the content transformer."""
+        """(B, L, V) logits of the content of the token after each of L tokens.
+
+        Args:
+            hidden: (B, L, width), what `states` returns for the L tokens.
+            last, slots: (B, L) slots of the L tokens, and of those that follow them.
+            modulations, cache: as of `states`, but of the content transformer.
+        """
         tokens = hidden + normalized(self.embedding.at(slots)) if self.next_position else hidden
         at = slots if self.next_position else last
         states = self.transform(self.content_transformer, tokens, at, condition, modulations, cache=cache)

@@ -138,8 +138,9 @@ class DGiTNAR(Generator):
     def states(
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
     ) -> Tensor:
-        """(B, L, width) states that predict contents, of (B, L) slots in any order, `pad_slot` behind the end, and
-        contents, `no_content` where masked; the (B, width) condition's modulations are given where they are known."""
+        """(B, L, width) states that predict contents, under a (B, width) condition, whose `modulations` may be computed
+        already. (B, L) slots are in any order, `pad_slot` behind the end; (B, L) contents are `no_content` where they
+        are masked."""
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = normalized(self.embedding(slots, contents) + condition[:, None])

@@ -17,18 +17,18 @@ from graincode.tokenizer import DQVAE, ReconstructionObjective
 log = logging.getLogger(__name__)
 
 
-def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str, training: bool) -> float:
+def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], title: str, training: bool) -> float:
     """Carry out one call under counters, and log parameters, FLOPs and memory.
 
     Args:
-        call: does the job's work on one item, which `what` says in words, such as "one training step on one image".
+        call: does the job's work on one item, which `title` names, such as "one training step on one image".
         modules: whose parameters are counted, by name.
         training: whether gradients and two optimizer moments count too.
     Returns:
         FLOPs of the call (a multiply-add counts as two), matrix products and convolutions alone.
     """
     weights = [parameter for module in modules.values() for parameter in module.parameters()]
-    kept: dict[int, int] = {}  # bytes of what is saved for the backward pass, by where it lies
+    kept: dict[int, int] = {}  # bytes of what is saved for the backward pass, by address
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
@@ -38,12 +38,12 @@ def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], what: str
         call()
     for name, module in modules.items():
         log.info("%-24s %12s parameters", name, f"{sum(p.numel() for p in module.parameters()):,}")
-    log.info("%-24s %12.2f GFLOPs", what, counter.get_total_flops() / 1e9)
+    log.info("%-24s %12.2f GFLOPs", title, counter.get_total_flops() / 1e9)
     size = sum(weight.numel() * weight.element_size() for weight in weights) / 2**20
     more = ", as much for gradients, twice for moments" if training else ""
     log.info("%-24s %12.1f MiB%s", "weights", size, more)
     if training:
-        activations = sum(kept[place] for place in kept.keys() - {w.untyped_storage().data_ptr() for w in weights})
+        activations = sum(kept[address] for address in kept.keys() - {w.untyped_storage().data_ptr() for w in weights})
         log.info("%-24s %12.1f MiB per item of the batch", "activations kept", activations / 2**20)
     return float(counter.get_total_flops())
 

@@ -1,4 +1,4 @@
-"""What `given.` asks samples to keep of real codes."""
+"""What samples keep of real codes, `given.`."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Given:
 
 
 def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
-    """What `given.` asks for of a job's samples; None, also in the configuration, if it asks for nothing.
+    """What `given.` has a job's samples keep; None, also in the configuration, if that is nothing.
 
     Raises:
-        GraincodeError: it asks for two things, for what is not there, or for what the generator cannot keep.
+        GraincodeError: it sets two of its keys, names what is not there, or what the generator cannot keep.
     """
     settings = cfg.given or {}
     keys = [key for key in ("grains", "regions", "mask", "map") if settings.get(key) not in (None, False)]

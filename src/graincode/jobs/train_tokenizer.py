@@ -30,7 +30,7 @@ from graincode.training.tokenizer_stage import TokenizerStage
 
 log = logging.getLogger(__name__)
 
-CALIBRATION_IMAGES = 4096  # unless told otherwise, where thresholds follow the weights: they are measured repeatedly
+CALIBRATION_IMAGES = 4096  # by default, where thresholds follow the weights: they are measured repeatedly
 _FIRST_IMAGES = 4096  # that codebooks start from
 
 

@@ -38,7 +38,7 @@ class FrozenNetwork(ABC):
         self.name = name
         self._loaded: Loaded | None = None
         self._device: torch.device | None = None
-        self._place: tuple[torch.device, torch.dtype] | None = None
+        self._where: tuple[torch.device, torch.dtype] | None = None
 
     @abstractmethod
     def _load(self, size: tuple[int, int] | None) -> Loaded:
@@ -58,10 +58,10 @@ class FrozenNetwork(ABC):
 
     def at(self, images: Tensor, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module on the device for such images, in this precision."""
-        place = (self._device or images.device, dtype)
-        if place != self._place:
-            self.module.to(*place)
-            self._place = place
+        where = (self._device or images.device, dtype)
+        if where != self._where:
+            self.module.to(*where)
+            self._where = where
         return self.module
 
     @property

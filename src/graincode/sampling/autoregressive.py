@@ -55,7 +55,7 @@ class AutoregressiveSampler(Sampler):
         given: CodePrefix | None = None,
     ) -> CodeSequences:
         guided = GuidedLogits(logits, self.guidance_scale, self.guidance_schedule) if self.guidance_scale != 1 else None
-        ask = guided or logits
+        model = guided or logits
         batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
         table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
         # of each slot, padding and the start included: the next cell of its region, and its region
@@ -75,10 +75,10 @@ class AutoregressiveSampler(Sampler):
         for step in range(tokens):
             if guided is not None:
                 guided.progress = coded[:, :regions].double().mean(dim=1)
-            ask.take(slot, content)
+            model.take(slot, content)
             region = coded[:, : regions + 1].int().argmin(dim=1)  # the first without codes; the end, if there is none
             if not all_implied:
-                scores = ask.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
+                scores = model.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
                 drawn = draw(truncate(scores, **self.truncation("region_")), uniforms[:, step, 0])
                 region = torch.where(grain == last_grain, region, drawn)
             # in the last grain, the end of `first` is the padding slot: the sample is complete
@@ -87,7 +87,7 @@ class AutoregressiveSampler(Sampler):
             kept = given if given is not None and step < given.sequences.slots.shape[1] else None
             if kept is not None:
                 slot = torch.where(kept.positions > step, kept.sequences.slots[:, step], slot)
-            content = draw(truncate(ask.contents(slot), **self.truncation()), uniforms[:, step, 1])
+            content = draw(truncate(model.contents(slot), **self.truncation()), uniforms[:, step, 1])
             if kept is not None:
                 content = torch.where(kept.lengths > step, kept.sequences.contents[:, step], content)
             region = owner[slot]
@@ -106,7 +106,7 @@ class AutoregressiveSampler(Sampler):
                 if self.drop_finished and 2 * finished >= len(rows):
                     unfinished = (~done).nonzero()[:, 0]
                     all_slots[rows], all_contents[rows] = slots, contents
-                    ask.keep(unfinished)
+                    model.keep(unfinished)
                     given = None if given is None else given[unfinished]
                     rows, slots, contents, uniforms, slot, content, grain, last, coded = (
                         state[unfinished]

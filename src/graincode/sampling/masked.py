@@ -32,7 +32,7 @@ _NOT_READ_BY = {"choice_temperature": "random halton", "information_weight": "ha
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSampler(Sampler):
-    """Draws the grain map, then the codes that it asks for, each by masked prediction.
+    """Draws the grain map, then its codes, each by masked prediction.
 
     Step t of T draws every masked code, and keeps all but n_t = min(n_(t-1) - 1, floor(N gamma(t / T))) of them, of
     each image's own N codes that are not given; n_T = 0. Those are kept whose score
@@ -132,10 +132,10 @@ class MaskedSampler(Sampler):
                 return weighed + noise
             return log_p + weighed + self.choice_temperature * cooling * noise
 
-        def ask(contents: Tensor, at: Tensor) -> RowLogits:
+        def logits_of(contents: Tensor, at: Tensor) -> RowLogits:
             return logits.contents(slots, contents, at)
 
-        contents = self._reveal(ask, score, contents, layout.no_content, unknown, of_contents, "", tier, on_step)
+        contents = self._reveal(logits_of, score, contents, layout.no_content, unknown, of_contents, "", tier, on_step)
         return CodeSequences(slots, contents, layout)
 
     def _grains(self, logits: MaskedLogits, layout: CodeLayout, uniforms: Tensor, given: CodeMask | None) -> Tensor:
@@ -149,17 +149,17 @@ class MaskedSampler(Sampler):
         if given is not None:
             grains = torch.where(given.known_regions.flatten(1), given.codes.grains.flatten(1), count)
 
-        def ask(grains: Tensor, at: Tensor) -> RowLogits:
+        def logits_of(grains: Tensor, at: Tensor) -> RowLogits:
             return logits.grains(grains).masked_fill(too_coarse, -torch.inf)[at].__getitem__
 
         def score(cooling: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, ...]) -> Tensor:
             return log_p + self.grain_choice_temperature * cooling * noise
 
-        return self._reveal(ask, score, grains, count, grains == count, uniforms, self.other)
+        return self._reveal(logits_of, score, grains, count, grains == count, uniforms, self.other)
 
     def _reveal(
         self,
-        ask: Callable[[Tensor, Tensor], RowLogits],
+        logits_of: Callable[[Tensor, Tensor], RowLogits],
         score: Score,
         values: Tensor,
         mask: int,
@@ -172,7 +172,7 @@ class MaskedSampler(Sampler):
         """(B, L) values with all that is masked filled in, by settings with a prefix.
 
         Args:
-            ask: values, and where they are masked, to the logits of those.
+            logits_of: from values, and where they are masked, the logits of those.
             values: (B, L) long below `mask`, and `mask` where they are `masked`, (B, L) bool.
             uniforms: (B, steps * 2 * L or more) in [0, 1), to draw values and for noise.
             tier: (B, L) long, 0 or more; the higher ones are kept first, whatever the scores; None: all are equal.
@@ -191,7 +191,7 @@ class MaskedSampler(Sampler):
                 change = self.final_temperature - self.temperature
                 truncation["temperature"] += (step - 1) / max(steps - 1, 1) * change
             to_draw, noise = (numbers[at[0], step - 1, i, at[1]] for i in range(2))
-            drawn, log_p = _draw(ask(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
+            drawn, log_p = _draw(logits_of(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
             values = values.index_put(at, drawn)
             scores = torch.zeros_like(values, dtype=torch.float64)
             scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)

@@ -1,4 +1,4 @@
-"""What samplers ask of models."""
+"""What samplers need of models."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ class Adversary(nn.Module):
         return step > self.start_step
 
     def generator_term(self, fake: Tensor, reconstruction: Term, last_layer: Tensor, step: int) -> tuple[Term, Tensor]:
-        """The adversarial term of (B, 3, H, W) reconstructions at a 1-based step, and what `update` needs of both
-        gradients at the decoder's last layer: of this term, and of that of the reconstruction."""
+        """The adversarial term of (B, 3, H, W) reconstructions at a 1-based step, and what `update` takes: (2, n + 1),
+        of the reconstruction's term and of this one, the gradient at the last layer's n weights, and the count."""
         self.discriminator.requires_grad_(False)
         logits = self.discriminator(fake)
         self.discriminator.requires_grad_(True)
@@ -109,7 +109,7 @@ class Adversary(nn.Module):
         return term, torch.stack(pairs)
 
     def discriminator_terms(self, logits: Tensor) -> tuple[dict[str, Term], Tensor]:
-        """The discriminator's terms, and what `update_averages` needs, from logits of real and as many fake images."""
+        """The discriminator's terms, and what `update_averages` takes, from logits of real and as many fake images."""
         real, fake = logits.to(self.adaptive.dtype).chunk(2)
         count, means = len(real), [part.detach().flatten(1).mean(1).sum() for part in (real, fake)]
         terms = {

@@ -21,12 +21,12 @@ Measure = Literal["error", "gain"]
 
 @dataclass(eq=False)
 class Probe:
-    """What a router may ask about a batch of images; nothing is computed before it is asked for.
+    """What a router may use of a batch of images; each part is computed at its first use.
 
     Attributes:
         images: (B, 3, H, W) in [-1, 1].
-        encode: gives `features`.
-        measure: features and a grain to what `error_at` gives.
+        encode: returns `features`.
+        measure: from features and a grain, what `error_at` returns.
         rng: random numbers of this batch, in training.
     """
 

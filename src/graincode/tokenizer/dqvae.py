@@ -48,7 +48,7 @@ class DQVAE(nn.Module):
 
     Args:
         layout: of all parts; with `codebook="per_grain"` each grain gets a copy of the quantizer.
-    Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract tells, DQVAE++; quantiles of the training data as
+    Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract says, DQVAE++; quantiles of the training data as
         thresholds, codes that count once, routing by coding error and the decoder's coarse path are our reading.
     """
 
@@ -71,7 +71,7 @@ class DQVAE(nn.Module):
         """Encode, quantise and decode images, with gradients; images and ratios as in `tokenize`, and random numbers
         from torch's generator without an `rng`."""
         probe = self.probe(images, rng)
-        features = probe.features  # before the router, which may ask for them without gradients
+        features = probe.features  # before the router, which may compute them without gradients
         routing = self.router(probe, ratios)
         if routing.gates is not None:
             gates = (self.layout.expand(routing.gates, 0, g)[:, None] for g in range(self.layout.num_grains))
@@ -87,7 +87,7 @@ class DQVAE(nn.Module):
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
-        """(B, 3, H, W) images as a router asks about them."""
+        """(B, 3, H, W) images as a router uses them."""
         # without a reference to itself, which would keep its features for the garbage collector
         return Probe(images, partial(self.encoder, images), partial(self._error_at, images), rng)
 
@@ -123,7 +123,7 @@ class DQVAE(nn.Module):
         high = torch.ones_like(low)
         best = self.codes_at(probe, self.router(probe, ratios_at(high, layout.num_grains)))
         for step in range(7):
-            middle = low if step == 0 else (low + high) / 2  # the first asks whether all coarse will do
+            middle = low if step == 0 else (low + high) / 2  # the first tries whether all coarse will do
             codes = self.codes_at(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
             error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
             reached = error <= 10 ** (-psnr / 10)

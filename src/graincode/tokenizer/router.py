@@ -27,11 +27,13 @@ Scope = Literal["dataset", "image"]
 
 @dataclass(frozen=True)
 class Routing:
-    """Attributes:
-    grains: (B, H0, W0) long, the grain of each region.
-    density: (B, H0, W0) float32, what decided it; (B, H0, W0, K - 1) where each refinement has its own.
-    gates: (B, H0, W0), all 1, with the gradient of the decision; None if it has none.
-    terms: of the loss, from the router itself.
+    """The grains of a batch of images, and what comes with them.
+
+    Attributes:
+        grains: (B, H0, W0) long, the grain of each region.
+        density: (B, H0, W0) float32, what decided it; (B, H0, W0, K - 1) where each refinement has its own.
+        gates: (B, H0, W0), all 1, with the gradient of the decision; None if it has none.
+        terms: of the loss, from the router itself.
     """
 
     grains: Tensor
@@ -46,8 +48,7 @@ class Routing:
 
 
 class Router(nn.Module):
-    """What a tokenizer asks of its router; `ratios` are the shares of regions at each grain, coarsest first, when no
-    others are asked for."""
+    """The base of all routers; `ratios` are the default shares of regions at each grain, coarsest first."""
 
     is_learned = False  # whether thresholds follow the weights, so that those evaluated or exported need calibration
 
@@ -71,7 +72,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
-        """Learn thresholds from training images; gives the shares asked for and achieved, if there are thresholds."""
+        """Learn thresholds from training images; returns the shares wanted and achieved, if there are thresholds."""
         return {}
 
     def update(self, routings: Sequence[Routing]) -> None:
@@ -138,7 +139,7 @@ class QuantileRouter(Router):
         density = self.density(probe, self.layout)
         if self.layout.num_grains == 1:
             return Routing(torch.zeros_like(density, dtype=torch.long), density)
-        if not self._calibrated:  # what is once known is not asked again, for the device would be waited for
+        if not self._calibrated:  # read once, as reading waits for the device
             self._calibrated = not bool(self.quantiles.isnan().any())
             if not self._calibrated:
                 raise GraincodeError("the router has no thresholds yet: call calibrate(training images) first")
@@ -192,7 +193,7 @@ class FeatureRouter(Router):
     In training each region draws its grain (Gumbel-softmax, straight through), and its codes are multiplied by its
     gate, which is 1 but has the gradient of the decision; afterwards the likeliest grain is taken. A budget term, with
     the gradient of its square at the shares of the step before, holds the mean share of each finer grain near its
-    ratio; no other length can be asked for afterwards.
+    ratio; no other length can be chosen afterwards.
 
     Args:
         layout: the code layout, with two grains or more.

@@ -22,7 +22,7 @@ from graincode.tokenizer import DQVAE
 from graincode.training.monitors import Meter
 from graincode.training.stage import Evaluation, Step, StepOutput, Trainable
 
-TYPICAL_IMAGES = 4096  # that tell what an image costs: a scale of the loss, for which a per cent is near enough
+TYPICAL_IMAGES = 4096  # from which an image's mean loss is estimated, a scale: a per cent is near enough
 
 
 class TrainableGenerator(Trainable):

@@ -47,7 +47,9 @@ class Progress:
 
 
 class Training:
-    """The training of a stage from where its run stands to the end; `start` is done before step 1 alone.
+    """The training of a stage, from where its run stands to the end.
+
+    `start` is called before step 1, and not when a run goes on.
 
     Every step is a function of (state, seed, step), whatever the number of processes and micro-batches. So an
     interrupted run that goes on gives what an uninterrupted one gives, and it may go on with other hardware. States go

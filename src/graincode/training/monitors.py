@@ -176,7 +176,7 @@ def check_equal_weights(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """An int64 number that depends on every bit of a tensor and its place."""
+    """An int64 number that depends on every bit of a tensor and its position."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().contiguous().flatten().view(whole).long()
     return (bits * (2 * torch.arange(len(bits), device=bits.device) + 1)).sum()

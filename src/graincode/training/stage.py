@@ -33,7 +33,7 @@ class StepOutput:
 
     Attributes:
         terms: of its loss, and what is only reported, by name; the rest has no gradients.
-        reconstruction: (B, 3, H, W) images, which a discriminator tells from the batch's.
+        reconstruction: (B, 3, H, W) images, which a discriminator learns to distinguish from the batch's.
         codes, routing: of each codebook, and the grains of the batch's regions.
         observed: sums that an adversary learns from.
     """
@@ -113,8 +113,13 @@ class Evaluation:
 
 
 class Stage(Protocol):
-    """What the training loop trains, on `dataset`, in batches by length within `windows`, if its items have lengths;
-    `trainables[0]` is evaluated and exported."""
+    """What the training loop trains.
+
+    Attributes:
+        trainables: modules with their losses; the first one is evaluated and exported.
+        dataset: training items.
+        windows: for batches by length; None if items have no lengths.
+    """
 
     trainables: list[Trainable]
     dataset: Any
@@ -124,5 +129,5 @@ class Stage(Protocol):
         """What trainables see of a batch on its device, such as augmented images."""
 
     def evaluate(self, module: nn.Module, limit: int, draw: bool = False) -> Evaluation:
-        """Metrics on `limit` validation items, the same each time and on all processes, which must all ask; pictures if
-        this process is to `draw`."""
+        """Metrics on `limit` validation items, the same each time and on all processes; with `draw`, pictures too.
+        Collective: call it on all processes."""

@@ -56,7 +56,7 @@ class TrainableTokenizer(Trainable):
 
 
 class TrainableDiscriminator(Trainable):
-    """The discriminator of a tokenizer: tells the images from their reconstructions."""
+    """The discriminator of a tokenizer, which learns to distinguish images from their reconstructions."""
 
     name = "discriminator"
 

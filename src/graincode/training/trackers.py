@@ -19,7 +19,7 @@ from graincode.core.errors import GraincodeError
 from graincode.files import replacing, write_json
 from graincode.runs.identity import flatten
 
-Place = tuple[int, bool]  # of a line in a log: its step, and whether it is of the evaluation after that
+LogPosition = tuple[int, bool]  # of a line in a log: its step, and whether it is of the evaluation after that
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LogSettings:
         tracker: Accelerate's name of a tracker; None: log.jsonl alone, and no pictures.
         project, init: its first argument, and others; "{name}" and "{folder}" stand for the run's.
         resume: arguments more where a run goes on; "{id}" stands for the id that the tracker gave the run.
-        id: attribute or method of the tracker's own run that tells that id; None: it needs none.
+        id: attribute or method of the tracker's own run that holds that id; None: it needs none.
         images: what its `log_images` takes: a (1, 3, H, W) array, a list of images, or one; None: it has none.
         config: whether it is given the run's configuration.
     """
@@ -53,15 +53,15 @@ class RunLog:
     ) -> None:
         self._folder, self._file, self._images = folder, folder / "log.jsonl", settings.images
         before = read_log(folder)
-        kept = [line for line in before if _place(line) <= (step, evaluated)]
+        kept = [line for line in before if _position(line) <= (step, evaluated)]
         with replacing(self._file) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tracker: GeneralTracker | None = None
-        self._sent: Place = (0, False)  # what the tracker has already, from steps that are done again
+        self._sent: LogPosition = (0, False)  # what the tracker has already, from steps that are done again
         if settings.tracker is not None:
-            self._start(settings, [_place(line) for line in before], config or {})
+            self._start(settings, [_position(line) for line in before], config or {})
 
-    def _start(self, settings: LogSettings, before: list[Place], config: Mapping[str, Any]) -> None:
+    def _start(self, settings: LogSettings, before: list[LogPosition], config: Mapping[str, Any]) -> None:
         name, file = settings.tracker, self._folder / "tracker.json"
         every = json.loads(file.read_text()) if file.is_file() else {}
         known = every.get(name, {})
@@ -87,7 +87,7 @@ class RunLog:
         line = {"step": step, **values}
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._tracker is not None and _place(line) > self._sent:
+        if self._tracker is not None and _position(line) > self._sent:
             self._tracker.log(dict(values), step=step)
 
     def pictures(self, step: int | None, images: Mapping[str, Tensor]) -> None:
@@ -106,7 +106,7 @@ class RunLog:
             self._tracker.finish()
 
 
-def _place(line: Mapping[str, float]) -> Place:
+def _position(line: Mapping[str, float]) -> LogPosition:
     return int(line["step"]), any(name.startswith("val/") for name in line)
 
 
