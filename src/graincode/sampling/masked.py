@@ -218,7 +218,8 @@ def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, A
 @lru_cache(maxsize=8)
 def _halton(layout: CodeLayout) -> Tensor:
     """(S,) long: when the Halton sequence of bases 2 and 3 first comes to a cell of each slot."""
-    (rows, columns), first = layout.grids[-1], {}
+    rows, columns = layout.grids[-1]
+    first: dict[int, int] = {}
     for point in itertools.takewhile(lambda _: len(first) < rows * columns, itertools.count()):
         cell = int(_radical_inverse(point, 2) * rows) * columns + int(_radical_inverse(point, 3) * columns)
         first.setdefault(cell, point)
