@@ -53,7 +53,7 @@ docs: $(READY)-docs ## Build the site in docs/_build/html and check its links
 docs-links: $(READY)-docs ## Check the links to other sites, too (needs the network)
 	@$(BIN)/python -m sphinx --keep-going -q -b linkcheck docs docs/_build/links $(ARGS)
 
-size: $(READY) ## Count lines and time --help (ARGS="--rev 864b20f ." compares; --tests times the tests)
+size: $(READY) ## Count lines and time --help (ARGS="--rev REV ." compares; --tests times the tests)
 	@$(BIN)/python tools/size.py $(ARGS)
 
 bench: $(READY) ## Time what matters against what it is compared with (ARGS="-k NAME" for some); writes runs/bench.json

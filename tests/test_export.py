@@ -1,4 +1,4 @@
-"""Exports in tests/golden were written by the code of revision 864b20f, with its codes, samples and pixels."""
+"""Exports in tests/golden were written by graincode 0.1.0, with its codes, samples and pixels."""
 
 import hashlib
 import json

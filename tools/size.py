@@ -1,4 +1,4 @@
-"""How much there is to read and how fast it answers: `make size`, or for revisions `make size ARGS="--rev 864b20f ."`.
+"""How much there is to read and how fast it answers: `make size`, or for revisions `make size ARGS="--rev REV ."`.
 
 Each revision named after `--rev` is a column; `.` is the working tree, which is the default. Times are CPU seconds
 (user and system, children included), the least of three runs, so that a busy machine changes them little. `--tests`

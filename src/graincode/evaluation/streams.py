@@ -1,4 +1,4 @@
-"""Batches of uint8 images: of a data set, reconstructed, or judged by a generator."""
+"""Batches of uint8 images: of a data set, reconstructed, or of which a generator gives the likelihood."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
-    """Train and export; gives what the generator is judged by on validation codes: bits per image, or its loss."""
+    """Train and export; returns the objective on validation codes: bits per image, or the loss."""
     hardware, trainer = build(cfg.hardware), build(cfg.trainer)
     cfg.codes_path = str(resolve_path(cfg, "codes_path", "extract_codes", "codes"))
     codes = CodeDataset(cfg.codes_path, "train")
