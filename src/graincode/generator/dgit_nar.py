@@ -39,7 +39,7 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor, grain: Tensor, masked: Tensor, lengths: Tensor) -> Predictions:
-        """From (N, V) logits of the N positions where (B, L) is masked; targets and grain (N,), lengths (B,)."""
+        """From (N, V) logits, (N,) targets and grains of N positions, those in the (B, L) mask; lengths are (B,)."""
         ratio = (masked.sum(dim=1).double() / lengths)[:, None].expand_as(masked)[masked]
         loss = F.cross_entropy(logits, targets, reduction="none")
         return cls(loss, logits.detach().argmax(dim=1) == targets, grain, ratio)

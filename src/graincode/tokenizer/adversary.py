@@ -18,7 +18,7 @@ LECAM_DECAY = 0.99  # of the running averages, per step, as in its authors' code
 
 
 class PatchDiscriminator(nn.Module):
-    """Tells real patches from fake ones: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
+    """Classifies patches as real or fake: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
 
     Args:
         channels: width of the first layer; each further one doubles it, up to 8 times.
