@@ -157,8 +157,7 @@ class CodeLayout:
         return self.num_regions * self.codes_per_region[-1] + self.num_ends
 
     def coordinates(self) -> Tensor:
-        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells from 0; -1 for ends,
-        padding and the start."""
+        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells; -1 without one."""
         table, finest = self.slots(), self.grids[-1]
         sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
         corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)

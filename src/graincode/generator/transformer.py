@@ -22,8 +22,7 @@ Rotation = tuple[Tensor, Tensor]
 class Rotary(nn.Module):
     """Rotary positions in two dimensions: half of each head rotates with the row, half with the column.
 
-    There are (P, 2) coordinates; `head_dim` is divisible by 4, and `base` is the ratio of the slowest wavelength to the
-    fastest, 2 pi cells.
+    Coordinates are (P, 2), `head_dim` is divisible by 4, `base` is the ratio of the slowest to the fastest wavelength.
     Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
     """
 
