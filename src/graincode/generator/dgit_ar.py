@@ -33,8 +33,7 @@ class SequenceLikelihood:
 
     Attributes:
         content, position: (B, L), of each content and position; 0 where there is none, or it is implied.
-        is_code, is_decision: (B, L) bool, where there is a code, and where the next region (or the end of the grain)
-            was a choice.
+        is_code: (B, L) bool, where there is a code. is_decision: likewise, where the next region or end was a choice.
         grain: (B, L) long, of each token.
         num_grains, decided_grains: K, and number of grains, from the coarsest, whose positions are predicted.
     """

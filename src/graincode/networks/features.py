@@ -145,8 +145,7 @@ class FeatureNetwork(FrozenNetwork):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; its weights are in a
-    Python package.
+    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits.
 
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """
