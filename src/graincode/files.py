@@ -58,7 +58,7 @@ def _partial(path: Path, suffix: str = "") -> Path:
 
 def _to_disk(file: Path) -> None:
     """Wait until a file's content is on the disk; a rename may get there first, and a crash then leave it empty."""
-    with file.open("rb") as opened:
+    with file.open("r+b") as opened:  # Windows writes no file to disk that is open for reading
         os.fsync(opened.fileno())
 
 

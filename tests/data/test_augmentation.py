@@ -1,7 +1,9 @@
 """Augmentation and views."""
 
+import pytest
 import torch
 
+from graincode.core.errors import GraincodeError
 from graincode.core.rng import SampleRng
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.images import TensorImages
@@ -49,3 +51,10 @@ def test_augmentation_is_a_function_of_the_position():
     found = [(options == shifted[i, :, 1:5, 1:7]).flatten(1).all(1) for i, options in enumerate(inner)]
     assert all(bool(match.any()) for match in found)
     assert len({int(match.nonzero()[0]) for match in found}) == 9
+
+
+def test_images_are_not_shifted_out_of_the_picture():
+    rng = SampleRng(0, torch.arange(1))
+    assert Augmentation(shift=7)(torch.zeros(1, 3, 8, 9), rng).shape == (1, 3, 8, 9)
+    with pytest.raises(GraincodeError, match=r"^shift=8: expected less than "):
+        Augmentation(shift=8)(torch.zeros(1, 3, 8, 9), rng)

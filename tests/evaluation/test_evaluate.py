@@ -317,6 +317,11 @@ def test_images_and_references_that_cannot_be_measured_are_refused(folders, tmp_
             assert part in line, line
 
 
+def test_images_are_looked_for_before_networks_are_downloaded(tmp_path):
+    line = refused("evaluate", "features=inception", "images=split", "data=image_folder", f"data.root={tmp_path}")
+    assert line.startswith(f"data.root={tmp_path}: ")
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -329,7 +334,7 @@ def test_images_and_references_that_cannot_be_measured_are_refused(folders, tmp_
         (["evaluation=likelihood", "images=samples"], "images=samples: expected split"),
         (["evaluation=statistics", "reference=originals"], "reference=originals: expected split"),
         (
-            ["features=[lite0_112,lite0_224]", "reference=statistics", "reference.path=a.npz"],
+            ["features=[lite0_112,lite0_224]", "reference=statistics", "reference.path=."],
             "features=[lite0_112,lite0_224]: expected one",
         ),
         (["evaluation.metrics=[]"], "evaluation.metrics=[]: expected null"),

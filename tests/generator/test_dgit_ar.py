@@ -395,12 +395,30 @@ def test_a_generator_in_training_mode_does_not_sample():
         make_ar(layout).train().sample(labels_for(layout, 2))
 
 
+@pytest.mark.parametrize(
+    ("labels", "settings", "expected"),
+    [
+        (torch.zeros(1).long(), {"seed": -1}, "seed=-1: expected 0 or more"),
+        (torch.zeros(1).long(), {"first_index": -1}, "first_index=-1: expected 0 or more"),
+        (torch.zeros(1).long(), {"batch_size": 0}, "batch_size=0: expected 1 or more"),
+        ([0, 1], {}, "labels="),
+        (torch.tensor(1), {}, "labels="),
+        (torch.zeros(2), {}, "labels="),
+        (torch.zeros(0).long(), {}, "labels="),
+    ],
+)
+def test_arguments_of_samples_that_do_not_fit_are_refused(labels, settings, expected):
+    with pytest.raises(GraincodeError, match=f"^{expected}") as error:
+        make_ar(LAYOUTS[2]).eval().sample(labels, **settings)
+    assert "\n" not in str(error.value)
+
+
 def test_parts_that_do_not_fit_are_refused():
     layout = LAYOUTS[2]
     for settings, expected in (
         ((30, 1, 4), "heads=4"), ((32, 1, 0), "heads=0"), ((32, -1, 4), "layers=-1"), ((32, 1, 4, 1.0), "dropout=1.0"),
         ((36, 1, 6, 0.0, True, "layer", "gelu", False, True), "heads=6"), 
-        ((32, 1, 4, 0.0, True, "batch"), "norm=batch"),
+        ((32, 1, 4, 0.0, True, "batch"), "norm=batch"), ((0, 1, 4), "width=0"),
     ):  # fmt: skip
         with pytest.raises(GraincodeError, match=f"^{expected}: expected"):
             Transformer(*settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, result
+from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, refused, result
 
 import graincode
 from graincode.data import CodeDataset
@@ -112,6 +112,8 @@ def test_routers_grains_and_fixed_length_are_configurations(name, settings, leng
 
 def test_ratios_and_psnr_can_be_asked_for_when_codes_are_extracted(inside):
     path = "tokenizer_path=runs/train_tokenizer/tok/export"
+    assert refused("extract_codes", *inside, path, "ratios=[0.5]", "run_name=no").startswith("ratios=[0.5]: expected 2")
+    assert not Path("runs/extract_codes/no").exists()
     for name, wanted, length in (("coarse", "ratios=[1,0]", 16), ("fine", "ratios=[0,1]", 64), ("vague", "psnr=1", 16)):
         command("extract_codes", *inside, path, wanted, "splits=[val]", f"run_name={name}")
         assert result(Path(f"runs/extract_codes/{name}"))["objective"] == length

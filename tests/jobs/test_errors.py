@@ -43,11 +43,21 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["hardware.mixed_precision=fp16"], "hardware.mixed_precision=fp16: expected bf16"),
         ("train_tokenizer", ["hardware=multi_node"], "hardware.num_nodes=null: expected a number"),
         ("train_tokenizer", ["hardware.num_processes=0"], "hardware.num_processes=0: expected 1 or more"),
+        ("train_tokenizer", ["hardware.workers=-1"], "hardware.workers=-1: expected 0 or more"),
+        ("train_tokenizer", ["hardware.threads=-1"], "hardware.threads=-1: expected 1 or more, or null"),
+        ("train_tokenizer", ["trainer.warmup_steps=-1"], "trainer.warmup_steps=-1: expected 0 (off) or more"),
+        ("train_tokenizer", ["trainer.clip_grad_norm=-1"], "trainer.clip_grad_norm=-1: expected 0 (off) or more"),
+        ("train_tokenizer", ["optimizer.lr=-1"], "optimizer.lr=-1 "),
+        ("train_tokenizer", ["optimizer.betas=[2,2]"], "optimizer.betas=[2,2] "),
+        ("train_tokenizer", ["optimizer=adamw", "optimizer.weight_decay=-1"], "optimizer.weight_decay=-1 "),
+        ("train_tokenizer", ["tokenizer/router=entropy", "tokenizer.router.density.bins=0"], "density.bins=0: exp"),
+        ("train_tokenizer", ["tokenizer/router=entropy", "tokenizer.router.density.sigma=-1"], "density.sigma=-1: ex"),
+        ("train_tokenizer", ["runs_dir=/proc/nope"], "runs_dir=/proc/nope: expected a directory to write to"),
         ("train_tokenizer", ["hardware.gradient_accumulation=3"], "trainer.batch_size=16: expected a multiple of 3"),
         ("train_tokenizer", ["hardware.num_nodes=2", "hardware.node_rank=2"], "hardware.node_rank=2: expected 0 to "),
         ("train_tokenizer", ["trainer.ema_decay=1"], "trainer.ema_decay=1: expected 0"),
         ("train_tokenizer", ["trainer.export=newest"], "trainer.export=newest: expected one of last, best"),
-        ("train_tokenizer", ["trainer.resume=/nowhere"], "trainer.resume=/nowhere: expected auto, never or a state"),
+        ("train_tokenizer", ["trainer.resume=/nowhere"], "/nowhere is damaged"),
         ("train_tokenizer", ["init_from=/nowhere"], "no export"),
         ("train_tokenizer", ["augmentation.shift=-1"], "augmentation.shift=-1: expected 0 or more"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "hardware.strategy=fsdp"], "strategy=fsdp: expected ddp"),
@@ -78,8 +88,11 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["seed=4294967296"], "expected 0 or more, below 2^32"),
         ("evaluate", ["keep=jpeg"], "keep=jpeg: expected one of png, npz, null"),
         ("evaluate", ["reference=statistics"], "reference.path is not set: type reference.path="),
-        ("evaluate", ["images=reconstructions"], "images=reconstructions: expected samples"),
+        ("evaluate", ["images=reconstructions"], "images=reconstructions: expected samples, split or folder"),
+        ("evaluate", ["images=folder", "images.path=/nowhere"], "images.path=/nowhere: expected a path"),
+        ("evaluate", ["reference=statistics", "reference.path=/no.npz"], "reference.path=/no.npz: expected a path"),
         ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
+        ("extract_codes", ["splits=[dev]"], "splits=['dev']: expected a list of some of train, val, test"),
         ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
         ("train_tokenizer", ["data=image_folder"], "data.root=null: expected"),
         ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: expected"),
@@ -96,21 +109,6 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_generator", ["trainer.bucketing_window=0"], "trainer.bucketing_window=0: expected 1 or more"),
         ("train_tokenizer", ["trainer.bucketing_window=8"], "unknown key 'trainer.bucketing_window'"),
         ("extract_codes", [], "tokenizer_path=latest: expected a train_tokenizer run"),
-        ("train_tokenizer", ["router=entropy"], "unknown key 'router': type tokenizer/router=entropy"),
-        ("train_tokenizer", ["tokenizer.router=entropy"], "tokenizer.router=entropy: expected settings; type "),
-        ("train_generator", ["generator.block=gpt"], "type generator/block=gpt"),
-        ("train_tokenizer", ["generator=dgit_nar"], "unknown key 'generator': it belongs to train_generator"),
-        ("sample", ["keep=png"], "unknown key 'keep': it belongs to evaluate"),
-        ("train_tokenizer", ["tokenizer.router.sigma=0.1"], "tokenizer.router.density.sigma, of tokenizer/router=ent"),
-        ("train_tokenizer", ["tokenizer.router.density._target_=my.Density"], "density._target_=my.Density: cannot be"),
-        ("train_tokenizer", ["tokenizer.router._target_=graincode.tokenizer.No"], "tokenizer.router._target_=grain"),
-        ("train_tokenizer", ["tokenizer.model.layout.codebook_size=3"], "type tokenizer.codebook_size"),
-        ("train_tokenizer", ["tokenizer.codebook_size=8,16"], "type tokenizer.codebook_size=[8,16] for a list, or add"),
-        ("train_tokenizer", ["experiment=ar_fashion"], "no generator: expected one of tok_fashion, "),
-        ("train_tokenizer", ["=5"], "=5 cannot be read: type key=value"),
-        ("train_tokenizer", ["~trainer"], "trainer is not set"),
-        ("evaluate", ["features=[]"], "features is not set"),
-        ("evaluate", ["features=[nosuch]"], "features=nosuch: expected one of inception, "),
         ("sample", ["classes=7"], "classes=7: expected a list such as [7]"),
         ("sample", ["generator_path=/nowhere"], "generator_path=/nowhere: expected latest or a path"),
     ],
@@ -243,6 +241,13 @@ def test_a_directory_that_another_process_holds(inside, capsys, monkeypatch):
         line = refusal(capsys, "train_tokenizer", *inside, *SHORT, "run_name=held")
     assert "another process works in" in line
     shutil.rmtree(folder)
+
+
+def test_a_generator_without_a_width(inside):
+    line = refused(
+        "train_generator", *TINY_GENERATOR, "codes_path=runs/extract_codes/codes/codes", "generator.size.width=0"
+    )
+    assert line.startswith("generator.size.width=0: expected 1 or more")
 
 
 def test_codes_that_are_none(inside, capsys):

@@ -143,7 +143,7 @@ def test_any_part_of_an_image_is_drawn_anew(inside, capsys):
         ([*paths, *given, "given.mask=mask.png", "given.grains=1"], "given.mask=mask.png: expected one of them"),
         ([*paths, *given, "given.mask=mask.png", "batch_size=4", "run_name=edit-mask"], "(inputs.mask: "),
         ([*paths, *given, "given.mask=narrow.png"], "narrow.png: expected 32 x 32 pixels"),
-        ([*paths, *given, "given.mask=none.png"], "none.png cannot be read as an image"),
+        ([*paths, *given, "given.mask=none.png"], "none.png: no such file"),
         ([*paths, *given, "given.mask=white.png"], "white.png: expected an image that is not white everywhere"),
         ([*paths, *given, "given.mask=mask.png", "given.split=dev"], "no codes of dev"),
         ([*given[1:], *autoregressive, "given.mask=mask.png"], "first grains, regions or a grain map"),

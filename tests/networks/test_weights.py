@@ -51,7 +51,9 @@ def test_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path, network)
 
 @pytest.mark.parametrize("network", ["inception", "lpips"])
 def test_without_a_connection_the_file_is_named_and_nothing_takes_its_place(no_network, network):
-    with pytest.raises(GraincodeError, match=r"no route to host.*give the path of \S+\.pth") as error:
+    with pytest.raises(
+        GraincodeError, match=r"^weights=null: .*no route to host.*expected the path of \S+\.pth"
+    ) as error:
         NETWORKS[network](None).load()
     assert "\n" not in str(error.value)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -38,6 +39,16 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path, monkeypatch):
     other.join()
     with Run(tmp_path / "run", {}, {}):  # and nothing stays locked
         pass
+
+
+def test_a_run_is_recorded_where_there_can_be_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("a required privilege is not held")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with Run(tmp_path / "run", {}, {}) as run:
+        run.finish(0.5)
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == {"objective": 0.5}
 
 
 def test_a_directory_belongs_to_one_identity(tmp_path):

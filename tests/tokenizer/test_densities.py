@@ -9,7 +9,7 @@ from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
 from graincode.export import save_export
-from graincode.tokenizer import CodingDensity
+from graincode.tokenizer import CodingDensity, EntropyDensity
 
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
 SMALL = ["tokenizer.size.channels=8", "tokenizer.code_dim=8", "tokenizer.codebook_size=16"]
@@ -44,6 +44,14 @@ def test_entropy_is_finite_and_orders_regions():
     assert 0.6 < float(entropy.max()) <= 0.7  # a flat patch between two bins: ln 2
     with pytest.raises(GraincodeError, match="sigma"):
         density.region_entropy(flat, (8, 8), sigma=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bins", "sigma", "expected"), [(0, 0.01, "bins=0"), (1, 0.01, "bins=1"), (-3, 1, "bins=-3"), (32, -1, "sigma=-1")]
+)
+def test_histograms_that_cannot_be_are_refused(bins, sigma, expected):
+    with pytest.raises(GraincodeError, match=f"^{expected}: expected "):
+        EntropyDensity(bins, sigma)
 
 
 @pytest.mark.parametrize("name", ["of", "in_training"])

@@ -59,11 +59,12 @@ def test_all_coarse_and_all_fine_hold_for_images_denser_than_any_in_the_training
     assert (tokenizer.tokenize(busy, [0.0, 1.0]).lengths == 64).all()
 
 
-def test_images_in_another_range_are_refused():
+def test_images_of_another_type_or_range_are_refused():
     tokenizer = make(DUAL).eval()
     tokenizer.calibrate([photographs(2)])
-    with pytest.raises(GraincodeError, match="from_uint8"):
-        tokenizer.tokenize(torch.rand(1, 3, 32, 32) * 255 + 10)
+    for images in (photographs(1) * 100, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), photographs(1) * math.nan):
+        with pytest.raises(GraincodeError, match=r"^images=.*: expected floating point in \[-1, 1\]"):
+            tokenizer.tokenize(images)
 
 
 def test_any_ratio_can_be_asked_for():

@@ -126,6 +126,15 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
         RunLog(tmp_path, 0, True, settings_of("mlflow"))
 
 
+def test_a_tracker_that_does_not_start_is_named(tmp_path, monkeypatch):
+    def start(self):
+        raise RuntimeError("no API key\ngiven")
+
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["mlflow"], "start", start)
+    with pytest.raises(GraincodeError, match=r"^tracker=mlflow: expected one that starts \(no API key given\)$"):
+        RunLog(tmp_path, 0, True, settings_of("mlflow"))
+
+
 def test_without_a_tracker_nothing_but_the_log_is_written(tmp_path):
     settings = settings_of("none")
     RunLog(tmp_path, 0, True, settings).scalars(1, train_line(1))

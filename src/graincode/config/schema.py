@@ -37,7 +37,7 @@ KEYS: dict[str, Any] = {
     "tokenizer_path": str,
     "generator_path": str,
     "codes_path": str,
-    "splits": list[str],
+    "splits": list[Literal["train", "val", "test"]],
     "ratios": list[float] | None,
     "psnr": float | None,
     "views": Count,

@@ -39,6 +39,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         GraincodeError: with so small a sigma, a value between two bins would reach neither.
     Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
     """
+    check("bins", bins, "2 or more", bins >= 2)
     spacing = 2 / (bins - 1)
     check("sigma", sigma, f"{spacing / 24:.4f} or more with bins={bins}", sigma >= spacing / 24)
     # only `reach` bins on each side of a pixel get a weight above 2e-8
@@ -150,7 +151,8 @@ def quantile_table(densities: Tensor) -> Tensor:
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:
-    """(...) thresholds by a quantile table: (...) shares of the densities are at or below; -inf for 0, inf for 1."""
+    """(...) thresholds that leave (...) shares of the densities at or below them, by a quantile table; from -inf for a
+    share of 0 to inf for 1."""
     limits = table[(shares.double() * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
     limits = limits.masked_fill(shares < 1e-9, -torch.inf)
     return limits.masked_fill(shares > 1 - 1e-9, torch.inf)

@@ -57,6 +57,7 @@ class Augmentation:
         if self.flip:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if self.shift:
+            check("shift", self.shift, "less than the side of the images", self.shift < min(images.shape[2:]))
             padded = F.pad(images, (self.shift,) * 4, mode="replicate")
             windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
             top, left = (offsets * (2 * self.shift + 1)).long().unbind(1)

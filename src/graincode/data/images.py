@@ -195,8 +195,10 @@ def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "R
             return image.convert(mode)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
+        if isinstance(error, FileNotFoundError):
+            raise GraincodeError(f"{name}: no such file") from error
         reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
-        advice = "remove it, or save it as an 8-bit PNG or JPEG; on_corrupt=skip makes data sets pass over it"
+        advice = "save it as an 8-bit PNG or JPEG; in a data set, remove it or set on_corrupt=skip"
         raise GraincodeError(f"{reason}: {advice}") from error
 
 

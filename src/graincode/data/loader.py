@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
+from graincode.distributed.signals import SIGNALS
 
 _WINDOWS = 1 << 63  # the permutations below it are those of epochs
 
@@ -109,8 +110,9 @@ def in_order(
 
 def _outlive_signals(_: int) -> None:
     """Let a worker live on when all processes of a run get a signal, so that the run can finish its step."""
-    os.setpgid(0, 0)  # out of the reach of a terminal's Ctrl-C
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    if hasattr(os, "setpgid"):  # out of the reach of a terminal's Ctrl-C
+        os.setpgid(0, 0)
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # a second SIGTERM is for the worker itself
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -60,6 +60,8 @@ class Hardware:
         check("node_rank", own, f"0 to num_nodes - 1 = {nodes - 1}", own is not None and 0 <= own < nodes)
         check("num_processes", processes, "1 or more, or null for all GPUs", processes is None or processes >= 1)
         check("gradient_accumulation", parts, "1 or more", parts >= 1)
+        check("workers", self.workers, "0 or more", self.workers >= 0)
+        check("threads", self.threads, "1 or more, or null", self.threads is None or self.threads >= 1)
         allowed = self.mixed_precision != "fp16" or (self.device == "gpu" and self.strategy == "ddp")
         check("mixed_precision", self.mixed_precision, "bf16 on the CPU and with strategy=fsdp", allowed)
 

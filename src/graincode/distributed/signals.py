@@ -13,7 +13,7 @@ from typing import Self
 STATUS = 75
 """Exit status of a run that a signal stopped and that saved its state first (EX_TEMPFAIL: try again later)."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
 class Stopped(Exception):

@@ -29,7 +29,7 @@ class Plan:
         settings: what metrics are computed with.
         splits, subset: parts of the Inception score, and images whose features are kept.
         warnings: lines for readers of the metrics.
-        metrics, real: names of those that features allow, and the real images that they need, by purpose.
+        metrics, real: those that can be had in features, and the sets of real images that they need, by what for.
     """
 
     context: Context
@@ -77,8 +77,10 @@ class Mode:
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         """Refuse a subject or reference that this mode cannot use."""
         fitting = self.fits.get(subject.option, ())
-        check("images", subject.option, f"{' or '.join(self.fits)}, {self.why}", subject.option in self.fits)
-        check("reference", reference.option, f"{' or '.join(fitting)}, {self.why}", reference.option in fitting)
+        for name, option, options in ("images", subject.option, self.fits), ("reference", reference.option, fitting):
+            check(name, option, f"{' or '.join(', '.join(options).rsplit(', ', 1))}, {self.why}", option in options)
+        for path in (part.path for part in (subject, reference) if hasattr(part, "path")):
+            check("path", path, "a path where something is", Path(path).expanduser().exists())
 
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:
         """The images, ready to be measured."""
@@ -86,10 +88,10 @@ class Mode:
 
     def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
         """Load all that is needed, and find out what can be computed; raises if a named metric cannot be."""
-        for network in context.networks.values():
-            network.load()
         known = reference.open_reference(context, subject) if self.compares else None
         images = self.open(subject, known, context)
+        for network in context.networks.values():  # last, for it may have to be downloaded
+            network.load()
         settings = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "features"}
         return Plan(context, images, known, settings, list(images.warnings))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
@@ -70,7 +70,8 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler draws from, for (B,) labels; under guidance (2B,), of which the second half has no class."""
+        """What the sampler draws from, for (B,) labels and what is given of B samples; under guidance (2B,) labels, the
+        second half without a class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
         """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses what does not fit it."""
@@ -108,7 +109,8 @@ class Generator(nn.Module, ABC):
         """Draw one image's codes for each label, on the CPU.
 
         Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone. In float32
-        the other samples of its batch, which is always filled up, and `batch_size` may change a logit's last bit.
+        the other samples of its batch, and `batch_size`, may change the last bit of a logit; a smaller last batch does
+        not, as it is filled up.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.
@@ -119,7 +121,10 @@ class Generator(nn.Module, ABC):
         Raises:
             GraincodeError: the generator is in training mode, or an argument does not fit it.
         """
-        check("labels", list(labels.shape), "at least one, such as torch.zeros(1).long()", len(labels) > 0)
+        fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1 and len(labels) > 0
+        check("labels", brief(labels), "(N,) long, N >= 1, such as torch.zeros(1).long()", fits)
+        for name, value, least in ("seed", seed, 0), ("first_index", first_index, 0), ("batch_size", batch_size, 1):
+            check(name, value, f"{least} or more", value >= least)
         low, high = int(labels.min()), int(labels.max())
         if self.classes and not 0 <= low <= high < self.classes:
             raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")

@@ -39,11 +39,12 @@ def run(cfg: DictConfig) -> float:
     device = hardware.machine().device
     export = load_export(cfg.tokenizer_path, "tokenizer", device)
     tokenizer: DQVAE = export.module
+    tokenize = partial(tokenizer.tokenize, ratios=cfg.ratios, psnr=cfg.psnr)
+    one = partial(tokenize, torch.zeros(1, 3, *tokenizer.layout.image_size, device=device))
     if cfg.debug.dry:
-        images = torch.rand(1, 3, *tokenizer.layout.image_size, device=device) * 2 - 1
-        call = partial(tokenizer.tokenize, images, cfg.ratios, cfg.psnr)
-        return dry_run(call, {"tokenizer": tokenizer}, "codes of one image", training=False)
+        return dry_run(one, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_size(source, tokenizer)
+    one()  # refuses ratios or a psnr that does not fit
     with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
@@ -59,10 +60,7 @@ def run(cfg: DictConfig) -> float:
                 batches = in_order(dataset, cfg.batch_size, workers=hardware.workers, shared=True)
                 total, hidden = -(-len(mine) // cfg.batch_size), not collectives.is_main()
                 batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
-                codes = (
-                    CodeBatch(tokenizer.tokenize(batch.images.to(device), cfg.ratios, cfg.psnr), batch.labels)
-                    for batch in batches
-                )
+                codes = (CodeBatch(tokenize(batch.images.to(device)), batch.labels) for batch in batches)
                 summary = write_split(folder, split, layout, len(dataset), codes, mine.start)
                 collectives.on_main(partial(write_json, report, summary))
             splits[split] = json.loads(report.read_text())

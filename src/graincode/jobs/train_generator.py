@@ -23,6 +23,7 @@ from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
 from graincode.training.generator_stage import GeneratorStage
 from graincode.training.loop import Training
+from graincode.training.stage import try_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +45,15 @@ def run(cfg: DictConfig) -> float:
             weighted_sum(objective(module(item.codes, item.labels))).backward()
 
         return dry_run(step, parts, "one training step, one image", training=True)
-    inputs = {"codes": codes.identity}
-    if cfg.init_from is not None:
-        inputs["init_from"] = load_weights(module, cfg.init_from, "generator")
+    begun = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "generator")}
+    optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
     machine = hardware.machine(training=True)
-    with open_run("train_generator", cfg, **inputs) as run:
+    with open_run("train_generator", cfg, codes=codes.identity, **begun) as run:
         if (result := run.result) is not None:
             return run.report_finished(result)
         validation, decoder = CodeDataset(cfg.codes_path, "val"), _decoder_of(codes)
         stage = GeneratorStage(module, objective, codes, validation, decoder, trainer.bucketing_window)
-        optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
-        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logging_).run()
+        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logs).run()
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(metrics["objective"], metrics=metrics)

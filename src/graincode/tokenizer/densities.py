@@ -63,6 +63,7 @@ class EntropyDensity(Density):
 
     def __init__(self, bins: int = 32, sigma: float = 0.01) -> None:
         super().__init__()
+        core.region_entropy(torch.zeros(1, 3, 1, 1), (1, 1), bins, sigma)  # refuses what it cannot do
         self.bins, self.sigma = bins, sigma
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:

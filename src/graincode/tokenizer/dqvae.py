@@ -110,6 +110,8 @@ class DQVAE(nn.Module):
         shape, (height, width) = tuple(images.shape), self.layout.image_size
         if shape[1:] != (3, height, width):
             raise GraincodeError(f"images of shape {shape}: expected (batch, 3, {height}, {width}); resize the images")
+        in_range = images.is_floating_point() and bool((images.abs() <= 1.01).all())
+        check("images", images.dtype, "floating point in [-1, 1], as from_uint8 makes them", in_range)
         check("psnr", psnr, "null where ratios are given: one follows from the other", psnr is None or ratios is None)
         check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
         probe = self.probe(images)
@@ -134,7 +136,7 @@ class DQVAE(nn.Module):
         return best
 
     def codes_at(self, probe: Probe, routing: Routing) -> GrainCodes:
-        """The codes of a probe's images under a routing, without gradients."""
+        """The codes of probed images, routed so, without gradients."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
         parts = zip(self.quantizers, gather_cells(probe.features, routing.grains, self.layout), strict=True)

@@ -33,6 +33,8 @@ class TrainerConfig:
         for name, value in vars(self).items():
             if name.endswith(("_every", "_images", "_window")) or name in ("steps", "batch_size", "keep_checkpoints"):
                 check(name, value, "1 or more", value >= 1)
+            elif name in ("warmup_steps", "clip_grad_norm"):
+                check(name, value, "0 (off) or more", value >= 0)
         check("ema_decay", self.ema_decay, "0 (off) to below 1", 0 <= self.ema_decay < 1)
 
 

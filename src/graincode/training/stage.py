@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from graincode.core.errors import GraincodeError, brief
 from graincode.core.losses import Term
 from graincode.core.rng import SampleRng
 from graincode.data.loader import Windows
@@ -34,8 +35,7 @@ class StepOutput:
     Attributes:
         terms: of its loss, and what is only reported, by name; the rest has no gradients.
         reconstruction: (B, 3, H, W) images, which a discriminator learns to distinguish from the batch's.
-        codes: of each codebook.
-        routing: the grains of the batch's regions.
+        codes, routing: of each codebook, and the grains of the batch's regions.
         observed: sums that an adversary learns from.
     """
 
@@ -103,6 +103,16 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if id(p) in decayed]},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def try_optimizer(make_optimizer: MakeOptimizer) -> MakeOptimizer:
+    """The same, a `functools.partial`, tried on one number; a GraincodeError if it does not take its settings."""
+    try:
+        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+    except (TypeError, ValueError) as error:
+        settings = " ".join(f"{name}={value}" for name, value in make_optimizer.keywords.items())
+        raise GraincodeError(f"{settings}: {brief(error)}") from error
+    return make_optimizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief
 from graincode.files import replacing, write_json
 from graincode.runs.identity import flatten
 
@@ -29,7 +29,7 @@ class LogSettings:
     Attributes:
         tracker: Accelerate's name of a tracker; None: log.jsonl alone, and no pictures.
         project, init: its first argument, and others; "{name}" and "{folder}" stand for the run's.
-        resume: further arguments where a run goes on; "{id}" stands for the id that the tracker gave the run.
+        resume: arguments more where a run goes on; "{id}" stands for the id that the tracker gave the run.
         id: attribute or method of the tracker's own run that holds that id; None: it needs none.
         images: what its `log_images` takes: a (1, 3, H, W) array, a list of images, or one; None: it has none.
         config: whether it is given the run's configuration.
@@ -45,8 +45,8 @@ class LogSettings:
 
 
 class RunLog:
-    """Scalars and images of one run in its folder, after `step` steps that are done; `evaluated` says whether so is
-    the evaluation after them. Lines of later steps, which an interrupted run has left, are dropped."""
+    """Scalars and images of one run in its folder, of which `step` steps were done before, and `evaluated` says whether
+    the evaluation after them, if any: lines of what comes later, left by an interrupted run, are dropped."""
 
     def __init__(
         self, folder: Path, step: int, evaluated: bool, settings: LogSettings, config: Mapping[str, Any] | None = None
@@ -68,12 +68,12 @@ class RunLog:
         values = {"{name}": self._folder.name, "{folder}": str(self._folder), "{id}": known.get("id")}
         arguments = {"": settings.project} | settings.init | (settings.resume if known else {})
         filled = {k: values.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
-        self._tracker = LOGGER_TYPE_TO_CLASS[name](filled.pop(""), **filled)
         try:
+            self._tracker = LOGGER_TYPE_TO_CLASS[name](filled.pop(""), **filled)
             self._tracker.start()
-        except ImportError as error:
-            line = f"tracker={name}: expected one that is installed ({error}); pip install {name}"
-            raise GraincodeError(line) from None
+        except Exception as error:  # trackers have errors of their own, as where nobody is logged in
+            advice = f"; pip install {name}" if isinstance(error, ImportError) else ""
+            raise GraincodeError(f"tracker={name}: expected one that starts ({brief(error)}){advice}") from error
         if known:
             self._sent = max([*before, tuple(known["sent"])])
         elif settings.config:
