@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.schema import config_directory
+from graincode.config.schema import JOBS, config_directory, root_keys
 from graincode.core.errors import GraincodeError
 from graincode.runs.identity import flatten
 
@@ -48,7 +49,7 @@ class Keys:
 
     def find(self, name: str, value: str, node: str = "") -> str | None:
         """The key of an argument: of the node that was built, or else of the same name and value, or name alone."""
-        if name in self.values:
+        if "." in name and name in self.values:
             return name
         if node and (key := self.typed(f"{node}.{name}")) in self.values:
             return key
@@ -67,7 +68,7 @@ class Keys:
             return f"{' '.join(keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
-            if any("/" in path and message.startswith((f"{path}:", f"{path} ")) for path in paths):
+            if message.startswith(tuple(path + after for path in paths for after in (": ", " is ", "/"))):
                 return f"{key}={message}"
         return message
 
@@ -110,12 +111,13 @@ def border(cfg: DictConfig) -> Iterator[None]:
         raise GraincodeError(line) from error
 
 
-# where Hydra says in words alone which key is unknown
+# where Hydra says in words alone which key, or recipe, is wrong
 _UNKNOWN = re.compile(r"Could not (?:override|delete from config\.|append to config\.|delete) '\+*~?([^'=]+)")
 _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
+_SEVERAL = re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'")
 
 
-def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
+def explain(error: Exception, job: str, arguments: Sequence[str]) -> str:
     """One line that says what was wrong with a command, and what to type."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
@@ -123,18 +125,29 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
     if ours := [cause for cause in chain if isinstance(cause, GraincodeError)]:
         return ours[0].line
     text = " ".join(" ".join(map(str, chain)).split())
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=lambda path: f"hydra.searchpath=[file://{Path(path).absolute()}]")
+    flags, others = parser.parse_known_args(arguments)
+    overrides = [override for override in (*others, flags.config_dir or "-") if not override.startswith("-")]
+    if bad := [override for override in overrides if override.startswith("=")]:
+        return f"{bad[0]} cannot be read: type key=value"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
-    if recipe := _IN_RECIPE.search(str(error)):
+    if several := _SEVERAL.search(text):
+        return "{0}={1}: type {0}=[{1}] for a list, or add --multirun for a sweep".format(*several.groups())
+    recipe, unknown = _IN_RECIPE.search(str(error)), _UNKNOWN.search(text)
+    if unknown and not recipe:
+        return f"unknown key {unknown.group(1)!r}: {_of_unknown(unknown.group(1), job, overrides)}"
+    runtime = _composed(job, overrides, "").hydra.runtime
+    group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+    for key, _, value in (override.partition("=") for override in overrides if "Config group override" in text):
+        if key in runtime.choices and value not in options(key, runtime):
+            group, name = key, value
+    if recipe:
         group, name, other = recipe.groups()
-        return f"{group}={name} is not for {job}, which has no {other}: type {group}= another"
-    is_no_option = isinstance(error, MissingConfigException) or "Config group override" in text
-    for group, _, name in (override.lstrip("+").partition("=") for override in overrides if is_no_option):
-        if (config_directory() / group).is_dir() and name[:1] != "[" and name not in options(group):
-            known = options(group, _groups(compose(job, with_hydra=True).hydra.runtime.choices))
-            return f"{group}={name}: expected one of {', '.join(known) or 'null'}"
-    if unknown := _UNKNOWN.search(text):
-        return _of_unknown(unknown.group(1), job, overrides)
+    if group:
+        why = f" is not for {job}, which has no {other}" if recipe else ""
+        return f"{group}={name}{why}: expected one of {', '.join(options(group, runtime)) or 'null'}"
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {str(cause).splitlines()[0]}"
@@ -142,15 +155,30 @@ def explain(error: Exception, job: str, overrides: Sequence[str]) -> str:
 
 
 def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
-    fitting = [o for o in overrides if "=" in o and not o.startswith("-") and o.split("=")[0].lstrip("+~") != key]
-    cfg = compose(job, with_hydra=True)
+    head = re.split(r"[./]", key)[0]
+    if others := [name for name in JOBS if head in root_keys(name) - root_keys(job)]:
+        return f"it belongs to {' and '.join(others)}"
+    cfg = _composed(job, overrides, key)
+    runtime = cfg.hydra.runtime
+    if named := [group for group in _groups(runtime) if group.endswith(f"/{key}")]:
+        values = [override.partition("=")[2] for override in overrides if override.lstrip("+~").startswith(f"{key}=")]
+        return f"type {named[0]}={''.join(values[-1:])}"
+    known = {*_groups(runtime), *(name for name in Keys(cfg).values if name.split(".")[0] != "hydra")}
+    owners = _owners(key, runtime)
+    if exact := [option for option, own in owners.items() if own == key]:
+        return f"type {' or '.join(exact)} too, which has it"
+    if owners and not any(name.rpartition(".")[2] == key.rpartition(".")[2] for name in known):
+        option, own = next(iter(owners.items()))
+        return f"type {own}, of {option}"
+    return nearest(key, known)
+
+
+def _composed(job: str, overrides: Sequence[str], unknown: str) -> DictConfig:
+    """The configuration of a command without its unknown key, or else of the job in the same directories."""
+    fitting = [o for o in overrides if "=" in o and o.split("=")[0].lstrip("+~") != unknown]
     with suppress(HydraException, OmegaConfBaseException, ValueError):
-        cfg = compose(job, fitting, with_hydra=True)
-    groups = _groups(cfg.hydra.runtime.choices)
-    if owners := _owners(key, groups):
-        return f"unknown key {key!r}: type {' or '.join(owners)} too, which has it"
-    known = {*groups, *(name for name in Keys(cfg).values if name.split(".")[0] != "hydra")}
-    return f"unknown key {key!r}: {nearest(key, known)}"
+        return compose(job, fitting, with_hydra=True)
+    return compose(job, [o for o in overrides if o.startswith("hydra.searchpath=")], with_hydra=True)
 
 
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
@@ -160,34 +188,38 @@ def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -
         return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
-def _groups(choices: DictConfig) -> list[str]:
-    return sorted(group for group in choices if not group.startswith("hydra/"))
+def _groups(runtime: DictConfig) -> list[str]:
+    return sorted(group for group in runtime.choices if not group.startswith("hydra/"))
 
 
-def options(group: str, groups: Collection[str] = ()) -> list[str]:
+def _files(group: str, runtime: DictConfig) -> dict[str, Path]:
+    """The files of a group in all directories of Hydra's search path, by option."""
+    folders = [Path(source.path) / group for source in runtime.config_sources if source.schema == "file"]
+    return {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
+
+
+def options(group: str, runtime: DictConfig) -> list[str]:
     """The options of a group; of recipes those that override no group that a job lacks."""
-    files = sorted((config_directory() / group).glob("*.yaml"))
-    if group == "experiment":
-        files = [file for file in files if {*re.findall(r"override /([\w/]+):", file.read_text())} <= {*groups}]
-    return [file.stem for file in files]
+    files, groups = _files(group, runtime), {*_groups(runtime)}
+    needed = {name: re.findall(r"override /([\w/]+):", file.read_text()) for name, file in files.items()}
+    return sorted(name for name in files if group != "experiment" or groups.issuperset(needed[name]))
 
 
-def list_groups(choices: DictConfig) -> str:
+def list_groups(runtime: DictConfig) -> str:
     """A line for each group that a job has, with its options: for --help."""
-    groups = _groups(choices)
-    found = ((group, options(group, groups)) for group in groups)
+    found = ((group, options(group, runtime)) for group in _groups(runtime))
     return "\n".join(f"{group}: {', '.join(names)}" for group, names in found if names)
 
 
-def _owners(key: str, groups: Collection[str]) -> list[str]:
-    """The options of a job's groups that have a key, such as sampler=masked for sampler.steps."""
-    found = []
-    for group in groups:
-        inner = key.removeprefix(f"{group.replace('/', '.')}.")
-        for name in options(group) if inner != key else ():
-            node = OmegaConf.load(config_directory() / group / f"{name}.yaml")
-            if inner in flatten(OmegaConf.to_container(node), nodes=True):
-                found.append(f"{group}={name}")
+def _owners(key: str, runtime: DictConfig) -> dict[str, str]:
+    """By option of a job's groups, such as sampler=masked for sampler.steps: this key, or one with its last part."""
+    found = {}
+    for group in _groups(runtime):
+        prefix = f"{group.replace('/', '.')}."
+        for name, file in _files(group, runtime).items() if key.startswith(prefix) else ():
+            own = [f"{prefix}{inner}" for inner in flatten(OmegaConf.to_container(OmegaConf.load(file)), nodes=True)]
+            same = [inner for inner in own if inner.rpartition(".")[2] == key.rpartition(".")[2]]
+            found |= {f"{group}={name}": key if key in own else same[0]} if same else {}
     return found
 
 
@@ -195,7 +227,7 @@ def nearest(key: str, known: set[str]) -> str:
     """What to type instead of an unknown key: one that ends the same, or one that is spelled nearly the same."""
     shown = sorted(name for name in known - {key} if "._" not in name)
     same = [name for name in shown if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = difflib.get_close_matches(key, same, 1, 0) or difflib.get_close_matches(key, shown, 1, 0.5)
+    near = difflib.get_close_matches(key, same, 1, 0) or difflib.get_close_matches(key, shown, 1, 0.75)
     if near:
         return f"type {near[0]}"
     return f"type a key that begins with one of {', '.join(sorted({name.split('.')[0] for name in known}))}"

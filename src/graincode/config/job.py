@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Keys, border, explain, list_groups
 from graincode.config.schema import config_directory
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
@@ -95,11 +95,11 @@ def build(node: Any, **arguments: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
-        if not isinstance(cause := error.__cause__, GraincodeError):
+        if not isinstance(cause := error.__cause__, ValueError):
             raise
-        if keys is not None:
-            cause.args = (keys.explain(cause.line, str(error).partition("full_key: ")[2]),)
-        raise cause from None
+        line = cause.line if isinstance(cause, GraincodeError) else brief(cause)
+        line = keys.explain(line, str(error).partition("full_key: ")[2]) if keys else line
+        raise GraincodeError(line) from cause
 
 
 def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:
@@ -138,8 +138,9 @@ def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
     if trainer := config.get("trainer"):
         if trainer["export"] != "best":
             left_out += known.left_out_unless_best
-        if trainer["resume"] not in ("auto", "never"):
-            inputs["resume"] = read_about(Path(trainer["resume"]))["sha256"]
+        if (state := trainer["resume"]) not in ("auto", "never"):
+            check("trainer.resume", state, "auto, never or a state of a run", Path(state).exists())
+            inputs["resume"] = read_about(Path(state))["sha256"]
         hardware = config["hardware"]
         tf32 = hardware["tf32"] and hardware["device"] == "gpu"
         more = {"hardware.mixed_precision": hardware["mixed_precision"], "hardware.tf32": tf32}

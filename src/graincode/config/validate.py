@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import re
 import typing
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, compose, explain, nearest
-from graincode.config.schema import KEYS, Range, root_keys
-from graincode.core.errors import GraincodeError
+from graincode.config.schema import KEYS, Range, config_directory, root_keys
+from graincode.core.errors import GraincodeError, brief
 from graincode.core.errors import check as check_value
 from graincode.runs.identity import flatten
 
@@ -41,15 +41,21 @@ def validate(job: str, cfg: DictConfig) -> None:
         GraincodeError: naming the key and what to type.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in flatten(raw).items():
+    flat = flatten(raw)
+    for key, value in {**dict.fromkeys(sorted(root_keys(job) - {*raw}), "???"), **flat}.items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
+        if isinstance(value, str) and key != "experiment" and (config_directory() / key.replace(".", "/")).is_dir():
+            raise GraincodeError(f"{key}={value}: expected settings; type {key.replace('.', '/')}={value}")
+        if ".layout." in key and value and not (key.endswith("_target_") or REFERENCE.fullmatch(str(value))):
+            advice = nearest(key, {other for other in flat if ".layout." not in other})
+            raise GraincodeError(f"{key}={value}: expected nothing, as the job fills it in; {advice}")
     _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)})
 
 
 def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None) -> None:
     if isinstance(target := node.get("_target_"), str):
-        hints = _arguments(target)
+        hints = _arguments(target, path)
     for key, value in node.items():
         name = f"{path}{key}"
         if str(key).startswith("_"):
@@ -118,15 +124,15 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _arguments(target: str) -> Hints | None:
+def _arguments(target: str, path: str) -> Hints | None:
     """Annotations of what a `_target_` of this package or an optimizer takes; None for other packages' classes."""
+    try:
+        built = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        line = f"{path}_target_={target}: cannot be imported ({brief(error)}); check the spelling"
+        raise GraincodeError(line) from error
     if not target.startswith(("graincode.", "torch.optim.")):
         return None
-    module, _, name = target.rpartition(".")
-    try:
-        built = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise GraincodeError(f"_target_={target}: cannot be imported; check the spelling") from None
     # fields of a dataclass are annotated in the modules of the classes that they come from
     function = built.__init__ if inspect.isclass(built) and "__dataclass_fields__" not in vars(built) else built
     hints = typing.get_type_hints(function, include_extras=True)

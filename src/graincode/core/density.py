@@ -151,8 +151,7 @@ def quantile_table(densities: Tensor) -> Tensor:
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:
-    """(...) thresholds that leave (...) shares of the densities at or below them, by a quantile table; from -inf for a
-    share of 0 to inf for 1."""
+    """(...) thresholds by a quantile table: (...) shares of the densities are at or below; -inf for 0, inf for 1."""
     limits = table[(shares.double() * (len(table) - 1)).round().long().clamp(0, len(table) - 1)]
     limits = limits.masked_fill(shares < 1e-9, -torch.inf)
     return limits.masked_fill(shares > 1 - 1e-9, torch.inf)

@@ -157,8 +157,7 @@ class CodeLayout:
         return self.num_regions * self.codes_per_region[-1] + self.num_ends
 
     def coordinates(self) -> Tensor:
-        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells from 0; -1 for ends,
-        padding and the start."""
+        """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells; -1 without one."""
         table, finest = self.slots(), self.grids[-1]
         sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
         corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)
@@ -216,12 +215,12 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
     return SlotTable(*(column.to(device) for column in table))
 
 
-def check_layouts(found: CodeLayout, wanted: CodeLayout, what: str, whose: str) -> None:
-    """Refuse codes of another layout; the number of classes does not matter."""
+def check_layouts(found: CodeLayout, wanted: CodeLayout, codes: str, model: str) -> None:
+    """Refuse codes of another layout than a model's (both in words); the number of classes does not matter."""
     a, b = found.to_config(), wanted.to_config()
     differing = [f"{key} {a[key]} instead of {b[key]}" for key in a if key != "classes" and a[key] != b[key]]
     if differing:
-        raise GraincodeError(f"{what} do not fit {whose}: {', '.join(differing)}; take the tokenizer that made them")
+        raise GraincodeError(f"{codes} do not fit {model}: {', '.join(differing)}; take the tokenizer that made them")
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:

@@ -44,8 +44,7 @@ def as_count(count: Tensor | float, like: Tensor) -> Tensor:
 
 
 def weighted_sum(terms: Mapping[str, Term], counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
-    """The loss: the sum of all means times their weights; by the counts of a larger batch, that this one is part of, if
-    they are given."""
+    """The loss: the sum of all means times their weights, by the counts of a larger batch if they are given."""
     terms = {name: term for name, term in terms.items() if not term.is_reported_only}
     if counts is not None:
         terms = {name: replace(term, count=counts[name]) for name, term in terms.items()}

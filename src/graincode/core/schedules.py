@@ -11,8 +11,7 @@ from torch import Tensor
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor in (0, 1] on the base learning rate of a 1-based step: linear from 0 over `warmup` steps, then a half
-    cosine down to 0 at `steps`."""
+    """Factor on the learning rate of a 1-based step: linear from 0 over `warmup` steps, then a half cosine to 0."""
     if step <= warmup:
         return step / max(warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / max(steps - warmup, 1)))

@@ -67,8 +67,7 @@ def gather_rows(rows: Tensor, equal: bool = False) -> Tensor:
 
 
 def on_main(action: Callable[[], T]) -> T | None:
-    """Let process 0 do something while the others wait: its result there, and elsewhere None, or OtherProcessFailed if
-    process 0 raised."""
+    """The result of process 0, for which the others wait; None on these, or OtherProcessFailed if process 0 raised."""
     failed = torch.ones(1)
     try:
         result = action() if is_main() else None

@@ -29,7 +29,7 @@ class Plan:
         settings: what metrics are computed with.
         splits, subset: parts of the Inception score, and images whose features are kept.
         warnings: lines for readers of the metrics.
-        metrics, real: those that can be had in features, and the sets of real images that they need, by what for.
+        metrics, real: names of those that features allow, and the real images that they need, by purpose.
     """
 
     context: Context

@@ -37,11 +37,13 @@ class Statistics:
     """A set of N images in the features of a network.
 
     Attributes:
-        identity, count: of the network, as only statistics of one are comparable, and N; None where a file says none.
+        identity: of the network, as only statistics of one network are comparable; None if a file does not say.
+        count: N; None if a file does not say.
         mean, covariance: (D,) and (D, D) float64, unbiased.
-        subset, indices: (M, D) float32 features of some of the images, and (M,) long, which, in order; M may be 0.
-        class_mass, class_entropy, split_sizes: (S, C) and (S,) float64, sums of class probabilities p and of p log p
-            over the images of each split of the Inception score, and (S,) long, how many; S is 0 without the score.
+        subset, indices: (M, D) float32 features of M >= 0 of the images, and (M,) long, which ones, ascending.
+        class_mass, class_entropy: (S, C) and (S,) float64, sums of class probabilities p and of p log p over the images
+            of each split of the Inception score; S is 0 without the score.
+        split_sizes: (S,) long, images of each split.
     """
 
     identity: str | None
@@ -63,7 +65,8 @@ class Accumulator:
     """Gathers the statistics of a set of images; how they are grouped into batches does not matter.
 
     Args:
-        count, first: N, of all processes, each of which adds a contiguous part in their order, and where this one's is.
+        count: N, images of all processes; each process adds a contiguous part, in the order of processes.
+        first: index of this process's first image.
         subset: images whose features are kept, chosen by a fixed permutation of N.
         splits: of the Inception score, by a permutation from the seed; 0 leaves it out.
     """

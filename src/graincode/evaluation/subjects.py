@@ -244,7 +244,7 @@ ReferenceChoice = Split | Folder | StatisticsFile | Originals
 def _prompts(
     generator: Export, tokenizer: Export, dataset: ImageDataset | None, count: int, batch_size: int
 ) -> tuple[CodePrefix, Tensor]:
-    """What samples must be given, of the first training images, not those of the reference; and their labels."""
+    """What samples must be given, taken from the first training images, and the labels of these."""
     there = 0 if dataset is None else len(dataset)
     expected = f"{there} or fewer, as samples are given the grain maps of training images, with reference=split"
     check("num_samples", count, expected, count <= there)

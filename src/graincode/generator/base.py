@@ -70,8 +70,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def logits(self, labels: Tensor, given: Any) -> AutoregressiveLogits | MaskedLogits:
-        """What the sampler draws from, for (B,) labels and what is given of B samples; under guidance (2B,) labels, the
-        second half without a class."""
+        """What the sampler draws from, for (B,) labels; under guidance (2B,), of which the second half has no class."""
 
     def resolve(self, sampler: AutoSampler) -> Sampler:
         """The sampler, or this generator's own with the settings of an `AutoSampler`; refuses what does not fit it."""
@@ -109,8 +108,7 @@ class Generator(nn.Module, ABC):
         """Draw one image's codes for each label, on the CPU.
 
         Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone. In float32
-        the other samples of its batch, and `batch_size`, may change the last bit of a logit; a smaller last batch does
-        not, as it is filled up.
+        the other samples of its batch, which is always filled up, and `batch_size` may change a logit's last bit.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.

@@ -19,8 +19,8 @@ BUCKET = 64
 
 
 class StaticCache(KeyValueCache):
-    """A cache for compiled steps: shapes and all that is no tensor change with every `BUCKET` tokens alone. Attention
-    sees `seen` tokens, all of the buckets that are filled or begun, under a mask; `length` is (1,) long."""
+    """A cache for compiled steps: shapes, and what is no tensor, change once in `BUCKET` tokens alone. Attention sees
+    `seen` tokens under a mask: the buckets that are filled or begun. `length` is a (1,) long tensor."""
 
     length: Tensor
 

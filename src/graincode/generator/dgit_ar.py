@@ -32,9 +32,8 @@ class SequenceLikelihood:
     """Negative log-likelihood of a batch of sequences, in nats.
 
     Attributes:
-        content, position: (B, L), 0 where there is no code, or the position is implied.
-        is_code, is_decision: (B, L) bool, where there is a code, and where the next region (or the end of the grain)
-            was a choice.
+        content, position: (B, L), of each content and position; 0 where there is none, or it is implied.
+        is_code: (B, L) bool, where there is a code. is_decision: likewise, where the next region or end was a choice.
         grain: (B, L) long, of each token.
         num_grains, decided_grains: K, and number of grains, from the coarsest, whose positions are predicted.
     """
@@ -162,7 +161,7 @@ class DGiTAR(Generator):
         return SequenceLikelihood(content, position, targets.is_code, decides, grain, *counts)
 
     def condition(self, labels: Tensor, grains: Tensor | None, rng: SampleRng | None = None) -> Tensor:
-        """(B, width) of (B,) labels, and of (B, H0, W0) grain maps where they are given."""
+        """The (B, width) condition of (B,) labels and, where they are given, (B, H0, W0) grain maps."""
         found = self.conditioning(labels, rng)
         if self.map is None:
             return found

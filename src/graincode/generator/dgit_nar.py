@@ -39,7 +39,7 @@ class Predictions:
 
     @classmethod
     def of(cls, logits: Tensor, targets: Tensor, grain: Tensor, masked: Tensor, lengths: Tensor) -> Predictions:
-        """From (N, V) logits of the N positions where (B, L) is masked; targets and grain (N,), lengths (B,)."""
+        """From (N, V) logits, (N,) targets and grains of N positions, those in the (B, L) mask; lengths are (B,)."""
         ratio = (masked.sum(dim=1).double() / lengths)[:, None].expand_as(masked)[masked]
         loss = F.cross_entropy(logits, targets, reduction="none")
         return cls(loss, logits.detach().argmax(dim=1) == targets, grain, ratio)
@@ -139,8 +139,7 @@ class DGiTNAR(Generator):
         self, slots: Tensor, contents: Tensor, condition: Tensor, modulations: list[Tensor] | None = None
     ) -> Tensor:
         """(B, L, width) states that predict contents, under a (B, width) condition, whose `modulations` may be computed
-        already. (B, L) slots are in any order, `pad_slot` behind the end; (B, L) contents are `no_content` where they
-        are masked."""
+        already; of (B, L) slots in any order, `pad_slot` behind the end, and contents, `no_content` where masked."""
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
         tokens = normalized(self.embedding(slots, contents) + condition[:, None])

@@ -45,7 +45,7 @@ class InformationMasking:
         return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
     def codes(self, is_code: Tensor, density: Tensor, rng: SampleRng | None) -> Tensor:
-        """(B, L) bool, which of the codes, (B, L) bool `is_code`, are masked, by their (B, L) densities h."""
+        """(B, L) bool, which codes are masked, of those in (B, L) `is_code`, by their (B, L) densities h."""
         beta = self.beta
         if self.elastic:
             beta = beta * (2 * batch_uniforms(rng, purpose.MASK_STRENGTHS, is_code, 1) - 1)

@@ -22,8 +22,7 @@ Rotation = tuple[Tensor, Tensor]
 class Rotary(nn.Module):
     """Rotary positions in two dimensions: half of each head rotates with the row, half with the column.
 
-    There are (P, 2) coordinates; `head_dim` is divisible by 4, and `base` is the ratio of the slowest wavelength to the
-    fastest, 2 pi cells.
+    Coordinates are (P, 2), `head_dim` is divisible by 4, `base` is the ratio of the slowest to the fastest wavelength.
     Source: RoFormer (Su et al., 2021), eq. 15, for each axis.
     """
 
@@ -184,10 +183,13 @@ class Transformer(nn.Module):
         modulations: list[Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, width) tokens to as many states; with a cache, one token (B, 1, width) after those that it holds.
+        """(B, L, width) tokens to as many states.
 
-        Rotation is of the tokens' positions, with `rotary`, modulations of the condition, with `adaln`; the mask,
-        (B, 1, 1 or L, L) bool, says which tokens each may see, not with `causal`.
+        Args:
+            cache: of the tokens before; L is then 1.
+            rotation: of the tokens' positions; needed with `rotary`.
+            modulations: of the condition; needed with `adaln`.
+            mask: (B, 1, 1 or L, L) bool, which tokens each may see; not with `causal`.
         """
         if cache is not None:
             mask = cache.mask

@@ -59,8 +59,8 @@ def run(cfg: DictConfig) -> float:
         mean_length = float(codes.lengths.double().mean())
         collectives.on_main(lambda: _write(run.path, images, codes, labels, grid(shown, columns, 2)))
         if collectives.is_main():
-            what = f"{cfg.num_samples} samples of {mean_length:.1f} codes"
-            print(f"{what}, drawn and decoded at {1 / seconds:.3g} images/s: {run.path / 'samples.png'}")
+            about = f"{mean_length:.1f} codes, drawn and decoded at {1 / seconds:.3g} images/s"
+            print(f"{cfg.num_samples} samples of {about}: {run.path / 'samples.png'}")
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=generator.classes)
 
 

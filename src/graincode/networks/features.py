@@ -31,8 +31,7 @@ class Loaded(NamedTuple):
 
 
 class FrozenNetwork(ABC):
-    """A network without gradients of its own, whose weights are loaded by `load` or at the first use; `name` labels the
-    results in its features."""
+    """A network without gradients of its own, loaded by `load` or at the first use; `name` labels results."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -147,8 +146,7 @@ class FeatureNetwork(FrozenNetwork):
 
 
 class Lite0Features(FeatureNetwork):
-    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits; light enough for CPUs, with
-    weights in a Python package.
+    """EfficientNet-Lite0, trained on ImageNet at 224 pixels: 1280 features, 1000 logits.
 
     Source: https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
     """

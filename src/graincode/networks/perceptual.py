@@ -60,7 +60,7 @@ class PerceptualDistance(FrozenNetwork):
         self.load((images.shape[2], images.shape[3]))
         module = self.at(images, torch.promote_types(images.dtype, torch.float32))
         pair = (from_uint8(part) if part.dtype == torch.uint8 else part for part in (images, reference))
-        maps = zip(*(module.stages(part.to(*self._place), self.stages) for part in pair), strict=True)
+        maps = zip(*(module.stages(part.to(*self._where), self.stages) for part in pair), strict=True)
         return sum(feature_distance(*both, getattr(module, f"linear_{i}", None)) for i, both in enumerate(maps))
 
 

@@ -55,7 +55,7 @@ def load_weights(path: str | None, url: str) -> dict[str, Tensor]:
 
 @contextmanager
 def fitting(weights: Mapping[str, Tensor], origin: str, network: str) -> Iterator[None]:
-    """Weights that a network does not take are refused, naming their origin and the network."""
+    """In the block, an error of loading becomes one that names the origin of the weights and the network."""
     try:
         yield
     except (RuntimeError, ValueError):

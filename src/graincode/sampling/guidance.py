@@ -26,8 +26,7 @@ class Guidance:
     Computed in float32, or float64 if the logits are: half precision would round the difference.
 
     The logits are of twice the batch: first all samples with their condition, then all without.
-    Source: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), eq. 6, on logits; schedules as in MUSE (Chang et
-        al., 2023).
+    Source: classifier-free guidance (Ho & Salimans, 2022), eq. 6, of logits; schedules: MUSE (Chang et al., 2023).
     """
 
     def __init__(self, logits: Any, scale: float, schedule: str = "constant") -> None:

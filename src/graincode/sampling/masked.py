@@ -204,8 +204,7 @@ class MaskedSampler(Sampler):
 
 
 def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(N,) values drawn with as many numbers in [0, 1), N >= 1, and their log-probabilities before truncation, `most`
-    rows at a time."""
+    """(N,) values, drawn by N >= 1 numbers in [0, 1), and their untruncated log-probabilities, `most` at a time."""
     parts = []
     for rows in torch.arange(len(numbers), device=numbers.device).split(most):
         own = logits(rows).double()

@@ -18,13 +18,12 @@ LECAM_DECAY = 0.99  # of the running averages, per step, as in its authors' code
 
 
 class PatchDiscriminator(nn.Module):
-    """Tells real patches from fake ones: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
+    """Classifies patches as real or fake: (B, 3, H, W) images in [-1, 1] to (B, 1, h, w) logits.
 
     Args:
         channels: width of the first layer; each further one doubles it, up to 8 times.
         layers: convolutions of stride 2; H and W are at least 3 * 2^layers.
-    Source: PatchGAN (Isola et al., 2017), as in VQGAN; with group norm, for statistics of batch norm would depend on
-        how a batch is divided.
+    Source: PatchGAN (Isola et al., 2017), as in VQGAN, but with group norm, which does not depend on the batch.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:

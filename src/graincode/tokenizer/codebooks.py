@@ -119,8 +119,7 @@ class _ScalarQuantizer(Quantizer):
 
 
 class FSQuantizer(_ScalarQuantizer):
-    """Finite scalar quantisation: a few bounded numbers, each rounded to one of its levels. `Quantized.error` is 0, so
-    `commitment` has no effect.
+    """Finite scalar quantisation: a few bounded numbers, each rounded to a level; `commitment` has no effect.
 
     Args:
         codebook_size: number of codes V, the product of the levels.

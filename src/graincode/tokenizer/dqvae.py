@@ -136,7 +136,7 @@ class DQVAE(nn.Module):
         return best
 
     def codes_at(self, probe: Probe, routing: Routing) -> GrainCodes:
-        """The codes of probed images, routed so, without gradients."""
+        """The codes of a probe's images under a routing, without gradients."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
         parts = zip(self.quantizers, gather_cells(probe.features, routing.grains, self.layout), strict=True)

@@ -15,12 +15,14 @@ from graincode.distributed import collectives
 
 @dataclass(frozen=True)
 class Quantized:
-    """Attributes:
-    vectors: (N, D), the chosen codebook entries; gradients pass straight through to the input.
-    indices: (N,) long in [0, codebook size).
-    error: (N,) what each code adds to the loss, with weight `commitment`: the mean squared distance between an input
-        and its entry, unless the quantiser says otherwise.
-    seen: what `Quantizer.update` learns from, without gradients.
+    """N quantised vectors, and what comes with them.
+
+    Attributes:
+        vectors: (N, D), the chosen codebook entries; gradients pass straight through to the input.
+        indices: (N,) long in [0, codebook size).
+        error: (N,) what each code adds to the loss, with weight `commitment`: the mean squared distance between an
+            input and its entry, unless the quantiser says otherwise.
+        seen: what `Quantizer.update` learns from, without gradients.
     """
 
     vectors: Tensor

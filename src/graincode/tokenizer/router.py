@@ -76,7 +76,7 @@ class Router(nn.Module):
         return {}
 
     def update(self, routings: Sequence[Routing]) -> None:
-        """After an optimizer step, whose micro-batches were routed so."""
+        """After an optimizer step, learn from the routings of its micro-batches."""
 
 
 class QuantileRouter(Router):

@@ -72,8 +72,7 @@ class Meter:
 
 
 def early_read(number: Tensor) -> Callable[[], float]:
-    """Copies a number that the device knows early in a step; what comes back reads the copy at the step's end, without
-    waiting for the rest."""
+    """Copies a number that is known early in a step; the result reads it later, without waiting for the rest."""
     if not number.is_cuda:
         return number.item
     copy, event = torch.empty_like(number, device="cpu", pin_memory=True), torch.cuda.Event()

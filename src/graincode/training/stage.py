@@ -35,7 +35,8 @@ class StepOutput:
     Attributes:
         terms: of its loss, and what is only reported, by name; the rest has no gradients.
         reconstruction: (B, 3, H, W) images, which a discriminator learns to distinguish from the batch's.
-        codes, routing: of each codebook, and the grains of the batch's regions.
+        codes: of each codebook.
+        routing: the grains of the batch's regions.
         observed: sums that an adversary learns from.
     """
 

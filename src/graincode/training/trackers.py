@@ -29,7 +29,7 @@ class LogSettings:
     Attributes:
         tracker: Accelerate's name of a tracker; None: log.jsonl alone, and no pictures.
         project, init: its first argument, and others; "{name}" and "{folder}" stand for the run's.
-        resume: arguments more where a run goes on; "{id}" stands for the id that the tracker gave the run.
+        resume: further arguments where a run goes on; "{id}" stands for the id that the tracker gave the run.
         id: attribute or method of the tracker's own run that holds that id; None: it needs none.
         images: what its `log_images` takes: a (1, 3, H, W) array, a list of images, or one; None: it has none.
         config: whether it is given the run's configuration.
@@ -45,8 +45,8 @@ class LogSettings:
 
 
 class RunLog:
-    """Scalars and images of one run in its folder, of which `step` steps were done before, and `evaluated` says whether
-    the evaluation after them, if any: lines of what comes later, left by an interrupted run, are dropped."""
+    """Scalars and images of one run in its folder, after `step` steps that are done; `evaluated` says whether so is
+    the evaluation after them. Lines of later steps, which an interrupted run has left, are dropped."""
 
     def __init__(
         self, folder: Path, step: int, evaluated: bool, settings: LogSettings, config: Mapping[str, Any] | None = None
