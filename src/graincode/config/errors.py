@@ -55,10 +55,9 @@ class Keys:
             return key
         named = [key for key in self.values if key.rpartition(".")[2] == name]
         equal = [key for key in named if _is_same(self.values[key], value)]
-        within = [key for key in equal if node and key.startswith(f"{self.typed(node.split('.')[0])}.")]
-        if equal:
-            return min(within or equal, key=lambda key: key.count("."))
-        return named[0] if len(named) == 1 else None
+        within = f"{self.typed(node.split('.')[0])}."
+        equal.sort(key=lambda key: (not key.startswith(within), key.count(".")))
+        return equal[0] if equal else named[0] if len(named) == 1 else None
 
     def explain(self, message: str, node: str = "") -> str:
         """A message about arguments, or about a path, with the keys that they came from."""
@@ -68,7 +67,7 @@ class Keys:
             return f"{' '.join(keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
-            if message.startswith(tuple(path + after for path in paths for after in (": ", " is ", "/"))):
+            if message.startswith(tuple(path + after for path in paths for after in (": ", " is ", " has ", " holds "))):
                 return f"{key}={message}"
         return message
 
@@ -163,14 +162,11 @@ def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
     if named := [group for group in _groups(runtime) if group.endswith(f"/{key}")]:
         values = [override.partition("=")[2] for override in overrides if override.lstrip("+~").startswith(f"{key}=")]
         return f"type {named[0]}={''.join(values[-1:])}"
-    known = {*_groups(runtime), *(name for name in Keys(cfg).values if name.split(".")[0] != "hydra")}
     owners = _owners(key, runtime)
     if exact := [option for option, own in owners.items() if own == key]:
         return f"type {' or '.join(exact)} too, which has it"
-    if owners and not any(name.rpartition(".")[2] == key.rpartition(".")[2] for name in known):
-        option, own = next(iter(owners.items()))
-        return f"type {own}, of {option}"
-    return nearest(key, known)
+    known = {*_groups(runtime), *owners.values(), *Keys(cfg).values}
+    return nearest(key, {name for name in known if not name.startswith("hydra")})
 
 
 def _composed(job: str, overrides: Sequence[str], unknown: str) -> DictConfig:

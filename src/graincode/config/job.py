@@ -91,15 +91,13 @@ def build(node: Any, **arguments: Any) -> Any:
     """Instantiate a checked node; a constructor's GraincodeError gets whole keys."""
     if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
         node = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
-    keys = Keys(node._get_root()) if isinstance(node, DictConfig) else None
     try:
         return hydra.utils.instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         if not isinstance(cause := error.__cause__, ValueError):
             raise
         line = cause.line if isinstance(cause, GraincodeError) else brief(cause)
-        line = keys.explain(line, str(error).partition("full_key: ")[2]) if keys else line
-        raise GraincodeError(line) from cause
+        raise GraincodeError(Keys(node._get_root()).explain(line, str(error).partition("full_key: ")[2])) from cause
 
 
 def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:

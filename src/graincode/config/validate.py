@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import REFERENCE, compose, explain, nearest
+from graincode.config.errors import REFERENCE, Keys, compose, explain, nearest
 from graincode.config.schema import KEYS, Range, config_directory, root_keys
 from graincode.core.errors import GraincodeError, brief
 from graincode.core.errors import check as check_value
@@ -41,15 +41,13 @@ def validate(job: str, cfg: DictConfig) -> None:
         GraincodeError: naming the key and what to type.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    flat = flatten(raw)
-    for key, value in {**dict.fromkeys(sorted(root_keys(job) - {*raw}), "???"), **flat}.items():
+    for key, value in {**dict.fromkeys(sorted(root_keys(job) - {*raw}), "???"), **flatten(raw)}.items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
         if isinstance(value, str) and key != "experiment" and (config_directory() / key.replace(".", "/")).is_dir():
             raise GraincodeError(f"{key}={value}: expected settings; type {key.replace('.', '/')}={value}")
         if ".layout." in key and value and not (key.endswith("_target_") or REFERENCE.fullmatch(str(value))):
-            advice = nearest(key, {other for other in flat if ".layout." not in other})
-            raise GraincodeError(f"{key}={value}: expected nothing, as the job fills it in; {advice}")
+            raise GraincodeError(f"{key}={value}: the job fills it in; {nearest(key, {*Keys(cfg).values})}")
     _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)})
 
 
