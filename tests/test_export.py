@@ -195,6 +195,12 @@ def test_a_class_of_one_s_own_can_be_registered(tmp_path, monkeypatch):
     assert export.load_export(tmp_path / "mine", "tokenizer").identity == identity
 
 
+def test_a_plugin_that_is_not_there_is_named(tokenizer, monkeypatch):
+    monkeypatch.setenv("GRAINCODE_PLUGINS", "nosuch")
+    with pytest.raises(GraincodeError, match="GRAINCODE_PLUGINS=nosuch: expected a module"):
+        export.load_export(tokenizer, "tokenizer")
+
+
 def test_every_class_that_exports_may_name_is_there():
     for name, cls in export._ALLOWED.items():
         package, _, attribute = name.rpartition(".")

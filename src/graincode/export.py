@@ -152,7 +152,7 @@ def load_pair(
     check_choice("precision", precision, PRECISIONS)
     generator = load_export(generator_path, "generator", device)
     tokenizer = load_export(tokenizer_path, "tokenizer", device)
-    check_layouts(generator.module.layout, tokenizer.module.layout, f"codes of {generator_path}", str(tokenizer_path))
+    check_layouts(generator.module.layout, tokenizer.module.layout, f"{generator_path}: its codes", str(tokenizer_path))
     trained_on = generator.provenance.get("tokenizer")
     if trained_on != tokenizer.identity:
         advice = f"but {tokenizer_path} is {tokenizer.identity}; give the tokenizer that its codes were extracted with"
@@ -171,7 +171,10 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 def _check_targets(config: Any, path: Path) -> None:
     for plugin in filter(None, os.environ.get("GRAINCODE_PLUGINS", "").split(",")):
-        import_module(plugin)
+        try:
+            import_module(plugin)
+        except ImportError as error:
+            raise GraincodeError(f"GRAINCODE_PLUGINS={plugin}: expected a module to import ({error})") from error
     for node in _nodes(config):
         strange = [key for key in node if str(key).startswith("_") and key != "_target_"]
         if strange:

@@ -45,7 +45,8 @@ def test_other_errors_pass():
     ("given.images=0: no", "", "given.images=0: no"), ("power=3: no", "", "features.lite0.power=3: no"),
     ("images: no export", "", "init_from=images: no export"),
     ("junk.png is damaged", "", "weights=junk.png is damaged"),
-    ("junk.png has codes of 1", "", "weights=junk.png has codes of 1"), ("images of one size", "", "images of one size"),
+    ("junk.png has codes of 1", "", "weights=junk.png has codes of 1"),
+    ("images of one size", "", "images of one size"),
 ])  # fmt: skip
 def test_messages_get_the_key_that_was_typed(message, node, expected):
     features = {"lite0": {"batch_size": 0, "power": 3}}

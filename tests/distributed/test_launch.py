@@ -68,6 +68,12 @@ def test_processes_exchange_and_process_0_gives_the_objective(tmp_path):
     assert started("sums", tmp_path, processes=3, more=0.5) == 6.5
 
 
+def test_processes_import_what_the_command_does(tmp_path, monkeypatch):
+    (tmp_path / "own_entry.py").write_text("def work(job, cfg):\n    return 7.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert launch("own_entry.work", "own", OmegaConf.create({}), Hardware(num_processes=1)) == 7.5
+
+
 @pytest.mark.parametrize(("case", "victim", "error", "said"), [
     ("is_killed", 0, ProcessFailed, "process 0 of 2 was killed by SIGKILL"),
     ("is_killed", 1, ProcessFailed, "process 1 of 2 was killed by SIGKILL"),

@@ -67,7 +67,9 @@ class Keys:
             return f"{' '.join(keys)}: {rest}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
-            if message.startswith(tuple(path + after for path in paths for after in (": ", " is ", " has ", " holds "))):
+            if message.startswith(
+                tuple(path + after for path in paths for after in (": ", " is ", " has ", " holds "))
+            ):
                 return f"{key}={message}"
         return message
 

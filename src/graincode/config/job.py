@@ -89,10 +89,11 @@ def run_job(job: str, cfg: DictConfig) -> float:
 
 def build(node: Any, **arguments: Any) -> Any:
     """Instantiate a checked node; a constructor's GraincodeError gets whole keys."""
+    own = node
     if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
-        node = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
+        own = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **arguments)
+        return hydra.utils.instantiate(own, _convert_="all", **arguments)
     except InstantiationException as error:
         if not isinstance(cause := error.__cause__, ValueError):
             raise

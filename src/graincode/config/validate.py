@@ -41,12 +41,15 @@ def validate(job: str, cfg: DictConfig) -> None:
         GraincodeError: naming the key and what to type.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in {**dict.fromkeys(sorted(root_keys(job) - {*raw}), "???"), **flatten(raw)}.items():
+    flat = dict.fromkeys(sorted(root_keys(job) - {*raw}), "???") | flatten(raw)
+    for key, value in flat.items():
         if value == "???":
             raise GraincodeError(f"{key} is not set: type {key}=...")
         if isinstance(value, str) and key != "experiment" and (config_directory() / key.replace(".", "/")).is_dir():
             raise GraincodeError(f"{key}={value}: expected settings; type {key.replace('.', '/')}={value}")
-        if ".layout." in key and value and not (key.endswith("_target_") or REFERENCE.fullmatch(str(value))):
+        name = key.rpartition(".")[2]
+        is_filled_in = ".layout." in key or (".model." in key and f"{key.partition('.model.')[0]}.{name}" in flat)
+        if is_filled_in and value and name != "_target_" and not REFERENCE.fullmatch(str(value)):
             raise GraincodeError(f"{key}={value}: the job fills it in; {nearest(key, {*Keys(cfg).values})}")
     _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)})
 

@@ -46,6 +46,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
         world |= {"MASTER_ADDR": hardware.address(), "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+        world["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))  # as ours
         own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
         envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
         args = ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())

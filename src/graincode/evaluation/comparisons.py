@@ -83,8 +83,7 @@ class Comparison(Mode):
             plan.warnings.append(f"is left out in some features: {', '.join(blind)} has no classifier")
         elif blind:
             self._leave_out(plan, "is", f"{', '.join(blind)} has no classifier")
-        if "fd" in plan.metrics and fewest < 2:
-            raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
+        check("num_samples", fewest, "2 or more for a Fréchet distance", "fd" not in plan.metrics or fewest >= 2)
         for network in self.networks.values() if "fd" in plan.metrics else ():
             if fewest <= network.dimension:
                 few = f"{network.name} has {network.dimension} features, and there are only {fewest} images"
@@ -135,7 +134,7 @@ class Comparison(Mode):
         """Leave a metric out, with a warning; raises if it was named in the settings."""
         if name in plan.metrics:
             if self.metrics is not None or (name == "kid" and self.kid_subset_size is not None):
-                raise GraincodeError(f"{name}: {reason}; leave it out of the metrics")
+                raise GraincodeError(f"metrics={name}: {reason}; leave it out")
             plan.metrics.remove(name)
             plan.warnings.append(f"{name} left out: {reason}")
 

@@ -136,9 +136,8 @@ class LikelihoodStream(DatasetStream):
         self, generator: Generator, tokenizer: DQVAE, dataset: ImageDataset, *loading: int, **how: Any
     ) -> None:
         super().__init__(dataset, *loading)
-        if not generator.has_likelihood:
-            kind = type(generator).__name__
-            raise GraincodeError(f"a {kind} fills codes in in any order, so it gives them no likelihood; draw samples")
+        kind = type(generator).__name__
+        check("generator", kind, "one with a likelihood, such as DGiT-AR", generator.has_likelihood)
         if generator.classes not in (0, classes := max(len(dataset.class_names), 1)):
             raise GraincodeError(f"the generator has {generator.classes} classes, and {dataset.name} has {classes}")
         self.name, self.facts = f"codes of {self.name}", how

@@ -106,7 +106,7 @@ class DGiTAR(Generator):
             check("causal", transformer.causal, "true, or codes would see what they predict", transformer.causal)
             if many:
                 embedding.check_positions(transformer)
-        check("next_position", next_position, "true with several grains", next_position or not many)
+        check("next_position", next_position, "true, or codes of one grain", next_position or not many)
         check("grain_map", grain_map, "modelled with one grain", many or not given)
         implied, chosen = last_positions == "implied", many and not given
         check("last_positions", last_positions, "implied with one grain or a given map", implied or chosen)

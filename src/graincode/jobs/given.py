@@ -58,7 +58,7 @@ def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
         raise GraincodeError(f"{' '.join(f'given.{key}={settings[key]}' for key in keys)}: expected one of them")
     settings.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(settings.codes_path, settings.split)
-    check_layouts(dataset.layout, generator.layout, f"codes of {settings.codes_path}", "this generator")
+    check_layouts(dataset.layout, generator.layout, f"{settings.codes_path}: these codes", "this generator")
     count = min(settings.images, len(dataset), cfg.num_samples)
     batch = dataset[[i % count for i in range(cfg.num_samples)]]
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)

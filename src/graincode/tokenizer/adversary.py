@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import check
 from graincode.core.losses import Term, hinge_discriminator, hinge_generator, lecam
 from graincode.core.schedules import ramp
 from graincode.distributed import collectives
@@ -30,7 +30,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         check("channels", channels, "1 or more", channels >= 1)
         check("layers", layers, "1 or more", layers >= 1)
-        self._smallest = 3 * 2**layers
+        self._depth = layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for index, (before, after) in enumerate(pairwise(widths), start=1):
@@ -43,9 +43,10 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        if min(images.shape[2:]) < self._smallest:
-            size = tuple(images.shape[2:])
-            raise GraincodeError(f"images of {size} pixels: such a discriminator takes {self._smallest} or more")
+        smallest, size = 3 * 2**self._depth, tuple(images.shape[2:])
+        check(
+            "layers", self._depth, f"fewer for images of {size} pixels: so many take {smallest}", min(size) >= smallest
+        )
         return self.layers(images)
 
 
