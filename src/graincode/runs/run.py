@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from graincode.core.errors import GraincodeError, brief, check
+from graincode.core.errors import GraincodeError, check
 from graincode.distributed import collectives
 from graincode.files import clear_leftovers, short_hash, write_json
 from graincode.runs.table import note_member
@@ -81,11 +82,9 @@ class Run:
         def record() -> None:
             link = self.path.with_name(f".latest-{self.path.name}")
             link.unlink(missing_ok=True)
-            try:
+            with suppress(OSError):  # where there can be no links, as on Windows, paths are to be typed
                 link.symlink_to(self.path.name)
                 link.replace(self.path.with_name("latest"))
-            except OSError as error:  # as on Windows without the right to make links
-                log.warning("latest does not lead to %s (%s): type its path instead", self.path, brief(error))
             write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
             note_member(self.path)
 

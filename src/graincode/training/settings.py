@@ -31,11 +31,10 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name.endswith(("_every", "_images", "_window")) or name in ("steps", "batch_size", "keep_checkpoints"):
-                check(name, value, "1 or more", value >= 1)
-            elif name in ("warmup_steps", "clip_grad_norm"):
-                check(name, value, "0 (off) or more", value >= 0)
-        check("ema_decay", self.ema_decay, "0 (off) to below 1", 0 <= self.ema_decay < 1)
+            least = 0 if name in ("warmup_steps", "clip_grad_norm", "ema_decay") else 1
+            if not isinstance(value, str):
+                check(name, value, f"{least} or more", value >= least)
+        check("ema_decay", self.ema_decay, "0 (off) to below 1", self.ema_decay < 1)
 
 
 @dataclass(frozen=True)
