@@ -63,8 +63,7 @@ def register(name: str, cls: type) -> None:
 
 
 def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
-    """Write a module's weights to a new directory, with the resolved node that it was built from, and JSON that says
-    where they come from; gives the identity.
+    """Write a module's weights, the resolved node that it was built from, and its origin; returns the identity.
 
     Raises:
         GraincodeError: the path exists, the disk is full, or the configuration names a class that could not be loaded.
@@ -127,7 +126,7 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
 
 
 def load_weights(module: nn.Module, path: PathLike, kind: Kind) -> str:
-    """Start a model from an export's weights, for fine-tuning; gives the export's identity.
+    """Start a model from an export's weights, for fine-tuning; returns the export's identity.
 
     Raises:
         GraincodeError: as `load_export`, or the model is built otherwise than the export's.

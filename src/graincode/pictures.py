@@ -76,8 +76,7 @@ def grain_maps(images: Tensor, grains: Tensor, cells: Sequence[tuple[int, int]],
 
 
 def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Figure:
-    """A chart, of at most so many bars, of how many images have how many codes: (N,) integers, N >= 1. Its ends are the
-    shortest and longest images of a layout."""
+    """A histogram of codes per image, (N,) integers, N >= 1, over all lengths of a layout, in at most so many bars."""
     costs = layout.codes_per_region
     fixed = [layout.num_regions * cost for cost in costs]
     step = math.gcd(*(cost - costs[0] for cost in costs)) or 1  # between two lengths that an image can have
@@ -100,8 +99,7 @@ def length_histogram(lengths: Tensor, layout: CodeLayout, bars: int = 64) -> Fig
 
 
 def grain_usage(codes: GrainCodes) -> Figure:
-    """A chart, for each grain, of its share of the regions, its share of the codes, and the share of the codebook that
-    it uses, for the codes of one image or more."""
+    """A chart of each grain's shares of regions and codes, and the share of the codebook that it uses."""
     layout = codes.layout
     used, grain = codes.indices[codes.first_cells], layout.expand(codes.grains, 0)[codes.first_cells]
     mine = [used[grain == g] for g in range(layout.num_grains)]

@@ -82,7 +82,7 @@ def job_main(job: str) -> None:
 
 
 def run_job(job: str, cfg: DictConfig) -> float:
-    """Run a job on a checked configuration, as one of its processes; gives its objective. Errors have whole keys."""
+    """Run a job on a checked configuration, as one of its processes; returns its objective. Errors have whole keys."""
     with border(cfg):
         return import_module(f"graincode.jobs.{job}").run(cfg)
 

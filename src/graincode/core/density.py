@@ -164,8 +164,7 @@ def length_shares(ratios: Tensor, costs: Sequence[int]) -> Tensor:
 
 
 def ratios_at(level: Tensor, num_grains: int) -> Tensor:
-    """Mixtures from all coarse to all fine: (...) levels in [0, 1] to (..., K) ratios, binomial with K - 1 trials; for
-    two grains the level is the share of the fine one."""
+    """Mixtures from all coarse to all fine: (...) levels in [0, 1] to (..., K) ratios, binomial with K - 1 trials."""
     last = num_grains - 1
     level = level[..., None].double()
     count = torch.arange(num_grains, device=level.device)

@@ -66,8 +66,7 @@ def hinge_generator(fake: Tensor) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
-    """LeCam regulariser of a discriminator: real logits should not be far above the running mean of fake ones, nor fake
-    ones far below that of real ones.
+    """LeCam regulariser: against real logits above the running mean of fake ones, and fake below that of real ones.
 
     Args:
         real, fake: (B, ...) logits of B images.

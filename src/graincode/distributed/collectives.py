@@ -34,14 +34,14 @@ def is_main() -> bool:
 
 
 def sum_(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its sum over all processes, bit-equal on each, and give it."""
+    """Replace a tensor by its sum over all processes, bit-equal on each, and return it."""
     if count() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def broadcast_(tensor: Tensor) -> Tensor:
-    """Replace a tensor by that of process 0, and give it."""
+    """Replace a tensor by that of process 0, and return it."""
     if count() > 1:
         dist.broadcast(tensor, 0)
     return tensor

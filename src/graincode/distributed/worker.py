@@ -24,7 +24,7 @@ from graincode.files import write_json
 
 
 def work(entry: str, job: str, folder: Path, parent: int) -> int:
-    """Run a job as the process that the environment says; gives the exit status."""
+    """Run a job as the process that the environment says; returns the exit status."""
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     rank = int(os.environ["RANK"])
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)

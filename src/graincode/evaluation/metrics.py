@@ -70,8 +70,7 @@ def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 
     """`precision`: share of generated images that lie within reach of real ones; `recall`: the other way round.
 
     An image reaches as far as its k-th neighbour in its own set.
-    Source: "Improved Precision and Recall Metric for Assessing Generative Models" (Kynkäänniemi et al., 2019), by
-        torch-fidelity's function.
+    Source: improved precision and recall (Kynkäänniemi et al., 2019), by torch-fidelity's function.
     """
     _check_neighbours(generated, real, neighbours)
     how = {"prc_neighborhood": neighbours, "prc_batch_size": _BLOCK, "save_cpu_ram": True, "verbose": False}

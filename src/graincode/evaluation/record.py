@@ -23,7 +23,7 @@ from graincode.files import replacing, write_json
 
 
 def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
-    """Measure; write `metrics.json` and what the mode and `keep_images` leave into a folder; gives the record."""
+    """Measure; write `metrics.json` and what the mode and `keep_images` leave into a folder; returns the record."""
     context, images, reference, clock = plan.context, plan.images, plan.reference, time.perf_counter
     networks, subset, began, waits = context.networks, plan.subset, clock(), []
     real = {

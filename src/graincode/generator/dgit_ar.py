@@ -135,8 +135,7 @@ class DGiTAR(Generator):
         return self.position_transformer, self.content_transformer
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
-        """Likelihood of a batch of codes of this layout, given (B,) labels; label dropout takes the random numbers of
-        `rng`, or of torch's generator."""
+        """Likelihood of a batch of codes, given (B,) labels; label dropout draws from `rng`, or torch's generator."""
         layout, table = self.layout, self.layout.slots(codes.grains.device)
         targets = to_sequences(codes)
         known = targets.slots.clamp(max=layout.num_slots - 1)

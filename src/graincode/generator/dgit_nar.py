@@ -61,8 +61,7 @@ class DGiTNAR(Generator):
 
     Codes are tokens of content (the vector of "no content" where it is masked), position and grain, without an order.
     Regions are tokens of position and grain, or a vector for a masked one. The condition is added to every token, which
-    is then normalised, and modulates the blocks of transformers with `adaln`. With one grain this is MaskGIT, and there
-    is no grain transformer.
+    is then normalised, and modulates the blocks of transformers with `adaln`. With one grain: MaskGIT.
 
     Args:
         width: of each token, in all parts.
@@ -108,8 +107,7 @@ class DGiTNAR(Generator):
         initialize(self.grain, self.grain_head, self.content_head)
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> MaskedPredictions:
-        """Predictions of codes and regions of a batch that are masked at random, given (B,) labels; masks and label
-        dropout take the random numbers of `rng`, or of torch's generator."""
+        """Predictions of a batch's masked codes and regions, given (B,) labels; masks and dropout are by `rng`."""
         layout, condition = self.layout, self.conditioning(labels, rng)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code

@@ -42,8 +42,7 @@ class AutoregressiveObjective:
         self.position_weight = position_weight
 
     def __call__(self, likelihood: SequenceLikelihood) -> dict[str, Term]:
-        """The terms for the likelihood of a batch, in nats; only reported are `bits_per_image`, and its parts
-        `bits_content_g` and `bits_position_g`."""
+        """The terms for a likelihood, in nats; only reported: `bits_per_image`, `bits_content_g`, `bits_position_g`."""
         codes, decided, images = likelihood.is_code.sum(), likelihood.decided_grains, len(likelihood.content)
         terms = {"content": Term(likelihood.content.sum(), codes)}
         for g in range(decided):

@@ -125,8 +125,7 @@ class Transformer(nn.Module):
         mlp: "swiglu" has as many parameters as "gelu".
         qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
         rotary: whether they are rotated by their positions; `forward` then takes the angles.
-        adaln: whether the condition shifts, scales and gates each branch; without effect at first (in DiT, Peebles &
-            Xie, 2022, gates start closed).
+        adaln: whether the condition shifts, scales and gates each branch; without effect at first.
     """
 
     def __init__(
@@ -223,7 +222,7 @@ class KeyValueCache:
         self.length += 1
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Add one token's (B, heads, 1, d) keys and values; gives views of all so far, (B, heads, length, d)."""
+        """Add one token's (B, heads, 1, d) keys and values; returns views of all so far, (B, heads, length, d)."""
         return [self._extend(store, new) for store, new in zip(self.layers[layer], (keys, values), strict=True)]
 
     def _extend(self, store: Tensor, new: Tensor) -> Tensor:

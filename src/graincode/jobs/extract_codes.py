@@ -29,7 +29,7 @@ from graincode.tokenizer import DQVAE
 
 
 def run(cfg: DictConfig) -> float:
-    """Write the codes of all splits; gives the mean number of codes per training image (or of the first split)."""
+    """Write the codes of all splits; returns the mean number of codes per training image (or of the first split)."""
     check("splits", cfg.splits, "one or more, for example [train,val]", len(cfg.splits) > 0)
     augmentation: Augmentation = build(cfg.augmentation)
     augmentation.check_views(cfg.views)

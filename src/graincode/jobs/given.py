@@ -27,8 +27,7 @@ from graincode.tokenizer import DQVAE
 
 @dataclass(frozen=True)
 class Given:
-    """What is given of B samples: the prompt, the codes of the images that it repeats, and (B,) labels; and the
-    identities of what these were read from."""
+    """What is given of B samples: a prompt, codes of the images that it repeats, (B,) labels, hashes of inputs."""
 
     prompt: CodePrefix | CodeMask
     codes: GrainCodes

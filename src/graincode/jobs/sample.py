@@ -28,7 +28,7 @@ from graincode.pictures import grid
 
 
 def run(cfg: DictConfig) -> float:
-    """Draw, decode and keep; gives seconds per image."""
+    """Draw, decode and keep; returns seconds per image."""
     cfg.generator_path = str(resolve_path(cfg, "generator_path", "train_generator", "export"))
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     chosen, hardware = build(cfg.sampler), build(cfg.hardware)

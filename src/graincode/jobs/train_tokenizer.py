@@ -36,7 +36,7 @@ _FIRST_IMAGES = 4096  # that codebooks start from
 
 
 def run(cfg: DictConfig) -> float:
-    """Train and export; gives the mean squared error on validation images, in [0, 1]."""
+    """Train and export; returns the mean squared error on validation images, in [0, 1]."""
     hardware, trainer, source = build(cfg.hardware), build(cfg.trainer), build(cfg.data)
     settings, size, classes = cfg.tokenizer, source.image_size, len(source.class_names)
     layout = CodeLayout(size, settings.grains, settings.codebook_size, classes, settings.codebook)

@@ -51,7 +51,7 @@ class FrozenNetwork(ABC):
         return self._loaded
 
     def to(self, device: torch.device | str) -> Self:
-        """Compute on this device from now on, instead of the images'; gives the network itself."""
+        """Compute on this device from now on, instead of the images'; returns the network itself."""
         self._device = torch.device(device)
         return self
 

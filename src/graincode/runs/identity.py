@@ -9,8 +9,7 @@ from typing import Any
 
 
 def identity_of(config: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    """The settings that matter to a run's result, by dotted key: all but those that match a pattern of `fnmatch`, such
-    as "*_path", and all below them."""
+    """The settings that matter to a result, by dotted key: all that match no `fnmatch` pattern, nor are below one."""
 
     def matters(key: str) -> bool:
         above = accumulate(key.split("."), "{}.{}".format)

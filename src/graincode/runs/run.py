@@ -92,7 +92,7 @@ class Run:
         return objective
 
     def report_finished(self, result: dict[str, Any]) -> float:
-        """Say that there is nothing left to do; gives the recorded objective."""
+        """Say that there is nothing left to do; returns the recorded objective."""
         collectives.on_main(lambda: note_member(self.path))
         advice = "choose another run_name to run it again"
         log.info("%s is finished (objective %.6g): %s", self.path, result["objective"], advice)

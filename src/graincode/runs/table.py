@@ -31,7 +31,7 @@ Lines = dict[str, list[tuple[float, float, float]]]  # points (x, y, spread of y
 
 
 def update_table(folder: Path) -> Path:
-    """Write `table.csv` in a folder of runs, with a line for every metrics.json, and give its path."""
+    """Write `table.csv` in a folder of runs, with a line for every metrics.json, and return its path."""
     path = folder / "table.csv"
     with FileLock(folder / ".table.lock"):
         rows = []
@@ -62,7 +62,7 @@ def collect_sweep(folder: Path) -> None:
 
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     """Write the table of a sweep, whose members have a `run` directory and `overrides`, into its folder, with plots of
-    the metrics over the settings that vary; gives the table's path."""
+    the metrics over the settings that vary; returns the table's path."""
     settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
     names = dict.fromkeys(name for setting in settings for name in setting)
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]

@@ -18,8 +18,7 @@ class AutoregressiveLogits(Protocol):
         """Take in the last token, (B,) slots and contents."""
 
     def regions(self) -> Tensor:
-        """(B, R + 1) logits of the region that comes next, or the end of the grain; illegal regions need not be masked.
-        It is not called where all are implied."""
+        """(B, R + 1) logits of the next region or the end, illegal ones included; not called where it is implied."""
 
     def contents(self, slots: Tensor) -> Tensor:
         """Given the (B,) slots of the next token, the (B, V) logits of its content."""

@@ -69,8 +69,7 @@ class SimVQuantizer(_LearnedQuantizer):
 
 
 class CosineQuantizer(_LearnedQuantizer):
-    """A low-dimensional codebook on the unit sphere: vectors are projected to it, and the entry at the smallest angle,
-    normalised, is projected back.
+    """A low-dimensional codebook on the unit sphere: vectors are projected to it, and the nearest entry back.
 
     Args:
         projected_dim: dimension of the codebook, 2 or more; without projections if it is D.

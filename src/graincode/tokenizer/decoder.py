@@ -18,8 +18,7 @@ _WAVES = (torch.sin, torch.cos)
 
 
 class PositionSignal(nn.Module):
-    """Adds projected Fourier features of row and column, and a learned vector per row and per column, to a map of
-    `grid` cells and `dim` channels."""
+    """Adds projected Fourier features of row and column, and a learned vector for each, to a map of `grid` cells."""
 
     def __init__(self, grid: tuple[int, int], dim: int, frequencies: int = 4) -> None:
         super().__init__()

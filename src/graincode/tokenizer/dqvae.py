@@ -68,8 +68,7 @@ class DQVAE(nn.Module):
         return self.decoder.last.weight.device
 
     def forward(self, images: Tensor, ratios: Ratios | None = None, rng: SampleRng | None = None) -> Reconstruction:
-        """Encode, quantise and decode images, with gradients; images and ratios as in `tokenize`, and random numbers
-        from torch's generator without an `rng`."""
+        """Encode as `tokenize`, and decode, with gradients; random numbers are torch's without an `rng`."""
         probe = self.probe(images, rng)
         features = probe.features  # before the router, which may compute them without gradients
         routing = self.router(probe, ratios)

@@ -151,7 +151,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> Tensor:
-        """Move the codebook; gives the () share of its entries that restart."""
+        """Move the codebook; returns the () share of its entries that restart."""
         counts, sums = torch.zeros_like(self.counts), torch.zeros_like(self.sums)
         fresh = sums.new_zeros(self.max_restarts, sums.shape[1])
         smallest = torch.full((self.max_restarts,), torch.inf, dtype=torch.float64, device=sums.device)

@@ -108,7 +108,7 @@ class QuantileRouter(Router):
 
     @torch.no_grad()
     def calibrate(self, probes: Iterable[Probe]) -> dict[str, float]:
-        """Set the quantile function from training images, of which each process has its share; gives `asked_g` and
+        """Set the quantile function from training images, of which each process has its share; returns `asked_g` and
         `achieved_g`, the shares of each grain g on these images, which differ where many regions tie."""
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
@@ -199,8 +199,7 @@ class FeatureRouter(Router):
         layout: the code layout, with two grains or more.
         code_dim: dimension D of the features.
         ratios: share of regions at each grain that the budget aims at.
-        budget: weight of the sum over the finer grains of (share - ratio)^2. Published: 20 for two grains (2 gamma,
-            gamma 10), 1 for three.
+        budget: weight of the sum over the finer grains of (share - ratio)^2; published: 20 for two, 1 for three.
         temperature: of the Gumbel-softmax, above 0.
     Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
     """

@@ -86,7 +86,7 @@ class Training:
         self.batches = load_batches(stage.dataset, parts, machine.hardware.workers, machine.device.type == "cuda")
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
-        """Train to the end; gives the module to export, in evaluation mode, and the metrics of its evaluation. Raises
+        """Train to the end; returns the module to export, in evaluation mode, and the metrics of its evaluation. Raises
         GraincodeError if a number is not finite or weights differ between processes, Stopped after a signal."""
         try:
             with Interruption() as interruption:
@@ -121,7 +121,7 @@ class Training:
                 raise Stopped(f"stopped by {name} after step {at.step}, state saved: the same command goes on")
 
     def _step(self, number: int, factor: float, interruption: Interruption) -> bool:
-        """One optimizer step of every trainable; gives whether some process was asked to stop."""
+        """One optimizer step of every trainable; returns whether some process was asked to stop."""
         machine, schedule, processes = self.machine, self.schedule, collectives.count()
         prepared = [one for one in self.prepared if one.trainable.trains(number)]
         for one in prepared:

@@ -27,8 +27,7 @@ except ImportError:  # Windows
 
 
 class Meter:
-    """Means of terms and frequencies over a logging interval, kept on the device; only `flush` and `state` wait for it,
-    once, and add up all processes."""
+    """Means of terms and frequencies over an interval, on the device; `flush` and `state` wait and add processes up."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Tensor]] = {"terms": {}, "histograms": {}}
@@ -126,8 +125,7 @@ class FiniteNumbers:
 
 
 class Speed:
-    """How fast all processes train together, with `items` in each step and `flops` of each, forward and backward; the
-    loop counts `steps`, and seconds `waited` for data."""
+    """Speed of all processes, with `items` a step, `flops` an item; the loop counts `steps`, and seconds `waited`."""
 
     def __init__(self, machine: Machine, items: int, flops: float) -> None:
         self._machine, self._items, self._flops = machine, items, flops

@@ -45,8 +45,7 @@ class LogSettings:
 
 
 class RunLog:
-    """Scalars and images of one run in its folder, after `step` steps that are done; `evaluated` says whether so is
-    the evaluation after them. Lines of later steps, which an interrupted run has left, are dropped."""
+    """Scalars and images of a run in its folder; what follows `step` and, if `evaluated`, its evaluation is dropped."""
 
     def __init__(
         self, folder: Path, step: int, evaluated: bool, settings: LogSettings, config: Mapping[str, Any] | None = None
