@@ -180,7 +180,7 @@ def _check_targets(config: Any, path: Path) -> None:
             raise GraincodeError(f"{path}: has the key {strange[0]!r}, which no export has; do not trust this file")
         target = node.get("_target_", "graincode.tokenizer.DQVAE")
         if not isinstance(target, str) or target not in _ALLOWED:
-            advice = "if the class is your own, call graincode.export.register(name, class) first"
+            advice = "register your own class by graincode.export.register, in a module that $GRAINCODE_PLUGINS names"
             raise GraincodeError(f"{path}: asks for {target!r}, which exports may not name; {advice}")
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.export import register
 from graincode.tokenizer import Probe, Router, Routing
@@ -28,6 +29,7 @@ class CheckerRouter(Router):
     """Every other region gets the finest grain, whatever it shows."""
 
     def forward(self, probe: Probe, ratios=None) -> Routing:
+        check("ratios", ratios, "none, as half of the regions are fine", ratios is None)
         rows, columns = self.layout.grids[0]
         is_fine = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2 == 1
         grains = (is_fine.long() * (self.layout.num_grains - 1)).to(probe.images.device)

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports below, so that --help answers a
     raise SystemExit(job_main("extract_codes"))
 
 import json
+import logging
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -26,6 +27,8 @@ from graincode.export import load_export
 from graincode.files import write_json
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
+
+log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
@@ -78,4 +81,5 @@ def run(cfg: DictConfig) -> float:
         }
         collectives.on_main(lambda: write_json(folder / "codes.json", info))
         chosen = splits.get("train", next(iter(splits.values())))
+        log.info("codes: %s, %.2f an image", folder, chosen["mean_length"])
         return run.finish(chosen["mean_length"], metrics=splits)
