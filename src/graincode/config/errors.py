@@ -32,9 +32,8 @@ class Keys:
 
     def __init__(self, cfg: DictConfig) -> None:
         self._raw: Any = OmegaConf.to_container(cfg, resolve=False)
-        flat = flatten(self._raw, nodes=True)
-        own = [key for key, value in flat.items() if ".layout." not in key and not REFERENCE.fullmatch(str(value))]
-        self.values = {key: flat[key] for key in own}  # without layouts, which are filled in by the job
+        flat = {key: value for key, value in flatten(self._raw, nodes=True).items() if ".layout." not in key}
+        self.values = {key: value for key, value in flat.items() if not REFERENCE.fullmatch(str(value))}
 
     def typed(self, key: str) -> str:
         """The key that a key gets its value from: itself, or what `${...}` on the way to it names."""
@@ -49,8 +48,6 @@ class Keys:
 
     def find(self, name: str, value: str, node: str = "") -> str | None:
         """The key of an argument: of the node that was built, or else of the same name and value, or name alone."""
-        if "." in name and name in self.values:
-            return name
         if node and (key := self.typed(f"{node}.{name}")) in self.values:
             return key
         named = [key for key in self.values if key.rpartition(".")[2] == name]
@@ -100,15 +97,13 @@ def border(cfg: DictConfig) -> Iterator[None]:
         if type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
         less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
-        if "trainer" in cfg:
-            more = "hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
-            less = f"trainer.batch_size= less, {more}"
+        more = "hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
+        less = f"trainer.batch_size= less, {more}" if "trainer" in cfg else less
         raise GraincodeError(f"{'. '.join(str(error).split('. ')[:2])}: type {less}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        line = f"no room on the disk{where} ({error.strerror}): make room; the same command then goes on"
+        line = f"no room on the disk for {error.filename or 'results'} ({error.strerror}): make room, and go on"
         raise GraincodeError(line) from error
 
 
@@ -137,11 +132,17 @@ def explain(error: Exception, job: str, arguments: Sequence[str]) -> str:
     if several := _SEVERAL.search(text):
         return "{0}={1}: type {0}=[{1}] for a list, or add --multirun for a sweep".format(*several.groups())
     recipe, unknown = _IN_RECIPE.search(str(error)), _UNKNOWN.search(text)
+    key = unknown.group(1) if unknown else ""
+    typed = {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
+    try:
+        cfg = compose(job, [o for o in overrides if "=" in o and o.split("=")[0].lstrip("+~") != key], with_hydra=True)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        cfg = compose(job, [o for o in overrides if o.startswith("hydra.searchpath=")], with_hydra=True)
+    runtime = cfg.hydra.runtime
     if unknown and not recipe:
-        return f"unknown key {unknown.group(1)!r}: {_of_unknown(unknown.group(1), job, overrides)}"
-    runtime = _composed(job, overrides, "").hydra.runtime
+        return f"unknown key {key!r}: {_of_unknown(key, typed.get(key, ''), job, cfg)}"
     group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    for key, _, value in (override.partition("=") for override in overrides if "Config group override" in text):
+    for key, value in typed.items() if "Config group override" in text else ():
         if key in runtime.choices and value not in options(key, runtime):
             group, name = key, value
     if recipe:
@@ -155,28 +156,17 @@ def explain(error: Exception, job: str, arguments: Sequence[str]) -> str:
     return text
 
 
-def _of_unknown(key: str, job: str, overrides: Sequence[str]) -> str:
+def _of_unknown(key: str, value: str, job: str, cfg: DictConfig) -> str:
     head = re.split(r"[./]", key)[0]
     if others := [name for name in JOBS if head in root_keys(name) - root_keys(job)]:
         return f"it belongs to {' and '.join(others)}"
-    cfg = _composed(job, overrides, key)
-    runtime = cfg.hydra.runtime
-    if named := [group for group in _groups(runtime) if group.endswith(f"/{key}")]:
-        values = [override.partition("=")[2] for override in overrides if override.lstrip("+~").startswith(f"{key}=")]
-        return f"type {named[0]}={''.join(values[-1:])}"
-    owners = _owners(key, runtime)
+    groups, owners = _groups(cfg.hydra.runtime), _owners(key, cfg.hydra.runtime)
+    if named := [group for group in groups if group.endswith(f"/{key}")]:
+        return f"type {named[0]}={value}"
     if exact := [option for option, own in owners.items() if own == key]:
         return f"type {' or '.join(exact)} too, which has it"
-    known = {*_groups(runtime), *owners.values(), *Keys(cfg).values}
+    known = {*groups, *owners.values(), *Keys(cfg).values}
     return nearest(key, {name for name in known if not name.startswith("hydra")})
-
-
-def _composed(job: str, overrides: Sequence[str], unknown: str) -> DictConfig:
-    """The configuration of a command without its unknown key, or else of the job in the same directories."""
-    fitting = [o for o in overrides if "=" in o and o.split("=")[0].lstrip("+~") != unknown]
-    with suppress(HydraException, OmegaConfBaseException, ValueError):
-        return compose(job, fitting, with_hydra=True)
-    return compose(job, [o for o in overrides if o.startswith("hydra.searchpath=")], with_hydra=True)
 
 
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
@@ -205,8 +195,7 @@ def options(group: str, runtime: DictConfig) -> list[str]:
 
 def list_groups(runtime: DictConfig) -> str:
     """A line for each group that a job has, with its options: for --help."""
-    found = ((group, options(group, runtime)) for group in _groups(runtime))
-    return "\n".join(f"{group}: {', '.join(names)}" for group, names in found if names)
+    return "\n".join(f"{group}: {', '.join(options(group, runtime)) or 'null'}" for group in _groups(runtime))
 
 
 def _owners(key: str, runtime: DictConfig) -> dict[str, str]:
