@@ -50,8 +50,7 @@ def density_maps(density: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, H0, W0) densities to (B, 3, H, W) uint8, dark blue for the lowest of the batch to yellow for the highest, by
     rank: a few regions may be far denser than all others."""
     values, rank = density.unique(return_inverse=True)
-    levels = rank.float() / max(len(values) - 1, 1)
-    return F.interpolate(_coloured(levels, "cividis"), size=size, mode="nearest")
+    return F.interpolate(_coloured(rank.float() / max(len(values) - 1, 1), "cividis"), size=size, mode="nearest")
 
 
 def error_maps(images: Tensor, reconstructions: Tensor, limit: float = 0.04) -> Tensor:

@@ -46,8 +46,7 @@ class Rows:
 
     def filled(self, count: int) -> Self:
         """As many images; those that are missing have zeros."""
-        missing = count - len(self)
-        return self._map(lambda tensor: F.pad(tensor, [0] * (2 * tensor.ndim - 1) + [missing]))
+        return self._map(lambda tensor: F.pad(tensor, [0] * (2 * tensor.ndim - 1) + [count - len(self)]))
 
 
 @dataclass(frozen=True)

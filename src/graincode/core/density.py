@@ -192,8 +192,7 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
     spent = ratios.double() @ torch.tensor(costs, dtype=torch.float64, device=density.device)
     order = density.flatten(1).argsort(dim=1, descending=True, stable=True)
     fits = each[order].cumsum(dim=1) <= ((spent - costs[0]) * regions)[:, None] + 1e-6
-    chosen = torch.zeros_like(fits).scatter_(1, order, fits)
-    return chosen.view(density.shape).sum(dim=-1)
+    return torch.zeros_like(fits).scatter_(1, order, fits).view(density.shape).sum(dim=-1)
 
 
 def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:

@@ -23,8 +23,7 @@ def brief(error: object) -> str:
 
 
 def check(name: str, value: Any, expected: str, holds: bool) -> None:
-    """Refuse an argument: `check("sigma", sigma, "a number above 0", sigma > 0)` raises the GraincodeError "sigma=-1:
-    expected a number above 0"."""
+    """Refuse an argument unless a condition holds: GraincodeError "sigma=-1: expected a number above 0", say."""
     if not holds:
         raise GraincodeError(f"{name}={value}: expected {expected}")
 

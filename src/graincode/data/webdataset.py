@@ -98,8 +98,7 @@ class WebDataset(EncodedSource):
 
     def _encoded(self, split: str) -> tuple[Members, Tensor]:
         chosen = {field: values[self._splits[split]] for field, values in self._index.items()}
-        labels = torch.from_numpy(chosen["label"] * bool(self.class_names))
-        return Members(self._shards, chosen), labels
+        return Members(self._shards, chosen), torch.from_numpy(chosen["label"] * bool(self.class_names))
 
     @cached_property
     def _shards(self) -> tuple[Path, ...]:

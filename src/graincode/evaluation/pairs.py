@@ -109,8 +109,7 @@ class CodeMetrics:
         }
         for g, counts in enumerate(entries if layout.num_grains > 1 else ()):
             if bool(counts.any()):
-                both = map(Estimate, codebook_use(counts))
-                found[f"codebook_usage_{g}"], found[f"codebook_perplexity_{g}"] = both
+                found[f"codebook_usage_{g}"], found[f"codebook_perplexity_{g}"] = map(Estimate, codebook_use(counts))
         return found
 
 

@@ -213,8 +213,7 @@ def cached_statistics(
 
 
 def _header(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor], count: str) -> dict[str, str]:
-    tensors_hash = hash_tensors(tensors)
-    return {"weights": network.weights_hash, "content": content, "tensors": tensors_hash, "count": count}
+    return {"weights": network.weights_hash, "content": content, "tensors": hash_tensors(tensors), "count": count}
 
 
 def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Statistics | None:

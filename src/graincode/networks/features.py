@@ -44,8 +44,7 @@ class FrozenNetwork(ABC):
         """Read the weights."""
 
     def load(self, size: tuple[int, int] | None = None) -> Loaded:
-        """The network, loaded once; refuses weights that are not at hand or do not fit, and images of a (height, width)
-        that it does not take."""
+        """The network, loaded once; refuses weights that do not fit or are not there, or a small (height, width)."""
         if self._loaded is None:
             self._loaded = self._load(size)
         return self._loaded

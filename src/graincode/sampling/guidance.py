@@ -35,8 +35,7 @@ class Guidance:
     def _guide(self, logits: Tensor, progress: Tensor) -> Tensor:
         """(2 N, ...) logits of images of which an (N,) share is completed, to (N, ...)."""
         conditional, unconditional = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(2)
-        share = self._share(progress).to(conditional.dtype)
-        scale = 1 + (self.scale - 1) * share.view(-1, *[1] * (logits.ndim - 1))
+        scale = 1 + (self.scale - 1) * self._share(progress).to(conditional.dtype).view(-1, *[1] * (logits.ndim - 1))
         return unconditional + scale * (conditional - unconditional)
 
 

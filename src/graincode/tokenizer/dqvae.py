@@ -114,8 +114,7 @@ class DQVAE(nn.Module):
         check("psnr", psnr, "null where ratios are given: one follows from the other", psnr is None or ratios is None)
         check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
         probe = self.probe(images)
-        routing = self.router(probe, ratios)
-        return self.codes_at(probe, routing) if psnr is None else self._reach(probe, psnr)
+        return self.codes_at(probe, self.router(probe, ratios)) if psnr is None else self._reach(probe, psnr)
 
     def _reach(self, probe: Probe, psnr: float) -> GrainCodes:
         """The codes of all images with as few of them as reach an error, by halving the range of mixtures."""
@@ -126,8 +125,7 @@ class DQVAE(nn.Module):
         for step in range(7):
             middle = low if step == 0 else (low + high) / 2  # the first tries whether all coarse will do
             codes = self.codes_at(probe, self.router(probe, ratios_at(middle, layout.num_grains)))
-            error = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1)
-            reached = error <= 10 ** (-psnr / 10)
+            reached = ((self.detokenize(codes) - images) / 2).square().flatten(1).mean(dim=1) <= 10 ** (-psnr / 10)
             high, low = torch.where(reached, middle, high), torch.where(reached, low, middle)
             better = reached & (codes.lengths <= best.lengths)
             kept = torch.arange(len(images), device=images.device) + torch.where(better, len(images), 0)

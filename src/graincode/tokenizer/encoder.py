@@ -87,8 +87,7 @@ class GrainEncoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) images in [-1, 1] to K feature maps (B, D, h_g, w_g), coarsest first."""
         # with a stride of 2 the last row and column would have no cell
-        x = self.stem(F.pad(images, (0, 1, 0, 1)) if self._is_bordered else images)
-        trunk = [self.levels[0](x)]
+        trunk = [self.levels[0](self.stem(F.pad(images, (0, 1, 0, 1)) if self._is_bordered else images))]
         for down, level in zip(self.downs, self.levels[1:], strict=True):
             trunk.append(level(down(trunk[-1])))
         return [head(trunk[tap]) for head, tap in zip(self.heads, self._taps, strict=True)]

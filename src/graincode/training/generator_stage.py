@@ -86,8 +86,7 @@ class GeneratorStage:
             meter.add(self.objective(module(batch.codes, batch.labels, rng)), weight)
             first += len(batch.labels)
         found = meter.flush()
-        metrics = {"objective": self.objective.judge(found), **found}
-        return Evaluation(metrics, self._pictures(module) if draw else {})
+        return Evaluation({"objective": self.objective.judge(found), **found}, self._pictures(module) if draw else {})
 
     def _pictures(self, module: Generator) -> dict[str, Tensor]:
         """Samples and their codes, a colour for each, above those of validation images."""
@@ -97,6 +96,5 @@ class GeneratorStage:
         both = GrainCodes.cat([samples, real.codes])
         shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
         if self.tokenizer is not None:
-            images = to_uint8(self.tokenizer.detokenize(both))
-            shown["samples, reconstructions"] = grid(images, count, 2)
+            shown["samples, reconstructions"] = grid(to_uint8(self.tokenizer.detokenize(both)), count, 2)
         return shown
