@@ -289,7 +289,7 @@ def test_images_and_references_that_cannot_be_measured_are_refused(folders, tmp_
         ),
         ([*LITE0, "images=folder", "images.path=/nowhere", *reference], "images.path=/nowhere: "),
         ([*LITE0, "images=folder", f"images.path={mixed}", *reference], "003.png", "32 x 48"),
-        ([*LITE0, "images=folder", f"images.path={one}", *reference], "expected at least 2"),
+        ([*LITE0, "images=folder", f"images.path={one}", *reference], "num_samples=1: expected 2 images"),
         ([*images, "reference=statistics", f"reference.path={tmp_path}/small.npz"], "reference.path=", "1280 features"),
         ([*images, "reference=statistics", f"reference.path={tmp_path}/other.npz"], "no arrays mu and sigma"),
         ([*images, "reference=folder", f"reference.path={tmp_path}/small.npz"], "mu and sigma are statistics"),

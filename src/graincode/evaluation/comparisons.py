@@ -83,7 +83,7 @@ class Comparison(Mode):
             plan.warnings.append(f"is left out in some features: {', '.join(blind)} has no classifier")
         elif blind:
             self._leave_out(plan, "is", f"{', '.join(blind)} has no classifier")
-        check("num_samples", fewest, "2 or more for a Fréchet distance", "fd" not in plan.metrics or fewest >= 2)
+        check("num_samples", fewest, "2 images or more for a Fréchet distance", "fd" not in plan.metrics or fewest >= 2)
         for network in self.networks.values() if "fd" in plan.metrics else ():
             if fewest <= network.dimension:
                 few = f"{network.name} has {network.dimension} features, and there are only {fewest} images"
