@@ -51,8 +51,7 @@ def run(cfg: DictConfig) -> float:
         stream = SampleStream(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, given and given.prompt)
         images, codes = stream.gathered()
         seconds = (time.perf_counter() - began) / cfg.num_samples
-        each = generator.classes if cfg.classes is None and 0 < generator.classes <= 20 else 10
-        columns = len(given.codes) if given else each  # one of each class, unless some were chosen, or they are many
+        columns = len(given.codes) if given else _columns(generator.classes, cfg.classes)
         shown = images[: columns * max(400 // columns, 1)]
         if given:
             shown = torch.cat([given.shown(tokenizer), shown])
@@ -62,6 +61,11 @@ def run(cfg: DictConfig) -> float:
             about = f"{mean_length:.1f} codes, drawn and decoded at {1 / seconds:.3g} images/s"
             print(f"{cfg.num_samples} samples of {about}: {run.path / 'samples.png'}")
         return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=generator.classes)
+
+
+def _columns(classes: int, chosen: list[int] | None) -> int:
+    """One for each class, unless some were chosen, or they are many."""
+    return classes if chosen is None and 0 < classes <= 20 else 10
 
 
 def _write(folder: Path, images: Tensor, codes: GrainCodes, labels: Tensor, picture: Tensor) -> None:

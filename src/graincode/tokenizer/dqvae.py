@@ -109,8 +109,10 @@ class DQVAE(nn.Module):
         shape, (height, width) = tuple(images.shape), self.layout.image_size
         if shape[1:] != (3, height, width):
             raise GraincodeError(f"images of shape {shape}: expected (batch, 3, {height}, {width}); resize the images")
-        in_range = images.is_floating_point() and bool((images.abs() <= 1.01).all())
-        check("images", images.dtype, "floating point in [-1, 1], as from_uint8 makes them", in_range)
+        if not (images.is_floating_point() and bool((images.abs() <= 1.01).all())):
+            low, high = images.float().aminmax()
+            found = f"{images.dtype} from {low:.3g} to {high:.3g}"
+            raise GraincodeError(f"images={found}: expected floating point in [-1, 1], as from_uint8 makes them")
         check("psnr", psnr, "null where ratios are given: one follows from the other", psnr is None or ratios is None)
         check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
         probe = self.probe(images)
