@@ -48,3 +48,12 @@ def labels_for(layout, count):
 
 def same(a, b):
     return torch.equal(a.grains, b.grains) and torch.equal(a.indices, b.indices)
+
+
+def untrained(layout):
+    """A DGiT-NAR of one grain layer and two content layers, as it starts."""
+    torch.manual_seed(0)
+    return DGiTNAR(
+        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
+        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 2, 4, causal=False),
+    )  # fmt: skip

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from helpers_generators import CLASSED, MODERN, WIDTH, labels_for, make_nar, same
+from helpers_generators import CLASSED, MODERN, WIDTH, labels_for, make_nar, same, untrained
 from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.codes import GrainCodes
@@ -24,15 +24,6 @@ from graincode.generator import (
 )
 from graincode.generator.dgit_nar import ConditionedLogits
 from graincode.sampling import AutoregressiveSampler, AutoSampler, MaskedSampler
-
-
-def untrained(layout):
-    torch.manual_seed(0)
-    return DGiTNAR(
-        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
-        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 2, 4, causal=False),
-    )  # fmt: skip
-
 
 ORDERS = ("confidence", "random", "halton", "coarse_first", "dense_first")
 

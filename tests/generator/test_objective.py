@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from helpers_generators import MODERN, WIDTH, labels_for, make_ar, make_nar
+from helpers_generators import MODERN, WIDTH, labels_for, make_ar, make_nar, untrained
 from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.core.layout import CodeLayout
@@ -12,7 +12,6 @@ from graincode.generator import (
     AutoregressiveObjective,
     ClassConditioning,
     DGiTAR,
-    DGiTNAR,
     HeterogeneousEmbedding,
     MaskedObjective,
     Transformer,
@@ -50,14 +49,6 @@ def test_an_untrained_model_pays_log_of_the_codebook():
     codes = random_codes(layout, random_grains(layout, 8))
     terms = AutoregressiveObjective()(model(codes, labels_for(layout, 8)))
     assert terms["content"].mean.item() == pytest.approx(math.log(256), abs=0.15)
-
-
-def untrained(layout):
-    torch.manual_seed(0)
-    return DGiTNAR(
-        layout, WIDTH, HeterogeneousEmbedding(layout, WIDTH, index=False), ClassConditioning(layout, WIDTH),
-        Transformer(WIDTH, 1, 4, causal=False), Transformer(WIDTH, 2, 4, causal=False),
-    )  # fmt: skip
 
 
 def test_an_untrained_masked_model_pays_log_of_the_codebook():
