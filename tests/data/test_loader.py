@@ -1,12 +1,15 @@
 """Which items each step sees."""
 
+import os
+import signal
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from graincode.data.loader import Schedule, Windows, in_order
+from graincode.data import loader
+from graincode.data.loader import Schedule, Windows, in_order, load_batches
 
 LENGTHS = np.random.default_rng(0).integers(16, 65, 500)
 
@@ -113,3 +116,15 @@ def test_in_order_gives_everything_once():
     data = torch.arange(10)
     assert torch.equal(torch.cat(list(in_order(data, 4))), data)
     assert torch.equal(torch.cat(list(in_order(data, 4, 6))), data[:6])
+
+
+def test_a_worker_outlives_a_signal_that_comes_while_it_starts(monkeypatch):
+    def start(worker):
+        os.kill(os.getpid(), signal.SIGTERM)
+        prepare(worker)
+
+    prepare = loader._outlive_signals
+    monkeypatch.setattr(loader, "_outlive_signals", start)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert torch.cat(list(load_batches(torch.arange(8), [[0, 1], [2, 3]], workers=1))).tolist() == [0, 1, 2, 3]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
-from graincode.distributed.signals import SIGNALS
+from graincode.distributed.signals import SIGNALS, blocked
 
 _WINDOWS = 1 << 63  # the permutations below it are those of epochs
 
@@ -80,7 +80,8 @@ def load_batches(
     """The batches at index lists; its `workers` processes end with it, when it is closed, or at an error."""
     settings = {"prefetch_factor": 4, "worker_init_fn": _outlive_signals} if workers else {}
     loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
-    iterator = iter(loader)
+    with blocked():  # until the workers handle signals themselves
+        iterator = iter(loader)
     try:
         yield from iterator
     finally:
@@ -116,6 +117,8 @@ def _outlive_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # a second SIGTERM is for the worker itself
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _joined(positions: range, each: int, block: Callable[[int], np.ndarray]) -> list[int]:

@@ -36,6 +36,19 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Hold SIGTERM, SIGINT and SIGUSR1 back in the block; processes that are started in it inherit this."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Interruption(ExitStack):
     """While it is entered, SIGTERM, SIGINT and SIGUSR1 only ask to stop; a second SIGINT ends the process at once.
 
