@@ -1,12 +1,13 @@
-"""Tables of all options for docs/options.md, and of all recipes for docs/recipes.md, from the files in `conf/`.
+"""Generated pages: all options and recipes from the files in `conf/`, "what happens when ..." from the tests.
 
-python tools/pages.py            writes both
+python tools/pages.py            writes them
 python tools/pages.py --check    says whether they are current
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ OPTIONS_HEAD = """# Options
 Every setting, its default and what it means, made from the files in [`conf/`](../conf) by `tools/pages.py`. A setting
 is typed as `key=value`, an option of a group as `group=option`. `--help` of a job lists its groups, `--cfg job` prints
 all of its settings as they are composed.
+"""
+
+FAULTS_HEAD = """# What happens when ...
+
+Each line is what a test shows, made from the marks `when` in `tests/` by `tools/pages.py`.
 """
 
 _LINE = re.compile(
@@ -182,6 +188,19 @@ def options_page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
+def faults_page() -> str:
+    """docs/faults.md: the marks `pytest.mark.when(what, then)` of all tests, in the order of the files."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for mark in getattr(node, "decorator_list", ()):
+                if ast.unparse(mark).startswith("pytest.mark.when("):
+                    what, then = (_cell(ast.literal_eval(argument)) for argument in mark.args)
+                    found.setdefault(path.parent.name, []).append(f"| {what} | {then} |")
+    sections = (f"\n## {name}\n\n| when | then |\n|---|---|\n" + "\n".join(rows) for name, rows in found.items())
+    return FAULTS_HEAD + "\n".join(sections) + "\n"
+
+
 def recipes() -> str:
     """The recipes of `conf/experiment`, each with its head."""
     lines = []
@@ -208,6 +227,7 @@ def pages() -> dict[Path, str]:
     _, _, after = rest.partition(END)
     return {
         ROOT / "docs" / "options.md": options_page(),
+        ROOT / "docs" / "faults.md": faults_page(),
         recipes_page: f"{before}{BEGIN}\n\n{recipes()}\n{END}{after}",
         **{page: with_files(page.read_text()) for page in sorted((ROOT / "docs" / "extending").glob("*.md"))},
     }

@@ -118,6 +118,9 @@ def test_in_order_gives_everything_once():
     assert torch.equal(torch.cat(list(in_order(data, 4, 6))), data[:6])
 
 
+@pytest.mark.when(
+    "a signal comes while a process that loads data starts", "it lives on, and the run ends with its step"
+)
 def test_a_worker_outlives_a_signal_that_comes_while_it_starts(monkeypatch):
     def start(worker):
         os.kill(os.getpid(), signal.SIGTERM)
