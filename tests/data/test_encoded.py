@@ -1,11 +1,15 @@
+import copy
+import os
+
 import pytest
 import torch
-from helpers_data import KINDS, WNIDS, gray, levels, make, one_line, photo, together, write
+from helpers_data import KINDS, WNIDS, gray, levels, make, one_line, photo, together, write, write_files
 
 from graincode.config.job import build
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
+from graincode.data import ImageFolder
 from graincode.data.images import SPLITS, read_image
 
 
@@ -79,3 +83,40 @@ def test_a_split_without_images_says_what_to_type(tmp_path, kind):
     with pytest.raises(GraincodeError) as error:
         make(kind, tmp_path / "again", [gray(0)], val_fraction=1.0)
     one_line(error, "val_fraction=1.0")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fingerprint_is_the_same_with_and_without_a_cache_and_decodes_nothing(tmp_path, kind, monkeypatch):
+    source = make(kind, tmp_path, [gray(level) for level in range(40)])
+    prints = [source.split(name).fingerprint() for name in SPLITS]
+    cached = copy.copy(source)
+    cached.cache = True
+    assert [cached.split(name).fingerprint() for name in SPLITS] == prints
+    assert len(set(prints)) == 3
+    monkeypatch.setattr("graincode.data.encoded.read_image", None)
+    assert [source.split(name).fingerprint() for name in SPLITS] == prints
+
+
+@pytest.mark.parametrize("change", ["touched", "longer", "more", "fewer", "renamed", "size", "crop", "class"])
+def test_a_fingerprint_changes_with_what_it_depends_on(tmp_path, change):
+    def fingerprint(**arguments) -> str:
+        return ImageFolder(str(tmp_path), test_fraction=0, val_fraction=0, **arguments).split("train").fingerprint()
+
+    write_files(tmp_path, {f"{label}/{i}.png": gray(i) for label in "ab" for i in range(3)})
+    before, path = fingerprint(), tmp_path / "a" / "1.png"
+    assert fingerprint() == before
+    stat = path.stat()
+    if change == "touched":
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b" ")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "more":
+        write_files(tmp_path, {"b/3.png": gray(9)})
+    elif change == "fewer":
+        path.unlink()
+    elif change == "renamed":
+        path.rename(tmp_path / "a" / "5.png")
+    elif change == "class":
+        (tmp_path / "a").rename(tmp_path / "A")
+    assert fingerprint(**{"size": {"image_size": 8}, "crop": {"crop": "none"}}.get(change, {})) != before

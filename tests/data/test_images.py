@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
-from graincode.data import ImageFolder, TensorImages
+from graincode.data import ImageFolder, Subset, TensorImages
 from graincode.data.images import EXTENSIONS, FORMATS, read_image, split_by_hash
 
 
@@ -79,6 +79,23 @@ def test_the_content_hash_does_not_depend_on_how_it_is_read(monkeypatch):
     whole = tensor_images().content_hash()
     monkeypatch.setattr("graincode.data.images._HASH_CHUNK", 2)
     assert tensor_images().content_hash() == whole
+
+
+def test_the_fingerprint_of_images_in_memory_is_of_all_that_is_there():
+    base = tensor_images()
+    assert base.fingerprint() == tensor_images(name="other", split="train").fingerprint()
+    assert len(base.fingerprint()) == 16
+    images = base.images.clone()
+    images[3, 1, 2, 2] += 1
+    different = [
+        tensor_images(images=images),
+        tensor_images(labels=base.labels.flip(0)),
+        tensor_images(class_names=("a", "b", "c")),
+        tensor_images(6),
+        Subset(base, 7),
+        Subset(base, 6),
+    ]
+    assert len({dataset.fingerprint() for dataset in [base, *different]}) == 7
 
 
 def test_a_split_by_hash_does_not_depend_on_the_other_names():

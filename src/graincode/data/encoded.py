@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
@@ -26,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.images import SPLITS, ImageDataset, check_image_size, read_image, split_by_hash
+from graincode.data.images import SPLITS, ImageDataset, check_image_size, fingerprint_of, read_image, split_by_hash
 from graincode.files import build_once, cache_root, new_directory, replacing
 
 CACHE_FORMAT = 1
@@ -127,6 +126,15 @@ class EncodedImages(ImageDataset):
             shown[row], images[row] = self._shown(index)
         return images, self.labels[shown]
 
+    def fingerprint(self) -> str:
+        """Of what all pixels and labels depend on; the same with a cache."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
+        return fingerprint_of(self.encoded.identity(), labels, str(self.image_size), self.crop, *self.class_names)
+
     def _skip(self, index: int, reason: str) -> None:
         self.corrupt[index] = True
         name = self.encoded.name(index)
@@ -157,9 +165,8 @@ class CachedImages(EncodedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        content = self.encoded.identity(), self.labels.tolist(), *self.image_size, self.crop
-        key = json.dumps([CACHE_FORMAT, PIL.__version__, *content])
-        self._folder = cache_root() / "images" / hashlib.sha256(key.encode()).hexdigest()[:32]
+        key = fingerprint_of(str(CACHE_FORMAT), PIL.__version__, self.fingerprint())  # before the labels change
+        self._folder = cache_root() / "images" / key
         needed = len(self) * (3 * math.prod(self.image_size) + 8)
         subject = f"the {needed} bytes of the {self.split} images of {self.name}"
         build_once(self._folder, subject, lambda: self._build(needed))

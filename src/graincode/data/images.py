@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
@@ -77,6 +78,14 @@ class ImageDataset(ABC):
         """Hex SHA-256 of image size, uint8 images and labels in order; reads the whole split at the first call."""
         return self._content_hash
 
+    def fingerprint(self) -> str:
+        """16 hex digits that change with images, labels and class names, as far as can be seen without decoding.
+
+        Images on disk count by name, size and time of change, so one that is written anew changes it, though it may be
+        the same. A data set that says nothing else is read as a whole (see `content_hash`).
+        """
+        return fingerprint_of(self.content_hash(), *self.class_names)
+
     @cached_property
     def _content_hash(self) -> str:
         digest = hashlib.sha256(f"{len(self)} images of {self.image_size[0]}x{self.image_size[1]}".encode())
@@ -87,6 +96,11 @@ class ImageDataset(ABC):
             shown += labels.tolist()
         digest.update(np.array(shown, dtype="<i8").tobytes())
         return digest.hexdigest()
+
+
+def fingerprint_of(*parts: str) -> str:
+    """16 hex digits of some texts in order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 class ImageSource(Protocol):
@@ -117,6 +131,15 @@ class TensorImages(ImageDataset):
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.images[indices].expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
 
+    def fingerprint(self) -> str:
+        """Of what is in memory: a moment for 100 MB."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        content = (hashlib.sha256(part.contiguous().numpy().data).hexdigest() for part in (self.images, self.labels))
+        return fingerprint_of(*content, str(self.image_size), *self.class_names)
+
 
 class DerivedImages(ImageDataset):
     """The images of another split in an order (N,) long, which may leave some out or repeat them."""
@@ -132,6 +155,11 @@ class DerivedImages(ImageDataset):
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self._dataset.load(self._order[indices])
+
+    def fingerprint(self) -> str:
+        """Of the other split and the order."""
+        order = hashlib.sha256(self._order.numpy().tobytes()).hexdigest()
+        return fingerprint_of(self._dataset.fingerprint(), order, *self.class_names)
 
 
 class Subset(DerivedImages):
