@@ -50,3 +50,26 @@ def test_published_sizes_give_the_shapes_of_their_layout(size, pixels, grains, c
     assert images.shape == (2, 3, pixels, pixels)
     count = sum(parameter.numel() for part in (encoder, decoder) for parameter in part.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=1e-3)
+
+
+@pytest.mark.parametrize("strides", [((16, 16), (8, 8)), ((8, 16), (8, 8))])
+def test_padding_at_the_end_sees_no_pixel_left_or_above_of_a_cell(strides):
+    layout = CodeLayout((32, 64), strides, 16)
+    size = TrunkSize(8, [1], blocks=1, attention=[], padding="end")
+    down = GrainEncoder(layout, size, 4).downs[-1]
+    columns = torch.arange(8.0).expand(1, 8, 6, 8)
+    with torch.no_grad():
+        down.weight.zero_()[:, 0, 1, 0] = 1  # the left cell of each window
+        down.bias.zero_()
+        found = down(columns)[0, 0, 1]
+    assert found.tolist() == [0, 2, 4, 6]
+
+
+def test_levels_of_the_decoder_may_have_more_blocks_and_change_their_width_themselves():
+    size = TrunkSize(8, [1, 2, 3], blocks=2, attention=[], extra_blocks=1, middle_blocks=1, upsampling="own")
+    decoder = GrainDecoder(DUAL, size, 4, position="none")
+    assert [len(level) for level in decoder.levels] == [3, 3, 3]
+    assert [(up.in_channels, up.out_channels) for up in decoder.ups] == [(24, 24), (16, 16)]
+    assert [level[0].conv1.in_channels for level in decoder.levels] == [24, 24, 16]
+    assert len(decoder.stem) == 3  # convolution, block, attention
+    assert not hasattr(decoder.position, "rows")

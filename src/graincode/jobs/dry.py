@@ -27,7 +27,7 @@ def dry_run(call: Callable[[], Any], modules: Mapping[str, nn.Module], title: st
     Returns:
         FLOPs of the call (a multiply-add counts as two), matrix products and convolutions alone.
     """
-    weights = [parameter for module in modules.values() for parameter in module.parameters()]
+    weights = list({parameter: None for module in modules.values() for parameter in module.parameters()})
     kept: dict[int, int] = {}  # bytes of what is saved for the backward pass, by address
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,6 +59,7 @@ def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
     def step() -> None:
         weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
 
-    parts = {name: getattr(module, name) for name in ("encoder", "router", "quantizers", "decoder")}
+    parts = {name: part for name, part in module.named_children() if not isinstance(part, nn.Identity)}
+    parts["all"] = module
     log.info("without perceptual loss and discriminator:")
     return dry_run(step, parts, "one training step, one image", training=True)

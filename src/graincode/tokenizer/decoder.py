@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from graincode.core.errors import check_choice
 from graincode.core.layout import CodeLayout
-from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
-from graincode.tokenizer.encoder import TrunkSize
+from graincode.tokenizer.blocks import Level, ResBlock, norm
+from graincode.tokenizer.encoder import TrunkSize, middle
+
+Position = Literal["fixed", "learned", "none"]
 
 _WAVES = (torch.sin, torch.cos)
 
@@ -35,6 +39,24 @@ class PositionSignal(nn.Module):
         return x + self.project(self.waves) + self.rows + self.columns
 
 
+class LearnedPositionSignal(nn.Module):
+    """Adds the sine of a learned linear map of the coordinates, and a learned vector for each row and column, to a map
+    of `grid` cells. Source: CIPS (Anokhin et al., 2021), as in DQ-VAE's public code."""
+
+    def __init__(self, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(dim, grid[0], 1) * 0.02)
+        self.columns = nn.Parameter(torch.randn(dim, 1, grid[1]) * 0.02)
+        y, x = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in grid), indexing="ij")
+        self.register_buffer("coordinates", torch.stack([x, y])[None], persistent=False)
+        self.project = nn.Conv2d(2, dim, 1)
+        nn.init.uniform_(self.project.weight, -math.sqrt(9 / 2), math.sqrt(9 / 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) to the same."""
+        return x + torch.sin(self.project(self.coordinates)) + self.rows + self.columns
+
+
 class GrainDecoder(nn.Module):
     """Decodes the codes of all grains together, convolutionally.
 
@@ -44,17 +66,20 @@ class GrainDecoder(nn.Module):
         expand: add to each repeated coarse code learned linear maps of it, one for each finest cell that it covers.
         coarse_blocks: residual blocks of each grain but the finest, on its own grid.
         grain_embedding: add a learned vector of each cell's grain, if there are several.
+        position: "fixed" or "learned" frequencies of the position signal, or "none" of it.
     """
 
     def __init__(
         self, layout: CodeLayout, size: TrunkSize, code_dim: int, expand: bool = False, coarse_blocks: int = 0,
-        grain_embedding: bool = False,
+        grain_embedding: bool = False, position: Position = "fixed",
     ) -> None:  # fmt: skip
         super().__init__()
+        check_choice("position", position, Position)
         self.layout, self.patch, path = layout, size.patch, size.path(layout)
         path = path[: path.index(layout.grains[-1]) + 1]
         widths = size.widths(len(path))
-        self.position = PositionSignal(layout.grids[-1], code_dim)
+        signals = {"fixed": PositionSignal, "learned": LearnedPositionSignal}
+        self.position = nn.Identity() if position == "none" else signals[position](layout.grids[-1], code_dim)
         self.coarse = nn.ModuleList(
             nn.Sequential(*(ResBlock(code_dim) for _ in range(coarse_blocks))) for _ in layout.grains[:-1]
         )
@@ -68,21 +93,17 @@ class GrainDecoder(nn.Module):
             nn.init.zeros_(linear.bias)
             self.expand.append(linear)
         width = widths[-1]
-        self.stem = nn.Sequential(
-            nn.Conv2d(code_dim, width, 3, padding=1),
-            ResBlock(width),
-            SpatialAttention(width),
-            *(ResBlock(width) for _ in range(size.blocks - 1)),
-        )
+        self.stem = nn.Sequential(nn.Conv2d(code_dim, width, 3, padding=1), *middle(size, width))
         self.levels, self.ups, self._scales = nn.ModuleList(), nn.ModuleList(), []
         for index in reversed(range(len(path))):
             attends = layout.image_size[0] // path[index][0] in size.attention
-            self.levels.append(Level(width, widths[index], size.blocks, attends))
+            self.levels.append(Level(width, widths[index], size.blocks + size.extra_blocks, attends))
             width = widths[index]
             if index:
                 self._scales.append(tuple(float(a // b) for a, b in zip(path[index], path[index - 1], strict=True)))
-                self.ups.append(nn.Conv2d(width, widths[index - 1], 3, padding=1))
-                width = widths[index - 1]
+                narrowed = widths[index - 1] if size.upsampling == "next" else width
+                self.ups.append(nn.Conv2d(width, narrowed, 3, padding=1))
+                width = narrowed
         self.norm, self.last = norm(width), nn.Conv2d(width, 3 * size.patch**2, 3, padding=1)
 
     def forward(self, maps: Sequence[Tensor], grains: Tensor) -> Tensor:

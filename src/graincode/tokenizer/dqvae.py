@@ -48,17 +48,25 @@ class DQVAE(nn.Module):
 
     Args:
         layout: of all parts; with `codebook="per_grain"` each grain gets a copy of the quantizer.
+        projected_dim: dimension of the quantizer's vectors, which linear maps, shared by all grains, lead to from the
+            encoder's and back; None: the encoder's are quantised as they are.
     Source: DQ-VAE (arXiv 2305.11718) and, as far as its abstract says, DQVAE++; quantiles of the training data as
         thresholds, codes that count once, routing by coding error and the decoder's coarse path are our reading.
     """
 
     def __init__(
-        self, layout: CodeLayout, encoder: GrainEncoder, router: Router, quantizer: Quantizer, decoder: GrainDecoder
-    ) -> None:
+        self, layout: CodeLayout, encoder: GrainEncoder, router: Router, quantizer: Quantizer, decoder: GrainDecoder,
+        projected_dim: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        check("projected_dim", projected_dim, "null, or 1 or more", projected_dim is None or projected_dim >= 1)
         self.layout = layout
         self.encoder, self.router, self.decoder = encoder, router, decoder
         self.quantizers = nn.ModuleList(copy.deepcopy(quantizer) for _ in range(layout.num_codebooks))
+        self.project_in, self.project_out = nn.Identity(), nn.Identity()
+        if projected_dim is not None:
+            self.project_in = nn.Linear(encoder.code_dim, projected_dim)
+            self.project_out = nn.Linear(projected_dim, encoder.code_dim)
         for part in (encoder, decoder):  # convolutions are faster so, on CPU and GPU
             part.to(memory_format=torch.channels_last)
 
@@ -77,12 +85,13 @@ class DQVAE(nn.Module):
             features = [x * gate.to(x) for x, gate in zip(features, gates, strict=True)]
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         unused = 0 * sum(feature.sum() for feature in features)
-        parts = [part + unused for part in gather_cells(features, routing.grains, self.layout)]
+        parts = [self.project_in(part + unused) for part in gather_cells(features, routing.grains, self.layout)]
         keys = [None] * len(parts)
         if rng is not None:
             keys = [key[:, 0] for key in gather_cells(self._keys(rng), routing.grains, self.layout)]
         quantized = tuple(quantize(*each) for quantize, *each in zip(self.quantizers, parts, keys, strict=True))
-        maps = scatter_cells([part.vectors for part in quantized], routing.grains, self.layout)
+        vectors = [self.project_out(part.vectors) for part in quantized]
+        maps = scatter_cells(vectors, routing.grains, self.layout)
         return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
 
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
@@ -139,7 +148,7 @@ class DQVAE(nn.Module):
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
         parts = zip(self.quantizers, gather_cells(probe.features, routing.grains, self.layout), strict=True)
-        indices = [quantizer.nearest(part)[:, None] for quantizer, part in parts]
+        indices = [quantizer.nearest(self.project_in(part))[:, None] for quantizer, part in parts]
         maps = scatter_cells(indices, routing.grains, self.layout)
         finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
         return GrainCodes(routing.grains, finest, self.layout)
@@ -151,8 +160,8 @@ class DQVAE(nn.Module):
         maps = []
         for g in range(self.layout.num_grains):
             quantizer = self.quantizers[g % self.layout.num_codebooks]
-            vectors = quantizer.lookup(self.layout.corners(codes.indices, g)).permute(0, 3, 1, 2)
-            maps.append(vectors * self.layout.cells_at(codes.grains, g)[:, None])
+            vectors = self.project_out(quantizer.lookup(self.layout.corners(codes.indices, g)))
+            maps.append(vectors.permute(0, 3, 1, 2) * self.layout.cells_at(codes.grains, g)[:, None])
         return self.decoder(maps, codes.grains).clamp(-1, 1)
 
     @torch.no_grad()
@@ -169,7 +178,7 @@ class DQVAE(nn.Module):
         for images in batches:
             part = SampleRng(rng.seed, rng.sample_ids[start : start + len(images)].to(images.device))
             pairs = zip(self.encoder(images), self._keys(part), strict=True)
-            found.append([(x.permute(0, 2, 3, 1).flatten(0, 2), key.flatten()) for x, key in pairs])
+            found.append([(self.project_in(x.permute(0, 2, 3, 1).flatten(0, 2)), key.flatten()) for x, key in pairs])
             start += len(images)
             if start * layout.num_regions >= 4 * layout.codebook_size:
                 break
@@ -190,8 +199,9 @@ class DQVAE(nn.Module):
         layout, feature = self.layout, features[grain].detach()
         grains = torch.full((len(feature), *layout.grids[0]), grain, device=feature.device)
         quantizer = self.quantizers[grain % layout.num_codebooks]
-        vectors = feature.permute(0, 2, 3, 1)
-        chosen = quantizer.lookup(quantizer.nearest(vectors.flatten(0, 2))).view(vectors.shape).permute(0, 3, 1, 2)
+        vectors = self.project_in(feature.permute(0, 2, 3, 1))
+        indices = quantizer.nearest(vectors.flatten(0, 2)).view(vectors.shape[:-1])
+        chosen = self.project_out(quantizer.lookup(indices)).permute(0, 3, 1, 2)
         maps = [chosen.new_zeros(*chosen.shape[:2], *grid) for grid in layout.grids]
         maps[grain] = chosen
         reconstruction = self.decoder(maps, grains).clamp(-1, 1)

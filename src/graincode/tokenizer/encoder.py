@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.errors import check
+from graincode.core.errors import check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.tokenizer.blocks import Level, ResBlock, SpatialAttention, norm
+
+Padding = Literal["all", "end"]
+Upsampling = Literal["next", "own"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,14 @@ class TrunkSize:
         channels: width of the finest level.
         multipliers: width of each level as a multiple of `channels`, finest first; the last one repeats.
         blocks: residual blocks per level, and in each head.
-        attention: heights of feature maps, in cells, that get self-attention.
+        attention: heights of feature maps, in cells, that get self-attention, after each block.
         patch: pixels per cell of the finest level, in height and width; the levels of finer resolution are left out.
+        extra_blocks: residual blocks that a level of the decoder has more than one of the encoder.
+        middle_blocks: residual blocks in each head and where the decoder starts, an attention behind the first one;
+            None: `blocks`.
+        padding: where a convolution with a stride meets zeros: on "all" sides, or at the "end", right and below.
+        upsampling: width of the convolution behind an upsampling: that of the "next" level, or its "own" level's, which
+            the next level's first block changes.
     """
 
     channels: int
@@ -30,12 +40,21 @@ class TrunkSize:
     blocks: int
     attention: Sequence[int]
     patch: int = 1
+    extra_blocks: int = 0
+    middle_blocks: int | None = None
+    padding: Padding = "all"
+    upsampling: Upsampling = "next"
 
     def __post_init__(self) -> None:
         check("channels", self.channels, "1 or more", self.channels >= 1)
         several = len(self.multipliers) > 0 and min(self.multipliers) >= 1
         check("multipliers", self.multipliers, "a list of numbers of 1 or more", several)
         check("blocks", self.blocks, "1 or more", self.blocks >= 1)
+        check("extra_blocks", self.extra_blocks, "0 or more", self.extra_blocks >= 0)
+        none = self.middle_blocks is None
+        check("middle_blocks", self.middle_blocks, "null, or 1 or more", none or self.middle_blocks >= 1)
+        check_choice("padding", self.padding, Padding)
+        check_choice("upsampling", self.upsampling, Upsampling)
 
     def widths(self, levels: int) -> list[int]:
         """Width of each level, finest first."""
@@ -59,13 +78,31 @@ class TrunkSize:
         return path[path.index((self.patch, self.patch)) :]
 
 
+class Downsampling(nn.Conv2d):
+    """A 3x3 convolution with a stride of 1 or 2 along each axis: (B, C, h, w) to (B, C, h / stride, w / stride)."""
+
+    def __init__(self, channels: int, stride: tuple[int, int], padding: Padding) -> None:
+        super().__init__(channels, channels, 3, stride, padding=1 if padding == "all" else 0)
+        # left, right, above, below; an axis that keeps its length has a cell on both sides
+        self._border = [cell for step in reversed(stride) for cell in (int(step == 1), 1)] if padding == "end" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self._border is None else F.pad(x, self._border))
+
+
+def middle(size: TrunkSize, width: int) -> list[nn.Module]:
+    """The blocks of a head, and of the decoder's start."""
+    more = (size.middle_blocks or size.blocks) - 1
+    return [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(more))]
+
+
 class GrainEncoder(nn.Module):
     """A convolutional trunk with one head for each grain, for vectors of dimension D = `code_dim`."""
 
     def __init__(self, layout: CodeLayout, size: TrunkSize, code_dim: int) -> None:
         super().__init__()
         check("code_dim", code_dim, "1 or more", code_dim >= 1)
-        self.layout, patch, path = layout, size.patch, size.path(layout)
+        self.layout, self.code_dim, patch, path = layout, code_dim, size.patch, size.path(layout)
         widths = size.widths(len(path))
         self._is_bordered = patch == 2
         self.stem = nn.Conv2d(3, widths[0], max(3, patch), stride=patch, padding=1 if patch == 1 else 0)
@@ -75,11 +112,11 @@ class GrainEncoder(nn.Module):
             attends = layout.image_size[0] // factor[0] in size.attention
             self.levels.append(Level(previous, width, size.blocks, attends))
             if factor in layout.grains:
-                blocks = [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(size.blocks - 1))]
-                heads.append(nn.Sequential(*blocks, norm(width), nn.SiLU(), nn.Conv2d(width, code_dim, 3, padding=1)))
+                last = nn.Conv2d(width, code_dim, 3, padding=1)
+                heads.append(nn.Sequential(*middle(size, width), norm(width), nn.SiLU(), last))
             if index + 1 < len(path):
                 stride = (path[index + 1][0] // factor[0], path[index + 1][1] // factor[1])
-                self.downs.append(nn.Conv2d(width, width, 3, stride=stride, padding=1))
+                self.downs.append(Downsampling(width, stride, size.padding))
             previous = width
         self.heads = nn.ModuleList(reversed(heads))
         self._taps = [path.index(grain) for grain in layout.grains]

@@ -17,12 +17,14 @@ from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import GATES, LENGTHS
 from graincode.distributed import collectives
+from graincode.tokenizer.blocks import norm as group_norm
 from graincode.tokenizer.densities import Density, Probe
 
 log = logging.getLogger(__name__)
 
 Ratios = Sequence[float] | Tensor
 Scope = Literal["dataset", "image"]
+Norm = Literal["layer", "group"]
 
 
 @dataclass(frozen=True)
@@ -201,18 +203,23 @@ class FeatureRouter(Router):
         ratios: share of regions at each grain that the budget aims at.
         budget: weight of the sum over the finer grains of (share - ratio)^2; published: 20 for two, 1 for three.
         temperature: of the Gumbel-softmax, above 0.
+        norm: of the features: "layer", over all channels, or "group", as everywhere in the encoder (published).
     Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
     """
 
     def __init__(
-        self, layout: CodeLayout, code_dim: int, ratios: Sequence[float], budget: float = 20.0, temperature: float = 1.0
-    ) -> None:
+        self, layout: CodeLayout, code_dim: int, ratios: Sequence[float], budget: float = 20.0,
+        temperature: float = 1.0, norm: Norm = "layer",
+    ) -> None:  # fmt: skip
         super().__init__(layout, ratios)
         check("grains", layout.grains, "two or more for a router that learns", layout.num_grains > 1)
         check("budget", budget, "0 or more", budget >= 0)
         check("temperature", temperature, "a number above 0", temperature > 0)
         self.budget, self.temperature = budget, temperature
-        self.norms = nn.ModuleList(nn.GroupNorm(1, code_dim) for _ in layout.grains)
+        check_choice("norm", norm, Norm)
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(1, code_dim) if norm == "layer" else group_norm(code_dim) for _ in layout.grains
+        )
         width = layout.num_grains * code_dim
         self.choose = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, layout.num_grains))
         self.register_buffer("shares", torch.tensor(self.ratios))
