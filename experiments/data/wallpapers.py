@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import debian
 
 from graincode.core.rng import uniforms
-from graincode.data.images import open_image, split_by_hash
+from graincode.data.decoding import open_image
+from graincode.data.images import split_by_hash
 from graincode.files import cache_root
 
 TABLE = Path(__file__).with_name("wallpapers.tsv")

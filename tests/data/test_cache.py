@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import ImageFolder, TensorImages, WebDataset, encoded
+from graincode.data.decoding import read_image
 from graincode.data.encoded import CachedImages, EncodedImages
-from graincode.data.images import read_image
 
 FORK = multiprocessing.get_context("fork")
 SPLITS = ("train", "val", "test")
@@ -211,12 +211,12 @@ def test_processes_that_ask_at_once_build_it_once(tmp_path, decoded, cache):
 def test_an_interrupted_build_counts_for_nothing(tmp_path, monkeypatch, cache, how):
     source, plain = folder(tmp_path / "data"), folder(tmp_path / "data", cache=False)
 
-    def interrupted(content, size, crop, name):
+    def interrupted(content, size, crop, name, *more):
         if name == names_of(plain.split("train"))[5]:
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
-        return read_image(content, size, crop, name)
+        return read_image(content, size, crop, name, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(encoded, "read_image", interrupted)

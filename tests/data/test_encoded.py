@@ -10,7 +10,8 @@ from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import ImageFolder
-from graincode.data.images import SPLITS, read_image
+from graincode.data.decoding import read_image
+from graincode.data.images import SPLITS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,8 @@ from helpers_data import WNIDS, gray, levels, names_of, one_line, write, write_f
 
 from graincode.core.errors import GraincodeError
 from graincode.data import FFHQ, ImageFolder, ImageNet
-from graincode.data.images import EXTENSIONS, SPLITS
+from graincode.data.decoding import EXTENSIONS
+from graincode.data.images import SPLITS
 
 
 def files_of(source: ImageFolder, root: Path) -> dict[str, set[str]]:

@@ -1,17 +1,10 @@
-import io
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from helpers_data import one_line, write_images
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
-from graincode.data import ImageFolder, Subset, TensorImages
-from graincode.data.images import EXTENSIONS, FORMATS, read_image, split_by_hash
+from graincode.data import Subset, TensorImages
+from graincode.data.images import split_by_hash
 
 
 def tensor_images(count: int = 7, channels: int = 3, **changes) -> TensorImages:
@@ -116,89 +109,3 @@ def test_no_part_but_those_of_share_zero_is_empty():
         parts = split_by_hash([str(i) for i in range(count)], {"test": 0.01, "val": 0.01})
         assert all(parts.values())
     assert split_by_hash(["a"], {"test": 0.0, "val": 0.0}) == {"test": [], "val": [], "train": ["a"]}
-
-
-def test_every_known_format_is_decoded(tmp_path):
-    for extension in EXTENSIONS:
-        path = tmp_path / f"image{extension}"
-        Image.new("RGB", (10, 10), (200, 100, 40)).save(path)
-        image = read_image(path, (4, 4), "center").float()
-        assert (image - torch.tensor([200.0, 100.0, 40.0])[:, None, None]).abs().max() < 12, extension
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    path = tmp_path / "image.tif"
-    Image.new("RGB", (10, 10), "white").convert(mode).save(path)
-    assert read_image(path, (4, 6), "center").eq(255).all()
-
-
-def test_crop_keeps_the_centre_and_none_keeps_everything(tmp_path):
-    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
-    pixels[:, 20:40] = 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    for size in ((10, 10), (20, 20), (40, 40)):
-        assert read_image(tmp_path / "wide.png", size, "center")[:, :, 2:-2].eq(255).all()
-    squeezed = read_image(tmp_path / "wide.png", (6, 30), "none")
-    assert squeezed.shape == (3, 6, 30)
-    assert squeezed[0, 3, [2, 15, 27]].tolist() == [0, 255, 0]
-
-
-def test_scaling_down_is_antialiased(tmp_path):
-    checker = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
-    Image.fromarray(checker).save(tmp_path / "checker.png")
-    image = read_image(tmp_path / "checker.png", (8, 8), "center").float()
-    assert (image - 127.5).abs().max() < 8
-
-
-def test_images_are_turned_upright(tmp_path):
-    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    pixels[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
-    image = read_image(tmp_path / "photo.png", (8, 8), "center")
-    assert image[0, :, 0].tolist() == [0] * 4 + [255] * 4
-
-
-def broken_files() -> dict[str, bytes]:
-    jpeg, png, deep = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    noise.save(jpeg, "jpeg")
-    noise.save(png, "png")
-    Image.fromarray(np.full((8, 8), 1000, dtype=np.uint16)).save(deep, "png")
-    return {
-        "empty": b"",
-        "text": b"hello",
-        "cut jpeg": jpeg.getvalue()[:800],
-        "cut png": png.getvalue()[:800],
-        "broken png": png.getvalue()[:50] + b"????" + png.getvalue()[54:],
-        "16 bits": deep.getvalue(),
-    }
-
-
-@pytest.mark.parametrize("kind", broken_files())
-def test_a_broken_image_is_named_when_it_is_read(tmp_path, kind):
-    write_images(tmp_path, "1.png", "2.png", "3.png")
-    source = ImageFolder(str(tmp_path), image_size=8)
-    (tmp_path / "1.png").write_bytes(broken_files()[kind])
-    with pytest.raises(GraincodeError) as error:
-        [source.split(name)[0] for name in ("train", "val", "test")]
-    one_line(error, str(tmp_path / "1.png"), "remove it")
-
-
-@pytest.mark.parametrize("crop", ["center", "exact"])
-def test_no_decoder_is_started_that_is_not_named(tmp_path, crop):
-    """Pillow starts a program for PostScript, whatever the file is called."""
-    Image.new("RGB", (8, 8)).save(tmp_path / "1.eps")
-    (tmp_path / "1.eps").rename(tmp_path / "1.png")
-    with pytest.raises(GraincodeError) as error:
-        read_image(tmp_path / "1.png", (8, 8), crop)
-    one_line(error, str(tmp_path / "1.png"), "cannot identify")
-    assert "EPS" not in FORMATS
-    assert "EPS" in Image.registered_extensions().values()
-
-
-def test_nothing_else_opens_images():
-    source = Path(__file__).parents[2] / "src" / "graincode"
-    assert [file.name for file in source.rglob("*.py") if "Image.open(" in file.read_text()] == ["images.py"]

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.images import SPLITS, ImageDataset, check_image_size, fingerprint_of, read_image, split_by_hash
+from graincode.data.decoding import BACKGROUND, check_background, read_image
+from graincode.data.images import SPLITS, ImageDataset, check_image_size, fingerprint_of, split_by_hash
 from graincode.files import build_once, cache_root, new_directory, replacing
 
 CACHE_FORMAT = 1
@@ -109,6 +110,7 @@ class EncodedImages(ImageDataset):
     class_names: tuple[str, ...] = ()
     crop: Crop | Literal["exact"] = "center"
     on_corrupt: OnCorrupt = "error"
+    background: str = BACKGROUND
 
     def __post_init__(self) -> None:
         self.corrupt = torch.zeros(len(self), dtype=torch.bool)
@@ -133,7 +135,8 @@ class EncodedImages(ImageDataset):
     @cached_property
     def _fingerprint(self) -> str:
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
-        return fingerprint_of(self.encoded.identity(), labels, str(self.image_size), self.crop, *self.class_names)
+        look = str(self.image_size), self.crop, str(check_background(self.background))
+        return fingerprint_of(self.encoded.identity(), labels, *look, *self.class_names)
 
     def _skip(self, index: int, reason: str) -> None:
         self.corrupt[index] = True
@@ -147,7 +150,8 @@ class EncodedImages(ImageDataset):
                 continue
             content = self.encoded.read(candidate)
             try:
-                return candidate, read_image(content, self.image_size, self.crop, self.encoded.name(candidate))
+                name = self.encoded.name(candidate)
+                return candidate, read_image(content, self.image_size, self.crop, name, self.background)
             except GraincodeError as error:
                 if self.on_corrupt == "error":
                     raise
@@ -240,6 +244,8 @@ class EncodedSource(ABC):
             unused where the data set has such a split. Data sets that always have a test split lack the second.
         cache: decode each split once, at its first use, into a memory-mapped file (see `CachedImages`).
         on_corrupt: "error" names an image that cannot be decoded; "skip" is described at `EncodedImages`.
+        background: what shows through where images are transparent: a colour's name or #rrggbb, or "none" for the
+            colours that the transparent pixels have.
     """
 
     image_size: int | Sequence[int] = 256
@@ -248,6 +254,7 @@ class EncodedSource(ABC):
     test_fraction: ClassVar[float | None] = None
     cache: bool = False
     on_corrupt: OnCorrupt = "error"
+    background: str = BACKGROUND
 
     path_argument: ClassVar[str] = "root"  # the argument that says where the images are
 
@@ -256,6 +263,7 @@ class EncodedSource(ABC):
         check(self.path_argument, where, "where the images are", bool(where))
         check_choice("crop", self.crop, Crop)
         check_choice("on_corrupt", self.on_corrupt, OnCorrupt)
+        check_background(self.background)
         self.image_size = check_image_size(self.image_size)
         self._origin = f"{self.path_argument}={where}"
         self._root = Path(os.path.abspath(os.path.expanduser(where)))
@@ -289,7 +297,8 @@ class EncodedSource(ABC):
         names = self.class_names
         _logger.info("%s: %d images and %d classes in split %s", self._origin, len(labels), len(names), name)
         kind = CachedImages if self.cache else EncodedImages
-        return kind(self._name, name, self.image_size, encoded, labels, names, self.crop, self.on_corrupt)
+        how = self.crop, self.on_corrupt, self.background
+        return kind(self._name, name, self.image_size, encoded, labels, names, *how)
 
     def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
         """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check_choice
+from graincode.data.decoding import EXTENSIONS
 from graincode.data.encoded import EncodedSource, Files
-from graincode.data.images import EXTENSIONS, SPLITS
+from graincode.data.images import SPLITS
 
 FFHQ_TRAIN = 60_000
 

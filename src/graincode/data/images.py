@@ -1,9 +1,8 @@
-"""Images for training and evaluation: batch, data set and source; decoding, and splits by hash."""
+"""Images for training and evaluation: batch, data set and source; splits by hash."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -11,23 +10,18 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from graincode.core.codes import Rows
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import check
 from graincode.core.images import from_uint8
 from graincode.core.rng import permutation
 
 SPLITS = ("train", "val", "test")
-# What is decoded, by Pillow's names: others of its decoders start programs, whatever a file is called.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _HASH_CHUNK = 256
 
 
@@ -187,47 +181,6 @@ def split_by_hash(names: Sequence[str], fractions: Mapping[str, float]) -> dict[
         end = max(bisect_left(ranked, (bound, "")), start + (fraction > 0))
         parts[part], start = sorted(name for _, name in ranked[start:end]), end
     return parts | {"train": sorted(name for _, name in ranked[start:])}
-
-
-def read_image(
-    file: str | Path | bytes, size: tuple[int, int], crop: Literal["center", "none", "exact"], name: str | None = None
-) -> Tensor:
-    """One image (see `open_image`) as (3, height, width) uint8, scaled with an antialiased bicubic filter.
-
-    Args:
-        size: (height, width) in pixels.
-        crop: "center" scales until the image covers the size and crops its centre; "none" changes the aspect ratio;
-            "exact" refuses an image of another size.
-    """
-    image = open_image(file, name)
-    if crop == "exact" and image.size != size[::-1]:
-        expected = f"expected {size[0]} x {size[1]}, as of the first image, or an image_size for all"
-        raise GraincodeError(f"{name or file} has {image.height} x {image.width} pixels: {expected}")
-    resize = ImageOps.fit if crop == "center" else Image.Image.resize
-    return torch.from_numpy(np.array(resize(image, size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
-
-
-def open_image(file: str | Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
-    """One image, turned upright as its EXIF data say; a GraincodeError if it cannot be decoded.
-
-    Args:
-        file: path or content, in one of the `FORMATS`, of at most 8 bits a channel; animations give the first frame.
-        name: what errors call it; by default its path.
-        mode: Pillow's; "RGB" drops alpha.
-    """
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode[0] in "IF":
-                raise ValueError(f"Pillow mode {image.mode}, more than 8 bits a channel")
-            return image.convert(mode)
-    except Exception as error:  # broken files raise nearly anything, depending on the decoder
-        name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
-        if isinstance(error, FileNotFoundError):
-            raise GraincodeError(f"{name}: no such file") from error
-        reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
-        advice = "save it as an 8-bit PNG or JPEG; in a data set, remove it or set on_corrupt=skip"
-        raise GraincodeError(f"{reason}: {advice}") from error
 
 
 def check_image_size(value: int | Sequence[int]) -> tuple[int, int]:

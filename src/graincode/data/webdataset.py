@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError, check
+from graincode.data.decoding import BACKGROUND, EXTENSIONS
 from graincode.data.encoded import Crop, EncodedSource, OnCorrupt, files_identity, read_file, readable
-from graincode.data.images import EXTENSIONS, SPLITS
+from graincode.data.images import SPLITS
 from graincode.files import build_once, cache_root, replacing
 
 FORMAT = 1
@@ -75,10 +76,16 @@ class WebDataset(EncodedSource):
         class_names: Sequence[str] | None = None,
         cache: bool = False,
         on_corrupt: OnCorrupt = "error",
+        background: str = BACKGROUND,
     ):
         self.root, self.test_fraction, self._given_names = root, test_fraction, class_names
         super().__init__(
-            image_size=image_size, crop=crop, val_fraction=val_fraction, cache=cache, on_corrupt=on_corrupt
+            image_size=image_size,
+            crop=crop,
+            val_fraction=val_fraction,
+            cache=cache,
+            on_corrupt=on_corrupt,
+            background=background,
         )
 
     @property

@@ -14,9 +14,10 @@ from torch import Tensor
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.prompts import CodePrefix
+from graincode.data.decoding import open_image
 from graincode.data.encoded import EncodedImages
 from graincode.data.folders import image_files
-from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size, open_image
+from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size
 from graincode.data.loader import in_order
 from graincode.evaluation.pairs import Measures
 from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels

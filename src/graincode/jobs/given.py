@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from graincode.config.job import resolve_path
@@ -18,7 +17,7 @@ from graincode.core.images import to_uint8
 from graincode.core.layout import check_layouts
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
-from graincode.data.images import open_image
+from graincode.data.decoding import open_image
 from graincode.evaluation.samples import balanced_labels
 from graincode.files import sha256
 from graincode.generator import Generator
@@ -84,8 +83,8 @@ def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
 
 def _white(path: str, size: tuple[int, int]) -> Tensor:
     """(height, width) bool, where an image is nearer to white than to black, or to transparent."""
-    image = open_image(path, f"given.mask={path}", "RGBA")
-    pixels = np.array(Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L"))
+    image = open_image(path, f"given.mask={path}", background="black")
+    pixels = np.array(image.convert("L"))
     expected = f"{size[0]} x {size[1]} pixels as the images have, not {image.height} x {image.width}"
     check("given.mask", path, expected, pixels.shape == size)
     return torch.from_numpy(pixels) >= 128
