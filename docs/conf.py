@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 project, release = about["name"], about["version"]
 author = about["authors"][0]["name"]
 copyright = f"{author}. Apache-2.0"
@@ -59,8 +59,8 @@ def write_api_pages(app) -> None:
             for module in modules
         )
         text = f"# `{name}`\n\n{directives}\n"
-        if not (page := folder / f"{name}.md").is_file() or page.read_text() != text:
-            page.write_text(text)
+        if not (page := folder / f"{name}.md").is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
     for page in folder.glob("*.md"):
         if page.stem not in pages:
             page.unlink()
@@ -101,14 +101,14 @@ def write_other_pages(app) -> None:
     for file in [*ROOT.glob("*.md"), *(ROOT / "experiments").rglob("*.md")]:
         page = DOCS / "_pages" / file.relative_to(ROOT)
         page.parent.mkdir(parents=True, exist_ok=True)
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         if not text.startswith("# "):
             text = f"# {file.relative_to(ROOT).with_suffix('')}\n\n{text}"
         images = os.path.relpath(file.parent, page.parent)
         text = re.sub(r"!\[([^\]]*)\]\((?![a-z]+:)", rf"![\1]({images}/", rewrite_links(text, file, page))
         text = f"---\norphan: true\n---\n\n{text}"
-        if not page.is_file() or page.read_text() != text:
-            page.write_text(text)
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
 
 
 def rewrite_page(app, name: str, content: list[str]) -> None:

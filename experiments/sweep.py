@@ -42,7 +42,7 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
     settings, kept = [f"runs_dir={runs}", f"run_name={run}", "hardware.threads=1", *overrides], runs / name / run
     asked = kept / "asked.json"
     if (kept / "result.json").is_file():
-        if asked.is_file() and (before := json.loads(asked.read_text())) != settings:
+        if asked.is_file() and (before := json.loads(asked.read_bytes())) != settings:
             raise SystemExit(f"{kept} was run with {before}, not with {settings}: move it away to have it anew")
         return
     command = [sys.executable, "-P", "-m", f"graincode.jobs.{name}", *settings]
@@ -54,7 +54,7 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
 
 def metrics_of(runs: Path, run: str) -> Metrics:
     """What an evaluation found."""
-    return json.loads((runs / "evaluate" / run / "metrics.json").read_text())["metrics"]
+    return json.loads((runs / "evaluate" / run / "metrics.json").read_bytes())["metrics"]
 
 
 def run_all(
@@ -151,7 +151,7 @@ def write_table(
     for row in rows:
         groups.setdefault(name_of(row), []).append(row)
     with replacing(path.with_suffix(".md")) as partial:
-        partial.write_text("\n".join([*table(groups, columns, first), "", about]) + "\n")
+        partial.write_text("\n".join([*table(groups, columns, first), "", about]) + "\n", encoding="utf-8")
     return groups
 
 

@@ -57,7 +57,7 @@ class File:
 def read(path: Path) -> File:
     """What a file says, as text: its comments are the documentation."""
     found, parents = File(), []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     while lines and lines[0].startswith("#"):
         if not (line := lines.pop(0)).startswith("# @package"):
             found.head.append(line.removeprefix("#").removeprefix(" "))
@@ -109,7 +109,7 @@ def _default(found: File, item: str, path: Path) -> None:
 
 def package_of(path: Path) -> str:
     """Where a file's keys stand in the configuration, with a dot behind it; empty for the root."""
-    if package := re.match(r"# @package (\S+)", path.read_text()):
+    if package := re.match(r"# @package (\S+)", path.read_text(encoding="utf-8")):
         return "" if package[1] == "_global_" else f"{package[1]}."
     return ".".join(path.relative_to(CONF).parent.parts) + "."
 
@@ -192,7 +192,7 @@ def faults_page() -> str:
     """docs/faults.md: the marks `pytest.mark.when(what, then)` of all tests, in the order of the files."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for mark in getattr(node, "decorator_list", ()):
                 if ast.unparse(mark).startswith("pytest.mark.when("):
                     what, then = (_cell(ast.literal_eval(argument)) for argument in mark.args)
@@ -215,7 +215,7 @@ def with_files(text: str) -> str:
     def shown(found: re.Match) -> str:
         file = ROOT / found[1]
         language = {".py": "python", ".yaml": "yaml"}[file.suffix]
-        return f"<!-- file: {found[1]} -->\n```{language}\n{file.read_text()}```\n"
+        return f"<!-- file: {found[1]} -->\n```{language}\n{file.read_text(encoding='utf-8')}```\n"
 
     return re.sub(r"<!-- file: (\S+) -->\n(?:```\w+\n.*?^```\n)?", shown, text, flags=re.M | re.S)
 
@@ -223,24 +223,27 @@ def with_files(text: str) -> str:
 def pages() -> dict[Path, str]:
     """What the pages should hold."""
     recipes_page = ROOT / "docs" / "recipes.md"
-    before, _, rest = recipes_page.read_text().partition(BEGIN)
+    before, _, rest = recipes_page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     return {
         ROOT / "docs" / "options.md": options_page(),
         ROOT / "docs" / "faults.md": faults_page(),
         recipes_page: f"{before}{BEGIN}\n\n{recipes()}\n{END}{after}",
-        **{page: with_files(page.read_text()) for page in sorted((ROOT / "docs" / "extending").glob("*.md"))},
+        **{
+            page: with_files(page.read_text(encoding="utf-8"))
+            for page in sorted((ROOT / "docs" / "extending").glob("*.md"))
+        },
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a page is not current")
-    stale = [path for path, text in pages().items() if path.read_text() != text]
+    stale = [path for path, text in pages().items() if path.read_text(encoding="utf-8") != text]
     if parser.parse_args().check:
         sys.exit("".join(f"{path.relative_to(ROOT)} is not current: python tools/pages.py\n" for path in stale) or 0)
     for path, text in pages().items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def count(source: Path) -> dict[str, int]:
     )
     numbers |= {"calls of isinstance": 0, "files over 350 lines": 0}
     for path in sorted(source.rglob("*.py")):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         lines = len(text.splitlines())
         numbers["files"] += 1
         numbers["lines"] += lines
@@ -52,7 +52,10 @@ def count(source: Path) -> dict[str, int]:
 
 def largest(source: Path, number: int = 10) -> list[tuple[int, str]]:
     """(lines, path) of the longest files, longest first."""
-    sizes = [(len(path.read_text().splitlines()), str(path.relative_to(source))) for path in source.rglob("*.py")]
+    sizes = [
+        (len(path.read_text(encoding="utf-8").splitlines()), str(path.relative_to(source)))
+        for path in source.rglob("*.py")
+    ]
     return sorted(sizes, reverse=True)[:number]
 
 
@@ -82,7 +85,9 @@ def test_seconds(root: Path) -> float:
 
 def commands(root: Path) -> dict[str, list[str]]:
     """What is timed, by name: imports, and a job as its console script starts it."""
-    module, _, function = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"][JOB].partition(":")
+    module, _, function = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"][
+        JOB
+    ].partition(":")
     job = ["-c", f"import sys; sys.argv[0] = {JOB!r}; from {module} import {function} as main; main()"]
     return {f"import {name} (s)": ["-c", f"import {name}"] for name in IMPORTS} | {
         f"{JOB} {flags} (s)": [*job, *flags.split()] for flags in ("--help", "--cfg job")
@@ -106,7 +111,7 @@ def measure(revision: str, times: bool, tests: bool) -> dict:
     with checkout(revision) as root:
         numbers: dict = {f"source: {name}": value for name, value in count(root / "src").items()}
         numbers["tests: lines"] = count(root / "tests")["lines"]
-        readme = (root / "README.md").read_text()
+        readme = (root / "README.md").read_text(encoding="utf-8")
         numbers["README: lines"] = len(readme.splitlines())
         numbers["README: words"] = len(readme.split())
         if times:
@@ -133,7 +138,7 @@ def main() -> None:
         print(f"\nlargest files of {revision}")
         print("\n".join(f"{lines:6}  {path}" for lines, path in column["largest"]))
     if arguments.json:
-        arguments.json.write_text(json.dumps(columns, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

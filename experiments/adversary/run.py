@@ -88,7 +88,7 @@ def curve(run: Path, images: ImageDataset, count: int, real: Statistics) -> list
     """PSNR of the mean error and Fréchet distance of reconstructions, by the weights of each saved state."""
     record, checkpoints = run / f"curve-{count}.json", Checkpoints(run / "state")
     if record.is_file():
-        return json.loads(record.read_text())
+        return json.loads(record.read_bytes())
     module: DQVAE = load_tokenizer(run / "export")
     rows = []
     for step in sorted(checkpoints.steps()):
@@ -173,7 +173,7 @@ def main() -> None:
         run = RUNS / "train_tokenizer" / name
         job(RUNS, "evaluate", name, f"tokenizer_path={run}/export", "evaluation=reconstruction",
             "features=lite0_112", *DATA)  # fmt: skip
-        record = json.loads((RUNS / "evaluate" / name / "metrics.json").read_text())
+        record = json.loads((RUNS / "evaluate" / name / "metrics.json").read_bytes())
         log = [
             {"step": line["step"], **{key.removeprefix("train/"): value for key, value in line.items() if "/" in key}}
             for line in read_log(run)
@@ -190,7 +190,7 @@ def main() -> None:
     write_json(HERE / "results.json", results)
     plot(results, steps)
     lines = table(results, steps, count)
-    (HERE / "results.md").write_text("\n".join(lines) + "\n")
+    (HERE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

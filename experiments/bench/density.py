@@ -52,7 +52,7 @@ def entropy_memory() -> Result:
 
 def _status(field: str) -> int:
     """Bytes that Linux tells of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
@@ -61,7 +61,7 @@ def _grown(way: str) -> int:
     torch.set_num_threads(1)
     call, images = globals()[way], pictures()
     call(images[:1, :, :32, :32], REGION, BINS, SIGMAS[0])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before = _status("VmRSS")
     call(images, REGION, BINS, SIGMAS[0])
     return _status("VmHWM") - before

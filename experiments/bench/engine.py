@@ -183,7 +183,7 @@ def data_wait() -> Result:
                 machine = Hardware(tf32=False, threads=torch.get_num_threads()).machine()
                 optimizer = partial(torch.optim.Adam, lr=4e-3)
                 Training(_stage(module, dataset), machine, optimizer, _trainer(STEPS), 0, run, LogSettings()).run()
-                lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+                lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
             shares.append(statistics.median(x["speed/data_wait_share"] for x in lines if "train/loss" in x))
     return Result("step waits for data", 100 * shares[0], "% with cache", f"{100 * shares[1]:.1f} % without",
                   shares[1] / shares[0], "")  # fmt: skip

@@ -19,7 +19,7 @@ from graincode.config.errors import nearest
 from graincode.config.job import build
 from graincode.config.schema import root_keys
 from graincode.config.validate import check
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, print_anything
 from graincode.files import short_hash, write_json
 
 USAGE = """usage: make demo [ARGS="OVERRIDE ..."]
@@ -87,6 +87,7 @@ def plan(folder: Path, overrides: Sequence[str] = ()) -> list[Step]:
 
 def main() -> None:
     """Console entry."""
+    print_anything()
     overrides = sys.argv[1:]
     if {"-h", "--help"} & set(overrides):
         print(USAGE)
@@ -94,7 +95,7 @@ def main() -> None:
     try:
         run_demo(Path("runs") / (f"demo-{short_hash(overrides)}" if overrides else "demo"), overrides)
     except GraincodeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
@@ -115,7 +116,7 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
         try:
             status = _run(step)
         finally:  # an interrupted attempt counts too
-            seconds = json.loads(timing.read_text()) if timing.is_file() else {}
+            seconds = json.loads(timing.read_bytes()) if timing.is_file() else {}
             if not finished:
                 seconds[step.name] = seconds.get(step.name, 0) + time.perf_counter() - began
                 write_json(timing, seconds)
@@ -129,7 +130,7 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
     config = steps[-2].config
     dataset = build(config.data).split(config.images.split)
     page = write_report(folder, {s.name: s.run for s in steps}, {s.name: s.command for s in steps}, dataset)
-    print("", *(table(json.loads((step.run / "metrics.json").read_text())) for step in steps[-2:]), sep="\n")
+    print("", *(table(json.loads((step.run / "metrics.json").read_bytes())) for step in steps[-2:]), sep="\n")
     print(f"\n{len(steps)} steps in {sum(seconds.values()) / 60:.1f} minutes. Open {os.path.abspath(page)}")
     return page
 

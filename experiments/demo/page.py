@@ -254,4 +254,4 @@ def _number(value: float) -> str:
 
 
 def _read(file: Path) -> Any:
-    return json.loads(file.read_text())
+    return json.loads(file.read_bytes())

@@ -122,7 +122,9 @@ def costs() -> dict[str, dict[str, float]]:
 
 def peak_mib() -> float:
     """Of this process so far (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -177,7 +179,7 @@ def main() -> None:
         return
     parts = {"laws": laws, "costs": costs, "memory": memory}
     record = HERE / "results.json"
-    results = json.loads(record.read_text()) if record.is_file() else {}
+    results = json.loads(record.read_bytes()) if record.is_file() else {}
     for name in sys.argv[1:] or parts:
         results[name] = parts[name]()
         write_json(record, results)
@@ -195,7 +197,7 @@ def main() -> None:
     lines += ["", "| images, FD and IS at 32 px | peak memory of the process | seconds |", "|---|---|---|"]
     for count, row in results["memory"].items():
         lines.append(f"| {int(count):,} | {row['peak MiB']:.0f} MiB | {row['seconds']:.0f} |")
-    (HERE / "results.md").write_text("\n".join(lines) + "\n")
+    (HERE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

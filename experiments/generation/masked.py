@@ -390,7 +390,7 @@ def main() -> None:
     )  # fmt: skip
     add_speeds(part, cells, found)
     write(arguments.part, part, found)
-    print((HERE / f"{arguments.part}.md").read_text())
+    print((HERE / f"{arguments.part}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def place_bits(codes: Path) -> float:
 def of_tokenizer(part: str, tokenizer: str, seed: int) -> Metrics:
     """What the record of the other study says of its reconstructions, for samples to be compared with; the Fréchet
     distance is not in all of its parts."""
-    record = json.loads((HERE.parent / "rate_distortion" / f"{part}.json").read_text())
+    record = json.loads((HERE.parent / "rate_distortion" / f"{part}.json").read_bytes())
     found = next(row for row in record if (row["row"], row["seed"]) == (tokenizer, seed))
     return {key: found[key] for key in (f"rfd_{NETWORK}", "mse") if key in found}
 
@@ -358,7 +358,7 @@ def main() -> None:
     )
     add_speeds(name, found)
     write(name, found)
-    print((HERE / f"{name}.md").read_text())
+    print((HERE / f"{name}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def main() -> None:
     for (title, about), part in zip(SECTIONS, (sides, flat_cells, lambda all_: routings(all_[:1000])), strict=True):
         lines += [f"## {title}", "", about, "", *part(images), ""]
     with replacing(HERE / "analysis.md") as partial:
-        partial.write_text("\n".join(lines))
+        partial.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -319,7 +319,7 @@ def main() -> None:
             write(arguments.part, found)
 
     run_all(todo, run, is_new, write_known, arguments.jobs)
-    print((HERE / f"{arguments.part}.md").read_text())
+    print((HERE / f"{arguments.part}.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def main() -> None:
     """Measure what is missing and write the tables."""
     seeds = [int(seed) for seed in sys.argv[1:]] or [0, 1, 2]
     path = HERE / "results.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = json.loads(path.read_bytes()) if path.is_file() else []
     wanted = [(*case, rule, seed) for case in CASES for rule in RULES for seed in seeds]
     missing = set(wanted) - {(row["vectors"], row["start"], row["rule"], row["seed"]) for row in rows}
     if missing:
@@ -147,7 +147,7 @@ def main() -> None:
         f"those after step {WARM_UP}; usage, perplexity and error are of the codes of 1,000 validation images. "
         "The encoder stands still, so nothing here tells how a decoder bears entries that move.",
     ]
-    (HERE / "results.md").write_text("\n".join(lines[1:]) + "\n")
+    (HERE / "results.md").write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -183,7 +183,7 @@ def write_table(rows: list[dict]) -> None:
                 cells = " | ".join(f"{100 * shares[name]:.1f}" for name in changes)
                 lines.append(f"| {row['density']} | {100 * shares['fine']:.1f} | {cells} |")
     with replacing(HERE / "results.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
@@ -193,7 +193,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     prepare()
     file = HERE / "results.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
+    rows = json.loads(file.read_bytes()) if file.is_file() else []
     for row in measure(rows, [Path(path) for path in sys.argv[1:]]):
         rows.append(row)
         write_json(file, rows)

@@ -72,7 +72,7 @@ def clear_leftovers(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as a whole."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

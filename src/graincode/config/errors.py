@@ -189,7 +189,9 @@ def _files(group: str, runtime: DictConfig) -> dict[str, Path]:
 def options(group: str, runtime: DictConfig) -> list[str]:
     """The options of a group; of recipes those that override no group that a job lacks."""
     files, groups = _files(group, runtime), {*_groups(runtime)}
-    needed = {name: re.findall(r"override /([\w/]+):", file.read_text()) for name, file in files.items()}
+    needed = {
+        name: re.findall(r"override /([\w/]+):", file.read_text(encoding="utf-8")) for name, file in files.items()
+    }
     return sorted(name for name in files if group != "experiment" or groups.issuperset(needed[name]))
 
 

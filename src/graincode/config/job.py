@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Keys, border, explain, list_groups
 from graincode.config.schema import config_directory
-from graincode.core.errors import GraincodeError, brief, check
+from graincode.core.errors import GraincodeError, brief, check, one_line, print_anything
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
@@ -36,6 +36,7 @@ def job_main(job: str) -> None:
     Exit statuses: 0; 1 for a crash; 2 and one line on standard error for bad input (GRAINCODE_DEBUG=1 shows the
     traceback); 75 for a training that a signal stopped and that saved its state; 130 for Ctrl-C otherwise.
     """
+    print_anything()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
     OmegaConf.register_new_resolver("graincode_groups", list_groups, replace=True)
     OmegaConf.register_new_resolver("graincode_dashes", lambda name: name.replace("_", "-"), replace=True)
@@ -49,13 +50,13 @@ def job_main(job: str) -> None:
             if os.environ.get("GRAINCODE_DEBUG") or not (ours or "Config group override" in str(error)):
                 raise
             who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(f"error: {who}{explain(error, job, sys.argv[1:])}", file=sys.stderr)
+            print(f"error: {who}{one_line(explain(error, job, sys.argv[1:]))}", file=sys.stderr)
             sys.exit(2)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(STATUS)
         except ProcessFailed as failed:
-            print(f"error: {failed}", file=sys.stderr)
+            print(f"error: {one_line(str(failed))}", file=sys.stderr)
             sys.exit(1)
 
     def compose_and_run(cfg: DictConfig) -> float:

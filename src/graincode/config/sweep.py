@@ -35,7 +35,7 @@ def sweep_member() -> Iterator[None]:
     finally:
         del os.environ[MEMBER]
     if file.is_file():
-        write_json(file, json.loads(file.read_text()) | {"overrides": list(hydra.overrides.task)})
+        write_json(file, json.loads(file.read_bytes()) | {"overrides": list(hydra.overrides.task)})
 
 
 class SweepTable(Callback):

@@ -1,7 +1,11 @@
-"""The one exception type whose message is meant for the user's eyes, and the checks that raise it."""
+"""The one exception type whose message is meant for the user's eyes, the checks that raise it, and how it is shown."""
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from contextlib import suppress
 from typing import Any, get_args
 
 
@@ -13,8 +17,29 @@ class GraincodeError(ValueError):
 
     @property
     def line(self) -> str:
-        """The message without the traceback that a worker process of a loader puts before it."""
-        return str(self).strip().splitlines()[-1].removeprefix("graincode.core.errors.GraincodeError: ")
+        """The message on one line, without the traceback that a worker process of a loader puts before it."""
+        return one_line(str(self).rpartition("graincode.core.errors.GraincodeError: ")[2].strip())
+
+
+def one_line(text: str) -> str:
+    """A text with escapes such as \\n for all that is not printed as it is, so that a name stays within its line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class OneLineFormatter(logging.Formatter):
+    """Log messages by `one_line`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message; a traceback after it keeps its lines."""
+        return one_line(super().formatMessage(record))
+
+
+def print_anything() -> None:
+    """Have this process and those that it starts print as escapes what a terminal's encoding lacks, such as "±"."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # where another object stands in its place
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
 
 
 def brief(error: object) -> str:

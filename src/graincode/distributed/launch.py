@@ -43,7 +43,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     check("main_port", port, "a free port, the same on all machines, such as 29500", port is not None)
     threads = hardware.threads or cores_each(local)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
-        (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+        (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
         world |= {"MASTER_ADDR": hardware.address(), "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
         world["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))  # as ours
@@ -59,7 +59,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         if failures:
             raise _error(Path(folder), failures, nodes * local)
         result = Path(folder) / "objective.json"
-        return json.loads(result.read_text()) if result.is_file() else float("nan")  # machine 0 alone has it
+        return json.loads(result.read_bytes()) if result.is_file() else float("nan")  # machine 0 alone has it
 
 
 def _watch(context: PContext, store: TCPStore | None) -> dict[int, int]:
@@ -88,7 +88,7 @@ def _others_failed(store: TCPStore) -> bool:
 def _error(folder: Path, failures: dict[int, int], total: int) -> BaseException:
     """The error that came first, as the process that had it wrote it to the folder; exit statuses are in order."""
     index, status = next(iter(failures.items()))
-    reports = [json.loads(file.read_text()) for file in folder.glob("error_*.json")]
+    reports = [json.loads(file.read_bytes()) for file in folder.glob("error_*.json")]
     reports.sort(key=lambda report: (report["echo"], report["time"]))
     was_killed = status < 0 and -status not in SIGNALS  # and the others' errors only follow from that
     if reports and not was_killed:

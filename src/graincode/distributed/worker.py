@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, OneLineFormatter
 from graincode.distributed import collectives
 from graincode.distributed.collectives import OtherProcessFailed
 from graincode.distributed.signals import STATUS, Stopped
@@ -27,7 +27,9 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
     """Run a job as the process that the environment says; returns the exit status."""
     threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
     rank = int(os.environ["RANK"])
-    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR, stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(OneLineFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, handlers=[handler])
 
     def failed(status: int, message: str, echo: bool = False) -> int:
         about = {"status": status, "message": message, "echo": echo, "time": time.time()}
