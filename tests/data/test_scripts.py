@@ -24,6 +24,7 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 import debian  # noqa: E402
 import fashion_mnist  # noqa: E402
+import openclipart  # noqa: E402
 import wallpapers  # noqa: E402
 
 COUNT = 20
@@ -249,3 +250,29 @@ def test_without_a_package_the_publisher_is_left(monkeypatch, cache, capsys):
     fashion_mnist.main()
     assert "no apt-get" in capsys.readouterr().err
     assert list((cache / "fashion-mnist").iterdir()) == []
+
+
+def test_open_clip_art_is_fetched_once_and_read_as_it_comes(tmp_path, monkeypatch, cache):
+    fetched = []
+
+    def fetch(package, scratch):
+        fetched.append(package)
+        for number in range(COUNT):
+            write_photograph(scratch / openclipart.PICTURES / f"{'ab'[number % 2]}/deep/{number}.png", number)
+        (scratch / openclipart.PICTURES / "a" / "link.png").symlink_to("../b/deep/1.png")
+        (scratch / openclipart.COPYRIGHT).parent.mkdir(parents=True)
+        (scratch / openclipart.COPYRIGHT).write_text("public domain")
+        return scratch
+
+    monkeypatch.setattr(debian, "unpack", fetch)
+    folders = {openclipart.prepare() for _ in range(2)}
+    assert fetched == ["openclipart-png"]
+    assert folders == {cache / "openclipart"}
+    assert (cache / "openclipart" / "copyright").read_text() == "public domain"
+    source = ImageFolder(str(cache / "openclipart"), image_size=8)
+    assert source.class_names == ("a", "b")
+    assert sum(len(source.split(name)) for name in SPLITS) == COUNT + 1
+    with pytest.raises(SystemExit) as error:
+        openclipart.prepare(tmp_path / "other", root=tmp_path)
+    one_line(error, str(tmp_path), "usr/share/openclipart/png")
+    assert not (tmp_path / "other").exists()
