@@ -97,11 +97,9 @@ def test_entropy_is_that_of_all_pixels_times_all_bins(sigma, bins):
 
 
 def test_pixels_that_are_no_pixels_make_no_number():
-    images = torch.zeros(3, 3, 4, 4)
+    images = torch.zeros(2, 3, 4, 4)
     images[0, :, 1, 1] = torch.nan
-    images[1] = 200.0
     for name, measure in MEASURES.items():
         found = measure(images, (4, 4)).flatten()
         assert found[0].isnan(), name
-        assert found[2].isfinite(), name
-    assert region_entropy(images, (4, 4))[1].isnan().all()
+        assert found[1:].isfinite().all(), name

@@ -23,24 +23,32 @@ def grey(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigma: float = 0.01) -> Tensor:
+def region_entropy(
+    images: Tensor, region: tuple[int, int], bins: int = 32, sigma: float = 0.01,
+    span: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:  # fmt: skip
     """Entropy of the soft grey-value histogram of each region.
 
     Args:
         images: (B, 3, H, W) in [-1, 1]; H and W are multiples of the region's.
         region: (height, width) of a region in pixels.
-        bins: number of bins, evenly spaced on [-1, 1], both ends included.
+        bins: number of bins, evenly spaced on `span`, both ends included.
         sigma: width of the Gaussian kernel, in units of the grey value. With the published 0.01, far narrower than
             the spacing of 32 bins (0.065), a flat region scores anything from 0 to ln 2, by its grey value.
+        span: of the bins, in grey values. Before July 2023 the public code had (0, 1), as though images were; greys
+            below all bins then count by the kernel's last traces of them, and as nothing where there are none.
     Returns:
         (B, H / region height, W / region width) float32 in [0, ln bins], in nats; NaN where a pixel is. Rounded to
         2^-20, so that the last bit, which depends on the batch, breaks no ties.
     Raises:
-        GraincodeError: with so small a sigma, a value between two bins would reach neither.
-    Source: DQ-VAE's public code (density); its use for routing in DQVAE++ is our reading.
+        GraincodeError: with so small a sigma, a value between two bins would reach neither; or greys on a CPU lie
+            beyond [-1.01, 1.01] (looking would hold up a GPU: there they make NaN).
+    Source: DQ-VAE's public code (density, which adds 1e-40 to the mean weights' sum); its use for routing in DQVAE++ is our reading.
     """
     check("bins", bins, "2 or more", bins >= 2)
-    spacing = 2 / (bins - 1)
+    low, high = span
+    check("span", list(span), "a number and a larger one", low < high)
+    spacing = (high - low) / (bins - 1)
     check("sigma", sigma, f"{spacing / 24:.4f} or more with bins={bins}", sigma >= spacing / 24)
     # only `reach` bins on each side of a pixel get a weight above 2e-8
     reach = min(math.ceil(6 * sigma / spacing), bins)
@@ -50,7 +58,7 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
     # a part at a time, in buffers that are reused: they fit into the cache, and new memory costs as much as the sums
     at_once = min(max(_PIXELS_AT_ONCE[images.is_cuda] // (height * width), 1), max(batch, 1))
     stride = bins + 2 * reach  # bins of a region, and those beyond the ends that a kernel reaches
-    starts = torch.arange(at_once * rows * columns, device=images.device) * stride
+    starts = torch.arange(at_once * rows * columns, device=images.device) * stride + 1  # a bin -1 is below
     starts = starts.repeat_interleave(region[0] * region[1])
     position, bin_below, weight = torch.empty(3, len(starts), dtype=torch.float64, device=images.device)
     target = torch.empty_like(starts)
@@ -61,8 +69,14 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         if n < len(position):
             starts, position, bin_below, weight, target = (x[:n] for x in (starts, position, bin_below, weight, target))
             histogram = histogram[: out.numel() * stride + 2 * reach]
-        by_region = rearrange(grey(part), "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
-        position.view(by_region.shape).copy_(by_region).add_(1).mul_(1 / spacing)  # in bins
+        luma = grey(part)
+        if not images.is_cuda:
+            _check_range(luma)
+        by_region = rearrange(luma, "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
+        position.view(by_region.shape).copy_(by_region)
+        if images.is_cuda:
+            position.masked_fill_(position.abs() > 1.01, torch.nan)
+        position.sub_(low).mul_(1 / spacing)  # in bins
         torch.floor(position, out=bin_below).clamp_(-1, bins - 1).nan_to_num_()
         target.copy_(bin_below).add_(starts)
         offset = position.sub_(bin_below)
@@ -71,11 +85,20 @@ def region_entropy(images: Tensor, region: tuple[int, int], bins: int = 32, sigm
         ratio = offset.mul_(2 * sharpness).exp_()
         histogram.zero_()
         for k in range(1 - reach, reach + 1):
-            histogram[reach + k :].scatter_add_(0, target, weight)
+            histogram[reach + k - 1 :].scatter_add_(0, target, weight)
             weight.mul_(ratio).mul_(math.exp(-sharpness * (2 * k + 1)))
         counts = histogram[: -2 * reach].view(*out.shape, stride)[..., reach : reach + bins]
-        out.copy_(torch.special.entr(counts / counts.sum(dim=-1, keepdim=True)).sum(dim=-1))
+        total = counts.sum(dim=-1, keepdim=True) + 1e-40 * region[0] * region[1]
+        out.copy_(torch.special.entr(counts / total).sum(dim=-1))
     return _on_grid(entropy.clamp_(0, math.log(bins)), 2.0**-20)
+
+
+def _check_range(luma: Tensor) -> None:
+    lowest, highest = (float(value) for value in luma.aminmax())
+    if math.isnan(lowest):  # makes no number of its region, but says nothing about others
+        lowest, highest = (float(value) for value in luma.nan_to_num(0, torch.inf, -torch.inf).aminmax())
+    inside = lowest >= -1.01 and highest <= 1.01
+    check("images", f"from {lowest:.3g} to {highest:.3g}", "values in [-1, 1], as from_uint8 makes them", inside)
 
 
 @torch.no_grad()

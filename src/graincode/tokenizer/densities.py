@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core import density as core
-from graincode.core.errors import check_choice
+from graincode.core.errors import check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
 
@@ -61,13 +61,14 @@ class Density(nn.Module):
 class EntropyDensity(Density):
     """`core.density.region_entropy` with its parameters."""
 
-    def __init__(self, bins: int = 32, sigma: float = 0.01) -> None:
+    def __init__(self, bins: int = 32, sigma: float = 0.01, span: Sequence[float] = (-1.0, 1.0)) -> None:
         super().__init__()
-        core.region_entropy(torch.zeros(1, 3, 1, 1), (1, 1), bins, sigma)  # refuses what it cannot do
-        self.bins, self.sigma = bins, sigma
+        check("span", span, "two numbers, such as [-1, 1]", len(span) == 2)
+        core.region_entropy(torch.zeros(1, 3, 1, 1), (1, 1), bins, sigma, tuple(span))  # refuses what it cannot do
+        self.bins, self.sigma, self.span = bins, sigma, tuple(span)
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma)
+        return core.region_entropy(probe.images, layout.grains[0], self.bins, self.sigma, self.span)
 
 
 class GradientDensity(Density):
