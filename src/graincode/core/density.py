@@ -70,7 +70,7 @@ def region_entropy(
             starts, position, bin_below, weight, target = (x[:n] for x in (starts, position, bin_below, weight, target))
             histogram = histogram[: out.numel() * stride + 2 * reach]
         luma = grey(part)
-        if not images.is_cuda:
+        if n and not images.is_cuda:
             _check_range(luma)
         by_region = rearrange(luma, "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
         position.view(by_region.shape).copy_(by_region)
