@@ -43,7 +43,8 @@ def region_entropy(
     Raises:
         GraincodeError: with so small a sigma, a value between two bins would reach neither; or greys on a CPU lie
             beyond [-1.01, 1.01] (looking would hold up a GPU: there they make NaN).
-    Source: DQ-VAE's public code (density, which adds 1e-40 to the mean weights' sum); its use for routing in DQVAE++ is our reading.
+    Source: DQ-VAE's public code (density, which adds 1e-40 to the mean weights' sum); its use
+        for routing in DQVAE++ is our reading.
     """
     check("bins", bins, "2 or more", bins >= 2)
     low, high = span
@@ -70,7 +71,7 @@ def region_entropy(
             starts, position, bin_below, weight, target = (x[:n] for x in (starts, position, bin_below, weight, target))
             histogram = histogram[: out.numel() * stride + 2 * reach]
         luma = grey(part)
-        if n and not images.is_cuda:
+        if n and images.device.type == "cpu":
             _check_range(luma)
         by_region = rearrange(luma, "b (h i) (w j) -> b h w i j", i=region[0], j=region[1])
         position.view(by_region.shape).copy_(by_region)
@@ -171,6 +172,15 @@ def quantile_table(densities: Tensor) -> Tensor:
     ordered = densities.flatten().double().sort().values
     levels = torch.linspace(0, len(ordered) - 1, 4097, dtype=torch.float64, device=ordered.device)
     return ordered[levels.round().long()].to(densities.dtype)
+
+
+def interpolated_table(levels: Tensor, values: Tensor) -> Tensor:
+    """A quantile table as of `quantile_table`, float32, linear between (n,) values at (n,) ascending levels 0 to 1."""
+    levels, values = levels.double(), values.double()
+    wanted = torch.linspace(0, 1, 4097, dtype=torch.float64)
+    above = torch.searchsorted(levels, wanted, right=True).clamp(1, len(levels) - 1)
+    fraction = (wanted - levels[above - 1]) / (levels[above] - levels[above - 1])
+    return values[above - 1].lerp(values[above], fraction).float()
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:
