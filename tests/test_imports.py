@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "generator": {"core", "sampling", "networks", "data", "distributed", "files"},
     "runs": {"core", "files", "distributed"},
     "export": {"core", "files", "distributed", "tokenizer", "generator"},
+    "interop": {"core", "files", "tokenizer", "export"},
     "evaluation": {
         "core", "files", "pictures", "distributed", "sampling", "networks", "data", "tokenizer", "generator", "export",
     },

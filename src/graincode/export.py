@@ -36,7 +36,7 @@ _ALLOWED: dict[str, type | None] = {
         "core.layout": "CodeLayout",
         "tokenizer": "DQVAE GrainEncoder GrainDecoder QuantileRouter FeatureRouter CodingDensity EntropyDensity "
         "FixedDensity GradientDensity RandomDensity VarianceDensity CosineQuantizer EMAQuantizer FSQuantizer "
-        "LFQuantizer SimVQuantizer TrunkSize",
+        "LFQuantizer SimVQuantizer TrunkSize MaskGITEncoder MaskGITDecoder MAGVIT2Encoder MAGVIT2Decoder",
         "generator": "DGiTAR DGiTNAR Transformer HeterogeneousEmbedding InformationMasking ClassConditioning "
         "NoConditioning",
     }.items()
@@ -116,7 +116,7 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
         for upgrade in UPGRADES if found < newest else ():
             upgrade(kind, node, weights)
         _check_targets(node, folder)
-        module = _build(node)
+        module = build_node(node)
         module.load_state_dict(weights)
     except GraincodeError as error:
         raise GraincodeError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
@@ -184,14 +184,15 @@ def _check_targets(config: Any, path: Path) -> None:
             raise GraincodeError(f"{path}: asks for {target!r}, which exports may not name; {advice}")
 
 
-def _build(node: Any) -> Any:
+def build_node(node: Any) -> Any:
+    """The object that a configuration asks for; `load_export` has compared its names with the list."""
     if isinstance(node, dict):
-        values = {key: _build(value) for key, value in node.items() if key != "_target_"}
+        values = {key: build_node(value) for key, value in node.items() if key != "_target_"}
         if "_target_" not in node:
             return values
         package, _, name = node["_target_"].rpartition(".")
         return (_ALLOWED[node["_target_"]] or getattr(import_module(package), name))(**values)
-    return [_build(value) for value in node] if isinstance(node, list) else node
+    return [build_node(value) for value in node] if isinstance(node, list) else node
 
 
 def _identity(folder: Path) -> str:

@@ -14,6 +14,7 @@ from graincode.tokenizer.densities import (
 )
 from graincode.tokenizer.dqvae import DQVAE, Reconstruction
 from graincode.tokenizer.encoder import GrainEncoder, TrunkSize
+from graincode.tokenizer.fixed import MAGVIT2Decoder, MAGVIT2Encoder, MaskGITDecoder, MaskGITEncoder
 from graincode.tokenizer.objective import ReconstructionObjective
 from graincode.tokenizer.quantizer import EMAQuantizer, Quantized, Quantizer
 from graincode.tokenizer.router import FeatureRouter, QuantileRouter, Router, Routing
@@ -32,6 +33,10 @@ __all__ = [
     "GrainDecoder",
     "GrainEncoder",
     "LFQuantizer",
+    "MAGVIT2Decoder",
+    "MAGVIT2Encoder",
+    "MaskGITDecoder",
+    "MaskGITEncoder",
     "PatchDiscriminator",
     "Probe",
     "QuantileRouter",

@@ -30,6 +30,7 @@ class TrunkSize:
         extra_blocks: residual blocks that a level of the decoder has more than one of the encoder.
         middle_blocks: residual blocks in each head and where the decoder starts, an attention behind the first one;
             None: `blocks`.
+        middle_attention: whether that attention is there.
         padding: where a convolution with a stride meets zeros: on "all" sides, or at the "end", right and below.
         upsampling: width of the convolution behind an upsampling: that of the "next" level, or its "own" level's, which
             the next level's first block changes.
@@ -42,6 +43,7 @@ class TrunkSize:
     patch: int = 1
     extra_blocks: int = 0
     middle_blocks: int | None = None
+    middle_attention: bool = True
     padding: Padding = "all"
     upsampling: Upsampling = "next"
 
@@ -93,7 +95,8 @@ class Downsampling(nn.Conv2d):
 def middle(size: TrunkSize, width: int) -> list[nn.Module]:
     """The blocks of a head, and of the decoder's start."""
     more = (size.middle_blocks or size.blocks) - 1
-    return [ResBlock(width), SpatialAttention(width), *(ResBlock(width) for _ in range(more))]
+    attention = [SpatialAttention(width)] if size.middle_attention else []
+    return [ResBlock(width), *attention, *(ResBlock(width) for _ in range(more))]
 
 
 class GrainEncoder(nn.Module):
