@@ -15,6 +15,9 @@ LAYOUTS = (
     CodeLayout((32, 64), ((16, 16), (8, 4)), 7, 2),
     CodeLayout((64, 32), ((32, 16), (16, 16), (4, 8)), 300, 5),
     CodeLayout((32, 32), ((16, 16), (8, 8), (4, 4)), 5, 1),
+    CodeLayout((32, 64), ((16, 16), (8, 4)), 7, 2, last_grain_order="rows"),
+    CodeLayout((32, 32), ((16, 16), (8, 8)), 16, 3, grain_starts=True),
+    CodeLayout((32, 48), ((16, 16), (8, 16), (8, 8), (2, 4)), 5, 2, "per_grain", "rows", True),
 )
 
 

@@ -65,6 +65,11 @@ def masked(it):
         yield "evaluate", [*sampler, *(f"sampler.{key}={value}" for key, value in cell.settings.items())]
 
 
+def published(it):
+    for settings in it.ROWS.values():
+        yield "train_generator", ["codes_path=codes", *settings]
+
+
 def restarts(it):
     yield "train_tokenizer", it.TRAINING
 
@@ -82,6 +87,7 @@ def soak(it):
         ("rate_distortion/run.py", rate_distortion),
         ("generation/run.py", generation),
         ("generation/masked.py", masked),
+        ("published/generator.py", published),
         ("restarts/run.py", restarts),
         ("soak/run.py", soak),
     ],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers_generators import CLASSED, MODERN, WIDTH, labels_for, make_ar
@@ -61,7 +63,7 @@ def test_cached_logits_are_the_training_logits_at_every_step(layout, variant):
         torch.testing.assert_close(regions[alive], expected[alive], atol=1e-4, rtol=0)
         torch.testing.assert_close(logits[alive], contents[alive, step], atol=1e-4, rtol=0)
         slot, content = sequences.slots[:, step], sequences.contents[:, step]
-        grain = grain + (alive & (content == layout.no_content))
+        grain = grain + (alive & layout.slots().is_end[slot.clamp(max=layout.num_slots - 1)])
 
 
 @pytest.mark.parametrize("variant", ["plain", "modern"])
@@ -136,6 +138,7 @@ def every_code(layout):
             yield from_sequences(type(sequences)(sequences.slots, dense, layout))
 
 
+@pytest.mark.parametrize("order", [("regions", False), ("rows", True)], ids=str)
 @pytest.mark.parametrize("codebook", ["shared", "per_grain"])
 @pytest.mark.parametrize(("size", "grains", "variant"), [
     (size, grains, variant)
@@ -146,8 +149,8 @@ def every_code(layout):
     for variant in ("plain", "modern", "given map")
     if len(grains) > 1 or variant != "given map"
 ], ids=str)  # fmt: skip
-def test_likelihood_sums_to_one_over_all_codes(size, grains, variant, codebook):
-    layout = CodeLayout(size, grains, 2, 1, codebook)
+def test_likelihood_sums_to_one_over_all_codes(size, grains, variant, codebook, order):
+    layout = CodeLayout(size, grains, 2, 1, codebook, *order)
     codes = GrainCodes.cat(list(every_code(layout)))
     model = make_ar(layout, dtype=torch.float64, **VARIANTS[variant])
     chances = (-model(codes, torch.zeros(len(codes), dtype=torch.long)).total).exp()
@@ -158,6 +161,28 @@ def test_likelihood_sums_to_one_over_all_codes(size, grains, variant, codebook):
     else:
         chances = chances.sum()
     torch.testing.assert_close(chances, torch.ones_like(chances), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["plain", "modelled", "given map"])
+def test_codes_in_another_order_are_taken_in_its_own(variant):
+    own = replace(LAYOUTS[5], last_grain_order="rows", grain_starts=True)
+    model, labels = make_ar(own, dtype=torch.float64, **VARIANTS[variant]), labels_for(own, 4)
+    mine = random_codes(own, random_grains(own, 4))
+    theirs = replace(mine, layout=LAYOUTS[5])
+    assert torch.equal(model(theirs, labels).total, model(mine, labels).total)
+    assert model.prompt_of(theirs) is None or model.prompt_of(theirs).layout == own
+
+
+def test_starts_of_grains_cost_nothing():
+    layout = LAYOUTS[-1]
+    codes = random_codes(layout, random_grains(layout, 4))
+    likelihood = make_ar(layout)(codes, labels_for(layout, 4))
+    sequences, table = to_sequences(codes), layout.slots()
+    known = sequences.slots.clamp(max=layout.num_slots - 1)
+    is_start = sequences.is_token & ~table.is_code[known] & ~table.is_end[known]
+    assert (is_start.sum(dim=1) == layout.num_grains - 1).all()
+    assert float((likelihood.content + likelihood.position)[is_start].abs().sum()) == 0
+    assert not likelihood.is_decision[is_start].any()
 
 
 def test_modelled_last_positions_are_paid_for_over_all_regions():
@@ -239,6 +264,7 @@ def test_a_plain_decoder_does_not_know_the_next_position():
 
 @pytest.mark.parametrize("layout", [
     CodeLayout((4, 4), ((4, 2), (2, 2)), 2, 1), CodeLayout((8, 4), ((4, 4), (4, 2), (2, 2)), 2, 1),
+    CodeLayout((4, 4), ((4, 2), (2, 2)), 2, 1, "shared", "rows", True),
 ], ids=str)  # fmt: skip
 def test_samples_follow_the_likelihood(layout):
     model = make_ar(layout, dtype=torch.float64)

@@ -1,9 +1,10 @@
 """Variable-length codes of images.
 
 A *region* is one cell of the coarsest grid and has exactly one *grain*. A *slot* is a position that a token can have:
-a cell of one grain's grid, or the end of a grain. All slots have a fixed order (coarse grains first; within a grain,
-regions in raster order; within a region, cells in raster order; after each grain but the last, its end), so the
-sequence of an image is the list of those slots that its grain map makes active.
+a cell of one grain's grid, or a mark: the end of a grain, or its start where the layout has those. All slots have a
+fixed order (coarse grains first; within a grain, regions in raster order; within a region, cells in raster order; the
+last grain may go by the rows of its grid instead; after each grain but the last, its end), so the sequence of an image
+is the list of those slots that its grain map makes active.
 """
 
 from __future__ import annotations

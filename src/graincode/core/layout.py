@@ -9,12 +9,14 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check, check_choice
 
 Codebook = Literal["shared", "per_grain"]
+LastGrainOrder = Literal["regions", "rows"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class SlotTable:
 
     Attributes:
         grain: grain index in [0, K).
-        region: raster index on the coarsest grid in [0, R); R for the end of a grain.
-        cell: raster index within the region in [0, cells of the grain); 0 for an end.
-        finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end.
-        is_end: bool, whether the slot is the end of its grain.
-        following: the slot of the region's next cell, or S where the region (or the grain) is complete.
+        region: raster index on the coarsest grid in [0, R); R for the end or start of a grain.
+        cell: raster index within the region in [0, cells of the grain); 0 for an end or start.
+        finest: raster index on the finest grid of the first cell that the slot covers; 0 for an end or start.
+        is_code, is_end: bool, whether the slot is a cell; whether it is the end of its grain.
+        is_last: bool, whether the slot is the last cell of its region.
+        following: the slot that comes next in every image, or S where the grain map decides.
         first: (K, R + 1) slot of the first cell of each region at each grain, and of the grain's end (S for the last).
         at_cell: (K, H * W) slot that covers each finest cell, at each grain.
     """
@@ -36,7 +39,9 @@ class SlotTable:
     region: Tensor
     cell: Tensor
     finest: Tensor
+    is_code: Tensor
     is_end: Tensor
+    is_last: Tensor
     following: Tensor
     first: Tensor
     at_cell: Tensor
@@ -52,6 +57,9 @@ class CodeLayout:
         codebook_size: number of entries of a codebook.
         classes: number of image classes; 0 for unlabelled data.
         codebook: "shared" by the grains, as published, or one "per_grain": an index then means another entry at each.
+        last_grain_order: "regions", one after the other, as in all other grains; or "rows" of the last grain's grid, over
+            all regions that have it, as published.
+        grain_starts: whether each grain but the first begins with a token of its own, as published.
     """
 
     image_size: tuple[int, int]
@@ -59,6 +67,8 @@ class CodeLayout:
     codebook_size: int
     classes: int = 0
     codebook: Codebook = "shared"
+    last_grain_order: LastGrainOrder = "regions"
+    grain_starts: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _pair("image_size", self.image_size))
@@ -67,6 +77,8 @@ class CodeLayout:
         check("codebook_size", self.codebook_size, "1 or more", self.codebook_size >= 1)
         check("classes", self.classes, "0 (unlabelled) or more", self.classes >= 0)
         check_choice("codebook", self.codebook, Codebook)
+        check_choice("last_grain_order", self.last_grain_order, LastGrainOrder)
+        check("grain_starts", self.grain_starts, "true or false", isinstance(self.grain_starts, bool))
         grains, (height, width) = [list(grain) for grain in self.grains], self.image_size
         for fh, fw in grains:
             fitting = [-(-height // fh) * fh, -(-width // fw) * fw]
@@ -127,9 +139,14 @@ class CodeLayout:
         return self.num_grains - 1
 
     @property
+    def num_marks(self) -> int:
+        """Tokens in a sequence that are no codes: ends, and starts of grains where there are some."""
+        return self.num_ends * (1 + self.grain_starts)
+
+    @property
     def num_slots(self) -> int:
-        """S, the cells of all grains and the ends. Embeddings have rows for S (padding) and S + 1 (start) too."""
-        return self.num_regions * sum(self.codes_per_region) + self.num_ends
+        """S, the cells of all grains and the marks. Embeddings have rows for S (padding) and S + 1 (start) too."""
+        return self.num_regions * sum(self.codes_per_region) + self.num_marks
 
     @property
     def pad_slot(self) -> int:
@@ -143,7 +160,7 @@ class CodeLayout:
 
     @property
     def no_content(self) -> int:
-        """The content of an end, the start and padding: the entry behind the last of the codebook."""
+        """The content of ends, starts and padding: the entry behind the last of the codebook."""
         return self.codebook_size
 
     @property
@@ -153,8 +170,8 @@ class CodeLayout:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest sequence: every region at the last grain, and the ends."""
-        return self.num_regions * self.codes_per_region[-1] + self.num_ends
+        """Tokens of the longest sequence: every region at the last grain, and the marks."""
+        return self.num_regions * self.codes_per_region[-1] + self.num_marks
 
     def coordinates(self) -> Tensor:
         """(S + 2, 2) float64, row and column of the middle of each slot's cell, in finest cells; -1 without one."""
@@ -162,7 +179,7 @@ class CodeLayout:
         sizes = torch.tensor([(finest[0] / h, finest[1] / w) for h, w in self.grids], dtype=torch.float64)
         corner = torch.stack([table.finest // finest[1], table.finest % finest[1]], dim=1)
         middle = corner + (sizes[table.grain] - 1) / 2
-        return torch.cat([torch.where(table.is_end[:, None], -1.0, middle), middle.new_full((2, 2), -1.0)])
+        return torch.cat([torch.where(table.is_code[:, None], middle, -1.0), middle.new_full((2, 2), -1.0)])
 
     def slots(self, device: torch.device | str = "cpu") -> SlotTable:
         """The table of all slots, made once per layout and device."""
@@ -198,27 +215,36 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
     cells = torch.arange(math.prod(layout.grids[-1])).view(layout.grids[-1])
     parts, first, at_cell, start = [], [], [], 0
     for g, (rh, rw) in enumerate(layout.region_cells):
-        count = rh * rw
+        count, is_final = rh * rw, g == layout.num_grains - 1
+        if g > 0 and layout.grain_starts:
+            parts.append(torch.tensor([[g], [regions], [0], [0], [size]]))
+            start += 1
         finest = rearrange(layout.corners(cells, g), "(r i) (c j) -> (r c i j)", i=rh, j=rw)
         region, cell = torch.arange(regions).repeat_interleave(count), torch.arange(count).repeat(regions)
-        parts.append(torch.stack([torch.full_like(cell, g), region, cell, finest]))
-        parts.append(torch.tensor([[g], [regions], [0], [0]]))  # its end
-        first.append(start + torch.arange(regions + 1) * count)
-        grid = rearrange(first[g][region] + cell, "(r c i j) -> (r i) (c j)", c=layout.grids[0][1], i=rh, j=rw)
+        by_rows = is_final and layout.last_grain_order == "rows"
+        slot = start + (finest.argsort().argsort() if by_rows else torch.arange(regions * count))
+        following = torch.where((cell == count - 1) | by_rows, size, slot + 1)
+        own = torch.stack([torch.full_like(cell, g), region, cell, finest, following])
+        parts.append(own[:, slot.argsort()])
+        end = start + regions * count
+        parts.append(torch.tensor([[g], [regions], [0], [0], [end + 1 if layout.grain_starts else size]]))
+        first.append(torch.cat([slot[::count], torch.tensor([end])]))
+        grid = rearrange(slot, "(r c i j) -> (r i) (c j)", c=layout.grids[0][1], i=rh, j=rw)
         at_cell.append(layout.expand(grid, g).flatten())
-        start += regions * count + 1
-    grain, region, cell, finest = torch.cat(parts, dim=1)[:, :size]  # the end of the last grain is implied
-    is_end = region == regions
-    last = torch.tensor(layout.codes_per_region)[grain] == cell + 1
-    following = torch.where(last | is_end, size, torch.arange(1, size + 1))
-    table = (grain, region, cell, finest, is_end, following, torch.stack(first), torch.stack(at_cell))
+        start = end + 1
+    grain, region, cell, finest, following = torch.cat(parts, dim=1)[:, :size]  # the end of the last grain is implied
+    is_code = region < regions
+    is_end = ~is_code & (F.pad(grain[1:], (0, 1), value=layout.num_grains) > grain)
+    is_last = is_code & (torch.tensor(layout.codes_per_region)[grain] == cell + 1)
+    table = (grain, region, cell, finest, is_code, is_end, is_last, following, torch.stack(first), torch.stack(at_cell))
     return SlotTable(*(column.to(device) for column in table))
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, codes: str, model: str) -> None:
-    """Refuse codes of another layout than a model's (both in words); the number of classes does not matter."""
+    """Refuse codes of another layout than a model's (both in words); what codes do not depend on does not matter."""
     a, b = found.to_config(), wanted.to_config()
-    differing = [f"{key} {a[key]} instead of {b[key]}" for key in a if key != "classes" and a[key] != b[key]]
+    same = [key for key in a if key not in ("classes", "last_grain_order", "grain_starts")]
+    differing = [f"{key} {a[key]} instead of {b[key]}" for key in same if a[key] != b[key]]
     if differing:
         raise GraincodeError(f"{codes} do not fit {model}: {', '.join(differing)}; take the tokenizer that made them")
 

@@ -46,11 +46,11 @@ class CodePrefix(Rows):
 
     @classmethod
     def of_regions(cls, codes: GrainCodes, count: int) -> CodePrefix:
-        """The codes of the first `count` regions, 0 to R, in the order of generation, coarse ones first."""
+        """The codes of the first `count` regions, 0 to R, in the order of generation, coarse ones first; where the last
+        grain goes by rows, also what comes before the last of these codes."""
         layout, sequences = codes.layout, to_sequences(codes)
         check("regions", count, f"0 to {layout.num_regions}, as many as there are", 0 <= count <= layout.num_regions)
-        following = F.pad(layout.slots(codes.grains.device).following, [0, 1])
-        completes = sequences.is_code & (following[sequences.slots] == layout.num_slots)
+        completes = F.pad(layout.slots(codes.grains.device).is_last, [0, 1])[sequences.slots]
         before = completes.cumsum(dim=1) - completes.long()
         lengths = ((before < count) & sequences.is_token).sum(dim=1)
         return cls(sequences, lengths, lengths)
@@ -123,7 +123,8 @@ class CodeMask(Rows):
     @classmethod
     def of_prefix(cls, prefix: CodePrefix) -> CodeMask:
         """What the beginnings of whole sequences give."""
-        codes, ends = from_sequences(prefix.sequences), prefix.sequences.is_token & ~prefix.sequences.is_code
+        codes, slots = from_sequences(prefix.sequences), prefix.sequences.slots
+        ends = F.pad(prefix.layout.slots(slots.device).is_end, [0, 1])[slots]
         begun = torch.arange(ends.shape[1], device=ends.device) < prefix.positions[:, None]
         regions = prefix.first_codes(prefix.positions).any(dim=1).view_as(codes.grains)
         return cls(codes, regions, prefix.known_cells, (begun & ends).sum(dim=1))

@@ -18,7 +18,7 @@ class CodeSequences(Rows):
 
     Attributes:
         slots: (B, L) long; the layout's `pad_slot` behind the end.
-        contents: (B, L) long; the layout's `no_content` at ends and padding.
+        contents: (B, L) long; the layout's `no_content` at ends, starts of grains, and padding.
         layout: the layout of the slots.
     """
 
@@ -28,12 +28,12 @@ class CodeSequences(Rows):
 
     @property
     def is_code(self) -> Tensor:
-        """(B, L) bool: a code, not an end or padding."""
+        """(B, L) bool: a code, not a mark or padding."""
         return self.contents != self.layout.no_content
 
     @property
     def is_token(self) -> Tensor:
-        """(B, L) bool: a code or an end, not padding."""
+        """(B, L) bool: a code or a mark, not padding."""
         return self.slots != self.layout.pad_slot
 
 
@@ -42,16 +42,16 @@ def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
 
     Args:
         codes: of B images.
-        ends: whether the ends of grains are among the tokens; a generator that knows the grain map needs none.
+        ends: whether ends and starts of grains are among the tokens; a generator that knows the grain map needs none.
     """
     layout, device = codes.layout, codes.grains.device
     table, active = layout.slots(device), _coded_slots(codes.grains.flatten(1), layout)
-    active = active | table.is_end if ends else active
+    active = active | ~table.is_code if ends else active
     behind = active.cumsum(dim=1)
     length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
     column = torch.where(active, behind - 1, length)  # inactive slots go into a column behind the longest sequence
     contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
-    contents.masked_fill_(table.is_end, layout.no_content)
+    contents.masked_fill_(~table.is_code, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)
     sequences = torch.full_like(slots, layout.no_content).scatter_(1, column, contents)
     slots.scatter_(1, column, torch.arange(layout.num_slots, device=device).expand(len(codes), -1))
@@ -83,4 +83,4 @@ def _coded_slots(grains: Tensor, layout: CodeLayout) -> Tensor:
     table = layout.slots(grains.device)
     # `gather` is three times as fast as `index_select` on a CPU
     owner = grains.gather(1, table.region.clamp(max=layout.num_regions - 1).expand(len(grains), -1))
-    return (owner == table.grain) & ~table.is_end
+    return (owner == table.grain) & table.is_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -117,7 +117,7 @@ class DGiTAR(Generator):
         self.position_transformer, self.content_transformer = position_transformer, content_transformer
         rotary = position_transformer.rotary or content_transformer.rotary
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None
-        self.needs_prompt, self.extra_tokens = given, layout.num_ends
+        self.needs_prompt, self.extra_tokens = given, layout.num_marks
         self.decided_grains = layout.num_ends + (not implied) if chosen else 0
         self.map = nn.Embedding(layout.num_grains * layout.num_regions, width) if given else None
         initialize(self.map)
@@ -127,7 +127,7 @@ class DGiTAR(Generator):
         initialize(self.region_head, self.content_head)
 
     def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
-        return CodePrefix.of_map(codes) if self.needs_prompt else None
+        return CodePrefix.of_map(replace(codes, layout=self.layout)) if self.needs_prompt else None
 
     @property
     def stacks(self) -> tuple[Transformer, Transformer]:
@@ -137,10 +137,11 @@ class DGiTAR(Generator):
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, given (B,) labels; label dropout draws from `rng`, or torch's generator."""
         layout, table = self.layout, self.layout.slots(codes.grains.device)
-        targets = to_sequences(codes)
+        targets = to_sequences(replace(codes, layout=layout))
         known = targets.slots.clamp(max=layout.num_slots - 1)
-        grain, is_end = table.grain[known], table.is_end[known]
-        decides = targets.is_token & (grain < self.decided_grains) & (is_end | (table.cell[known] == 0))
+        grain, is_code = table.grain[known], targets.is_code
+        begins = table.is_end[known] | (is_code & (table.cell[known] == 0))
+        decides = targets.is_token & (grain < self.decided_grains) & begins
         at = decides.nonzero(as_tuple=True)  # the CPU waits for a GPU here: once, and before it has much to do
         hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
         logits, entries = content_logits.flatten(0, 1), targets.contents.flatten()
@@ -149,7 +150,7 @@ class DGiTAR(Generator):
         position = torch.zeros_like(content)
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
-            same = F.pad((grain[:, 1:] == grain[:, :-1]) & ~is_end[:, :-1], (1, 0), value=False)
+            same = F.pad((grain[:, 1:] == grain[:, :-1]) & is_code[:, :-1], (1, 0), value=False)
             last, own = torch.where(same, table.region[before], -1)[at], grain[at]
             coded = codes.grains.flatten(1)[at[0]] < own[:, None]
             any_region = F.pad(torch.ones_like(coded), (0, 1), value=False)  # where the last grain is modelled
@@ -157,7 +158,7 @@ class DGiTAR(Generator):
             logits = self.regions_of(hidden[at], own).masked_fill(~free, -torch.inf)
             position[at] = F.cross_entropy(logits, table.region[known[at]], reduction="none").to(position.dtype)
         counts = layout.num_grains, self.decided_grains
-        return SequenceLikelihood(content, position, targets.is_code, decides, grain, *counts)
+        return SequenceLikelihood(content, position, is_code, decides, grain, *counts)
 
     def condition(self, labels: Tensor, grains: Tensor | None, rng: SampleRng | None = None) -> Tensor:
         """The (B, width) condition of (B,) labels and, where they are given, (B, H0, W0) grain maps."""

@@ -35,9 +35,10 @@ class HeterogeneousEmbedding(nn.Module):
         self.layout, table = layout, layout.slots()
         self.content = nn.Embedding(layout.num_entries + 1, width)
         rows = torch.arange(layout.num_slots + 2)
-        if position == "shared":  # the finest cell that a slot begins at; then the ends, padding and the start
+        if position == "shared":  # the finest cell that a slot begins at; then the ends, padding and starts
             cells = layout.grids[-1][0] * layout.grids[-1][1]
-            begins = torch.where(table.is_end, cells, table.finest)
+            marks = torch.where(table.is_end, cells, cells + 2)
+            begins = torch.where(table.is_code, table.finest, marks)
             rows = torch.cat([begins, torch.tensor([cells + 1, cells + 2])])
         self.register_buffer("slot_position", rows, persistent=False)
         self.position = nn.Embedding(int(rows.max()) + 1, width) if position != "none" else None
@@ -82,7 +83,7 @@ class ContentHead(Head):
     def __init__(self, layout: CodeLayout, width: int) -> None:
         super().__init__(width, layout.num_entries)
         self.codebooks = layout.num_codebooks
-        # ends, padding and the start have no content; any codebook does for them
+        # marks, padding and the start have no content; any codebook does for them
         grain = F.pad(layout.slots().grain, (0, 2), value=layout.num_grains - 1)
         self.register_buffer("slot_grain", grain, persistent=False)
 

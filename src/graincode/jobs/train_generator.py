@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the imports below, so that --help answers a
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
@@ -33,7 +34,7 @@ def run(cfg: DictConfig) -> float:
     hardware, trainer = build(cfg.hardware), build(cfg.trainer)
     cfg.codes_path = str(resolve_path(cfg, "codes_path", "extract_codes", "codes"))
     codes = CodeDataset(cfg.codes_path, "train")
-    config = with_layout(cfg.generator.model, codes.layout)
+    config = with_layout(cfg.generator.model, replace(codes.layout, **cfg.generator.get("sequence", {})))
     torch.manual_seed(cfg.seed)
     module: Generator = build(cfg.generator.model)
     objective: GeneratorObjective = build(cfg.generator.objective)

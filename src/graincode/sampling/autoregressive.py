@@ -58,10 +58,16 @@ class AutoregressiveSampler(Sampler):
         model = guided or logits
         batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
         table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
-        # of each slot, padding and the start included: the next cell of its region, and its region
+        # of each slot, padding and the start included: what follows it, and its region
         following = F.pad(table.following, (0, 2), value=layout.num_slots)
         is_end = F.pad(table.is_end, (0, 2))
-        owner = torch.where(is_end, regions + 1, F.pad(table.region, (0, 2), value=regions + 1))
+        owner = F.pad(torch.where(table.is_code, table.region, regions + 1), (0, 2), value=regions + 1)
+        by_rows = layout.last_grain_order == "rows" and last_grain > 0
+        # the region that has all its codes with a slot, or a code at least where regions are not interrupted
+        codes_region = torch.where(F.pad(table.is_last, (0, 2)), owner, regions + 1) if by_rows else owner
+        final = torch.arange(layout.num_slots, device=device)[
+            -regions * layout.codes_per_region[-1] :
+        ]  # of the last grain
         all_slots = torch.full((batch, tokens), layout.pad_slot, device=device)
         all_contents = torch.full_like(all_slots, layout.no_content)
         # of the samples that are still drawn, `rows` of all
@@ -82,8 +88,12 @@ class AutoregressiveSampler(Sampler):
                 drawn = draw(truncate(scores, **self.truncation("region_")), uniforms[:, step, 0])
                 region = torch.where(grain == last_grain, region, drawn)
             # in the last grain, the end of `first` is the padding slot: the sample is complete
-            begun = following[slot]
-            slot = torch.where(begun < layout.num_slots, begun, table.first[grain, region])
+            begun, begins = following[slot], table.first[grain, region]
+            if by_rows:
+                left = ~coded[:, owner[final]] & (final > slot[:, None])
+                behind = torch.where(left.any(dim=1), final[0] + left.int().argmax(dim=1), layout.num_slots)
+                begins = torch.where(grain == last_grain, behind, begins)
+            slot = torch.where(begun < layout.num_slots, begun, begins)
             kept = given if given is not None and step < given.sequences.slots.shape[1] else None
             if kept is not None:
                 slot = torch.where(kept.positions > step, kept.sequences.slots[:, step], slot)
@@ -93,10 +103,10 @@ class AutoregressiveSampler(Sampler):
             region = owner[slot]
             content = torch.where(region > regions, layout.no_content, content)
             slots[:, step], contents[:, step] = slot, content
-            coded.scatter_(1, region[:, None], True)
+            coded.scatter_(1, codes_region[slot][:, None], True)
             if not all_implied:
                 ends = is_end[slot]
-                grain, last = grain + ends, torch.where(ends, -1, region)
+                grain, last = grain + ends, torch.where(region > regions, -1, region)
             on_step(step + 1)
             if (step + 1) % check_every == 0:
                 done = slot == layout.pad_slot

@@ -93,7 +93,7 @@ class GeneratorStage:
         real = self.validation[self._order[:16]]
         count = len(real.labels)
         samples = module.sample(real.labels, batch_size=count, given=module.prompt_of(real.codes))
-        both = GrainCodes.cat([samples, real.codes])
+        both = GrainCodes.cat([samples, replace(real.codes, layout=module.layout)])
         shown = {"codes of samples, of images": grid(code_maps(both), count, 4)}
         if self.tokenizer is not None:
             shown["samples, reconstructions"] = grid(to_uint8(self.tokenizer.detokenize(both)), count, 2)
