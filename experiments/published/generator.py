@@ -2,8 +2,8 @@
 
     .venv/bin/python experiments/published/generator.py --demo runs/demo
 
-On the Fashion-MNIST codes of a finished `make demo` (F8/F4, 40 an image), with three seeds of the generator and the same
-number of steps: bits of a validation image, and the Fréchet distance of samples to the validation images. Jobs run one
+On the Fashion-MNIST codes of a finished `make demo` (F8/F4, 40 an image), with three seeds of the generator, as many
+steps each: bits of a validation image, and the Fréchet distance of samples to the validation images. Jobs run one
 after the other on one thread. What has finished is not run again, so the study can be stopped at any time. Writes
 generator.json and generator.md here.
 """

@@ -57,8 +57,8 @@ class CodeLayout:
         codebook_size: number of entries of a codebook.
         classes: number of image classes; 0 for unlabelled data.
         codebook: "shared" by the grains, as published, or one "per_grain": an index then means another entry at each.
-        last_grain_order: "regions", one after the other, as in all other grains; or "rows" of the last grain's grid, over
-            all regions that have it, as published.
+        last_grain_order: "regions", one after the other, as in all other grains, or "rows" of the last grain's grid,
+            over all regions that have it, as published.
         grain_starts: whether each grain but the first begins with a token of its own, as published.
     """
 
