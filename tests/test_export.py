@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import graincode
@@ -41,6 +42,28 @@ def edit(path, change):
     config = json.loads((path / "config.json").read_text())
     change(config)
     (path / "config.json").write_text(json.dumps(config))
+
+
+def reweigh(path, change):
+    """Change an export's tensors, or the bytes of their file, and have the hash agree."""
+    file = path / "weights.safetensors"
+    if isinstance(change, bytes):
+        file.write_bytes(change)
+    else:
+        weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        change(weights)
+        save_file(weights, file)
+    edit(path, lambda c: c.update(weights_sha256=hashlib.sha256(file.read_bytes()).hexdigest()))
+
+
+def everywhere(name, value):
+    """A change of all nodes of a model's configuration that have a key."""
+
+    def change(config):
+        for node in export._nodes(config["model"]):
+            node |= {name: value} if name in node else {}
+
+    return change
 
 
 def upgraded(path, kind):
@@ -158,6 +181,147 @@ def test_damaged_or_newer_exports_are_refused(tokenizer, change, message):
         graincode.load_tokenizer(tokenizer)
     assert str(error.value).startswith(str(tokenizer))
     assert "\n" not in str(error.value)
+
+
+MANY = [[2 ** (60 - g // 2), 2 ** (60 - (g + 1) // 2)] for g in range(119)]
+
+
+@pytest.mark.when("an export asks for a larger model than its weights are", "it is refused before memory is taken")
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer", everywhere("blocks", 20_000)),
+        ("tokenizer", everywhere("coarse_blocks", 10**9)),
+        ("tokenizer", everywhere("codebook_size", 10**9)),
+        ("tokenizer", everywhere("image_size", [10**6, 10**6])),
+        ("tokenizer", lambda c: (everywhere("image_size", [2**60] * 2)(c), everywhere("grains", MANY)(c))),
+        ("tokenizer", everywhere("channels", 10**6)),
+        ("tokenizer", everywhere("density", {TARGET: "graincode.tokenizer.EntropyDensity", "bins": 10**7})),
+        ("autoregressive", everywhere("layers", 20_000)),
+        ("autoregressive", everywhere("width", 10**5)),
+        ("masked", everywhere("image_size", [10**5, 10**5])),
+        ("masked", everywhere("classes", 10**9)),
+    ],
+)
+def test_a_configuration_asks_for_no_more_than_weights_hold(tmp_path, name, change):
+    path = shutil.copytree(GOLDEN / name, tmp_path / "export")
+    edit(path, change)
+    with pytest.raises(
+        GraincodeError, match=r"asks for a larger model than weights.safetensors holds|expected 119 shares"
+    ):
+        export.load_export(path, "tokenizer" if name == "tokenizer" else "generator")
+
+
+@pytest.mark.when("weights have NaN or infinite values", "the export is refused, with the tensor's name")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(tokenizer, value):
+    reweigh(tokenizer, lambda weights: weights["decoder.last.bias"].fill_(value))
+    with pytest.raises(GraincodeError, match=r"'decoder\.last\.bias' has NaN or infinite"):
+        graincode.load_tokenizer(tokenizer)
+    reweigh(tokenizer, lambda w: (w["decoder.last.bias"].zero_(), w["router.quantiles"].fill_(torch.nan)))
+    model = graincode.load_tokenizer(tokenizer)  # not calibrated yet, which is said where it matters
+    with pytest.raises(GraincodeError, match="no thresholds yet"):
+        model.tokenize(torch.zeros(1, 3, 16, 16))
+
+
+WEIGHTS = (GOLDEN / "tokenizer" / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.when("an export's weights are cut, another model's, or no weights", "it is refused in one line")
+@pytest.mark.parametrize(
+    "change",
+    [
+        b"",
+        WEIGHTS[:7],
+        WEIGHTS[:-50],
+        WEIGHTS + b"\0",
+        (2**63).to_bytes(8, "little") + WEIGHTS[8:],
+        (2**26).to_bytes(8, "little") + b" " * 2**26,
+        WEIGHTS.replace(b"[4,3,3,3]", b"[3,3,3,4]"),
+        WEIGHTS.replace(b'"F32"', b'"I32"'),
+        WEIGHTS.replace(b'"F32"', b'"F64"'),
+        (GOLDEN / "masked" / "weights.safetensors").read_bytes(),
+        lambda weights: weights.pop("decoder.last.bias"),
+        lambda weights: weights.update(more=torch.zeros(2)),
+        lambda weights: weights.update({"decoder.last.bias": weights["decoder.last.bias"][:5].clone()}),
+    ],
+)
+def test_weights_that_do_not_belong_are_refused(tokenizer, change):
+    reweigh(tokenizer, change)
+    with pytest.raises(GraincodeError, match="damaged") as error:
+        graincode.load_tokenizer(tokenizer)
+    assert "\n" not in str(error.value)
+
+
+HOSTILE = [
+    None, -1, 0, 10**9, 10**30, 1e308, float("nan"), "x", "\x1b[31m\n", True, [], {}, [1] * 5000, [[10**6] * 3] * 3,
+    {TARGET: "os.system", "command": "exit"}, {"_args_": [1]}, {TARGET: "graincode.tokenizer.GrainEncoder"},
+]  # fmt: skip
+
+
+def places(value, at=()):
+    """Paths of keys to all parts of a configuration."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from places(inner, (*at, key))
+
+
+@pytest.mark.when(
+    "a value of an export's config.json is not what we wrote", "one line, or a model that works; nothing runs"
+)
+@pytest.mark.parametrize("name", ["tokenizer", "autoregressive", "masked"])
+def test_a_configuration_changed_anywhere_never_runs_and_never_breaks(tmp_path, monkeypatch, name):
+    for runner in ("system", "popen", "execv"):
+        monkeypatch.setattr(os, runner, lambda *_: pytest.fail("it ran"))
+    path, rng = shutil.copytree(GOLDEN / name, tmp_path / "export"), random.Random(0)
+    original = json.loads((path / "config.json").read_text())
+    known, refused = list(places(original)), []
+    for at in rng.choices(known, k=60):
+        config = part = json.loads(json.dumps(original))
+        for key in at[:-1]:
+            part = part[key]
+        part[at[-1]] = rng.choice(HOSTILE)
+        (path / "config.json").write_text(json.dumps(config))
+        try:
+            if name == "tokenizer":
+                model = graincode.load_tokenizer(path)
+                model.detokenize(model.tokenize(torch.zeros(1, 3, 16, 16)))
+            else:
+                graincode.load_generator(path).sample(torch.zeros(1).long(), batch_size=1)
+        except GraincodeError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(map(str.isprintable, refused))
+
+
+@pytest.mark.when("config.json is cut, too large, too deep, or no JSON", "the file is named as damaged")
+@pytest.mark.parametrize("text", [b"", b"null", b"[1]", b"\xff\xfe", b"[" * 10**5, b" " * 2**23, b'{"format": 5}'])
+def test_a_damaged_config_is_named(tokenizer, text):
+    (tokenizer / "config.json").write_bytes(text)
+    with pytest.raises(GraincodeError, match=r"config\.json: damaged"):
+        graincode.load_tokenizer(tokenizer)
+
+
+@pytest.mark.parametrize("target", ["graincode.tokenizer.EMAQuantizer", "graincode.generator.DGiTAR", None])
+def test_the_model_of_an_export_is_of_its_kind(tokenizer, target):
+    edit(tokenizer, lambda c: c["model"].update({TARGET: target}))
+    with pytest.raises(GraincodeError, match="is no tokenizer"):
+        graincode.load_tokenizer(tokenizer)
+
+
+def test_parts_of_other_layouts_are_refused(tokenizer):
+    edit(tokenizer, lambda c: c["model"]["encoder"]["layout"].update(image_size=[32, 32]))
+    with pytest.raises(GraincodeError, match="different layouts"):
+        graincode.load_tokenizer(tokenizer)
+
+
+def test_loading_takes_no_random_numbers_but_those_of_building(tokenizer):
+    torch.manual_seed(0)
+    export.build_node(upgraded(tokenizer, "tokenizer"))
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    graincode.load_tokenizer(tokenizer)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_flipped_bit_is_noticed(tokenizer):

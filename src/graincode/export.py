@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from graincode.core.errors import GraincodeError, brief, check, check_choice
+from graincode.core.errors import GraincodeError, brief, check, check_choice, one_line
 from graincode.core.layout import check_layouts
 from graincode.distributed import collectives
 from graincode.files import new_directory, sha256, write_json
@@ -28,6 +30,11 @@ Kind = Literal["tokenizer", "generator"]
 PathLike = str | os.PathLike[str]
 FORMATS = {"tokenizer": 5, "generator": 6}  # as written; the one before is read too, through UPGRADES
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MODELS = {
+    "tokenizer": ["graincode.tokenizer.DQVAE"],
+    "generator": ["graincode.generator.DGiTAR", "graincode.generator.DGiTNAR"],
+}
+_LARGEST = 2**22  # bytes of a configuration and of the header of weights; large models have a tenth of it
 
 # the only names that a configuration may ask for, compared as text; None is imported by its name when it is asked for
 _ALLOWED: dict[str, type | None] = {
@@ -99,30 +106,36 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
     if not (file.is_file() and weights_file.is_file()):
         raise GraincodeError(f"{folder}: no export; expected the directory `export` of a run that trained a {kind}")
     try:
-        config = json.loads(file.read_text())
+        if file.stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
+        config = json.loads(file.read_text(encoding="utf-8"))
         found, found_kind, node = config["format"], config["kind"], config["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise GraincodeError(f"{file}: damaged ({error!r}); export the model again") from error
+        provenance = {**config.get("provenance", {})}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GraincodeError(f"{file}: damaged ({brief(repr(error))}); export the model again") from error
     if found_kind != kind:
-        raise GraincodeError(f"{folder}: a {found_kind}; expected a {kind}")
+        raise GraincodeError(f"{folder}: a {one_line(brief(found_kind))}; expected a {kind}")
     newest = FORMATS[kind]
     if found not in (newest - 1, newest):
         advice = "install a newer graincode" if isinstance(found, int) and found > newest else "train the model again"
-        raise GraincodeError(f"{folder}: export format {found}, but this version reads {newest}; {advice}")
-    if sha256(weights_file) != config.get("weights_sha256"):
-        raise GraincodeError(f"{weights_file}: damaged (it has changed since it was written); copy it again")
+        raise GraincodeError(f"{folder}: export format {brief(repr(found))}, but this version reads {newest}; {advice}")
     try:
-        weights = load_file(weights_file)
+        weights = _map_weights(weights_file)
         for upgrade in UPGRADES if found < newest else ():
             upgrade(kind, node, weights)
-        _check_targets(node, folder)
-        module = build_node(node)
+        _check_targets(node, folder, kind)
+        with _Bounded(weights):
+            module = build_node(node)
+        _check_shapes(weights, module.state_dict())
+        if sha256(weights_file) != config.get("weights_sha256"):
+            raise GraincodeError(f"{weights_file}: damaged (it has changed since it was written); copy it again")
+        _check_finite(weights)
         module.load_state_dict(weights)
     except GraincodeError as error:
-        raise GraincodeError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
-    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        raise GraincodeError(f"{folder}: damaged ({brief(error)}); export the model again") from error
-    return Export(module.eval().to(device), _identity(folder), config.get("provenance", {}))
+        raise GraincodeError(f"{folder}: {one_line(str(error).removeprefix(f'{folder}: '))}") from error
+    except Exception as error:  # what someone wrote into a configuration can raise anything
+        raise GraincodeError(f"{folder}: damaged ({one_line(brief(error))}); export the model again") from error
+    return Export(module.eval().to(device), _identity(folder), provenance)
 
 
 def load_weights(module: nn.Module, path: PathLike, kind: Kind) -> str:
@@ -168,12 +181,79 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
         yield from _nodes(inner)
 
 
-def _check_targets(config: Any, path: Path) -> None:
+def _map_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which is not read yet but for its header; their sizes are checked against the file's."""
+    with file.open("rb") as opened:
+        if int.from_bytes(opened.read(8), "little") > _LARGEST:
+            raise ValueError("weights.safetensors has no header, or too large a one")
+    return load_file(file)
+
+
+class _Bounded(TorchFunctionMode):
+    """In the block, what is built makes hardly more tensors and numbers than weights have, and gives up before that."""
+
+    _sized = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+    _ranges = (torch.arange, torch.linspace)
+    _copies = ("clone", "__deepcopy__")
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._calls = 10_000 + 100 * len(weights)
+        self._most = self._left = 2**24 + sum(tensor.numel() for tensor in weights.values())
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in self._sized:
+            size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
+            self._left -= math.prod(size)
+        elif function in self._ranges:
+            self._left -= max(map(abs, args))
+        elif getattr(function, "__name__", "") in self._copies:
+            self._left -= args[0].numel()
+        self._calls -= 1
+        self._check(min(self._left, self._calls) >= 0)
+        result = function(*args, **kwargs)
+        parts = result if isinstance(result, tuple | list) else [result]
+        self._check(all(part.numel() <= self._most for part in parts if isinstance(part, Tensor)))
+        return result
+
+    def _check(self, holds: bool) -> None:
+        if not holds:
+            raise GraincodeError("config.json asks for a larger model than weights.safetensors holds; do not trust it")
+
+
+def _check_shapes(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    def facts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+        return {name: (*tensor.shape, tensor.is_floating_point()) for name, tensor in tensors.items()}
+
+    found, wanted = facts(weights), facts(own)
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        few = brief(repr(differing[:3]))
+        line = f"damaged ({len(differing)} tensors are not what config.json asks for, such as {few})"
+        raise GraincodeError(f"{line}; export the model again")
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        # thresholds are NaN until they are calibrated, which the router says itself
+        has_values = tensor.is_floating_point() and tensor.numel() and not name.endswith("router.quantiles")
+        if has_values and not all(end.isfinite() for end in tensor.aminmax()):
+            raise GraincodeError(f"{name!r} has NaN or infinite values; train the model again, or copy it again")
+
+
+def _check_targets(config: Any, path: Path, kind: Kind | None = None) -> None:
     for plugin in filter(None, os.environ.get("GRAINCODE_PLUGINS", "").split(",")):
         try:
             import_module(plugin)
         except ImportError as error:
             raise GraincodeError(f"GRAINCODE_PLUGINS={plugin}: expected a module to import ({error})") from error
+    root = config.get("_target_") if isinstance(config, dict) else None
+    if kind is not None and root not in _MODELS[kind] and (not isinstance(root, str) or _ALLOWED.get(root) is None):
+        raise GraincodeError(f"{path}: {brief(repr(root))} is no {kind}; export the model again")
+    layouts = [node for node in _nodes(config) if node.get("_target_") == "graincode.core.layout.CodeLayout"]
+    if any(layout != layouts[0] for layout in layouts):
+        raise GraincodeError(f"{path}: damaged (its parts have different layouts); export the model again")
     for node in _nodes(config):
         strange = [key for key in node if str(key).startswith("_") and key != "_target_"]
         if strange:
@@ -181,7 +261,7 @@ def _check_targets(config: Any, path: Path) -> None:
         target = node.get("_target_", "graincode.tokenizer.DQVAE")
         if not isinstance(target, str) or target not in _ALLOWED:
             advice = "register your own class by graincode.export.register, in a module that $GRAINCODE_PLUGINS names"
-            raise GraincodeError(f"{path}: asks for {target!r}, which exports may not name; {advice}")
+            raise GraincodeError(f"{path}: asks for {brief(repr(target))}, which exports may not name; {advice}")
 
 
 def build_node(node: Any) -> Any:
