@@ -9,7 +9,11 @@ from graincode.interop.convert import import_tokenizer
 from graincode.interop.names import Options
 
 NETWORKS = {
+    "dqvae_dual_entropy": "dqvae",
+    "dqvae_dual_feature": "dqvae",
+    "dqvae_triple_feature": "dqvae",
     "vqgan_f16": "vqgan",
+    "llamagen_vq16": "llamagen",
     "maskgit_vqgan": "maskgit",
     "open_magvit2": "magvit2",
 }
@@ -29,7 +33,9 @@ def write_golden(network: str, path: Path) -> Path:
 def import_golden(network: str, folder: Path):
     """A golden network, imported from a file in a folder."""
     size = golden(network)["image"].shape[1]
-    return import_tokenizer(NETWORKS[network], write_golden(network, folder / f"{network}.pt"), Options(size))
+    return import_tokenizer(
+        NETWORKS[network], write_golden(network, folder / f"{network}.pt"), Options(size, entropy="current")
+    )
 
 
 @torch.no_grad()

@@ -1,72 +1,56 @@
-"""DQ-VAE as its authors compute it, from weights by their published names."""
+"""The routers of imported DQ-VAEs."""
+
+import json
 
 import pytest
 import torch
-from helpers_golden import about, golden, images_of, state_dict
-from hydra.utils import instantiate
+from helpers_golden import golden, images_of
+from helpers_parity import import_golden, write_golden
 
-from graincode.core.codes import GrainCodes
-from graincode.interop import dqvae
-
-NETWORKS = ["dqvae_dual_entropy", "dqvae_dual_feature", "dqvae_triple_feature"]
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-
-
-def imported(network, dtype, current=True):
-    node, weights, _ = dqvae.translate(state_dict(network))
-    if network.endswith("entropy") and current:
-        node["router"]["density"]["span"] = [-1.0, 1.0]  # as the golden density is
-    module = instantiate(node)
-    module.load_state_dict(weights)
-    return module.eval().to(dtype)
+from graincode.core.errors import GraincodeError
+from graincode.interop.convert import import_tokenizer
+from graincode.interop.dqvae import THRESHOLDS
+from graincode.interop.names import Options
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("network", NETWORKS)
-@torch.no_grad()
-def test_a_published_network_gives_its_published_numbers(network, dtype):
-    found, module = golden(network), imported(network, dtype)
-
-    def close(ours, name, atol=TOLERANCE[dtype]):
-        torch.testing.assert_close(ours.double(), found[name], rtol=0, atol=atol)
-
-    images = images_of(found, dtype)
-    probe = module.probe(images)
-    grains = [name for name in ("coarse", "median", "fine") if f"features_{name}" in found]
-    for features, name in zip(probe.features, grains, strict=True):
-        close(features, f"features_{name}")
-    routing = module.router(probe)
-    assert torch.equal(routing.grains, found["grains"])
-    if "density" in found:
-        close(routing.density, "density", 1e-5)  # ours is rounded to 2^-20
-    else:
-        density = found["gate"][:, 1:].logsumexp(dim=1) - found["gate"][:, 0]
-        torch.testing.assert_close(routing.density.double(), density, rtol=0, atol=1e-4)  # ours is float32
-    codes = module.codes_at(probe, routing)
-    assert torch.equal(codes.indices, found["indices"])
-    merged = sum(
-        module.layout.expand(x * module.layout.cells_at(codes.grains, g)[:, None], g)
-        for g, x in enumerate(probe.features)
-    )
-    close(module.project_in(merged.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), "latent")
-    reconstruction = module(images).images
-    close(reconstruction[..., ::2, ::2], "reconstruction")
-    torch.testing.assert_close(module.detokenize(codes), reconstruction.clamp(-1, 1), rtol=0, atol=1e-5)
-    assert isinstance(codes, GrainCodes)
+@pytest.mark.parametrize("network", ["dqvae_dual_entropy", "dqvae_dual_feature", "dqvae_triple_feature"])
+def test_the_density_of_each_region_is_the_published_one(network, tmp_path):
+    module, found = import_golden(network, tmp_path).module.double(), golden(network)
+    with torch.no_grad():
+        density = module.route(images_of(found, torch.float64)).density.double()
+    wanted = found.get("density", found["gate"][:, 1:].logsumexp(dim=1) - found["gate"][:, 0])
+    torch.testing.assert_close(density, wanted, rtol=0, atol=1e-5)  # ours is float32
 
 
-@pytest.mark.parametrize(
-    ("network", "parameters"),
-    [("dqvae_dual_entropy", 47_833_731), ("dqvae_dual_feature", 48_098_437), ("dqvae_triple_feature", 74_010_502)],
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return write_golden("dqvae_dual_entropy", tmp_path_factory.mktemp("dqvae") / "last.ckpt")
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 0.5, 0.7, 0.9])
+def test_a_ratio_has_the_published_threshold(file, ratio):
+    router = import_tokenizer("dqvae", file).module.router
+    threshold = THRESHOLDS[round(100 - 100 * ratio)]
+    density = torch.tensor([[[threshold * (1 - 1e-6), threshold, threshold * (1 + 1e-6)]]])
+    assert router._grains(density, [1 - ratio, ratio]).tolist() == [[[0, 0, 1]]]
+
+
+def test_thresholds_can_be_given_by_file_and_the_entropy_by_name(file, tmp_path):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({str(percent): percent / 40 for percent in range(1, 100)}))
+    found = import_tokenizer("dqvae", file, Options(thresholds=table, entropy="current"))
+    assert found.module.router.quantiles[2048] == 1.25
+    assert found.node["router"]["density"]["span"] == [-1.0, 1.0]
+    assert import_tokenizer("dqvae", file).node["router"]["density"]["span"] == [0.0, 1.0]
+    for wrong in ("no JSON", "[1, 2]", "{}", '{"0": 1}', '{"10": 2, "20": 1}'):
+        table.write_text(wrong)
+        with pytest.raises(GraincodeError, match=f"thresholds={table}"):
+            import_tokenizer("dqvae", file, Options(thresholds=table))
+
+
+@pytest.mark.when(
+    "another image size is asked of a network that has learned its positions", "it is refused, with the size that fits"
 )
-def test_every_published_name_is_known(network, parameters):
-    published = about(network)["published"]["state_dict"]
-    with torch.device("meta"):
-        node, weights, dropped = dqvae.translate({name: torch.empty(shape) for name, shape in published.items()})
-        module = instantiate(node)
-    shapes = {name: value.shape for name, value in module.state_dict().items()}
-    assert {name: value.shape for name, value in weights.items()} == shapes
-    assert dropped == [name for name in published if name.startswith("loss.")]
-    codebook = module.quantizers[0].codebook
-    padding = codebook.shape[1]  # theirs has one row more
-    assert sum(p.numel() for p in module.parameters()) + codebook.numel() + padding == parameters
+def test_learned_positions_have_one_image_size(file):
+    with pytest.raises(GraincodeError, match="image_size=128: expected 64"):
+        import_tokenizer("dqvae", file, Options(128))

@@ -111,3 +111,15 @@ def test_unused_entries_come_back_into_use():
 def test_shares_beyond_0_to_1_are_refused(name):
     with pytest.raises(GraincodeError, match=f"^{name}=1.5: expected 0 to "):
         EMAQuantizer(16, 8, **{name: 1.5})
+
+
+def test_a_unit_codebook_knows_directions_alone():
+    quantizer, vectors = EMAQuantizer(8, 3, unit=True).double(), torch.randn(60, 3).double()
+    quantizer.initialize(vectors[:8])
+    quantizer.codebook *= torch.rand(8, 1).double() + 0.5  # as moving averages leave it
+    found = quantizer(vectors)
+    cosines = torch.nn.functional.normalize(vectors, dim=1) @ torch.nn.functional.normalize(quantizer.codebook, dim=1).T
+    assert torch.equal(found.indices, cosines.argmax(dim=1))
+    assert torch.equal(quantizer.nearest(vectors * 100), found.indices)
+    torch.testing.assert_close(quantizer.lookup(found.indices), found.vectors.detach())
+    torch.testing.assert_close(found.vectors.norm(dim=1), torch.ones(60).double())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graincode.core.density import interpolated_table
-from graincode.interop import trunk
+from graincode.core.errors import GraincodeError, check
+from graincode.interop.containers import Weights
+from graincode.interop.names import Names, Options, Special, Spelling, Translation, match, tokenizer_node
+from graincode.interop.vqgan import TRUNK
 
 # percentiles of the entropy of ImageNet's regions of 16 x 16 pixels, in the definition before July 2023
 THRESHOLDS = {
@@ -18,82 +23,74 @@ THRESHOLDS = {
     40: 1.1998910903930664, 50: 1.6777750253677368, 60: 2.0330491065979004, 70: 2.3272018432617188,
     75: 2.4625627994537354, 80: 2.5950534343719482, 90: 2.871901512145996,
 }  # fmt: skip
-_HEADS = {1: ("_fine",), 2: ("_coarse", "_fine"), 3: ("_coarse", "_median", "_fine")}
+_HEADS = {2: ("_coarse", "_fine"), 3: ("_coarse", "_median", "_fine")}
 _RATIOS = {2: [0.5, 0.5], 3: [0.4, 0.3, 0.3]}
-_NAMES = {
-    "encoder.router.gate.": "router.choose.",
-    "decoder.position_bias_fourier.lff.ffm.conv.": "decoder.position.project.",
-    "quant_conv.": "project_in.",
-    "post_quant_conv.": "project_out.",
-}
+_SPANS = {"older": [0.0, 1.0], "current": [-1.0, 1.0]}
+_POSITION, _CODEBOOK = "decoder.position_bias_learned.{}_embed.weight", "quantize.codebook.{}"
 
 
-def translate(weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """The node of the model that weights by their published names are of, these by ours, and the names left out.
-
-    Raises:
-        KeyError: a name that tells the size of the network is missing.
-    """
-    dropped = [name for name in weights if name.startswith("loss.")]
-    found = trunk.fused({name: value for name, value in weights.items() if name not in dropped})
-    grains = sum(f"encoder.conv_out{head}.weight" in found for head in _HEADS[3])
-    heads, learned = _HEADS[grains], "encoder.router.gate.0.weight" in found
-    levels, finest = trunk.levels_of(found, "encoder.down"), 2 ** (trunk.levels_of(found, "decoder.up") - 1)
-    names = [f"decoder.position_bias_learned.{axis}_embed.weight" for axis in ("row", "col")]
-    image_size = [found[name].shape[0] * finest for name in names]
-    dim, code_dim = found["post_quant_conv.weight"].shape[:2]
-    codebook = found.pop("quantize.codebook.weight")[:-1]  # the last row stands for no code
-    layout = {
-        "_target_": "graincode.core.layout.CodeLayout",
-        "image_size": image_size,
-        "grains": [[2 ** (levels - 1 - grain)] * 2 for grain in range(grains)],
-        "codebook_size": len(codebook),
-        "classes": 0,
-        "codebook": "shared",
+def translate(weights: Weights, options: Options) -> Translation:
+    """The tokenizer of DQ-VAE's tensors: two grains and an entropy or feature router, or three and a feature router."""
+    found = weights.tensors
+    heads = _HEADS[3 if "encoder.conv_out_median.weight" in found else 2]
+    spelling, ratios, learned = Spelling(heads=heads), _RATIOS[len(heads)], "encoder.router.gate.0.weight" in found
+    side, finest = len(found[_POSITION.format("row")]), 2 ** (spelling.count_levels(found, 1) - 1)
+    image_size = options.image_size or side * finest
+    check("image_size", image_size, f"{side * finest}, as it has learned {side} rows", image_size == side * finest)
+    size = spelling.size(found, image_size) | TRUNK
+    (entries, dim), code_dim = found[_CODEBOOK.format("embed_ema")].shape, len(found["post_quant_conv.weight"])
+    router: dict[str, Any] = {"ratios": ratios}
+    special: Special = {
+        "decoder.position.rows": lambda get: get(_POSITION.format("row")).T[:, :, None],
+        "decoder.position.columns": lambda get: get(_POSITION.format("col")).T[:, None],
+        "quantizers.0.codebook": lambda get: get(_CODEBOOK.format("weight"))[:-1],  # the last row is no code's
+        "quantizers.0.counts": lambda get: get(_CODEBOOK.format("cluster_size_ema")),
+        "quantizers.0.sums": lambda get: get(_CODEBOOK.format("embed_ema")),
     }
-    size = trunk.size_of(found, image_size[0])
-    router = {"layout": layout, "ratios": _RATIOS[grains]}
     if learned:
-        router |= {"_target_": "graincode.tokenizer.FeatureRouter", "code_dim": dim, "norm": "group"}
+        router |= {"_target_": "graincode.tokenizer.FeatureRouter", "code_dim": code_dim, "norm": "group"}
+        special["router.shares"] = lambda get: torch.tensor(ratios)
     else:
-        density = {"_target_": "graincode.tokenizer.EntropyDensity", "bins": 32, "sigma": 0.01, "span": [0.0, 1.0]}
+        span = _SPANS[options.entropy]
+        density = {"_target_": "graincode.tokenizer.EntropyDensity", "bins": 32, "sigma": 0.01, "span": span}
         router |= {"_target_": "graincode.tokenizer.QuantileRouter", "density": density}
-    quantizer = {"_target_": "graincode.tokenizer.EMAQuantizer", "codebook_size": len(codebook), "decay": 0.99}
-    part = {"layout": layout, "size": size, "code_dim": dim}
-    node = {
-        "_target_": "graincode.tokenizer.DQVAE",
-        "layout": layout,
-        "encoder": {"_target_": "graincode.tokenizer.GrainEncoder", **part},
-        "router": router,
-        "quantizer": quantizer | {"code_dim": code_dim},
-        "decoder": {"_target_": "graincode.tokenizer.GrainDecoder", **part, "position": "learned"},
-        "projected_dim": code_dim,
-    }
-    rows, columns = (found.pop(name).T for name in names)
-    ours = trunk.renamed(found, heads)
-    for name in list(ours):
-        for published, new in _NAMES.items():
-            if name.startswith(published):
-                ours[name.replace(published, new, 1)] = ours.pop(name)
-        for grain, head in enumerate(heads):
-            published = f"encoder.router.feature_norm{head}."
-            if name.startswith(published):
-                ours[name.replace(published, f"router.norms.{grain}.", 1)] = ours.pop(name)
-    for name in ("project_in.weight", "project_out.weight"):
-        ours[name] = ours[name].flatten(1)
-    ours["decoder.position.rows"], ours["decoder.position.columns"] = rows[:, :, None], columns[:, None]
-    ours["quantizers.0.codebook"] = codebook
-    for published, new in (("cluster_size_ema", "counts"), ("embed_ema", "sums")):
-        ours[f"quantizers.0.{new}"] = ours.pop(f"quantize.codebook.{published}")
-    if learned:
-        ours["router.shares"] = torch.tensor(_RATIOS[grains])
-    else:
-        ours["router.quantiles"] = published_quantiles(THRESHOLDS)
-    return node, ours, dropped
+        percentiles = THRESHOLDS if options.thresholds is None else read_thresholds(options.thresholds)
+        special["router.quantiles"] = lambda get: published_quantiles(percentiles)
+    quantizer = {"_target_": "graincode.tokenizer.EMAQuantizer", "decay": 0.99}
+    shape, grains = (entries, dim), len(heads)
+    node = tokenizer_node(size, image_size, shape, code_dim, quantizer, grains, router, projected_dim=dim)
+    node["decoder"]["position"] = "learned"
+
+    def names(module: nn.Module) -> Names:
+        norms = {f"router.norms.{g}": (f"encoder.router.feature_norm{head}",) for g, head in enumerate(heads)}
+        gate = {f"router.choose.{layer}": (f"encoder.router.gate.{layer}",) for layer in (0, 2)}
+        return spelling.names(module) | norms | gate | {
+            "decoder.position.project": ("decoder.position_bias_fourier.lff.ffm.conv",),
+            "project_in": ("quant_conv",),
+            "project_out": ("post_quant_conv",),
+        }  # fmt: skip
+
+    return match(node, found, names, special, ("loss.",))
+
+
+def read_thresholds(file: Path) -> dict[int, float]:
+    """The table of percentiles in a JSON file such as the authors' {"1": 0.1, ..., "99": 2.9}."""
+    try:
+        found = {int(percent): float(value) for percent, value in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        found = {}
+    values = [found[percent] for percent in sorted(found)]
+    if not found or values != sorted(values) or not 1 <= min(found) <= max(found) <= 99:
+        raise GraincodeError(f'thresholds={file}: expected JSON {{"1": 0.1, ..., "99": 2.9}}, percentiles that ascend')
+    return found
 
 
 def published_quantiles(percentiles: Mapping[int, float], bins: int = 32) -> Tensor:
-    """The quantile table of a router, linear between percentiles from 1 to 99, from 0 to the largest entropy."""
+    """The quantile table of a router, linear between percentiles from 1 to 99, from 0 to the largest entropy; at the
+    percentiles themselves it has their values."""
     rows = {0: 0.0, **percentiles, 100: math.log(bins)}
-    levels = torch.tensor(sorted(rows), dtype=torch.float64)
-    return interpolated_table(levels / 100, torch.tensor([rows[row] for row in sorted(rows)], dtype=torch.float64))
+    levels = torch.tensor(sorted(rows), dtype=torch.float64) / 100
+    values = torch.tensor([rows[row] for row in sorted(rows)], dtype=torch.float64)
+    table = interpolated_table(levels, values)
+    table[(levels * (len(table) - 1)).round().long()] = values.float()
+    return table

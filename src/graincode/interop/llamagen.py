@@ -13,4 +13,4 @@ SPELLING = Spelling(
 
 def translate(weights: Weights, options: Options) -> Translation:
     """The tokenizer of LlamaGen's tensors."""
-    return vqgan.translate(weights, options, SPELLING, {"normalized": True}, ("quantize.codebook_used",))
+    return vqgan.translate(weights, options, SPELLING, {"unit": True}, ("quantize.codebook_used",))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from graincode.interop.containers import Weights
-from graincode.interop.names import FIXED, Names, Options, Special, Spelling, Translation, fixed_length, match
+from graincode.interop.names import FIXED, Names, Options, Special, Spelling, Translation, match, tokenizer_node
 
 SPELLING = Spelling(resample=("downsample", "upsample.conv1"))
 
@@ -23,7 +23,7 @@ def translate(weights: Weights, options: Options) -> Translation:
     spelling = replace(SPELLING, middle=tuple(f"mid_block.{i}" for i in range(size["blocks"])))
     # without entropies, which would compare all entries with each vector
     how = {"_target_": "graincode.tokenizer.LFQuantizer", "entropy_weight": 0.0}
-    node = fixed_length(size, image_size, (2**bits, bits), bits, how, "MAGVIT2")
+    node = tokenizer_node(size, image_size, (2**bits, bits), bits, how, network="MAGVIT2")
 
     def names(module: nn.Module) -> Names:
         adaptive = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graincode.interop.containers import Weights
-from graincode.interop.names import FIXED, Options, Spelling, Translation, fixed_length, match, moving_averages
+from graincode.interop.names import FIXED, Options, Spelling, Translation, match, moving_averages, tokenizer_node
 
 SPELLING = Spelling(resample=("", "upsample_conv"))
 
@@ -17,5 +17,5 @@ def translate(weights: Weights, options: Options) -> Translation:
     size = SPELLING.size(found, image_size)
     spelling = replace(SPELLING, middle=tuple(f"mid.{i}" for i in range(size["blocks"])))
     how, code_dim = {"_target_": "graincode.tokenizer.EMAQuantizer"}, len(found["encoder.conv_out.weight"])
-    node = fixed_length(size, image_size, tuple(found[codebook].shape), code_dim, how, "MaskGIT")
+    node = tokenizer_node(size, image_size, found[codebook].shape, code_dim, how, network="MaskGIT")
     return match(node, found, spelling.names, FIXED | moving_averages(codebook))

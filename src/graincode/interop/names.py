@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,14 @@ class Options:
     Attributes:
         image_size: height and width in pixels; None: what the weights say, or else 256.
         averages: whether to take moving averages of the weights; None: where the file has them.
+        thresholds: of DQ-VAE's entropy router: a JSON file of percentiles; None: the published ones of ImageNet.
+        entropy: its definition, "older" as that of the published thresholds and checkpoint, or "current".
     """
 
     image_size: int | None = None
     averages: bool | None = None
+    thresholds: Path | None = None
+    entropy: Literal["older", "current"] = "older"
 
 
 @dataclass(frozen=True)
@@ -111,28 +116,27 @@ class Spelling:
             names |= {f"{mine}.{name}": tuple(f"{other}.{part}" for part in found) for name, found in parts.items()}
         return names
 
+    def count_levels(self, found: Mapping[str, Tensor], side: int) -> int:
+        """Levels of the encoder (side 0) or decoder (1)."""
+        return _count(lambda number: self._first(side, number) in found)
+
     def size(self, found: Mapping[str, Tensor], image_size: int) -> dict[str, Any]:
-        """The arguments of a `TrunkSize` that tensors have the shapes of."""
-
-        def level(side: int, number: int) -> str:
-            return f"{('encoder', 'decoder')[side]}.{self.levels[side].format(number)}"
-
-        def count(side: int) -> int:
-            return _count(lambda i: f"{level(side, 0)}.{self.block.format(i)}.conv1.weight" in found)
-
-        first = f"{{}}.{self.block.format(0)}.conv1.weight"
-        levels = _count(lambda number: first.format(level(0, number)) in found)
-        if not levels:
-            raise KeyError(first.format(level(0, 0)))
-        widths = [len(found[first.format(level(0, number))]) for number in range(levels)]
-        attention = f".{self.attention.format(0)}.{self.attention_parts[1]}.weight"
+        """The arguments of a `TrunkSize` that tensors have the shapes of; a KeyError names what is missing for it."""
+        widths = [len(found[self._first(0, number)]) for number in range(max(self.count_levels(found, 0), 1))]
+        blocks, more = (_count(lambda i, s=side: self._first(s, 0, i) in found) for side in (0, 1))
+        leaf = f"{self.attention.format(0)}.{self.attention_parts[1]}.weight"
+        attends = [f"encoder.{self.levels[0].format(level)}.{leaf}" in found for level in range(len(widths))]
         return {
             "channels": math.gcd(*widths),
             "multipliers": [width // math.gcd(*widths) for width in widths],
-            "blocks": count(0),
-            "extra_blocks": count(1) - count(0),
-            "attention": [image_size // 2**i for i in range(levels) if level(0, i) + attention in found],
+            "blocks": blocks,
+            "extra_blocks": more - blocks,
+            "attention": [image_size // 2**level for level, holds in enumerate(attends) if holds],
         }
+
+    def _first(self, side: int, level: int, block: int = 0) -> str:
+        where = f"{('encoder', 'decoder')[side]}.{self.levels[side].format(level)}"
+        return f"{where}.{self.block.format(block)}.conv1.weight"
 
 
 def _count(holds: Callable[[int], bool]) -> int:
@@ -142,30 +146,42 @@ def _count(holds: Callable[[int], bool]) -> int:
     return number
 
 
-def fixed_length(
-    size: Mapping[str, Any], image_size: int, codebook: tuple[int, int], code_dim: int, quantizer: Mapping[str, Any],
-    network: str = "Grain", **more: Any,
+def tokenizer_node(
+    size: Mapping[str, Any], image_size: int, codebook: Sequence[int], code_dim: int, quantizer: Mapping[str, Any],
+    grains: int = 1, router: Mapping[str, Any] | None = None, network: str = "Grain", **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """The node of a tokenizer of one grain: a trunk's size, (entries, dimension) of its codebook, dimension of the
-    encoder's features, arguments of its quantizer, and the name of its encoder and decoder."""
-    factor = 2 ** (len(size["multipliers"]) - 1)
+    """The node of a tokenizer.
+
+    Args:
+        size: of the trunk, whose last levels have a grain each.
+        codebook: number and dimension of its entries.
+        code_dim: dimension of what the encoder gives and the decoder takes.
+        quantizer: its other arguments.
+        grains: their number.
+        router: its other arguments; None: of one that has one grain.
+        network: what the names of encoder and decoder begin with.
+        more: arguments of the tokenizer.
+    """
+    coarsest = 2 ** (len(size["multipliers"]) - 1)
     layout = {
         "_target_": "graincode.core.layout.CodeLayout", "image_size": [image_size, image_size],
-        "grains": [[factor, factor]], "codebook_size": codebook[0], "classes": 0, "codebook": "shared",
+        "grains": [[coarsest >> grain] * 2 for grain in range(grains)], "codebook_size": codebook[0], "classes": 0,
+        "codebook": "shared",
+    }  # fmt: skip
+    fixed = {
+        "_target_": "graincode.tokenizer.QuantileRouter", "ratios": [1.0],
+        "density": {"_target_": "graincode.tokenizer.FixedDensity"},
     }  # fmt: skip
     trunk = {"layout": layout, "size": {"_target_": "graincode.tokenizer.TrunkSize", **size}, "code_dim": code_dim}
-    density = {"_target_": "graincode.tokenizer.FixedDensity"}
     return {
         "_target_": "graincode.tokenizer.DQVAE",
         "layout": layout,
         "encoder": {"_target_": f"graincode.tokenizer.{network}Encoder", **trunk},
-        "router": {
-            "_target_": "graincode.tokenizer.QuantileRouter", "layout": layout, "density": density, "ratios": [1.0],
-        },
+        "router": {"layout": layout, **(router or fixed)},
         "quantizer": {"codebook_size": codebook[0], "code_dim": codebook[1], **quantizer},
         "decoder": {"_target_": f"graincode.tokenizer.{network}Decoder", **trunk},
         **more,
-    }  # fmt: skip
+    }
 
 
 FIXED: Special = {"router.quantiles": lambda get: torch.zeros(4097)}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from graincode.interop.containers import Weights
-from graincode.interop.names import FIXED, Names, Options, Spelling, Translation, fixed_length, match, moving_averages
+from graincode.interop.names import FIXED, Names, Options, Spelling, Translation, match, moving_averages, tokenizer_node
 
 TAMING = Spelling()
 TRUNK = {"padding": "end", "upsampling": "own", "middle_blocks": 2}  # of all families that have VQGAN's
@@ -28,7 +28,7 @@ def translate(
     size = spelling.size(found, image_size) | TRUNK | trunk
     (entries, dim), code_dim = found[codebook].shape, len(found["encoder.conv_out.weight"])
     how = {"_target_": "graincode.tokenizer.EMAQuantizer", **(quantizer or {})}
-    node = fixed_length(size, image_size, (entries, dim), code_dim, how, projected_dim=dim)
+    node = tokenizer_node(size, image_size, (entries, dim), code_dim, how, projected_dim=dim)
     node["decoder"]["position"] = "none"
 
     def names(module: nn.Module) -> Names:

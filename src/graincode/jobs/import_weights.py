@@ -20,8 +20,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the weights: a file, or a folder of safetensors")
     parser.add_argument("-o", "--export", type=Path, help="where the export goes (default: imported/NAME OF FILE)")
     parser.add_argument("--image-size", type=int, help="height and width of images (default: 256, or the file's)")
-    averages = argparse.BooleanOptionalAction
-    parser.add_argument("--ema", action=averages, help="moving averages or not (default: if there)")
+    either = argparse.BooleanOptionalAction
+    parser.add_argument("--ema", action=either, help="moving averages of the weights, or not (default: if there)")
+    parser.add_argument("--thresholds", type=Path, help="dqvae: percentiles of the entropy in JSON (else ImageNet's)")
+    definitions = {"choices": ["older", "current"], "default": "older"}
+    parser.add_argument("--entropy", **definitions, help="dqvae: as before July 2023 (default, as thresholds) or since")
     given = parser.parse_args(arguments)
 
     from graincode.core.errors import GraincodeError  # here, as what follows imports torch
@@ -32,7 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         path = given.export or Path("imported") / given.file.resolve().name.partition(".")[0]
         if path.exists():
             raise GraincodeError(f"{path} is there already: move it away, or give another name by -o")
-        found = import_tokenizer(given.family, given.file, Options(given.image_size, given.ema))
+        options = Options(given.image_size, given.ema, given.thresholds, given.entropy)
+        found = import_tokenizer(given.family, given.file, options)
         identity = found.save(path)
     except GraincodeError as error:
         print(f"error: {error.line}", file=sys.stderr)

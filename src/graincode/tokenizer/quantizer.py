@@ -110,18 +110,19 @@ class EMAQuantizer(Quantizer):
         decay: of the moving averages, in [0, 1).
         restart_below: share of the expected count under which an entry restarts, in [0, 1]; 0 switches restarts off.
         max_restarts: share of the codebook that one step may replace, in [0, 1]: none at 0, else one at least.
+        unit: compare directions: vectors, and entries where they are used, are scaled to length 1.
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
     """
 
     def __init__(
         self, codebook_size: int, code_dim: int, decay: float = 0.95, restart_below: float = 0.05,
-        max_restarts: float = 0.1,
+        max_restarts: float = 0.1, unit: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(codebook_size)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
         check("restart_below", restart_below, "0 to 1", 0 <= restart_below <= 1)
         check("max_restarts", max_restarts, "0 to 1", 0 <= max_restarts <= 1)
-        self.decay, self.restart_below = decay, restart_below
+        self.decay, self.restart_below, self.unit = decay, restart_below, unit
         self.max_restarts = max(int(max_restarts > 0), round(max_restarts * codebook_size))
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
@@ -135,17 +136,23 @@ class EMAQuantizer(Quantizer):
             if not self._started:
                 raise GraincodeError("the codebook is empty: call initialize(vectors of training images) first")
         with torch.autocast(vectors.device.type, enabled=False):
-            vectors = vectors.to(self.codebook.dtype)
-            indices = nearest_entries(vectors.detach(), self.codebook)
-            chosen = F.embedding(indices, self.codebook)
+            vectors, entries = self._scaled(vectors.to(self.codebook.dtype)), self._entries()
+            indices = nearest_entries(vectors.detach(), entries)
+            chosen = F.embedding(indices, entries)
             error = (vectors - chosen).square().mean(dim=1)
             seen = (vectors.detach(), indices, keys)
             return Quantized(vectors + (chosen - vectors).detach(), indices, error, seen)
 
+    def _entries(self) -> Tensor:
+        return self._scaled(self.codebook)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.unit else vectors
+
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
         """Set the codebook to vectors chosen at random."""
-        self.codebook.copy_(random_entries(vectors.to(self.codebook.dtype), self.codebook_size, keys))
+        self.codebook.copy_(random_entries(self._scaled(vectors.to(self.codebook.dtype)), self.codebook_size, keys))
         self.counts.fill_(len(vectors) / self.codebook_size)
         self.sums.copy_(self.codebook * self.counts[:, None])
 
