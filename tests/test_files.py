@@ -1,10 +1,12 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and archives that are what they say."""
 
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 
-from graincode.files import clear_leftovers, new_directory, replacing
+from graincode.files import clear_leftovers, new_directory, open_npz, replacing
 
 
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -32,3 +34,40 @@ def test_leftovers_are_cleared_and_nothing_else(tmp_path):
     clear_leftovers(tmp_path)
     assert not half.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", ".my-settings", "best.json", "step_1"]
+
+
+def npy(shape: str, content: bytes, dtype: str = "|u1", version: int = 1) -> bytes:
+    """An .npy file that says what it likes."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + content
+
+
+@pytest.mark.when("an .npz declares more than its file can hold", "it is refused before memory is taken")
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"arr_0.npy": npy("(6000000, 1000, 1000, 3)", b"x" * 100)}, "declares 18,000,000,000,"),
+        ({"arr_0.npy": npy("(6000000, 1000, 1000, 3)", b"x" * 100, version=2)}, "declares 18,000,000,000,"),
+        ({"arr_0.npy": npy("(2,)", b"x" * 100, "|V1000000000")}, "declares 2,000,000,"),
+        ({"arr_0.npy": npy(f"({10**30},)", b"x")}, "declares 1,000,000,000,000,000,000,000,000,000,"),
+        ({"arr_0.npy": npy("(-1, 3)", b"xxx")}, "declares"),
+        ({"arr_0.npy": npy("(80000000,)", bytes(80_000_000))}, "1 arrays of 80,000,"),
+        ({f"{i}.npy": npy("(40000000,)", bytes(40_000_000)) for i in range(2)}, "2 arrays of 80,000,"),
+        ({f"{i}.npy": npy("(1,)", b"x") for i in range(1001)}, "1001 arrays"),
+        ({"arr_0.npy": npy("(1,)", b"x", version=0)}, "cannot be read"),
+        ({"arr_0.npy": b"x" * 5}, "cannot be read"),
+    ],
+)
+def test_archives_that_declare_too_much_are_refused(tmp_path, members, words):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=words), open_npz(tmp_path / "a.npz") as arrays:
+        [arrays[name] for name in arrays.files]
+
+
+def test_archives_that_compress_well_are_read(tmp_path):
+    arrays = {"flat": np.zeros((20, 256, 256, 3), np.uint8), "empty": np.zeros((0, 3)), "one": np.array(2.5)}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    with open_npz(tmp_path / "a.npz") as found:
+        assert all(np.array_equal(found[name], value) for name, value in arrays.items())

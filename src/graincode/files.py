@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -77,16 +78,33 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an .npz file, none unpickled; a ValueError if it is damaged, also where the block reads one."""
+    """The arrays of an .npz file, none unpickled; a ValueError if it is damaged, also where the block reads one, or if
+    it declares more than a file of its size holds."""
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it is an .npy")
-        with arrays:
+        _check_sizes(path)
+        with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would be to read it unsafely
         raise ValueError(f"cannot be read as .npz of plain arrays{reason}") from None
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an .npz before memory is taken for what it declares."""
+    known, size = np.lib.format, path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        declared = sum(member.file_size for member in members)
+        if len(members) > 1000 or declared > 2**26 + 100 * size:
+            raise ValueError(f"it declares {len(members)} arrays of {declared:,} bytes in a file of {size:,}")
+        for member in (member for member in members if member.filename.endswith(".npy")):
+            with archive.open(member) as opened:
+                is_first = known.read_magic(opened) == (1, 0)
+                read_header = known.read_array_header_1_0 if is_first else known.read_array_header_2_0
+                shape, _, dtype = read_header(opened)
+                taken = opened.tell() + math.prod(shape) * dtype.itemsize
+            if taken != member.file_size and not dtype.hasobject:  # an object is refused where it is read
+                raise ValueError(f"{member.filename!r} declares {taken:,} bytes and has {member.file_size:,}")
 
 
 def build_once(path: Path, subject: str, build: Callable[[], None]) -> None:

@@ -335,6 +335,7 @@ def test_measured_statistics_in_a_file_of_another_network_are_refused(tmp_path: 
 GOOD = {"mu": np.zeros(8), "sigma": np.eye(8)}
 
 
+@pytest.mark.when("a reference's sigma is no covariance", "it is refused: no distance is made of it")
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -346,6 +347,11 @@ GOOD = {"mu": np.zeros(8), "sigma": np.eye(8)}
         ({"images": np.zeros((2, 4, 4, 3))}, "images as a folder"),
         ({**GOOD, "mu": np.full(8, np.nan)}, "NaN or infinite"),
         ({**GOOD, "sigma": np.full((8, 8), np.inf)}, "NaN or infinite"),
+        ({**GOOD, "sigma": 1e308 * np.eye(8)}, "NaN or infinite"),
+        ({**GOOD, "mu": np.full(8, 1e200)}, "NaN or infinite"),
+        ({**GOOD, "sigma": -np.eye(8)}, "negative eigenvalues"),
+        ({**GOOD, "sigma": np.diag([1.0] * 7 + [-0.01])}, "negative eigenvalues"),
+        ({**GOOD, "sigma": 2 - np.eye(8)}, "negative eigenvalues"),
     ],
 )
 def test_files_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], words: str):
@@ -353,6 +359,16 @@ def test_files_of_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.
     with pytest.raises(GraincodeError, match=words) as error:
         read_npz(tmp_path / "other.npz", LookedUp(drawn(30)))
     assert str(tmp_path / "other.npz") in message_of(error)
+
+
+@pytest.mark.parametrize("images", [2, 5, 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_covariances_of_few_images_and_in_float32_are_accepted(tmp_path: Path, images: int, dtype: type):
+    sigma = np.cov(drawn(images).double().numpy() * 30, rowvar=False).astype(dtype)
+    np.savez(tmp_path / "few.npz", mu=np.zeros(8), sigma=sigma)
+    assert read_npz(tmp_path / "few.npz", LookedUp(drawn(30))).covariance.shape == (8, 8)
+    np.savez(tmp_path / "few.npz", mu=np.zeros(8), sigma=np.zeros((8, 8), dtype))
+    assert not read_npz(tmp_path / "few.npz", LookedUp(drawn(30))).covariance.any()
 
 
 @pytest.mark.parametrize("name", ["mu", "sigma", "count", "features"])

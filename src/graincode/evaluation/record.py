@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 import zipfile
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from graincode.core.errors import check
 from graincode.distributed import collectives
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
@@ -35,6 +37,9 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
     found = measure(networks, stream, images.count, images.mine, *how)
     measured, waited = clock(), sum(waits)
     estimates = mode.estimates(plan, found, real) | images.metrics()
+    for name, one in estimates.items():
+        finite = math.isfinite(one.value) and math.isfinite(one.std or 0)
+        check(name, one.value, "a finite number; look at the reference and at the networks' weights", finite)
     collectives.on_main(lambda: mode.write(plan, found, folder))
     ended, spread = clock(), {name: one for name, one in estimates.items() if one.std is not None}
     seconds = {"real_images": ready - began, "images": waited, "features": measured - ready - waited}

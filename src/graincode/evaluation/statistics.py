@@ -265,9 +265,14 @@ def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
     mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
     found = f"mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, but {network.name} has {size} features"
     demand(mean.shape == (size,) and covariance.shape == (size, size), f"{found}; measure in those of the file")
-    finite = bool(mean.isfinite().all() and covariance.isfinite().all())
+    variance = covariance.trace()  # which is infinite where a square of a number is about to be
+    finite = bool(mean.square().sum().isfinite() and covariance.isfinite().all() and variance.square().isfinite())
     symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
     demand(finite and symmetric, "NaN or infinite values, or a sigma that is not symmetric; make it anew")
+    # a covariance kept in float32, or of few images, has negative eigenvalues of this order
+    raised = covariance + (1e-6 * variance.clamp(min=0) + 1e-12) * torch.eye(size, dtype=torch.float64)
+    is_covariance = int(torch.linalg.cholesky_ex(raised).info) == 0
+    demand(is_covariance, "sigma is no covariance, as it has negative eigenvalues; make it anew")
     identity = str(known["features"]) if "features" in known else None
     expected = f"features of {identity}, not of {network.identity}; use one of them"
     demand(identity in (None, network.identity), expected)
