@@ -5,8 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers_files import ARRAY_DAMAGES, JSON_DAMAGES
 
-from graincode.files import clear_leftovers, new_directory, open_npz, replacing
+from graincode.core.errors import Damaged
+from graincode.files import clear_leftovers, new_directory, open_npz, read_array, read_json, replacing, write_json
 
 
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -71,3 +73,64 @@ def test_archives_that_compress_well_are_read(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     with open_npz(tmp_path / "a.npz") as found:
         assert all(np.array_equal(found[name], value) for name, value in arrays.items())
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGES)
+def test_damaged_json_is_named_with_what_to_do(tmp_path, damage):
+    file = tmp_path / "a.json"
+    write_json(file, {"steps": 3, "loss": 2, "names": ["a"], "values": {}})
+    keys = {"steps": int, "loss": float, "names": list, "values": dict}
+    assert read_json(file, keys, "remove it")["steps"] == 3
+    JSON_DAMAGES[damage](file)
+    with pytest.raises(Damaged) as error:
+        read_json(file, keys, "remove it")
+    assert str(error.value) == f"{error.value.finding}: remove it"
+    assert error.value.finding.startswith(f"{file} is damaged (")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(True, int), (1.5, int), ("1", float), (True, float), (1, str), ([], dict)]
+)
+def test_json_of_another_type_is_damaged(tmp_path, value, kind):
+    write_json(tmp_path / "a.json", {"key": value})
+    with pytest.raises(Damaged, match="key is "):
+        read_json(tmp_path / "a.json", {"key": kind}, "remove it")
+
+
+@pytest.mark.parametrize("damage", ARRAY_DAMAGES)
+@pytest.mark.parametrize("mapped", [True, False])
+def test_damaged_arrays_are_named_with_what_to_do(tmp_path, damage, mapped):
+    file, array = tmp_path / "a.npy", np.arange(300, dtype=np.uint16).reshape(10, 30)
+    np.save(file, array)
+    assert np.array_equal(read_array(file, "u", (10, None), "remove it", mapped), array)
+    ARRAY_DAMAGES[damage](file)
+    with pytest.raises(Damaged) as error:
+        read_array(file, "u", (10, None), "remove it", mapped)
+    assert str(error.value).startswith(f"{file} is damaged (")
+    assert "pickle" not in str(error.value)
+
+
+def test_no_values_are_an_array_too(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(0, np.int64))
+    assert read_array(tmp_path / "a.npy", "i", (None,), "remove it").shape == (0,)
+
+
+@pytest.mark.parametrize("found", ["nothing", "empty", "a model", "a file", "leftovers"])
+def test_a_directory_is_replaced_as_a_whole(tmp_path, found):
+    target = tmp_path / "export"
+    if found in ("empty", "a model"):
+        target.mkdir()
+    if found == "a model":
+        (target / "a").write_text("before")
+    if found == "a file":
+        target.write_text("before")
+    if found == "leftovers":  # of a process that was killed when it replaced it
+        (tmp_path / "export.before").mkdir()
+    with pytest.raises(RuntimeError), new_directory(target, replaces=True):
+        raise RuntimeError
+    assert target.exists() == (found in ("empty", "a model", "a file"))
+    with new_directory(target, replaces=True) as partial:
+        (partial / "a").write_text("now")
+    assert (target / "a").read_text() == "now"
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

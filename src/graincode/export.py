@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from graincode.core.errors import GraincodeError, brief, check, check_choice, one_line
 from graincode.core.layout import check_layouts
 from graincode.distributed import collectives
-from graincode.files import new_directory, sha256, write_json
+from graincode.files import new_directory, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +68,17 @@ def register(name: str, cls: type) -> None:
     _ALLOWED[name] = cls
 
 
-def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> str:
+def save_export(
+    path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, replaces: bool = False, **provenance: Any
+) -> str:
     """Write a module's weights, the resolved node that it was built from, and its origin; returns the identity.
 
     Raises:
-        GraincodeError: the path exists, the disk is full, or the configuration names a class that could not be loaded.
+        GraincodeError: the path exists, unless this `replaces` it, the disk is full, or the configuration names a class
+            that could not be loaded.
     """
     _check_targets(config, path)
-    with new_directory(path) as partial:
+    with new_directory(path, replaces) as partial:
         file = partial / "weights.safetensors"
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}, file)
@@ -89,10 +91,20 @@ def save_export(path: Path, kind: Kind, config: dict[str, Any], module: nn.Modul
 
 
 def export_run(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module, **provenance: Any) -> None:
-    """Write a run's trained model to `path/export`, unless an interrupted run has done so already."""
+    """Write a run's trained model to `path/export`, in place of what is there: of an interrupted or a shorter run."""
     folder = path / "export"
-    collectives.on_main(lambda: folder.exists() or save_export(folder, kind, config, module, **provenance))
+    collectives.on_main(lambda: save_export(folder, kind, config, module, replaces=True, **provenance))
     log.info("export: %s", folder)
+
+
+def has_export(path: Path, kind: Kind) -> bool:
+    """Whether a run's model can be loaded; says what is wrong with it if it cannot."""
+    try:
+        load_export(path / "export", kind)
+    except GraincodeError as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") -> Export:
@@ -105,20 +117,17 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
     file, weights_file = folder / "config.json", folder / "weights.safetensors"
     if not (file.is_file() and weights_file.is_file()):
         raise GraincodeError(f"{folder}: no export; expected the directory `export` of a run that trained a {kind}")
-    try:
-        if file.stat().st_size > _LARGEST:
-            raise ValueError("it is too large")
-        config = json.loads(file.read_text(encoding="utf-8"))
-        found, found_kind, node = config["format"], config["kind"], config["model"]
-        provenance = {**config.get("provenance", {})}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GraincodeError(f"{file}: damaged ({brief(repr(error))}); export the model again") from error
+    about = read_json(file, {"format": int, "kind": str}, "export the model again")
+    found, found_kind = about["format"], about["kind"]
     if found_kind != kind:
         raise GraincodeError(f"{folder}: a {one_line(brief(found_kind))}; expected a {kind}")
     newest = FORMATS[kind]
     if found not in (newest - 1, newest):
-        advice = "install a newer graincode" if isinstance(found, int) and found > newest else "train the model again"
-        raise GraincodeError(f"{folder}: export format {brief(repr(found))}, but this version reads {newest}; {advice}")
+        advice = "install a newer graincode" if found > newest else "train the model again"
+        raise GraincodeError(f"{folder}: export format {brief(found)}, but this version reads {newest}; {advice}")
+    keys = {"model": dict, "provenance": dict, "weights_sha256": str}
+    config = read_json(file, keys, "export the model again")
+    node = config["model"]
     try:
         weights = _map_weights(weights_file)
         for upgrade in UPGRADES if found < newest else ():
@@ -127,7 +136,7 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
         with _Bounded(weights):
             module = build_node(node)
         _check_shapes(weights, module.state_dict())
-        if sha256(weights_file) != config.get("weights_sha256"):
+        if sha256(weights_file) != config["weights_sha256"]:
             raise GraincodeError(f"{weights_file}: damaged (it has changed since it was written); copy it again")
         _check_finite(weights)
         module.load_state_dict(weights)
@@ -135,7 +144,7 @@ def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") 
         raise GraincodeError(f"{folder}: {one_line(str(error).removeprefix(f'{folder}: '))}") from error
     except Exception as error:  # what someone wrote into a configuration can raise anything
         raise GraincodeError(f"{folder}: damaged ({one_line(brief(error))}); export the model again") from error
-    return Export(module.eval().to(device), _identity(folder), provenance)
+    return Export(module.eval().to(device), _identity(folder), config["provenance"])
 
 
 def load_weights(module: nn.Module, path: PathLike, kind: Kind) -> str:

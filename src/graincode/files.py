@@ -1,4 +1,4 @@
-"""Writing files so that what stands on disk is whole; the cache, hashes, and a time limit on the network."""
+"""Files that are whole on disk, and known to be where they are read; the cache, hashes, a time limit on the network."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import shutil
 import socket
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import Damaged, GraincodeError
+
+# what reading a damaged file may raise; a header's text is parsed as Python's
+_UNREADABLE = OSError, ValueError, TypeError, EOFError, ArithmeticError, RecursionError, MemoryError
+_UNREADABLE += SyntaxError, TokenError, zipfile.BadZipFile, zlib.error
+_LARGEST = 2**22  # bytes of a JSON file of ours
 
 
 @contextmanager
@@ -36,9 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside `path`, renamed to it at the end; refuses a path that is there already."""
-    if path.exists():
+def new_directory(path: Path, replaces: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `path`, renamed to it at the end; refuses a path that is there already, or else
+    replaces it: a process that is killed meanwhile leaves it, as `path` or as `path.before`."""
+    if path.exists() and not replaces:
         raise GraincodeError(f"{path} is there already: move it away, or give another name")
     partial = _partial(path)
     partial.mkdir()
@@ -47,9 +54,23 @@ def new_directory(path: Path) -> Iterator[Path]:
         for file in partial.iterdir():
             file.chmod(partial.stat().st_mode & 0o666)  # some libraries write for the owner alone
             _to_disk(file)
+        before = path.with_name(f"{path.name}.before")
+        if replaces and path.exists():
+            remove(before)
+            path.rename(before)
         os.replace(partial, path)
+        if replaces:
+            remove(before)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _partial(path: Path, suffix: str = "") -> Path:
@@ -67,13 +88,59 @@ def clear_leftovers(folder: Path) -> None:
     """Remove what a killed process left half written by `replacing` or `new_directory`; no other may be writing."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.partial-[a-z0-9_]{8}(\.\w+)?", path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as a whole."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, Any]:
+    """A JSON object of ours that has these keys, with values of these types; `float` takes whole numbers too.
+
+    Raises:
+        Damaged: with the advice, also where there is no such file.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("too large")
+        value = json.loads(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} instead of an object")
+        for key, kind in keys.items():
+            if key not in value:
+                raise ValueError(f"without {key}")
+            number = kind in (int, float)
+            if not isinstance(value[key], int | float if kind is float else kind) or (number and value[key] is True):
+                raise ValueError(f"{key} is {value[key]!r}")
+    except _UNREADABLE as error:
+        raise Damaged.at(path, error, advice) from None
+    return value
+
+
+def read_array(path: Path, kinds: str, shape: Sequence[int | None], advice: str, mapped: bool = False) -> np.ndarray:
+    """An array of an .npy file of ours, in memory or `mapped`.
+
+    Args:
+        kinds: of numbers, as `dtype.kind` has them: "u" unsigned, "i" signed, "b" bool.
+        shape: None for any length.
+    Raises:
+        Damaged: with the advice, also where there is no such file, or it is shorter than its header says.
+    """
+    try:
+        array = np.load(path, "r", allow_pickle=False)  # mapped, nothing is allocated that the file does not have
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive")
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"values of {array.dtype}")
+        if len(array.shape) != len(shape) or any(n not in (m, None) for n, m in zip(shape, array.shape, strict=True)):
+            wanted = ", ".join("N" if length is None else str(length) for length in shape)
+            raise ValueError(f"of shape {array.shape}, expected ({wanted})")
+    except _UNREADABLE as error:
+        raise Damaged.at(path, _plain(error), advice) from None
+    return array if mapped else np.array(array)
 
 
 @contextmanager
@@ -84,9 +151,15 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would be to read it unsafely
-        raise ValueError(f"cannot be read as .npz of plain arrays{reason}") from None
+    except GraincodeError:
+        raise
+    except (*_UNREADABLE, RuntimeError, KeyError) as error:
+        raise ValueError(f"cannot be read as .npz of plain arrays ({_plain(error)})") from None
+
+
+def _plain(error: Exception) -> Exception | str:
+    """An error of reading arrays, but for numpy's advice to read them unsafely."""
+    return "not an array" if "pickle" in str(error) else error
 
 
 def _check_sizes(path: Path) -> None:

@@ -13,7 +13,7 @@ from strategies import LAYOUTS, random_codes, random_grains
 
 from graincode.api import load_tokenizer
 from graincode.core.errors import GraincodeError
-from graincode.data.codes import FORMAT, CodeBatch, write_split
+from graincode.data.codes import FORMAT, CodeBatch, read_report, write_split
 from graincode.data.images import TensorImages
 from graincode.files import write_json
 
@@ -72,8 +72,11 @@ def write_codes(path, codes, labels, names):
     """Codes on disk, in one split of training images and the same again for validation."""
     path.mkdir(parents=True)
     batch = CodeBatch(codes, labels)
-    splits = {split: write_split(path, split, codes.layout, len(labels), [batch]) for split in ("train", "val")}
+    for split in ("train", "val"):
+        write_split(path, split, codes.layout, len(labels), [batch], "as many as there are labels")
+    splits = {split: read_report(path, split)["summary"] for split in ("train", "val")}
     info = {"format": FORMAT, "layout": codes.layout.to_config(), "class_names": names, "splits": splits}
+    info |= {"tokenizer": "0123", "tokenizer_path": "/tokenizer"}
     write_json(path / "codes.json", info)
     return splits["train"]
 
@@ -211,7 +214,8 @@ def test_an_unfinished_step_is_named_and_the_page_stays(folder, images, name):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_lengths_are_those_of_all_splits(tmp_path, layout):
     grains = random_grains(layout, 30)
-    split = write_codes(tmp_path / "codes", random_codes(layout, grains), torch.zeros(30, dtype=torch.long), [])
+    names = [str(label) for label in range(layout.classes)]
+    split = write_codes(tmp_path / "codes", random_codes(layout, grains), torch.zeros(30, dtype=torch.long), names)
     found = _lengths(tmp_path / "codes")
     assert found["splits"] == "train, val"
     assert len(found["all"]) == 60

@@ -3,19 +3,21 @@
 import csv
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
+from helpers_files import JSON_DAMAGES
 from omegaconf import OmegaConf
 from PIL import Image
 
 from graincode.config.job import open_run
 from graincode.config.schema import config_directory
 from graincode.config.validate import check
-from graincode.core.errors import GraincodeError
-from graincode.files import write_json
+from graincode.core.errors import Damaged, GraincodeError
+from graincode.files import remove, write_json
 from graincode.runs import run as runs
-from graincode.runs.identity import flatten, identity_of
+from graincode.runs.identity import flatten, identity_of, one_spelling
 from graincode.runs.run import Run
 from graincode.runs.table import update_table, write_sweep
 
@@ -62,6 +64,151 @@ def test_a_directory_belongs_to_one_identity(tmp_path):
     assert (tmp_path / "latest").resolve() == tmp_path / "run"
 
 
+@pytest.mark.when(
+    "a run's config.json or result.json is damaged: empty, cut, not UTF-8, null, a list, without a key, a directory",
+    "one line names the file, and nothing is changed",
+)
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+@pytest.mark.parametrize("damage", JSON_DAMAGES)
+def test_damaged_records_of_a_run_are_named(tmp_path, name, damage):
+    path = tmp_path / "run"
+    with Run(path, {}, {"seed": 1}) as run:
+        run.finish(0.5)
+    JSON_DAMAGES[damage](path / name)
+    with pytest.raises(Damaged) as error, Run(path, {}, {"seed": 1}) as run:
+        assert run.result is None
+    assert str(error.value).startswith(f"{path / name} is damaged")
+    remove(path / name)
+    with Run(path, {}, {"seed": 1}) as run:  # as the line says
+        assert (run.result is None) == (name == "result.json")
+
+
+def test_a_run_is_of_the_images_that_it_was_begun_with(tmp_path, caplog):
+    def enter(train, **settings):
+        with Run(tmp_path / "run", {}, {"seed": 1} | settings, {"train": train}) as run:
+            return run
+
+    enter("40 images (aa)")
+    enter("41 images (bb)")  # nothing is made of them yet
+    (tmp_path / "run/state/step_000000002").mkdir(parents=True)
+    enter("41 images (bb)")
+    with pytest.raises(GraincodeError, match=r"inputs\.train_images: 41 images \(bb\) -> 40 images \(aa\)") as error:
+        enter("40 images (aa)")
+    assert "on other images" in str(error.value)
+    with pytest.raises(GraincodeError, match=r"other settings .*: 41 images.*, seed: 1 -> 2"):
+        enter("40 images (aa)", seed=2)
+    before = {"config": {}, "identity": {"seed": 1}}  # as an earlier version wrote it
+    write_json(tmp_path / "run/config.json", before)
+    assert "which images" not in caplog.text
+    enter("40 images (aa)")
+    assert "which images it was begun with" in caplog.text
+    with pytest.raises(GraincodeError, match="on other images"):
+        enter("41 images (bb)")
+
+
+def test_a_run_is_lengthened_and_keeps_what_it_had_until_it_ends(tmp_path, caplog):
+    def enter(steps):
+        return Run(tmp_path / "run", {}, {"steps": steps, "seed": 1}, may_grow=["steps"])
+
+    with enter(6) as run:
+        run.finish(0.5)
+    caplog.set_level("INFO")
+    with enter(8) as run:
+        assert run.result is None
+    assert "steps: 6 -> 8" in caplog.text
+    assert json.loads((tmp_path / "run/result.json").read_text())["objective"] == 0.5
+    with pytest.raises(GraincodeError, match="steps: 8 -> 6"), enter(6):
+        pass
+    with enter(8) as run:  # it was killed meanwhile
+        assert run.result is None
+        run.finish(0.25)
+    with enter(8) as run:
+        assert run.result == {"objective": 0.25}
+    with pytest.raises(GraincodeError, match="steps: 8 -> 9"), Run(tmp_path / "run", {}, {"steps": 9, "seed": 1}):
+        pass
+
+
+def as_another_user(action):
+    """Whether an action succeeds in a process without root's rights, which ignore permissions; or its error."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def act():
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            writer.send(action())
+        except GraincodeError as error:
+            writer.send(error)
+
+    process = multiprocessing.get_context("fork").Process(target=act)
+    process.start()
+    assert reader.poll(30)
+    return reader.recv()
+
+
+@pytest.mark.when(
+    "runs_dir cannot be written to: read-only, of another user, a file in the way",
+    "a finished run is read; all else is refused in one line",
+)
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root becomes another user")
+def test_a_finished_run_of_another_user_is_read(tmp_path, monkeypatch):
+    for parent in (tmp_path, *tmp_path.parents):  # pytest's are for its user alone
+        if parent != Path("/") and not parent.stat().st_mode & 0o005:
+            parent.chmod(0o755)
+    for name in ("finished", "begun"):
+        with Run(tmp_path / "job" / name, {}, {"seed": 1}, may_grow=["seed"]) as run:
+            if name == "finished":
+                run.finish(0.5)
+
+    def enter(name="finished", seed=1):
+        with Run(tmp_path / "job" / name, {}, {"seed": seed}, may_grow=["seed"]) as run:
+            return run.report_finished(run.result)
+
+    assert as_another_user(enter) == 0.5
+    assert "holds a run with other settings (seed: 1 -> 0)" in str(as_another_user(lambda: enter(seed=0)))
+    for refused in (lambda: enter("begun"), lambda: enter("new"), lambda: enter(seed=2)):
+        line = str(as_another_user(refused))
+        assert line.startswith(f"runs_dir={tmp_path}: expected a directory to write to (")
+        assert "Permission denied" in line
+
+
+@pytest.mark.parametrize("file", ["runs", "runs/job", "runs/job/run"])
+def test_a_file_in_the_way_is_named(tmp_path, file):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("")
+    with pytest.raises(GraincodeError) as error, Run(tmp_path / "runs/job/run", {}, {}):
+        pass
+    assert str(error.value).startswith(f"runs_dir={tmp_path}/runs: expected a directory to write to ({tmp_path}/runs")
+
+
+def test_a_run_is_opened_again_after_it_was_refused(tmp_path):
+    """A sweep goes on in the same process: nothing stays locked."""
+    for _ in range(2):
+        with Run(tmp_path / "run", {}, {"seed": 1}):
+            pass
+        with pytest.raises(GraincodeError), Run(tmp_path / "run", {}, {"seed": 2}) as run:
+            run.finish(0)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../other", "/abs", "a/b", ".hidden", "-", "latest", "table.csv", ""])
+def test_names_that_lead_elsewhere_are_refused(name):
+    with pytest.raises(GraincodeError, match=r"^run_name="):
+        check("train_tokenizer", [f"run_name='{name}'"])
+
+
+def test_a_path_counts_as_one_however_it_is_spelled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "link").symlink_to("imgs")
+    spelled = ["imgs", "./imgs", "imgs/", "imgs/../imgs", "~/imgs", "link", str(tmp_path / "imgs")]
+    runs = [open_run("train_tokenizer", check("train_tokenizer", ["data=image_folder", f"data.root='{path}'"]))
+            for path in spelled]  # fmt: skip
+    assert len({run.path for run in runs}) == len({json.dumps(run.identity) for run in runs}) == 1
+    assert one_spelling("imgs/*.tar") == f"{tmp_path}/imgs/*.tar"
+    assert one_spelling("ylecun/mnist") == "ylecun/mnist"
+
+
 def test_a_key_left_out_of_an_identity_takes_all_keys_below_it_along():
     config = {"hardware": {"device": "cpu"}, "seed": 1, "images": {"path": "/a", "split": "test"}, "codes_path": "/b"}
     left_out = ["hardware", "images.path", "*_path"]
@@ -101,7 +248,8 @@ def test_keys_that_an_identity_leaves_out_are_there():
                                                     "reference.path=x"]),
                       ("evaluate", ["evaluation=reconstruction"])):  # fmt: skip
         known |= set(flatten(OmegaConf.to_container(check(job, more)), nodes=True))
-    assert not {key for key in [*listed.left_out, *listed.left_out_unless_best] if "*" not in key} - known
+    listed = [*listed.left_out, *listed.left_out_unless_best, *listed.may_grow]
+    assert not {key for key in listed if "*" not in key} - known
 
 
 def finished(folder, name, metrics, spread):
@@ -117,7 +265,8 @@ def test_the_table_has_a_line_for_every_evaluation(tmp_path):
         finished(tmp_path, name, {"mse": 0.25, "codes_per_image": 40}, 0.01)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/metrics.json").write_text("{}")
-    with update_table(tmp_path).open() as file:
+    update_table(tmp_path)
+    with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["mse"], row["mse_std"], row["inputs.ratios"]) for row in rows] == [
         (name, "0.25", "0.01", "0.5 0.5") for name in ("a", "b")

@@ -9,13 +9,14 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from helpers_files import JSON_DAMAGES
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from graincode.config.job import build
 from graincode.config.schema import config_directory
 from graincode.config.validate import check
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import Damaged, GraincodeError
 from graincode.training.trackers import LogSettings, RunLog, read_log
 
 TRACKERS = sorted({file.stem for file in (config_directory() / "logging").glob("*.yaml")} - {"none"})
@@ -151,3 +152,69 @@ def test_the_newest_picture_of_each_name_is_kept_as_a_file(tmp_path):
     (file,) = (tmp_path / "pictures").iterdir()
     assert file.name == "images_density_all.png"
     assert (np.asarray(Image.open(file)) == [200, 0, 0]).all()
+
+
+LOG_DAMAGES = {
+    "empty": b"", "cut": b'{"step": 1, "lo', "null": b"null\n", "list": b"[1]\n", "no step": b'{"loss": 1}\n',
+    "text step": b'{"step": "x"}\n', "not UTF-8": b'\xff{"step": 1}\n', "zeros": bytes(50),
+    "nested": b"[" * 10**5 + b"\n",
+}  # fmt: skip
+
+
+@pytest.mark.when(
+    "log.jsonl of a run has damaged lines", "they are named and left out; a last line that was cut off is left out"
+)
+@pytest.mark.parametrize("damage", LOG_DAMAGES)
+def test_damaged_lines_of_a_log_are_left_out(tmp_path, damage, caplog):
+    lines = b'{"step": 1, "loss": 1.0}\n', b'{"step": 3, "loss": 3.0}\n'
+    (tmp_path / "log.jsonl").write_bytes(lines[0] + LOG_DAMAGES[damage] + b"\n" * (damage == "cut") + lines[1])
+    if damage == "zeros":  # a block that a power failure lost takes the line along
+        assert [line["step"] for line in read_log(tmp_path)] == [1]
+    else:
+        assert [line["step"] for line in read_log(tmp_path)] == [1, 3]
+    assert ("log.jsonl is damaged (line 2 " in caplog.text) == (damage != "empty")
+    caplog.clear()
+    (tmp_path / "log.jsonl").write_bytes(lines[0] + lines[1][:9])
+    assert [line["step"] for line in read_log(tmp_path)] == [1]
+    assert not caplog.text
+
+
+def test_a_directory_in_the_place_of_a_log_is_named(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(Damaged, match=r"log\.jsonl is damaged .*: move it away"):
+        RunLog(tmp_path, 0, True, LogSettings())
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGES)
+def test_a_damaged_record_of_trackers_is_named(tmp_path, damage):
+    settings = settings_of("tensorboard")
+    RunLog(tmp_path, 0, True, settings).close()
+    assert json.loads((tmp_path / "tracker.json").read_text())["tensorboard"]["sent"] == [0, False]
+    JSON_DAMAGES[damage](tmp_path / "tracker.json")
+    if damage == "no keys":  # of no tracker yet
+        RunLog(tmp_path, 0, True, settings).close()
+        return
+    with pytest.raises(Damaged, match=r"tracker\.json is damaged"):
+        RunLog(tmp_path, 0, True, settings)
+
+
+@pytest.mark.when(
+    "TensorBoard's file cannot be written, as on a full disk", "a warning, once; the run goes on without it"
+)
+def test_a_tracker_without_room_is_given_up(tmp_path, monkeypatch, caplog, capfd):
+    log = RunLog(tmp_path, 0, True, settings_of("tensorboard"))
+    log.scalars(1, train_line(1))
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", refuse)
+    for step in (2, 3, 4):
+        log.scalars(step, train_line(step))
+        log.pictures(step, {"some": PICTURE})
+    log.close()
+    assert [record.message for record in caplog.records] == [
+        "tensorboard takes no more ([Errno 28] No space left on device): the run goes on without it"
+    ]
+    assert "Traceback" not in capfd.readouterr().err
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]

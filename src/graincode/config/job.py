@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -25,6 +25,7 @@ from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
     from graincode.core.layout import CodeLayout
+    from graincode.data.images import ImageDataset
     from graincode.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -122,28 +123,33 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
     return path.resolve()
 
 
-def open_run(job: str, cfg: DictConfig, **inputs: str) -> Run:
+def open_run(job: str, cfg: DictConfig, images: Iterable[ImageDataset] = (), **inputs: str) -> Run:
     """The directory of this run: `runs_dir/job/run_name`.
 
     The default name is the experiment's with 8 hex digits over the keys that matter, all but those of
-    conf/identity.yaml. What a run reads (`inputs`: names and hashes of exports and codes) counts by its content.
+    conf/identity.yaml. What a run reads (`inputs`: names and hashes of exports and codes) counts by its content, but
+    `images` not in the name: a run whose images have changed is the same run, and refused.
     """
     from graincode.files import short_hash
     from graincode.runs.checkpoint import read_about
-    from graincode.runs.identity import identity_of
+    from graincode.runs.identity import identity_of, one_spelling
     from graincode.runs.run import Run
 
     config, known = OmegaConf.to_container(cfg, resolve=True), OmegaConf.load(config_directory() / "identity.yaml")
-    left_out, more = [*known.left_out], {}
+    left_out, more, may_grow = [*known.left_out], {}, []
     if trainer := config.get("trainer"):
         if trainer["export"] != "best":
             left_out += known.left_out_unless_best
         if (state := trainer["resume"]) not in ("auto", "never"):
             check("trainer.resume", state, "auto, never or a state of a run", Path(state).exists())
             inputs["resume"] = read_about(Path(state))["sha256"]
+        may_grow = known.may_grow if state == "auto" else []
         hardware = config["hardware"]
         tf32 = hardware["tf32"] and hardware["device"] == "gpu"
         more = {"hardware.mixed_precision": hardware["mixed_precision"], "hardware.tf32": tf32}
     identity = identity_of(config, left_out) | more | {f"inputs.{name}": value for name, value in inputs.items()}
+    identity |= {key: one_spelling(identity[key]) for key in known.paths if identity.get(key)}
     name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
-    return Run(Path(cfg.runs_dir) / job / name, config, identity)
+    return Run(
+        Path(cfg.runs_dir) / job / name, config, identity, {one.split: one.summary() for one in images}, may_grow
+    )

@@ -25,7 +25,10 @@ class Range:
 
 
 Count = Annotated[int, Range("1 or more", lambda value: value >= 1)]
-_NAME = Range("letters, digits, '_', '-' and '.', and not latest", re.compile(r"(?!latest$)[\w.-]+").fullmatch)
+_NAME = Range(
+    "letters, digits, '_', '-' and '.', the first none of '-.', and not latest or table.csv",
+    re.compile(r"(?!(latest|table\.csv)$)\w[\w.-]*").fullmatch,
+)
 
 KEYS: dict[str, Any] = {
     "seed": Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)],

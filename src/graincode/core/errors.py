@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, get_args
 
 
@@ -18,7 +20,22 @@ class GraincodeError(ValueError):
     @property
     def line(self) -> str:
         """The message on one line, without the traceback that a worker process of a loader puts before it."""
-        return one_line(str(self).rpartition("graincode.core.errors.GraincodeError: ")[2].strip())
+        return one_line(re.split(r"graincode\.core\.errors\.\w+: ", str(self))[-1].strip())
+
+
+class Damaged(GraincodeError):
+    """A file that we wrote is not what was written."""
+
+    @classmethod
+    def at(cls, path: Path, reason: object, advice: str) -> Damaged:
+        """The error "PATH is damaged (reason): advice"."""
+        words = brief(reason.strerror or reason) if isinstance(reason, OSError) else brief(reason)
+        return cls(f"{path} is damaged ({words}): {advice}")
+
+    @property
+    def finding(self) -> str:
+        """The message without its advice."""
+        return self.line.rpartition(": ")[0]
 
 
 def one_line(text: str) -> str:

@@ -80,6 +80,11 @@ class ImageDataset(ABC):
         """
         return fingerprint_of(self.content_hash(), *self.class_names)
 
+    def summary(self) -> str:
+        """How many images of how many classes, with the fingerprint, in words."""
+        classes = f" of {len(self.class_names)} classes" if self.class_names else ""
+        return f"{len(self)} images{classes} ({self.fingerprint()})"
+
     @cached_property
     def _content_hash(self) -> str:
         digest = hashlib.sha256(f"{len(self)} images of {self.image_size[0]}x{self.image_size[1]}".encode())

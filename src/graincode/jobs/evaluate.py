@@ -49,6 +49,7 @@ def run(cfg: DictConfig) -> float:
         cfg[key] = None  # what is not read does not tell two runs apart
     with open_run("evaluate", cfg, **plan.identity) as run:
         if (result := run.result) is not None:
+            collectives.on_main(lambda: update_table(run.path.parent))  # it may have been killed before it did that
             return run.report_finished(result)
         record = evaluate(mode, plan, run.path, cfg.keep)
         if collectives.is_main():

@@ -7,7 +7,6 @@ from graincode.config.job import job_main
 if __name__ == "__main__":  # before the imports below, so that --help answers at once
     raise SystemExit(job_main("extract_codes"))
 
-import json
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.data.augmentation import Augmentation, Views
-from graincode.data.codes import FORMAT, CodeBatch, write_split
+from graincode.data.codes import FORMAT, CodeBatch, is_finished, is_whole, read_report, write_split
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
 from graincode.evaluation.streams import check_size
@@ -48,15 +47,16 @@ def run(cfg: DictConfig) -> float:
         return dry_run(one, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_size(source, tokenizer)
     one()  # refuses ratios or a psnr that does not fit
-    with open_run("extract_codes", cfg, tokenizer=export.identity) as run:
-        if (result := run.result) is not None:
-            return run.report_finished(result)
+    datasets = {split: source.split(split) for split in cfg.splits}
+    with open_run("extract_codes", cfg, datasets.values(), tokenizer=export.identity) as run:
         layout = replace(tokenizer.layout, classes=len(source.class_names))
         folder, splits = run.path / "codes", {}
-        for split in cfg.splits:
-            report = folder / f"{split}.json"  # a split that an interrupted run finished stays
-            if not bool(collectives.broadcast_(torch.tensor([float(report.is_file())]))):
-                dataset = source.split(split)
+        if (result := run.result) is not None and is_whole(folder, cfg.splits):
+            return run.report_finished(result)
+        for split, dataset in datasets.items():
+            images = dataset.summary()
+            kept = collectives.on_main(partial(is_finished, folder, split, layout, images))
+            if not bool(collectives.broadcast_(torch.tensor([float(bool(kept))]))):
                 if split == "train" and cfg.views > 1:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
                 mine = collectives.items(len(dataset), cfg.batch_size)
@@ -64,9 +64,8 @@ def run(cfg: DictConfig) -> float:
                 total, hidden = -(-len(mine) // cfg.batch_size), not collectives.is_main()
                 batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
                 codes = (CodeBatch(tokenize(batch.images.to(device)), batch.labels) for batch in batches)
-                summary = write_split(folder, split, layout, len(dataset), codes, mine.start)
-                collectives.on_main(partial(write_json, report, summary))
-            splits[split] = json.loads(report.read_text())
+                write_split(folder, split, layout, len(dataset), codes, images, mine.start)
+            splits[split] = read_report(folder, split)["summary"]
         info = {
             "format": FORMAT,
             "layout": layout.to_config(),

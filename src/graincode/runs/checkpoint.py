@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
-import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from graincode.core.errors import GraincodeError, brief
-from graincode.files import new_directory, sha256, write_json
+from graincode.core.errors import Damaged, GraincodeError, brief
+from graincode.files import new_directory, read_json, remove, sha256, write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-
-
-class Damaged(GraincodeError):
-    """A state is not what was written."""
-
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"{path} is damaged ({brief(reason)})")
+_ADVICE = "choose another state, or another run_name"
 
 
 class Checkpoints:
@@ -42,15 +35,16 @@ class Checkpoints:
         """Directory of a state."""
         return self.folder / f"step_{step:09d}"
 
-    def save(self, step: int, state: dict[str, Any], **about: Any) -> None:
-        """Write the state after `step` steps, tensors, numbers and containers of them, unless it is there, with what
-        `state.json` says about it; then remove the oldest. Raises GraincodeError if it cannot be written."""
+    def save(self, step: int, state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        """Write the state after `step` steps, tensors, numbers and containers of them, unless it is there, with the
+        identity of its run; then remove the oldest. Raises GraincodeError if it cannot be written."""
         if not self.path(step).is_dir():
             try:
                 with new_directory(self.path(step)) as partial:
                     torch.save({"step": step, **state}, partial / "state.pt")
                     digest = sha256(partial / "state.pt")
-                    write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": digest, **about})
+                    about = {"format": FORMAT, "step": step, "sha256": digest, "identity": identity}
+                    write_json(partial / "state.json", about)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 line = f"{self.path(step)} cannot be written ({brief(error)}): make room; the same command then "
                 raise GraincodeError(f"{line}goes on from step {next(iter(self.steps()), 0)}") from error
@@ -65,7 +59,8 @@ class Checkpoints:
     def best(self) -> dict[str, Any]:
         """The step and metrics that `mark_best` was given last; empty if it never was."""
         file = self.folder / "best.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        keys = {"step": int, "metrics": dict}
+        return read_json(file, keys, "remove it, and the best is found anew") if file.exists() else {}
 
     def load(self) -> dict[str, Any] | None:
         """The newest state that can be read, or None if there are none; a damaged one is named, and passed over."""
@@ -73,7 +68,7 @@ class Checkpoints:
             try:
                 return read_state(self.path(step))
             except Damaged as error:
-                log.warning("%s: trying the one before", error)
+                log.warning("%s: trying the one before", error.finding)
         if self.steps():
             raise GraincodeError(f"all states in {self.folder} are damaged: move them away to start from step 0")
         return None
@@ -82,25 +77,22 @@ class Checkpoints:
         """Rename states of later steps: damaged ones, whose steps are about to be done again."""
         for later in (self.path(found) for found in self.steps() if found > step):
             aside = self.folder / f"damaged_{later.name}"
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             later.rename(aside)
 
     def _prune(self) -> None:
         for older in {*self.steps()[self.keep :]} - {self.best.get("step")}:
-            shutil.rmtree(self.path(older))
+            remove(self.path(older))
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """What `state.json` of a state says; raises as `read_state`."""
-    try:
-        about = json.loads((path / "state.json").read_text())
-        found = about["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(path, error) from error
+    file = path / "state.json"
+    found = read_json(file, {"format": int}, _ADVICE)["format"]
     if found != FORMAT:
         line = f"{path} has state format {found}, this version reads {FORMAT}: "
         raise GraincodeError(f"{line}go on with the version that wrote it, or choose another run_name")
-    return about
+    return read_json(file, {"step": int, "sha256": str, "identity": dict}, _ADVICE)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -109,6 +101,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         if sha256(path / "state.pt") != about["sha256"]:
             raise ValueError("its content has changed since it was written")
-        return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
-        raise Damaged(path, error) from error
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("step") != about["step"]:
+            raise ValueError(f"no state after step {about['step']}")
+        return state
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, OSError) as error:
+        raise Damaged.at(path, error, _ADVICE) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 
@@ -16,6 +17,12 @@ def identity_of(config: Mapping[str, Any], left_out: Sequence[str]) -> dict[str,
         return not any(fnmatch(name, pattern) for name in above for pattern in left_out)
 
     return {key: value for key, value in flatten(config).items() if matters(key)}
+
+
+def one_spelling(path: str) -> str:
+    """A path that is there, or a pattern of paths, as the same text however it was typed; other names as they are."""
+    found = Path(path).expanduser()
+    return str(found.resolve()) if found.exists() or "*" in path else path
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "", nodes: bool = False) -> dict[str, Any]:

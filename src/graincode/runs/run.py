@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from graincode.core.errors import GraincodeError, check
 from graincode.distributed import collectives
-from graincode.files import clear_leftovers, short_hash, write_json
+from graincode.files import clear_leftovers, read_json, short_hash, write_json
 from graincode.runs.table import note_member
 
 log = logging.getLogger(__name__)
@@ -25,56 +25,99 @@ _LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a
 class Run:
     """One run's directory, held by one process at a time: within `with`, which raises if another holds it.
 
+    One that is finished can be opened, and read, where nothing can be written.
+
     Args:
         path: `runs_dir/job/run_name`, which the same command finds again.
         config: the resolved configuration, plain containers.
         identity: what of it matters to the result, by dotted key; a directory belongs to one identity.
+        images: what identifies each split of images that is read, in words; part of the identity. A run of which
+            nothing is made yet, or that is not finished and has no states, takes others.
+        may_grow: keys of numbers that a run goes on with when they are larger.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
-        self.path, self.config, self.identity = path, config, identity
+    def __init__(
+        self, path: Path, config: dict[str, Any], identity: Mapping[str, Any], images: Mapping[str, str] | None = None,
+        may_grow: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.path, self.config, self._may_grow = path, config, may_grow
+        self.images = {f"inputs.{split}_images": words for split, words in (images or {}).items()}
+        self.identity = {**identity, **self.images}
         self._lock = FileLock(path / "run.lock", timeout=_LOCK_SECONDS)  # process 0 alone acquires it
 
     def __enter__(self) -> Run:
-        collectives.check_agreement("their configuration", int(short_hash(self.identity), 16))
-        collectives.on_main(self._open)
+        collectives.check_agreement("their configuration, or in the images", int(short_hash(self.identity), 16))
+        try:
+            collectives.on_main(self._open)
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def _open(self) -> None:
+        config, result = self.path / "config.json", self.path / "result.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(poll_interval=0.2)
+            if not config.exists():
+                self._write_config()
+            self._take(_identity_in(config), result)
+            for folder in (self.path, self.path / "state", self.path / "pictures", self.path / "codes"):
+                clear_leftovers(folder)
         except Timeout:
             line = f"another process works in {self.path}: wait for it, or choose another run_name"
             raise GraincodeError(line) from None
         except OSError as error:
-            check("runs_dir", self.path.parents[1], f"a directory to write to ({error.strerror})", False)
-        file = self.path / "config.json"
-        if not file.is_file():
-            write_json(file, {"config": self.config, "identity": self.identity})
-        if changes := self.differing(json.loads(file.read_text())["identity"]):
-            self._lock.release()
-            line = f"{self.path} holds a run with other settings ({changes})"
-            raise GraincodeError(f"{line}: choose another run_name, or those settings")
-        for folder in (self.path, self.path / "state", self.path / "pictures"):
-            clear_leftovers(folder)
+            is_finished = all(map(os.path.isfile, (config, result))) and not self._grown(_identity_in(config), True)
+            found = f"{error.filename or self.path}: {error.strerror}"
+            check("runs_dir", self.path.parents[1], f"a directory to write to ({found})", is_finished)
 
-    def differing(self, before: dict[str, Any], but: Sequence[str] = ()) -> str:
-        """Which settings of another run's identity differ from this one's, in words; empty if none does."""
-        keys = sorted((before.keys() | self.identity.keys()) - set(but))
-        changed = [key for key in keys if before.get(key) != self.identity.get(key)]
-        named = ", ".join(f"{key}: {before.get(key)} -> {self.identity.get(key)}" for key in changed[:4])
-        return named + (", ..." if len(changed) > 4 else "")
+    def _grown(self, before: Mapping[str, Any], is_made: bool) -> list[str]:
+        """Keys in which a run is to be lengthened; raises if what stands in its directory is of another identity."""
+        changed, images = self._changed(before), self.images.keys()
+        numbers = (key for key in self._may_grow if key in changed and isinstance(before.get(key), int))
+        grown = [key for key in numbers if before[key] < self.identity[key]]
+        unknown = {key for key in images if key not in before}  # as in runs of earlier versions
+        if rest := [key for key in changed if key not in {*grown, *(unknown if is_made else images)}]:
+            other, advice = "with other settings", "those settings"
+            if images >= {*rest}:
+                other, advice = "on other images", "put them back as they were"
+            line = f"{self.path} holds a run {other} ({_words(rest, before, self.identity)})"
+            raise GraincodeError(f"{line}: choose another run_name, or {advice}")
+        if is_made and unknown:
+            log.warning("%s does not say which images it was begun with: it goes on with those of now", self.path)
+        return grown
+
+    def _take(self, before: Mapping[str, Any], result: Path) -> None:
+        """Go on with what a directory holds of an identity."""
+        grown = self._grown(before, result.exists() or any((self.path / "state").glob("step_*")))
+        if grown:
+            log.info("%s is lengthened (%s)", self.path, _words(grown, before, self.identity))
+            if result.exists():  # until the longer run ends, what the shorter one left stays
+                write_json(result, _read_result(result) | {"lengthened": {key: self.identity[key] for key in grown}})
+        if self._changed(before):
+            self._write_config()
+
+    def _write_config(self) -> None:
+        write_json(self.path / "config.json", {"config": self.config, "identity": self.identity})
+
+    def _changed(self, before: Mapping[str, Any]) -> list[str]:
+        return [k for k in sorted(before.keys() | self.identity.keys()) if before.get(k) != self.identity.get(k)]
+
+    def differing(self, before: Mapping[str, Any], but: Sequence[str] = ()) -> str:
+        """Which settings and images of another run's identity differ from this one's, in words; empty if none does."""
+        return _words([key for key in self._changed(before) if key not in but], before, self.identity)
 
     @property
     def result(self) -> dict[str, Any] | None:
         """What a finished run recorded, or None."""
         file = self.path / "result.json"
-        found = collectives.broadcast_(torch.tensor([float(file.is_file())]))
-        return json.loads(file.read_text()) if bool(found) else None
+        found = collectives.broadcast_(torch.tensor([float(file.exists())]))
+        result = _read_result(file) if bool(found) else {"lengthened": {}}
+        return None if "lengthened" in result else result
 
     def finish(self, objective: float, **more: Any) -> float:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
@@ -97,3 +140,18 @@ class Run:
         advice = "choose another run_name to run it again"
         log.info("%s is finished (objective %.6g): %s", self.path, result["objective"], advice)
         return result["objective"]
+
+
+def _identity_in(file: Path) -> dict[str, Any]:
+    advice = "remove it if the run has the settings of now, or choose another run_name"
+    return read_json(file, {"config": dict, "identity": dict}, advice)["identity"]
+
+
+def _read_result(file: Path) -> dict[str, Any]:
+    return read_json(file, {"objective": float}, "remove it, and the same command ends the run again")
+
+
+def _words(keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """How some settings changed, the first of them."""
+    named = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:4])
+    return named + (", ..." if len(keys) > 4 else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from graincode.files import replacing, write_json
+from graincode.files import read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
@@ -30,21 +30,23 @@ _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#
 Lines = dict[str, list[tuple[float, float, float]]]  # points (x, y, spread of y) by the label of their line
 
 
-def update_table(folder: Path) -> Path:
-    """Write `table.csv` in a folder of runs, with a line for every metrics.json, and return its path."""
-    path = folder / "table.csv"
-    with FileLock(folder / ".table.lock"):
-        rows = []
-        for file in sorted(file for file in folder.glob("*/metrics.json") if not file.parent.is_symlink()):  # latest
-            try:
-                record = json.loads(file.read_text())
-                metrics, spreads = record.pop("metrics"), _spreads(record.pop("uncertainty"))
-                rows.append({"run": file.parent.name, **_row(record), **metrics, **spreads})
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
-        rows.sort(key=lambda row: str(row.get("finished")))
-        _write_csv(path, rows, ("run", "mode", "images", "count", "reference"))
-    return path
+def update_table(folder: Path) -> None:
+    """Write `table.csv` in a folder of runs, with a line for every metrics.json; warns where it cannot."""
+    try:
+        with FileLock(folder / ".table.lock"):
+            rows = []
+            found = sorted(file for file in folder.glob("*/metrics.json") if not file.parent.is_symlink())  # latest
+            for file in found:
+                try:
+                    record = read_json(file, {"metrics": dict, "uncertainty": dict}, "evaluate anew")
+                    metrics, spreads = record.pop("metrics"), _spreads(record.pop("uncertainty"))
+                    rows.append({"run": file.parent.name, **_row(record), **metrics, **spreads})
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    log.warning("%s is left out of the table (%s: %s)", file, type(error).__name__, error)
+            rows.sort(key=lambda row: str(row.get("finished")))
+            _write_csv(folder / "table.csv", rows, ("run", "mode", "images", "count", "reference"))
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the next evaluation does it", folder / "table.csv", error.strerror)
 
 
 def note_member(run: Path) -> None:

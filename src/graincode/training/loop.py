@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from graincode.core.errors import check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
@@ -34,6 +34,11 @@ from graincode.training.stage import MakeOptimizer, Prepared, Stage, Step, StepO
 from graincode.training.trackers import LogSettings, RunLog
 
 log = logging.getLogger(__name__)
+
+_STATE = {
+    "evaluated": bool, "metrics": dict, "best": float, "flops": int | float, "trainables": dict,
+    "average": dict | None, "scaler": dict | None, "meter": dict,
+}  # fmt: skip
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Training:
         self.stage, self.machine, self.trainer, self.identity = stage, machine, trainer, run.identity
         self.schedule = _schedule(stage, machine, trainer.batch_size, seed)
         self.checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
-        state = _find_state(self.checkpoints, trainer.resume, run)
+        state = _find_state(self.checkpoints, trainer, run)
         self.plain = stage.trainables[0].module.to(machine.device)
         if state is None:
             start()
@@ -153,7 +158,8 @@ class Training:
                 if index == 0:
                     totals["loss"] += loss.detach().double()
                 outputs[index].append(replace(output, terms={}, reconstruction=None))
-        self.meter.add({"loss": Term(totals["loss"] * processes, 1)})
+        once = 1 / processes  # a step counts as one, however many processes add it up
+        self.meter.add({"loss": Term(totals["loss"], once)})
         for one, own in zip(prepared, outputs, strict=True):
             norm = machine.clip_gradients(one.wrapped, self.trainer.clip_grad_norm or math.inf).detach()
             one.optimizer.step()
@@ -161,7 +167,7 @@ class Training:
             one.trainable.update(one.trained, own)
             if not one.optimizer.step_was_skipped:  # as where fp16's loss scale was too high, and is lowered
                 name = "gradient_norm" if one is self.prepared[0] else f"gradient_norm_{one.trainable.name}"
-                self.meter.add({name: Term(norm, 1)})
+                self.meter.add({name: Term(norm.double() * once, once)})
                 totals[name] = norm.double()
         self.finite.add(number, totals)
         self.speed.steps += 1
@@ -230,12 +236,32 @@ class Training:
             "meter": self.meter.state(),
             "flops": self.flops,
         }
-        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, identity=self.identity))
+        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, self.identity))
 
     def _load(self, state: dict[str, Any]) -> None:
+        path, steps = self.checkpoints.path(state["step"]), self.trainer.steps
+        try:
+            self._restore(state)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            line = f"{path} is not of this training ({brief(error)})"
+            raise GraincodeError(f"{line}: remove it, to go on from the state before") from error
+        log.info("going on from step %d", self.at.step)
+        before, step = read_about(path)["identity"].get("trainer.steps", steps), self.at.step
+        if before != steps and step < steps:
+            old, new = (warmup_cosine(*at, self.trainer.warmup_steps) for at in ((step, before), (step + 1, steps)))
+            what = "the learning rate, which was %.3g of its largest in step %d of %d, is %.3g in step %d of %d"
+            log.info(what, old, step, before, new, step + 1, steps)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.at = Progress(**{known.name: state[known.name] for known in fields(Progress)})
         for one in self.prepared:
             load_training_state(one.wrapped, one.optimizer, state["trainables"][one.trainable.name])
+            for parameter, moments in one.optimizer.state.items():
+                shapes = {value.shape for value in moments.values() if isinstance(value, Tensor) and value.ndim}
+                if shapes - {parameter.shape}:
+                    raise ValueError(f"moments of {shapes} for weights of {tuple(parameter.shape)}")
         scaler = self.machine.accelerator.scaler
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
@@ -243,7 +269,6 @@ class Training:
             self.plain.load_state_dict(full_state(self.prepared[0].trained))
         self.average.load_state(state["average"])
         self.meter.load_state(state["meter"], self.machine.device)
-        log.info("going on from step %d", self.at.step)
 
     def _exported(self) -> tuple[nn.Module, dict[str, float]]:
         """The module to export with its last weights, or those of the best evaluation, and their metrics."""
@@ -266,18 +291,29 @@ def _schedule(stage: Stage, machine: Machine, batch_size: int, seed: int) -> Sch
     return Schedule(len(stage.dataset), batch_size, seed, collectives.rank(), processes, parts, stage.windows)
 
 
-def _find_state(checkpoints: Checkpoints, resume: str, run: Run) -> dict[str, Any] | None:
+def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> dict[str, Any] | None:
     """The state to go on from, the same on all processes, or None to begin at step 1."""
+    resume = trainer.resume
     expected = f"auto, as {checkpoints.folder} has states up to step {next(iter(checkpoints.steps()), 0)}"
     check("resume", resume, expected, resume != "never" or not checkpoints.steps())
     state = checkpoints.load()
+    if state is None and run.result is not None:
+        line = f"{run.path} is finished, but its export cannot be loaded, and there is no state to make it from"
+        raise GraincodeError(f"{line}: choose another run_name")
     if state is None and resume not in ("auto", "never"):
-        differing = run.differing(read_about(Path(resume))["identity"], but=("trainer.steps", "inputs.resume"))
+        before = read_about(Path(resume))["identity"]
+        differing = run.differing(before, but=("trainer.steps", "inputs.resume", *run.images))
         check("resume", resume, f"a state of a run with the same settings but for steps ({differing})", not differing)
+        if others := run.differing({**run.identity, **{k: v for k, v in before.items() if k in run.images}}):
+            log.warning("%s is of a run on other images, and goes on with those of now (%s)", resume, others)
         state = read_state(Path(resume)) | {"best": math.inf}
         # as its own, so that its evaluation can be the best
-        collectives.on_main(lambda: checkpoints.save(state["step"], state, identity=run.identity))
+        collectives.on_main(lambda: checkpoints.save(state["step"], state, run.identity))
     found = 0 if state is None else state["step"]
+    if state is not None and (wrong := [k for k, kind in _STATE.items() if not isinstance(state.get(k), kind)]):
+        line = f"{checkpoints.path(found)} is no state of a training ({', '.join(wrong)})"
+        raise GraincodeError(f"{line}: remove it, to go on from the state before")
+    check("steps", trainer.steps, f"{found} or more, as so many are done", found <= trainer.steps)
     collectives.check_agreement("the step to go on from", found)
     collectives.on_main(lambda: checkpoints.set_aside_after(found))
     return state

@@ -70,7 +70,8 @@ class TrainableDiscriminator(Trainable):
         logits = wrapped(torch.cat([batch.images, before.reconstruction.to(batch.images.dtype)]))
         weight = self.module.adaptive.clone()
         terms, observed = self.module.discriminator_terms(logits)
-        return StepOutput(terms | {"adaptive_weight": Term(weight, 1, 0.0)}, observed=observed)
+        count = len(batch.images)  # the mean over steps, however they are divided
+        return StepOutput(terms | {"adaptive_weight": Term(weight.double() * count, count, 0.0)}, observed=observed)
 
     def update(self, trained: nn.Module, outputs: Sequence[StepOutput]) -> None:
         self.module.update_averages([output.observed for output in outputs])

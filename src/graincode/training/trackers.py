@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,9 +17,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError, brief
-from graincode.files import replacing, write_json
+from graincode.core.errors import Damaged, GraincodeError, brief
+from graincode.files import read_json, replacing, write_json
 from graincode.runs.identity import flatten
+
+log = logging.getLogger(__name__)
 
 LogPosition = tuple[int, bool]  # of a line in a log: its step, and whether it is of the evaluation after that
 
@@ -57,13 +61,18 @@ class RunLog:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tracker: GeneralTracker | None = None
         self._sent: LogPosition = (0, False)  # what the tracker has already, from steps that are done again
+        self._hook = threading.excepthook
         if settings.tracker is not None:
+            threading.excepthook = self._of_thread
             self._start(settings, [_position(line) for line in before], config or {})
 
     def _start(self, settings: LogSettings, before: list[LogPosition], config: Mapping[str, Any]) -> None:
         name, file = settings.tracker, self._folder / "tracker.json"
-        every = json.loads(file.read_text()) if file.is_file() else {}
-        known = every.get(name, {})
+        advice = "remove it, and the tracker begins a new record"
+        every = read_json(file, {}, advice) if file.exists() else {}
+        known = read_json(file, {name: dict}, advice)[name] if name in every else {}
+        if known and not (isinstance(sent := known.get("sent"), list) and [*map(type, sent)] == [int, bool]):
+            raise Damaged.at(file, f"sent is {sent!r}", advice)
         values = {"{name}": self._folder.name, "{folder}": str(self._folder), "{id}": known.get("id")}
         arguments = {"": settings.project} | settings.init | (settings.resume if known else {})
         filled = {k: values.get(v, v) if isinstance(v, str) else v for k, v in arguments.items()}
@@ -86,8 +95,8 @@ class RunLog:
         line = {"step": step, **values}
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self._tracker is not None and _position(line) > self._sent:
-            self._tracker.log(dict(values), step=step)
+        if _position(line) > self._sent:
+            self._track("log", dict(values), step=step)
 
     def pictures(self, step: int | None, images: Mapping[str, Tensor]) -> None:
         """Keep the newest (3, H, W) uint8 image of each name in `pictures/`, and log it; without a step, only there."""
@@ -97,12 +106,27 @@ class RunLog:
                 drawn.save(partial)
             if step is not None and self._images is not None and (step, True) > self._sent:
                 forms = {"array": image[None].cpu().numpy(), "list": [drawn], "one": drawn}
-                self._tracker.log_images({name: forms[self._images]}, step=step)
+                self._track("log_images", {name: forms[self._images]}, step=step)
 
     def close(self) -> None:
         """Send what the tracker still holds."""
-        if self._tracker is not None:
-            self._tracker.finish()
+        self._track("finish")
+        threading.excepthook = self._hook
+
+    def _of_thread(self, found: threading.ExceptHookArgs) -> None:
+        """Leave an error of TensorBoard's thread, which is raised again by the next thing that it does, to `_track`."""
+        if type(found.thread).__name__ != "_AsyncWriterThread":
+            self._hook(found)
+
+    def _track(self, method: str, *arguments: Any, **options: Any) -> None:
+        """Have the tracker do something; after its first error, as where the disk is full, training goes on without."""
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, method)(*arguments, **options)
+        except Exception as error:  # of trackers' own kinds
+            name, self._tracker = self._tracker.name, None
+            log.warning("%s takes no more (%s): the run goes on without it", name, brief(error))
 
 
 def _position(line: Mapping[str, float]) -> LogPosition:
@@ -110,9 +134,20 @@ def _position(line: Mapping[str, float]) -> LogPosition:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log, in order; a last line that was cut off is left out."""
+    """The lines of a run's log, in order, but for a last one that was cut off, and damaged ones, which are named."""
     file, lines = folder / "log.jsonl", []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        with suppress(ValueError):
-            lines.append(json.loads(line))
+    if not file.exists():
+        return lines
+    try:
+        texts = file.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise Damaged.at(file, error, "move it away") from None
+    for number, text in enumerate(texts, 1):
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                lines.append(line)
+                continue
+        if number < len(texts) or text.endswith(b"\n"):
+            log.warning("%s is damaged (line %d holds no metrics of a step): the line is left out", file, number)
     return lines
