@@ -24,7 +24,6 @@ from graincode.files import sha256
 # place, so that the rest can be read; nothing is imported under these names
 _IGNORED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",  # the key of its state in Lightning before 1.5
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "argparse.Namespace",  # the arguments of LlamaGen's training runs
 )
 _AVERAGES = ("ema", "model_ema", "ema_state_dict")
