@@ -59,6 +59,11 @@ class Export:
     identity: str
     provenance: dict[str, Any]
 
+    @property
+    def imported(self) -> dict[str, Any]:
+        """What records say besides the identity: whose weights an imported tokenizer has; nothing of others."""
+        return {"tokenizer_imported": self.provenance["imported"]} if "imported" in self.provenance else {}
+
 
 def register(name: str, cls: type) -> None:
     """Let exports name a class of your own, by the `_target_` that your configuration has.

@@ -131,4 +131,5 @@ class Likelihood(Mode):
         check_size(context.source, tokenizer.module)
         how = {name: generator.provenance.get(name) for name in ("ratios", "psnr")}
         images = LikelihoodStream(generator.module, tokenizer.module, real.dataset, *context.loading, **how)
-        return images.depending_on(generator=generator.identity, tokenizer=tokenizer.identity, **real.inputs)
+        inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **real.inputs}
+        return images.depending_on(tokenizer.imported, **inputs)

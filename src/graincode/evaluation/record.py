@@ -55,6 +55,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         "reference_count": reference and reference.count,
         "reference_hash": None,
         **plan.inputs,
+        **images.origin,
         "features": {network.name: network.identity for network in networks.values()},
         "settings": plan.settings,
         "metrics": {name: estimate.value for name, estimate in estimates.items()},

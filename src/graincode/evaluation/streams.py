@@ -38,6 +38,7 @@ class ImageStream(ABC):
         labels: (count,) long; None if there are none.
         shows_progress: whether it shows its own bar.
         inputs: hashes of what the images depend on, by name.
+        origin: what the record says of the tokenizer besides, `Export.imported`.
         facts, warnings: more that the record says of them, and lines for readers of their metrics.
     """
 
@@ -49,6 +50,7 @@ class ImageStream(ABC):
     shows_progress = False
     inputs: Mapping[str, str] = MappingProxyType({})
     facts: Mapping[str, Any] = MappingProxyType({})
+    origin: Mapping[str, Any] = MappingProxyType({})
     warnings: Sequence[str] = ()
 
     @property
@@ -64,9 +66,9 @@ class ImageStream(ABC):
         """What was counted on the way, over all processes. Collective: call it on all processes."""
         return {}
 
-    def depending_on(self, **inputs: str) -> Self:
-        """The stream itself, with more inputs."""
-        self.inputs = {**self.inputs, **inputs}
+    def depending_on(self, origin: Mapping[str, Any] = MappingProxyType({}), **inputs: str) -> Self:
+        """The stream itself, with more inputs, and the origin of its tokenizer."""
+        self.inputs, self.origin = {**self.inputs, **inputs}, {**self.origin, **origin}
         return self
 
 

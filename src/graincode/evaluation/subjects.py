@@ -110,7 +110,8 @@ class Samples:
         images = SampleStream(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
         whose = whose if module.classes else None
         images.facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
-        return images.depending_on(generator=generator.identity, tokenizer=tokenizer.identity, **maps)
+        inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **maps}
+        return images.depending_on(tokenizer.imported, **inputs)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Reconstructions:
         dataset = context.source.split(self.split) if reference is None else reference.images
         how = {"ratios": self.ratios, "psnr": self.psnr, "measures": measures}
         images = ReconstructionStream(tokenizer.module, dataset, *context.loading, **how)
-        return images.depending_on(tokenizer=tokenizer.identity, originals=dataset.content_hash())
+        return images.depending_on(tokenizer.imported, tokenizer=tokenizer.identity, originals=dataset.content_hash())
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def run(cfg: DictConfig) -> float:
             "layout": layout.to_config(),
             "class_names": list(source.class_names),
             "tokenizer": export.identity,
+            **export.imported,
             "tokenizer_path": cfg.tokenizer_path,
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "psnr": cfg.psnr,

@@ -60,7 +60,8 @@ def run(cfg: DictConfig) -> float:
         if collectives.is_main():
             about = f"{mean_length:.1f} codes, drawn and decoded at {1 / seconds:.3g} images/s"
             print(f"{cfg.num_samples} samples of {about}: {run.path / 'samples.png'}")
-        return run.finish(seconds, mean_length=mean_length, samples=cfg.num_samples, classes=generator.classes)
+        counts = {"samples": cfg.num_samples, "classes": generator.classes}
+        return run.finish(seconds, mean_length=mean_length, **counts, **exports[1].imported)
 
 
 def _columns(classes: int, chosen: list[int] | None) -> int:

@@ -56,6 +56,7 @@ def run(cfg: DictConfig) -> float:
         stage = GeneratorStage(module, objective, codes, validation, decoder, trainer.bucketing_window)
         trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logs).run()
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
+        made_with |= {name: codes.info[name] for name in ("tokenizer_imported",) if name in codes.info}
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(metrics["objective"], metrics=metrics)
 
