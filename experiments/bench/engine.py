@@ -107,7 +107,7 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
             group["lr"] = 4e-3 * warmup_cosine(step, STEPS, 100)
         places = schedule.positions(step, 0)
         made = module(batch.images, rng=SampleRng(0, torch.arange(places.start, places.stop)))
-        weighted_sum(objective(batch.images, made, module.router.nominal_length)).backward()
+        weighted_sum(objective(batch.images, made, module.router)).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adam.step()
         adam.zero_grad()

@@ -23,30 +23,43 @@ def unfilled(node):
         return build(node)
 
 
-@pytest.mark.parametrize("recipe", ["tok_imagenet_dual", "tok_imagenet_triple"])
-def test_the_published_tokenizers_take_a_training_step(recipe):
-    cfg = check("train_tokenizer", [f"experiment={recipe}", "data.root=none"])
+@pytest.mark.parametrize(
+    ("recipe", "settings", "parameters"),
+    [
+        ("tok_imagenet_dual", [], 47_833_731),
+        ("tok_imagenet_dual", ["tokenizer/router=feature"], 48_098_437),
+        ("tok_imagenet_triple", [], 74_010_502),
+        ("tok_ffhq", [], 47_833_731),
+    ],
+)
+def test_the_published_tokenizers_take_a_training_step(recipe, settings, parameters):
+    settings = [f"experiment={recipe}", "data.root=none", *settings]
+    cfg = check("train_tokenizer", settings)
+    assert (cfg.trainer.ema_decay, cfg.trainer.clip_grad_norm, cfg.tokenizer.adversary.start_step) == (0, 0, 0)
+    assert (cfg.augmentation.flip, cfg.augmentation.crop) == (True, 0.75)
     grains = [list(grain) for grain in cfg.tokenizer.grains]
     layout = CodeLayout((256, 256), grains, cfg.tokenizer.codebook_size, 1000, cfg.tokenizer.codebook)
     with_layout(cfg.tokenizer.model, layout)
     module = unfilled(cfg.tokenizer.model)
     assert layout.max_tokens - layout.num_ends == 1024
     assert module.quantizers[0].codebook.shape == (1024, 256)
-    assert 4e7 < sum(p.numel() for p in module.parameters()) < 1e8
+    weights = sum(p.numel() for p in module.parameters())  # theirs count the codebook, with one row more
+    assert weights + (1024 + 1) * 256 == parameters
     assert cfg.tokenizer.perceptual._target_.endswith("LPIPSDistance")  # whose weights are not at hand
 
     narrow = ["tokenizer.size.channels=16", "tokenizer.code_dim=16", "tokenizer.size.attention=[]"]
     narrow += ["tokenizer.adversary.discriminator.channels=8"]
-    cfg = check("train_tokenizer", [f"experiment={recipe}", "data.root=none", *narrow])
+    cfg = check("train_tokenizer", [*settings, *narrow])
     with_layout(cfg.tokenizer.model, CodeLayout((128, 128), grains, cfg.tokenizer.codebook_size, 1000, "shared"))
     module, adversary = build(cfg.tokenizer.model), build(cfg.tokenizer.adversary)
     images, rng = torch.rand(1, 3, 128, 128) * 2 - 1, SampleRng(0, torch.arange(1))
     images[..., :64] = 0.5
     module.quantizers[0].initialize(torch.randn(4096, 16))
+    assert float(module.quantizers[0].codebook.abs().max()) <= 1 / 1024
     module.calibrate([images])
     optimizer, before = build(cfg.optimizer)(module.parameters()), module.quantizers[0].codebook.clone()
     made = module(images, rng=rng)
-    terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router.nominal_length)
+    terms = build(cfg.tokenizer.objective, perceptual=None)(images, made, module.router)
     adversary.adaptive.fill_(0.5)
     terms["adversarial"], gradients = adversary.generator_term(
         made.images, terms["l1"], module.decoder.last.weight, 20_000

@@ -58,3 +58,25 @@ def test_images_are_not_shifted_out_of_the_picture():
     assert Augmentation(shift=7)(torch.zeros(1, 3, 8, 9), rng).shape == (1, 3, 8, 9)
     with pytest.raises(GraincodeError, match=r"^shift=8: expected less than "):
         Augmentation(shift=8)(torch.zeros(1, 3, 8, 9), rng)
+
+
+def test_a_random_crop_keeps_a_share_of_the_area_at_a_random_place():
+    down, right = torch.meshgrid(torch.linspace(-1, 1, 33), torch.linspace(-1, 1, 41), indexing="ij")
+    images, rng = torch.stack([down, right, down * 0])[None].expand(200, -1, -1, -1), SampleRng(1, torch.arange(200))
+    cropped = Augmentation(crop=0.5)(images, rng)
+    assert cropped.shape == images.shape
+    inner = cropped[:, :, 1:-1, 1:-1]  # a ramp stays one; the outermost pixels may reach beyond the edge
+    slopes = inner[:, 0].diff(dim=1)
+    assert float((slopes - slopes.mean(dim=(1, 2), keepdim=True)).abs().max()) < 1e-4
+    areas = (slopes.mean(dim=(1, 2)) / (2 / 32)) * (inner[:, 1].diff(dim=2).mean(dim=(1, 2)) / (2 / 40))
+    assert 0.499 < float(areas.min()) < 0.53
+    assert 0.97 < float(areas.max()) < 1.001
+    middles = cropped[:, :2, 16, 20]
+    assert (middles.std(dim=0) > 0.05).all()
+    assert (middles.mean(dim=0).abs() < 0.05).all()
+    part = Augmentation(crop=0.5)(images[10:20], SampleRng(1, torch.arange(10, 20)))
+    torch.testing.assert_close(part, cropped[10:20], rtol=0, atol=1e-6)
+    with pytest.raises(GraincodeError, match=r"^crop=0: "):
+        Augmentation(crop=0)
+    with pytest.raises(GraincodeError, match=r"^crop=0\.5: expected 1"):
+        Augmentation(flip=True, crop=0.5).check_views(2)

@@ -44,7 +44,7 @@ def test_thresholds_can_be_given_by_file_and_the_entropy_by_name(file, tmp_path)
     assert import_tokenizer("dqvae", file).node["router"]["density"]["span"] == [0.0, 1.0]
     for wrong in ("no JSON", "[1, 2]", "{}", '{"0": 1}', '{"10": 2, "20": 1}'):
         table.write_text(wrong)
-        with pytest.raises(GraincodeError, match=f"thresholds={table}"):
+        with pytest.raises(GraincodeError, match=f"{table}: no percentiles"):
             import_tokenizer("dqvae", file, Options(thresholds=table))
 
 

@@ -46,7 +46,7 @@ def test_every_part_gets_a_gradient_whatever_the_grains():
     for ratios in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
         tokenizer.zero_grad()
         objective = ReconstructionObjective()
-        terms = objective(images, tokenizer(images, ratios), 40)
+        terms = objective(images, tokenizer(images, ratios), tokenizer.router)
         sum(term.mean * term.weight for term in terms.values()).backward()
         assert all(parameter.grad is not None for parameter in tokenizer.parameters())
 

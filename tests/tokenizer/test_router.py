@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import pytest
@@ -226,7 +227,7 @@ def test_a_router_can_learn_from_the_loss_and_keeps_its_budget():
     for step in range(50):
         optimizer.zero_grad()
         found = tokenizer(images, rng=SampleRng(0, torch.arange(32) + 32 * step))
-        terms = ReconstructionObjective()(images, found, tokenizer.router.nominal_length)
+        terms = ReconstructionObjective()(images, found, tokenizer.router)
         assert found.routing.gates.detach().unique().tolist() == [1]
         weighted_sum(terms).backward()
         assert all(float(p.grad.abs().sum()) > 0 for p in tokenizer.router.choose.parameters())
@@ -275,3 +276,48 @@ def test_one_grain_has_nothing_to_choose():
     images[2, 1, 5, 5] = torch.nan
     with pytest.raises(GraincodeError, match="from nan to nan"):
         tokenizer.eval().tokenize(images)
+
+
+def test_thresholds_may_come_from_a_file_of_percentiles(tmp_path):
+    file = tmp_path / "thresholds.json"
+    rows = {str(row): 3 * row / 100 for row in range(1, 100)}
+    file.write_text(json.dumps({"definition": {"bins": 32, "span": [0.0, 1.0]}} | rows))
+    density = EntropyDensity(span=[0.0, 1.0])
+    router = QuantileRouter(DUAL, density, [0.45, 0.55], thresholds=str(file))
+    images = photographs(4)
+    report = router.calibrate([look(images)])
+    # between rows, where the public code takes a lower one: of 55 %, int(100 - 100 * 0.55) = 44
+    limit = router.quantiles[round(0.45 * 4096)]
+    assert float(limit) == pytest.approx(3 * 0.45, abs=2e-3)
+    grains = router(look(images)).grains
+    assert torch.equal(grains, (density(look(images), DUAL) > limit).long())
+    assert report["achieved_1"] == pytest.approx(float(grains.double().mean()))
+
+
+@pytest.mark.when("a file of thresholds is damaged, or belongs to another density", "one line says what it should hold")
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "no percentiles.*expected"),
+        ("{", "no percentiles"),
+        ("[1, 2]", "no percentiles"),
+        ('{"1": 0.5}', "no percentiles"),
+        ('{"1": 0.5, "2": "x"}', "no percentiles"),
+        ('{"1": 0.5, "2": 0.1}', "no percentiles"),
+        ('{"1": 0.5, "2": NaN}', "no percentiles"),
+        ('{"1": 0.5, "200": 0.6}', "no percentiles"),
+        ('{"definition": {"span": [0, 1]}, "1": 0.5, "99": 0.6}', r"span=\[0, 1\], but the density has \[-1.0, 1.0\]"),
+    ],
+)
+def test_files_that_hold_no_thresholds_are_refused(tmp_path, content, match):
+    file = tmp_path / "thresholds.json"
+    if content is not None:
+        file.write_text(content)
+    router = QuantileRouter(DUAL, EntropyDensity(), [0.5, 0.5], thresholds=str(file))
+    with pytest.raises(GraincodeError, match=f"^{file}: .*{match}"):
+        router.calibrate([look(photographs(1))])
+
+
+def test_thresholds_of_a_density_that_changes_with_the_weights_are_refused():
+    with pytest.raises(GraincodeError, match=r"^thresholds=file: expected null"):
+        QuantileRouter(DUAL, CodingDensity(), [0.5, 0.5], thresholds="file")

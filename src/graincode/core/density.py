@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -174,13 +174,17 @@ def quantile_table(densities: Tensor) -> Tensor:
     return ordered[levels.round().long()].to(densities.dtype)
 
 
-def interpolated_table(levels: Tensor, values: Tensor) -> Tensor:
-    """A quantile table as of `quantile_table`, float32, linear between (n,) values at (n,) ascending levels 0 to 1."""
-    levels, values = levels.double(), values.double()
+def percentile_table(percentiles: Mapping[float, float]) -> Tensor:
+    """A table as of `quantile_table`, float32, from values at two or more of 0 to 100 percent: linear between them,
+    constant beyond; a percentile's own place has its value."""
+    rows = torch.tensor(sorted(percentiles.items()), dtype=torch.float64)
+    levels, values = rows[:, 0].contiguous() / 100, rows[:, 1]
     wanted = torch.linspace(0, 1, 4097, dtype=torch.float64)
     above = torch.searchsorted(levels, wanted, right=True).clamp(1, len(levels) - 1)
     fraction = (wanted - levels[above - 1]) / (levels[above] - levels[above - 1])
-    return values[above - 1].lerp(values[above], fraction).float()
+    table = values[above - 1].lerp(values[above], fraction.clamp(0, 1))
+    table[(levels * (len(table) - 1)).round().long()] = values  # whose share is rounded to a place
+    return table.float()
 
 
 def thresholds(table: Tensor, shares: Tensor) -> Tensor:

@@ -21,20 +21,34 @@ class Augmentation:
     Attributes:
         flip: mirror half of the images from left to right.
         shift: move images by up to so many pixels in each direction, and repeat their edge beyond it.
+        crop: least share of an image's area that is kept, in (0, 1]: a part of its shape, as large as the image
+            afterwards, at a random place; 1: all of it.
     """
 
     flip: bool = False
     shift: int = 0
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         check("shift", self.shift, "0 or more pixels", self.shift >= 0)
+        check("crop", self.crop, "above 0, up to 1", 0 < self.crop <= 1)
 
     def __call__(self, images: Tensor, rng: SampleRng) -> Tensor:
         """(B, 3, H, W) images to the same."""
-        if not self.flip and not self.shift:
+        if not self.flip and not self.shift and self.crop == 1:
             return images
-        chance = rng.uniforms(AUGMENTATION, 3)
-        return self._changed(images, chance[:, 0] < 0.5, chance[:, 1:])
+        chance = rng.uniforms(AUGMENTATION, 6)
+        images = self._changed(images, chance[:, 0] < 0.5, chance[:, 1:3])
+        return self._cropped(images, chance[:, 3:]) if self.crop < 1 else images
+
+    def _cropped(self, images: Tensor, chance: Tensor) -> Tensor:
+        """Images cropped by (B, 3) random numbers: of the area, and where."""
+        side = (self.crop + (1 - self.crop) * chance[:, 0]).sqrt()
+        shift = (1 - side)[:, None] * (2 * chance[:, 1:] - 1)
+        zero = torch.zeros_like(side)
+        matrices = torch.stack([side, zero, shift[:, 0], zero, side, shift[:, 1]], dim=1).view(-1, 2, 3)
+        points = F.affine_grid(matrices.to(images.dtype), list(images.shape), align_corners=False)
+        return F.grid_sample(images, points, padding_mode="border", align_corners=False)
 
     def view(self, images: Tensor, numbers: Tensor, rng: SampleRng) -> Tensor:
         """(B, 3, H, W) images in the view that (B,) long `numbers` say, for a data set that holds several of each.
@@ -49,6 +63,7 @@ class Augmentation:
     def check_views(self, views: int) -> None:
         """Raise a GraincodeError unless so many views of an image all differ and use these changes."""
         settings = f"{views} and flip={str(self.flip).lower()} and shift={self.shift}"
+        check("crop", self.crop, "1, as views of codes are mirrored and shifted alone", self.crop == 1)
         expected = "2 views or more" if self.shift else f"{1 + self.flip}, as so many differ"
         check("views", settings, expected, views >= 2 if self.shift else views == 1 + self.flip)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from graincode.core.density import interpolated_table
-from graincode.core.errors import GraincodeError, check
+from graincode.core.density import percentile_table
+from graincode.core.errors import check
 from graincode.interop.containers import Weights
 from graincode.interop.names import Names, Options, Special, Spelling, Translation, match, tokenizer_node
 from graincode.interop.vqgan import TRUNK
+from graincode.tokenizer import EntropyDensity
+from graincode.tokenizer.router import read_percentiles
 
 # percentiles of the entropy of ImageNet's regions of 16 x 16 pixels, in the definition before July 2023
 THRESHOLDS = {
@@ -54,8 +53,9 @@ def translate(weights: Weights, options: Options) -> Translation:
         span = _SPANS[options.entropy]
         density = {"_target_": "graincode.tokenizer.EntropyDensity", "bins": 32, "sigma": 0.01, "span": span}
         router |= {"_target_": "graincode.tokenizer.QuantileRouter", "density": density}
-        percentiles = THRESHOLDS if options.thresholds is None else read_thresholds(options.thresholds)
-        special["router.quantiles"] = lambda get: published_quantiles(percentiles)
+        file = options.thresholds
+        rows = THRESHOLDS if file is None else read_percentiles(file, EntropyDensity(span=span))
+        special["router.quantiles"] = lambda get: percentile_table({0: 0.0, **rows, 100: math.log(32)})
     quantizer = {"_target_": "graincode.tokenizer.EMAQuantizer", "decay": 0.99}
     shape, grains = (entries, dim), len(heads)
     node = tokenizer_node(size, image_size, shape, code_dim, quantizer, grains, router, projected_dim=dim)
@@ -71,26 +71,3 @@ def translate(weights: Weights, options: Options) -> Translation:
         }  # fmt: skip
 
     return match(node, found, names, special, ("loss.",))
-
-
-def read_thresholds(file: Path) -> dict[int, float]:
-    """The table of percentiles in a JSON file such as the authors' {"1": 0.1, ..., "99": 2.9}."""
-    try:
-        found = {int(percent): float(value) for percent, value in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        found = {}
-    values = [found[percent] for percent in sorted(found)]
-    if not found or values != sorted(values) or not 1 <= min(found) <= max(found) <= 99:
-        raise GraincodeError(f'thresholds={file}: expected JSON {{"1": 0.1, ..., "99": 2.9}}, percentiles that ascend')
-    return found
-
-
-def published_quantiles(percentiles: Mapping[int, float], bins: int = 32) -> Tensor:
-    """The quantile table of a router, linear between percentiles from 1 to 99, from 0 to the largest entropy; at the
-    percentiles themselves it has their values."""
-    rows = {0: 0.0, **percentiles, 100: math.log(bins)}
-    levels = torch.tensor(sorted(rows), dtype=torch.float64) / 100
-    values = torch.tensor([rows[row] for row in sorted(rows)], dtype=torch.float64)
-    table = interpolated_table(levels, values)
-    table[(levels * (len(table) - 1)).round().long()] = values.float()
-    return table

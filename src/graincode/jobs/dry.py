@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graincode.core.losses import weighted_sum
 from graincode.core.rng import SampleRng
-from graincode.tokenizer import DQVAE, ReconstructionObjective
+from graincode.tokenizer import DQVAE, EMAQuantizer, ReconstructionObjective
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,12 @@ def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
     module.calibrate([torch.rand(count, *images.shape[1:]) * 2 - 1])
 
     def step() -> None:
-        weighted_sum(objective(images, module(images, rng=rng), module.router.nominal_length)).backward()
+        weighted_sum(objective(images, module(images, rng=rng), module.router)).backward()
 
     parts = {name: part for name, part in module.named_children() if not isinstance(part, nn.Identity)}
     parts["all"] = module
     log.info("without perceptual loss and discriminator:")
-    return dry_run(step, parts, "one training step, one image", training=True)
+    flops = dry_run(step, parts, "one training step, one image", training=True)
+    entries = sum(part.codebook.numel() for part in module.quantizers if isinstance(part, EMAQuantizer))
+    log.info("%-24s %12s numbers in codebooks that are moving averages", "and", f"{entries:,}")
+    return flops

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.distributed import collectives
+
+Start = Literal["vectors", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -111,18 +114,20 @@ class EMAQuantizer(Quantizer):
         restart_below: share of the expected count under which an entry restarts, in [0, 1]; 0 switches restarts off.
         max_restarts: share of the codebook that one step may replace, in [0, 1]: none at 0, else one at least.
         unit: compare directions: vectors, and entries where they are used, are scaled to length 1.
+        start: from "vectors" of training images, or numbers that are "uniform" on +-1 / V (published).
     Source: VQ-VAE (van den Oord et al., 2017), appendix A; restarts after Jukebox (Dhariwal et al., 2020).
     """
 
     def __init__(
         self, codebook_size: int, code_dim: int, decay: float = 0.95, restart_below: float = 0.05,
-        max_restarts: float = 0.1, unit: bool = False,
+        max_restarts: float = 0.1, unit: bool = False, start: Start = "vectors",
     ) -> None:  # fmt: skip
         super().__init__(codebook_size)
+        check_choice("start", start, Start)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
         check("restart_below", restart_below, "0 to 1", 0 <= restart_below <= 1)
         check("max_restarts", max_restarts, "0 to 1", 0 <= max_restarts <= 1)
-        self.decay, self.restart_below, self.unit = decay, restart_below, unit
+        self.decay, self.restart_below, self.unit, self.start = decay, restart_below, unit, start
         self.max_restarts = max(int(max_restarts > 0), round(max_restarts * codebook_size))
         self.register_buffer("codebook", torch.zeros(codebook_size, code_dim))
         self.register_buffer("counts", torch.zeros(codebook_size))
@@ -151,8 +156,12 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor, keys: Tensor | None = None) -> None:
-        """Set the codebook to vectors chosen at random."""
-        self.codebook.copy_(random_entries(self._scaled(vectors.to(self.codebook.dtype)), self.codebook_size, keys))
+        """Set the codebook to vectors chosen at random, or to small random numbers."""
+        if self.start == "vectors":
+            entries = random_entries(self._scaled(vectors.to(self.codebook.dtype)), self.codebook_size, keys)
+        else:
+            entries = collectives.broadcast_((2 * torch.rand_like(self.codebook) - 1) / self.codebook_size)
+        self.codebook.copy_(entries)
         self.counts.fill_(len(vectors) / self.codebook_size)
         self.sums.copy_(self.codebook * self.counts[:, None])
 

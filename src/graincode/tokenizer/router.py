@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core import density as core
-from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.core.errors import GraincodeError, brief, check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import GATES, LENGTHS
@@ -94,16 +97,21 @@ class QuantileRouter(Router):
         elastic: draw a mixture of grains for each training image (`core.ratios_at`), so that one tokenizer serves every
             length; `ratios` are then only the default afterwards.
         decay: of the running quantiles of a density that changes with the weights, in [0, 1).
+        thresholds: a file of percentiles of the density (see `read_percentiles`), in place of those that calibration
+            would find; None: calibrate.
     """
 
     def __init__(
         self, layout: CodeLayout, density: Density, ratios: Sequence[float], scope: Scope = "dataset",
-        elastic: bool = False, decay: float = 0.95,
+        elastic: bool = False, decay: float = 0.95, thresholds: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(layout, ratios)
         check_choice("scope", scope, Scope)
         check("decay", decay, "0 to below 1", 0 <= decay < 1)
+        expected = "null for a density that changes with the weights"
+        check("thresholds", thresholds, expected, thresholds is None or not density.is_learned)
         self.density, self.scope, self.elastic, self.decay = density, scope, elastic, decay
+        self.thresholds = thresholds
         self.is_learned = density.is_learned and layout.num_grains > 1
         self.register_buffer("quantiles", torch.full((4097,), torch.nan))
         self._calibrated = False
@@ -120,7 +128,10 @@ class QuantileRouter(Router):
         densities = collectives.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
         if not bool(densities.isfinite().all()):
             raise GraincodeError("a density is not finite: look for damaged images in the training data")
-        self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
+        if self.thresholds is None:
+            self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
+        else:
+            self.quantiles.copy_(core.percentile_table(read_percentiles(Path(self.thresholds), self.density)))
         grains = self._grains(densities, self.ratios)
         shares = [float((grains == g).double().mean()) for g in range(self.layout.num_grains)]
         length = float(self.layout.lengths(grains).double().mean())
@@ -189,6 +200,40 @@ class QuantileRouter(Router):
         return density.flatten(0, 2).repeat_interleave(weights, dim=1).flatten()
 
 
+def budget_pull(gates: Tensor, shares: Tensor, ratios: Sequence[float], weights: Sequence[float]) -> Tensor:
+    """() sum over images, with the gradient of sum_g w_g (share_g - ratio_g)^2 over the K - 1 finer grains at (K,)
+    `shares`, with respect to (B, H0, W0, K) gates. Source: DQ-VAE (arXiv 2305.11718), eq. 6, and its public code."""
+    pulls = gates[..., 1:].mean(dim=(1, 2)) * (shares - gates.new_tensor(ratios))[1:]
+    return sum(2 * weight * pull.sum() for weight, pull in zip(weights, pulls.unbind(1), strict=True))
+
+
+def read_percentiles(path: Path, density: nn.Module) -> dict[float, float]:
+    """Percentiles of a density in a JSON file: from percent, such as "50", to value, as DQ-VAE's public code has them.
+
+    A file may say by "definition" what they are of, such as {"bins": 32, "sigma": 0.01, "span": [0, 1]}.
+
+    Raises:
+        GraincodeError: the file does not hold that, or its definition is not the density's.
+    """
+    advice = 'expected {"1": value, ..., "99": value}, ascending'
+    try:
+        content = json.loads(path.read_text())
+        definition = content.pop("definition", {})
+        found = {float(percent): float(content[percent]) for percent in sorted(content, key=float)}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise GraincodeError(f"{path}: no percentiles ({brief(error)}); {advice}") from error
+    values = list(found.values())
+    rising = len(values) > 1 and all(low <= high for low, high in pairwise(values))  # which NaN fails
+    if not rising or not 0 <= min(found) <= max(found) <= 100:
+        raise GraincodeError(f"{path}: no percentiles; {advice}")
+    for name, value in definition.items():
+        own = getattr(density, name, None)
+        own = list(own) if isinstance(own, tuple) else own
+        if own != value:
+            raise GraincodeError(f"{path}: percentiles of {name}={value}, but the density has {own}; give it theirs")
+    return found
+
+
 class FeatureRouter(Router):
     """A small network chooses by the features of all grains; the decision is learned with everything else.
 
@@ -201,21 +246,25 @@ class FeatureRouter(Router):
         layout: the code layout, with two grains or more.
         code_dim: dimension D of the features.
         ratios: share of regions at each grain that the budget aims at.
-        budget: weight of the sum over the finer grains of (share - ratio)^2; published: 20 for two, 1 for three.
+        budget: weight of the sum over the finer grains of (share - ratio)^2, or one for each finer grain; published: 20
+            for two grains, 1 for three.
         temperature: of the Gumbel-softmax, above 0.
         norm: of the features: "layer", over all channels, or "group", as everywhere in the encoder (published).
     Source: DQ-VAE (arXiv 2305.11718), section 3.2 and its public code.
     """
 
     def __init__(
-        self, layout: CodeLayout, code_dim: int, ratios: Sequence[float], budget: float = 20.0,
+        self, layout: CodeLayout, code_dim: int, ratios: Sequence[float],
+        budget: float | Sequence[float] = 20.0,
         temperature: float = 1.0, norm: Norm = "layer",
     ) -> None:  # fmt: skip
         super().__init__(layout, ratios)
         check("grains", layout.grains, "two or more for a router that learns", layout.num_grains > 1)
-        check("budget", budget, "0 or more", budget >= 0)
+        weights = [budget] * (layout.num_grains - 1) if isinstance(budget, int | float) else list(budget)
+        holds = len(weights) == layout.num_grains - 1 and min(weights) >= 0
+        check("budget", budget, "a number of 0 or more, or one for each grain but the coarsest", holds)
         check("temperature", temperature, "a number above 0", temperature > 0)
-        self.budget, self.temperature = budget, temperature
+        self.budget, self.temperature = weights, temperature
         check_choice("norm", norm, Norm)
         self.norms = nn.ModuleList(
             nn.GroupNorm(1, code_dim) if norm == "layer" else group_norm(code_dim) for _ in layout.grains
@@ -239,8 +288,7 @@ class FeatureRouter(Router):
         soft = ((logits + gumbel) / self.temperature).softmax(dim=-1)
         grains = soft.argmax(dim=-1)
         hard = F.one_hot(grains, self.layout.num_grains) + (soft - soft.detach())
-        excess = (self.shares - torch.tensor(self.ratios, device=logits.device))[1:]
-        pull = 2 * self.budget * (hard[..., 1:].mean(dim=(1, 2)) * excess).sum()
+        pull = budget_pull(hard, self.shares, self.ratios, self.budget)
         gates = hard.gather(-1, grains[..., None])[..., 0]
         return Routing(grains, density.detach(), gates, {"budget": Term(pull, len(grains))})
 

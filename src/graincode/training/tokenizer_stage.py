@@ -29,7 +29,7 @@ class TrainableTokenizer(Trainable):
 
     def forward(self, wrapped: nn.Module, batch: ImageBatch, step: Step, before: StepOutput | None) -> StepOutput:
         found = wrapped(batch.images, rng=step.rng)
-        terms = self.objective(batch.images, found, self.module.router.nominal_length)
+        terms = self.objective(batch.images, found, self.module.router)
         observed = None
         if self.adversary is not None and self.adversary.is_on(step.number):
             terms["adversarial"], observed = self.adversary.generator_term(
