@@ -475,11 +475,12 @@ def test_a_record_that_cannot_be_read_does_not_spoil_the_table(folders, inside, 
 
 
 @pytest.mark.slow
-def test_a_sweep_that_ends_early_leaves_a_table_of_what_has_finished(folders, inside, capsys):
+def test_a_member_that_is_refused_is_in_the_sweep_s_table(folders, inside, capsys):
     a, b = folders
     with pytest.raises(SystemExit):
         command("evaluate", "--multirun", *LITE0, "images=folder", f"images.path={a}", "reference=folder",
                 f"reference.path={b}", "evaluation.metrics=[kid]", "evaluation.kid_subset_size=20,30,50",
                 "hydra.sweep.dir=runs/sweeps/early")  # fmt: skip
     with Path("runs/sweeps/early/table.csv").open() as file:
-        assert [row["evaluation.kid_subset_size"] for row in csv.DictReader(file)] == ["20", "30"]
+        rows = [(row["evaluation.kid_subset_size"], row["status"]) for row in csv.DictReader(file)]
+    assert rows == [("20", "0"), ("30", "0"), ("50", "2")]

@@ -279,7 +279,7 @@ def test_a_sweep_leaves_a_table_and_plots(setting, tmp_path):
     for index, choice in enumerate(("0.5", "0.25", "0.75") if setting == "images.ratios" else ("fixed", "entropy")):
         metrics = {"mse": 0.2 / (index + 1), "mse_floor": 0.01, "codes_per_image": 30 + 10 * index}
         run = finished(tmp_path, f"r{index}", metrics, 0.01)
-        members.append({"run": str(run), "overrides": [f"{setting}={choice}", "seed=1"]})
+        members.append({"run": str(run), "overrides": [f"{setting}={choice}", "seed=1"], "status": 0})
     with write_sweep(tmp_path, members).open() as file:
         rows = list(csv.DictReader(file))
     assert [row[setting] for row in rows] == [member["overrides"][0].split("=")[1] for member in members]

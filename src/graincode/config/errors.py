@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.schema import JOBS, config_directory, root_keys
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief, one_line
+from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 from graincode.runs.identity import flatten
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -107,13 +112,45 @@ def border(cfg: DictConfig) -> Iterator[None]:
         raise GraincodeError(line) from error
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: its exit status, a line that says why, and the error, if its traceback is to be shown."""
+
+    status: int = 0
+    line: str = ""
+    crash: BaseException | None = None
+
+    def show(self) -> None:
+        """Print it to standard error."""
+        if self.crash is not None:
+            traceback.print_exception(self.crash)
+        else:
+            print(self.line if self.status in (STATUS, 130) else f"error: {self.line}", file=sys.stderr)
+
+
+def ending(error: BaseException, job: str, arguments: Sequence[str]) -> Ending:
+    """What an error makes of a job: 2 for bad input, 75 for a signal, 130 for Ctrl-C, 1 for a crash."""
+    if isinstance(error, Stopped | ProcessFailed):
+        return Ending(STATUS if isinstance(error, Stopped) else 1, one_line(str(error)))
+    if isinstance(error, KeyboardInterrupt):
+        return Ending(130, "interrupted: the same command goes on from the last checkpoint")
+    if isinstance(error, SystemExit):
+        return Ending(int(error.code or 0), "stopped")
+    ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
+    if not ours and "Config group override" not in str(error):
+        return Ending(1, f"{type(error).__name__}: {brief(error)}", error)
+    who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+    line = who + one_line(explain(error, job, arguments))
+    return Ending(2, line, error if os.environ.get("GRAINCODE_DEBUG") else None)
+
+
 # where Hydra says in words alone which key, or recipe, is wrong
 _UNKNOWN = re.compile(r"Could not (?:override|delete from config\.|append to config\.|delete) '\+*~?([^'=]+)")
 _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
 _SEVERAL = re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'")
 
 
-def explain(error: Exception, job: str, arguments: Sequence[str]) -> str:
+def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     """One line that says what was wrong with a command, and what to type."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import Keys, border, explain, list_groups
+from graincode.config.errors import Ending, Keys, border, ending, list_groups
 from graincode.config.schema import config_directory
-from graincode.core.errors import GraincodeError, brief, check, one_line, print_anything
-from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
+from graincode.config.sweep import sweep_member, whole_sweep
+from graincode.core.errors import GraincodeError, brief, check, print_anything
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
     from graincode.core.layout import CodeLayout
@@ -41,46 +41,40 @@ def job_main(job: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
     OmegaConf.register_new_resolver("graincode_groups", list_groups, replace=True)
     OmegaConf.register_new_resolver("graincode_dashes", lambda name: name.replace("_", "-"), replace=True)
+    OmegaConf.register_new_resolver("graincode_token", lambda: secrets.token_hex(2), replace=True, use_cache=True)
+
+    typed = sys.argv[1:]
+
+    def end(error: BaseException) -> Ending:
+        return ending(error, job, typed)
 
     @contextmanager
     def one_line_errors() -> Iterator[None]:
         try:
             yield
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
-            if os.environ.get("GRAINCODE_DEBUG") or not (ours or "Config group override" in str(error)):
+        except (Exception, KeyboardInterrupt) as error:
+            if (ended := end(error)).crash is not None:
                 raise
-            who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-            print(f"error: {who}{one_line(explain(error, job, sys.argv[1:]))}", file=sys.stderr)
-            sys.exit(2)
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(STATUS)
-        except ProcessFailed as failed:
-            print(f"error: {one_line(str(failed))}", file=sys.stderr)
-            sys.exit(1)
+            ended.show()
+            sys.exit(ended.status)
 
-    def compose_and_run(cfg: DictConfig) -> float:
-        with one_line_errors():  # here already: Hydra would add lines of its own on the way out
-            from graincode.config.sweep import sweep_member
+    def compose_and_run(cfg: DictConfig) -> float | None:
+        with one_line_errors(), sweep_member(end):  # here already: Hydra would add lines of its own on the way out
             from graincode.config.validate import validate
             from graincode.distributed.launch import launch
 
             validate(job, cfg)
             cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
             hardware = build(cfg.hardware)
-            with border(cfg), sweep_member():
+            with border(cfg):
                 if hardware.is_spread and not cfg.debug.dry:
                     return launch(f"{__name__}.run_job", job, cfg, hardware)
                 return run_job(job, cfg)
+        return None  # of a member of a sweep that failed: what sweepers take as no value
 
     compose_and_run.__module__ = f"graincode.jobs.{job}"  # Hydra names the job after it
-    try:
-        with one_line_errors():
-            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    with one_line_errors(), whole_sweep():
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
 
 
 def run_job(job: str, cfg: DictConfig) -> float:

@@ -1,12 +1,15 @@
-"""Members of a sweep, and the table and plot that it leaves."""
+"""Sweeps: each member's result or error is noted, a table and plots are left, however the sweep ends."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,33 +17,75 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from graincode.files import write_json
-from graincode.runs.table import MEMBER, collect_sweep
+from graincode.config.errors import Ending
+from graincode.distributed.signals import SIGNALS, STATUS
+
+SWEEP = "GRAINCODE_SWEEP"
+"""Environment variable: the directory in which the members of this sweep, and of no other, are noted."""
+
+
+class SweepStart(Callback):
+    """Hydra's callback that gives a sweep its directory of members, in whatever process and directory they run."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Choose the directory, and have signals end the sweep so that it leaves its table."""
+        os.environ[SWEEP] = str(Path(config.hydra.sweep.dir).absolute() / "members" / secrets.token_hex(4))
+        process = os.getpid()
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != process:  # a process that loads data has this handler too
+                os._exit(128 + number)
+            print(f"stopped by {signal.Signals(number).name}: the same command runs what is left", file=sys.stderr)
+            sys.exit(STATUS)
+
+        for number in SIGNALS:
+            signal.signal(number, stop)
 
 
 @contextmanager
-def sweep_member() -> Iterator[None]:
-    """Have the run in this block noted as a member of the sweep that it belongs to, if it belongs to one."""
+def whole_sweep() -> Iterator[None]:
+    """Leave the table of a sweep, if the block is one; SystemExit if members failed: 2 if all were refused, else 1."""
+    os.environ.pop(SWEEP, None)  # a job that a member of a sweep started is none
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    statuses: list[int] = []
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if folder := os.environ.pop(SWEEP, None):
+            from graincode.runs.table import collect_sweep
+
+            statuses = collect_sweep(Path(folder))
+    if failed := [status for status in statuses if status]:
+        sys.exit(min(failed))
+
+
+@contextmanager
+def sweep_member(ending: Callable[[BaseException], Ending]) -> Iterator[None]:
+    """Note the run in this block as a member of the sweep that it belongs to, if any, and the error that ends it.
+
+    An error does not leave the block, so that the other members run, but for a signal's.
+    """
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         yield
         return
-    file = Path(hydra.sweep.dir).absolute() / "members" / f"{hydra.job.num}.json"
+    from graincode.files import write_json
+    from graincode.runs.table import MEMBER, read_member
+
+    file = Path(os.environ[SWEEP]) / f"{hydra.job.num}.json"
     os.environ[MEMBER] = str(file)
+    end = Ending()
     try:
         yield
-    except BaseException:  # ends the sweep: what has finished is still worth a table
-        collect_sweep(file.parents[1])
-        raise
+    except BaseException as error:
+        end = ending(error)
+        if end.status in (STATUS, 130) or "RANK" in os.environ:  # of torchrun's processes all fail, or none
+            raise
+        end.show()
     finally:
         del os.environ[MEMBER]
-    if file.is_file():
-        write_json(file, json.loads(file.read_bytes()) | {"overrides": list(hydra.overrides.task)})
-
-
-class SweepTable(Callback):
-    """Hydra's callback that writes table.csv and plot.png when a sweep has ended."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Collect the metrics of all members of the sweep."""
-        collect_sweep(Path(config.hydra.sweep.dir))
+        if os.environ.get("RANK", "0") == "0":
+            note = {"overrides": list(hydra.overrides.task), "status": end.status, "error": end.line}
+            write_json(file, read_member(file) | note)

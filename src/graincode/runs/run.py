@@ -74,6 +74,7 @@ class Run:
             is_finished = all(map(os.path.isfile, (config, result))) and not self._grown(_identity_in(config), True)
             found = f"{error.filename or self.path}: {error.strerror}"
             check("runs_dir", self.path.parents[1], f"a directory to write to ({found})", is_finished)
+        note_member(self.path)
 
     def _grown(self, before: Mapping[str, Any], is_made: bool) -> list[str]:
         """Keys in which a run is to be lengthened; raises if what stands in its directory is of another identity."""
@@ -129,14 +130,12 @@ class Run:
                 link.symlink_to(self.path.name)
                 link.replace(self.path.with_name("latest"))
             write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
-            note_member(self.path)
 
         collectives.on_main(record)
         return objective
 
     def report_finished(self, result: dict[str, Any]) -> float:
         """Say that there is nothing left to do; returns the recorded objective."""
-        collectives.on_main(lambda: note_member(self.path))
         advice = "choose another run_name to run it again"
         log.info("%s is finished (objective %.6g): %s", self.path, result["objective"], advice)
         return result["objective"]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from graincode.core.errors import GraincodeError, one_line
 from graincode.files import read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
@@ -55,35 +57,65 @@ def note_member(run: Path) -> None:
         write_json(Path(file), {"run": str(run.absolute())})
 
 
-def collect_sweep(folder: Path) -> None:
-    """Write and print the table of the members of a sweep that have finished."""
-    files = sorted(folder.glob("members/*.json"), key=lambda file: int(file.stem))
-    if members := [member for file in files if "overrides" in (member := json.loads(file.read_text()))]:
-        print(f"sweep: {write_sweep(folder, members)}")
+def read_member(file: Path) -> dict[str, Any]:
+    """What is noted of a member of a sweep."""
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def collect_sweep(members: Path) -> list[int]:
+    """Write and print the table of the members that are noted in SWEEP/members/ID; returns their exit statuses."""
+    files = sorted(members.glob("*.json"), key=lambda file: int(file.stem))
+    noted = [member for file in files if "overrides" in (member := read_member(file))]
+    if shown := [member for member in noted if "run" in member or member["status"]]:  # all but dry runs
+        print(f"sweep: {write_sweep(members.parents[1], shown)}")
+    if failed := [member for member in noted if member["status"] in (1, 2)]:  # and not stopped by a signal
+        same = set.intersection(*(set(member["overrides"]) for member in noted))
+        named = "; ".join(" ".join(typed for typed in member["overrides"] if typed not in same) for member in failed)
+        print(f"{len(failed)} of {len(noted)} failed: {one_line(named)}", file=sys.stderr)
+    return [member["status"] for member in noted]
 
 
 def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the table of a sweep, whose members have a `run` directory and `overrides`, into its folder, with plots of
-    the metrics over the settings that vary; returns the table's path."""
+    """Write the table of a sweep into its folder, with plots of the metrics over the settings that vary.
+
+    Args:
+        folder: of the sweep.
+        members: of each, `overrides`, exit `status`, the line of its `error`, and its `run` directory, if it had one.
+    Returns:
+        the path of the table, in which a member without a result has its error.
+    """
     settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
     names = dict.fromkeys(name for setting in settings for name in setting)
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
     rows, metrics = [], {}
     for member, setting in zip(members, settings, strict=True):
-        run = Path(member["run"])
-        result = json.loads((run / "result.json").read_text())
-        found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
-        spreads = json.loads(file.read_text())["uncertainty"] if (file := run / "metrics.json").is_file() else {}
-        rows.append({name: setting.get(name) for name in varying} | found | _spreads(spreads) | {"run": run.name})
-        metrics |= dict.fromkeys(found)
-    _write_csv(folder / "table.csv", rows, varying)
-    if varying and len(rows) > 1:
+        row = {name: setting.get(name) for name in varying}
+        end = {"run": Path(member.get("run", "")).name, "status": member["status"]}
+        try:
+            found = {} if member["status"] else _found(Path(member["run"]))
+            found = {name: value for name, value in found.items() if name not in row}  # as that of `classes`
+            metrics |= dict.fromkeys(found)
+        except GraincodeError as error:
+            found, member = {}, {"error": f"its result is gone: {error.line}"}
+        rows.append(row | found | end | ({"error": member["error"]} if member.get("error") else {}))
+    _write_csv(folder / "table.csv", rows, [*varying, *metrics])
+    metrics = {name: None for name in metrics if not name.endswith("_std")}
+    if varying and metrics and len(rows) > 1:
         _plot_metrics(folder / "plot.png", rows, varying, list(metrics))
         if len({row["codes_per_image"] for row in rows if "mse" in row and "codes_per_image" in row}) > 1:
             others = [name for name in varying if name not in _LENGTHS]
             panels = {title: _lines(rows, rate, "mse", others) for rate, title in _RATES.items()}
             _draw(folder / "rate_distortion.png", panels, log_of="mean squared error")
     return folder / "table.csv"
+
+
+def _found(run: Path) -> dict[str, float]:
+    """The metrics of a run that has finished, and their uncertainties as NAME_std."""
+    result = read_json(run / "result.json", {"objective": float}, "run it again")
+    file = run / "metrics.json"
+    spreads = read_json(file, {"uncertainty": dict}, "run it again")["uncertainty"] if file.is_file() else {}
+    found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
+    return found | _spreads(spreads)
 
 
 def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> None:
