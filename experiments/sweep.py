@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from graincode.distributed.signals import CHILD
 from graincode.files import replacing, write_json
 
 Metrics = dict[str, Any]
@@ -46,7 +47,7 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
             raise SystemExit(f"{kept} was run with {before}, not with {settings}: move it away to have it anew")
         return
     command = [sys.executable, "-P", "-m", f"graincode.jobs.{name}", *settings]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, **CHILD)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     write_json(asked, settings)

@@ -20,6 +20,7 @@ from graincode.config.job import build
 from graincode.config.schema import root_keys
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError, print_anything
+from graincode.distributed.signals import CHILD
 from graincode.files import short_hash, write_json
 
 USAGE = """usage: make demo [ARGS="OVERRIDE ..."]
@@ -137,7 +138,8 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
 
 def _run(step: Step) -> int:
     """Run a step in a process of its own, and give its exit status; modules are not taken from where the user is."""
-    return subprocess.run([sys.executable, "-P", "-m", f"graincode.jobs.{step.job}", *step.arguments]).returncode
+    command = [sys.executable, "-P", "-m", f"graincode.jobs.{step.job}", *step.arguments]
+    return subprocess.run(command, **CHILD).returncode
 
 
 def _assign(jobs: dict[str, str], overrides: Sequence[str]) -> dict[str, list[str]]:

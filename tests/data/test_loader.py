@@ -1,16 +1,35 @@
 """Which items each step sees."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from graincode.core import waiting
+from graincode.core.errors import GraincodeError
 from graincode.data import loader
 from graincode.data.loader import Schedule, Windows, in_order, load_batches
+from graincode.distributed import signals
 
+LOADS = """
+import multiprocessing
+import torch
+from graincode.data.loader import load_batches
+
+batches = load_batches(torch.arange(9), [[0], [1]], workers=1)
+next(batches)
+print(multiprocessing.active_children()[0].pid, flush=True)
+input()
+"""
 LENGTHS = np.random.default_rng(0).integers(16, 65, 500)
 
 
@@ -126,8 +145,67 @@ def test_a_worker_outlives_a_signal_that_comes_while_it_starts(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         prepare(worker)
 
-    prepare = loader._outlive_signals
-    monkeypatch.setattr(loader, "_outlive_signals", start)
+    prepare = loader._prepare_worker
+    monkeypatch.setattr(loader, "_prepare_worker", start)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert torch.cat(list(load_batches(torch.arange(8), [[0, 1], [2, 3]], workers=1))).tolist() == [0, 1, 2, 3]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def _first_then_stopped(monkeypatch):
+    """The batches behind the first, of a worker that is stopped."""
+    monkeypatch.setattr(loader, "_POLL_SECONDS", 0.1)
+    batches = load_batches(torch.arange(100), [[i, i + 1] for i in range(98)], workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    return batches, worker.pid
+
+
+@pytest.mark.slow
+@pytest.mark.when(
+    "a process that loads data is stopped",
+    "a message every 30 seconds names it; the run ends with an error after hardware.timeout_minutes",
+)
+def test_a_stopped_worker_is_named_and_waited_for_only_so_long(monkeypatch, caplog):
+    monkeypatch.setattr(waiting, "MESSAGE_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "_limit_minutes", 0.01)
+    batches, pid = _first_then_stopped(monkeypatch)
+    with pytest.raises(GraincodeError, match=f"{pid}.*timeout_minutes=0.01"):
+        list(batches)
+    assert any(f"waiting for data from the worker processes {pid}" in message for message in caplog.messages)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.when("a process that loads data is stopped for a while", "the run goes on with it")
+def test_a_worker_that_was_stopped_for_a_while_loses_nothing(monkeypatch):
+    batches, pid = _first_then_stopped(monkeypatch)
+    threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+    assert torch.cat(list(batches)).tolist() == [j for i in range(1, 98) for j in (i, i + 1)]
+
+
+def test_a_signal_is_obeyed_while_a_worker_is_stopped(monkeypatch):
+    monkeypatch.setattr(loader, "_PATIENCE_SECONDS", 0.2)
+    batches, _ = _first_then_stopped(monkeypatch)
+    with signals.Interruption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(loader.Stalled):
+            list(batches)
+    assert signals.asked_for() == 0
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_they_load_for(tmp_path):
+    (tmp_path / "loads.py").write_text(LOADS)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "loads.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    worker = int(process.stdout.readline())
+    os.kill(worker, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()

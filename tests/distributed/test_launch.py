@@ -88,21 +88,37 @@ def test_the_error_that_came_first_ends_the_others_and_is_raised(case, victim, e
     assert end(pids(tmp_path))
 
 
-def test_a_signal_stops_all(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_stops_all(number, tmp_path):
     parent = command("waits", tmp_path)
     numbers = pids(tmp_path)
-    parent.send_signal(signal.SIGUSR1)
-    assert f"{Stopped.__name__}: stopped by SIGUSR1" in parent.communicate(timeout=300)[1]
+    parent.send_signal(number)
+    assert f"{Stopped.__name__}: stopped by {number.name}" in parent.communicate(timeout=300)[1]
     assert end(numbers)
 
 
-@pytest.mark.parametrize("how", ["interrupted twice", "killed"])
+@pytest.mark.when("a command's terminal is closed under nohup", "it goes on")
+def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        parent = command("waits", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    pids(tmp_path)
+    parent.send_signal(signal.SIGHUP)
+    parent.send_signal(signal.SIGTERM)
+    assert f"{Stopped.__name__}: stopped by SIGTERM" in parent.communicate(timeout=300)[1]
+
+
+@pytest.mark.when("a command is killed", "all of its processes end at once, those that are stopped too")
+@pytest.mark.parametrize("how", ["interrupted twice", "killed", "quit"])
 def test_no_process_outlives_the_command(how, tmp_path):
     parent = command("waits", tmp_path)
     numbers = pids(tmp_path)
-    if how == "killed":
-        parent.kill()
-        parent.wait()
+    if how != "interrupted twice":
+        os.kill(numbers[1], signal.SIGSTOP)
+        parent.send_signal(signal.SIGKILL if how == "killed" else signal.SIGQUIT)
+        assert "Traceback" not in parent.communicate(timeout=300)[1]
     else:
         os.kill(numbers[1], signal.SIGSTOP)  # so that the first cannot be obeyed
         parent.send_signal(signal.SIGINT)

@@ -62,7 +62,7 @@ def test_unlabelled_images_make_an_unconditional_demo(tmp_path):
 def test_steps_run_in_processes_that_take_no_module_from_where_the_user_is(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(
-        subprocess, "run", lambda arguments: called.append(arguments) or subprocess.CompletedProcess([], 3)
+        subprocess, "run", lambda arguments, **_: called.append(arguments) or subprocess.CompletedProcess([], 3)
     )
     with pytest.raises(GraincodeError, match="train_tokenizer ended with status 3"):
         run_demo(tmp_path, [])

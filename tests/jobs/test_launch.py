@@ -2,9 +2,12 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -156,6 +159,51 @@ def test_a_signal_to_all_processes_of_a_run_spares_those_that_load_its_data(insi
     status, _, err = finish(process)
     assert status == 75, err
     assert "Traceback" not in err
+
+
+@pytest.mark.when(
+    "SIGTERM comes while a process that loads data is stopped", "the run ends within half a minute, its state saved"
+)
+def test_a_signal_is_obeyed_while_no_data_come(inside):
+    run = Path("runs/train_tokenizer/stalled")
+    more = [f"run_name={run.name}", "hardware.workers=1"]
+    process = start("train_tokenizer", *inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, *more)
+    wait_for_step(run, 4)
+    for pid in children(process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    status, _, err = finish(process, 120)
+    assert status == 75, err
+    step = int(err.splitlines()[-1].split()[5].rstrip(","))
+    assert (run / f"state/step_{step:09d}").is_dir()
+    assert step % 20  # saved for the signal
+
+
+@pytest.mark.when("the terminal of a training is closed", "it finishes the step and saves its state")
+def test_a_training_whose_terminal_is_closed_saves_its_state(inside):
+    run = Path("runs/train_tokenizer/hangup")
+    arguments = [*inside, *TINY_TOKENIZER, *TINY_TRAINER, *LONG, f"run_name={run.name}"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "graincode.jobs.train_tokenizer", *arguments], ENVIRONMENT)
+    is_over = threading.Event()
+
+    def read():
+        while not is_over.is_set():
+            if select.select([terminal], [], [], 0.1)[0]:
+                os.read(terminal, 4096)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    wait_for_step(run, 4)
+    is_over.set()
+    reader.join()
+    os.kill(pid, signal.SIGSTOP)  # so that it writes nothing between the end of its terminal and the signal
+    os.close(terminal)
+    os.kill(pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert list((run / "state").glob("step_*"))
 
 
 def test_an_error_of_the_user_is_one_line_from_many_processes(inside):

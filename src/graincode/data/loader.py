@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,12 +12,20 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
+from graincode.core.errors import GraincodeError
 from graincode.core.rng import permutation
+from graincode.core.waiting import Wait
 from graincode.distributed import collectives
-from graincode.distributed.signals import SIGNALS, blocked
+from graincode.distributed.signals import SIGNALS, asked_for, blocked, end_with_parent
 
 _WINDOWS = 1 << 63  # the permutations below it are those of epochs
+_POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 10.0
+
+
+class Stalled(Exception):
+    """A signal asks to stop, and the worker processes give no data to finish the step with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +86,81 @@ class Schedule:
 def load_batches(
     dataset: Dataset[Any], parts: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
 ) -> Generator[Any]:
-    """The batches at index lists; its `workers` processes end with it, when it is closed, or at an error."""
-    settings = {"prefetch_factor": 4, "worker_init_fn": _outlive_signals} if workers else {}
+    """The batches at index lists; its `workers` processes end with it, when it is closed, or at an error.
+
+    Raises:
+        GraincodeError: no batch came from them within the limit of a `Wait`.
+        Stalled: none came, and for 10 seconds a signal has asked to stop.
+    """
+    settings = {"prefetch_factor": 4, "worker_init_fn": _prepare_worker} if workers else {}
     loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
     with blocked():  # until the workers handle signals themselves
         iterator = iter(loader)
-    try:
+    if not workers:
         yield from iterator
+        return
+    watch = _Watch(iterator)
+    try:
+        yield from watch.batches()
     finally:
-        if workers:
-            iterator._shutdown_workers()
+        watch.over.set()
+        _end(iterator)
+
+
+class _Watch:
+    """A thread that watches a wait for worker processes, which may be a system call that would never return.
+
+    Attributes:
+        wait: for a batch, while there is one.
+        error: why it killed the workers, so that the wait ends.
+    """
+
+    def __init__(self, iterator: Any) -> None:
+        self.iterator, self.over = iterator, threading.Event()
+        self.what = f"data from the worker processes {', '.join(str(worker.pid) for worker in iterator._workers)}"
+        self.wait: Wait | None = None
+        self.error: Exception | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while not self.over.wait(_POLL_SECONDS):
+            if (wait := self.wait) is not None:
+                try:
+                    if min(asked_for(), wait.seconds) > _PATIENCE_SECONDS:
+                        raise Stalled
+                    wait.again()
+                except (GraincodeError, Stalled) as error:
+                    self.error = error
+                    signal_handling._remove_worker_pids(id(self.iterator))  # torch would raise for each that ends
+                    self.iterator._worker_pids_set = False
+                    for worker in self.iterator._workers:
+                        worker.kill()
+                    return
+
+    def batches(self) -> Generator[Any]:
+        """What the loader's iterator gives."""
+        while True:
+            self.wait = Wait(self.what)
+            try:
+                batch = next(self.iterator)
+            except StopIteration:
+                return
+            except Exception:
+                if self.error is not None:
+                    raise self.error from None
+                raise
+            finally:
+                self.wait = None
+            yield batch
+
+
+def _end(iterator: Any) -> None:
+    for worker in iterator._workers:
+        if worker.is_alive() and hasattr(signal, "SIGCONT"):
+            os.kill(worker.pid, signal.SIGCONT)  # one that is stopped could not end
+    iterator._shutdown_workers()
+    for worker in iterator._workers:  # one that hangs: this process would wait for it at its end
+        worker.kill()
 
 
 def in_order(
@@ -109,8 +183,10 @@ def in_order(
     return load_batches(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)], workers)
 
 
-def _outlive_signals(_: int) -> None:
-    """Let a worker live on when all processes of a run get a signal, so that the run can finish its step."""
+def _prepare_worker(_: int) -> None:
+    """Let a worker live on when all processes of a run get a signal, so that the run can finish its step, and end with
+    the run."""
+    end_with_parent()
     if hasattr(os, "setpgid"):  # out of the reach of a terminal's Ctrl-C
         os.setpgid(0, 0)
     for number in SIGNALS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import warnings
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from graincode.core.errors import check
+from graincode.core.waiting import limit_waits
 from graincode.distributed import collectives
 from graincode.distributed.blocks import CheckpointedBlock, compile_blocks
 
@@ -62,6 +64,11 @@ class Hardware:
         check("gradient_accumulation", parts, "1 or more", parts >= 1)
         check("workers", self.workers, "0 or more", self.workers >= 0)
         check("threads", self.threads, "1 or more, or null", self.threads is None or self.threads >= 1)
+        check("timeout_minutes", self.timeout_minutes, "above 0, at most 10000", 0 < self.timeout_minutes <= 10_000)
+        peak, port = self.peak_tflops, self.main_port
+        check("peak_tflops", peak, "a number above 0, or null", peak is None or 0 < peak < math.inf)
+        expected = "a free port, 1 to 65535, the same on all machines, such as 29500"
+        check("main_port", port, expected, nodes == 1 if port is None else 1 <= port <= 65535)
         allowed = self.mixed_precision != "fp16" or (self.device == "gpu" and self.strategy == "ddp")
         check("mixed_precision", self.mixed_precision, "bf16 on the CPU and with strategy=fsdp", allowed)
 
@@ -94,6 +101,7 @@ class Hardware:
         """Set torch up (with TF32 in training alone), join the other processes, and give what the job runs on."""
         on_cpu, together = self.device == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
+        limit_waits(self.timeout_minutes)
         torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
         tf32 = training and self.tf32 and not on_cpu
         torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -6,13 +6,11 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -20,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError
 from graincode.distributed.hardware import Hardware, cores_each
-from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled
+from graincode.distributed.rendezvous import meet
+from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled, kept
 
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
+_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 
 
 def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
@@ -39,23 +39,24 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     local, nodes = hardware.local_processes, hardware.num_nodes
-    port = hardware.main_port if nodes > 1 else _free_port()
-    check("main_port", port, "a free port, the same on all machines, such as 29500", port is not None)
+    store = meet(hardware)
     threads = hardware.threads or cores_each(local)
     with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
         (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
-        world |= {"MASTER_ADDR": hardware.address(), "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
-        world["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH"))))  # as ours
+        world |= {"MASTER_ADDR": store.host, "MASTER_PORT": store.port, "OMP_NUM_THREADS": threads}
+        world |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}  # that store is there
+        if nodes == 1 and sys.platform == "linux":
+            world["GLOO_SOCKET_IFNAME"] = "lo"  # nothing listens on other interfaces
+        own_path = None if sys.flags.safe_path else sys.path[0]
+        world["PYTHONPATH"] = os.pathsep.join(filter(None, (own_path, os.environ.get("PYTHONPATH"))))  # as ours
         own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
         envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
         args = ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())
-        store = None
-        if nodes > 1:
-            store = TCPStore(hardware.address(), port + 1, nodes, hardware.node_rank == 0, timeout=timedelta(minutes=5))
-        context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, DefaultLogsSpecs())
+        with kept():
+            context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, DefaultLogsSpecs())
         with _forwarding(context):
-            failures = _watch(context, store)
+            failures = _watch(context, store if nodes > 1 else None)
         if failures:
             raise _error(Path(folder), failures, nodes * local)
         result = Path(folder) / "objective.json"
@@ -70,7 +71,7 @@ def _watch(context: PContext, store: TCPStore | None) -> dict[int, int]:
         if deadline is None and store is not None and _others_failed(store):
             deadline = time.monotonic() + _OTHER_NODES_SECONDS
         if deadline is not None and time.monotonic() > deadline:
-            context.close(signal.SIGKILL)
+            context.close(_SIGKILL)
             return {0: 1}
     failures = {rank: failure.exitcode for rank, failure in result.failures.items()}
     if failures and store is not None and deadline is None:
@@ -111,7 +112,7 @@ def _forwarding(context: PContext) -> Iterator[None]:
         for pid in context.pids().values():
             with suppress(ProcessLookupError):
                 if interrupts > 1:
-                    os.killpg(pid, signal.SIGKILL)
+                    os.killpg(pid, _SIGKILL)
                 else:  # not the workers that load its data: it still needs them
                     os.kill(pid, number)
         if interrupts > 1:
@@ -121,9 +122,4 @@ def _forwarding(context: PContext) -> Iterator[None]:
         with handled(forward):
             yield
     finally:
-        context.close(signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
+        context.close(_SIGKILL)

@@ -6,30 +6,30 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from graincode.core import waiting
 from graincode.core.errors import GraincodeError, OneLineFormatter
 from graincode.distributed import collectives
 from graincode.distributed.collectives import OtherProcessFailed
-from graincode.distributed.signals import STATUS, Stopped
+from graincode.distributed.signals import STATUS, Stopped, end_with_parent
 from graincode.files import write_json
 
 
 def work(entry: str, job: str, folder: Path, parent: int) -> int:
     """Run a job as the process that the environment says; returns the exit status."""
-    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    end_with_parent(parent)
     rank = int(os.environ["RANK"])
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(OneLineFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, handlers=[handler])
+    waiting.log.setLevel(logging.WARNING)  # on every process
 
     def failed(status: int, message: str, echo: bool = False) -> int:
         about = {"status": status, "message": message, "echo": echo, "time": time.time()}
@@ -44,6 +44,8 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
         status = 0
     except Stopped as stopped:
         status = failed(STATUS, str(stopped))
+        if not stopped.together:
+            return status
     except KeyboardInterrupt:
         return 130
     except OtherProcessFailed:  # that process reports its own error: wait for it
@@ -60,14 +62,6 @@ def work(entry: str, job: str, folder: Path, parent: int) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent when another process is done a little earlier
     collectives.leave()
     return status
-
-
-def _end_with(parent: int, folder: Path) -> None:
-    """End this process soon after its parent was killed, and clear what that can no longer clear."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.losses import Term, as_count, weighted_sum
 from graincode.core.rng import SampleRng
 from graincode.core.schedules import warmup_cosine
-from graincode.data.loader import Schedule, load_batches
+from graincode.data.loader import Schedule, Stalled, load_batches
 from graincode.distributed import collectives
 from graincode.distributed.hardware import Machine, full_state, load_training_state, training_state
 from graincode.distributed.signals import Interruption, Stopped
@@ -95,7 +95,10 @@ class Training:
         GraincodeError if a number is not finite or weights differ between processes, Stopped after a signal."""
         try:
             with Interruption() as interruption:
-                self._loop(interruption)
+                try:
+                    self._loop(interruption)
+                except Stalled:  # in a step that has changed nothing yet, or behind a state, in its evaluation
+                    raise self._stopped_alone(interruption) from None
             return self._exported()
         finally:
             self.bar.close()
@@ -110,9 +113,10 @@ class Training:
                 self._evaluate()
             if at.step == trainer.steps:
                 return
-            at.step += 1
-            factor, last = warmup_cosine(at.step, trainer.steps, trainer.warmup_steps), at.step == trainer.steps
-            stop = self._step(at.step, factor, interruption)
+            step, last = at.step + 1, at.step + 1 == trainer.steps
+            factor = warmup_cosine(step, trainer.steps, trainer.warmup_steps)
+            stop = self._step(step, factor, interruption)
+            at.step = step
             self.average.update(self.prepared[0].trained, at.step)
             if at.step % trainer.log_every == 0 or last:
                 self._report(factor)
@@ -122,8 +126,15 @@ class Training:
             if at.step % trainer.checkpoint_every == 0 or not at.evaluated or stop:
                 self._save()
             if stop:
-                name = interruption.signal.name if interruption.signal else "a signal to another process"
-                raise Stopped(f"stopped by {name} after step {at.step}, state saved: the same command goes on")
+                raise _stopped(interruption, at.step)
+
+    def _stopped_alone(self, interruption: Interruption) -> Stopped:
+        """Save what can be saved without the other processes."""
+        if collectives.count() == 1:
+            self._save()
+        stopped = _stopped(interruption, next(iter(self.checkpoints.steps()), 0))
+        stopped.together = False
+        return stopped
 
     def _step(self, number: int, factor: float, interruption: Interruption) -> bool:
         """One optimizer step of every trainable; returns whether some process was asked to stop."""
@@ -282,6 +293,11 @@ class Training:
                 if self.shows:  # files show what is exported
                     self._metrics(module, None)
         return module.eval(), metrics
+
+
+def _stopped(interruption: Interruption, step: int) -> Stopped:
+    name = interruption.signal.name if interruption.signal else "a signal to another process"
+    return Stopped(f"stopped by {name} after step {step}, state saved: the same command goes on")
 
 
 def _schedule(stage: Stage, machine: Machine, batch_size: int, seed: int) -> Schedule:
