@@ -1,9 +1,11 @@
 """What imported networks compute, against the outputs of their authors' code."""
 
+import json
 from pathlib import Path
 
 import torch
 from helpers_golden import about, golden, images_of, state_dict
+from safetensors.torch import save_file
 
 from graincode.interop.convert import import_tokenizer
 from graincode.interop.names import Options
@@ -16,13 +18,19 @@ NETWORKS = {
     "llamagen_vq16": "llamagen",
     "maskgit_vqgan": "maskgit",
     "open_magvit2": "magvit2",
+    "diffusers_vqmodel": "diffusers",
 }
 """The golden networks, and the family of each."""
 
 
 def write_golden(network: str, path: Path) -> Path:
-    """The weights of a golden network, in a file as its authors write it."""
+    """The weights of a golden network, in a file, or for diffusers a folder, as its authors write it."""
     names = state_dict(network)
+    if NETWORKS[network] == "diffusers":
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(about(network)["small"]["config"]))
+        save_file(names, path / "diffusion_pytorch_model.safetensors")
+        return path
     if NETWORKS[network] in ("vqgan", "dqvae", "magvit2"):
         names |= {"loss.logvar": torch.zeros(())}
     key = {"llamagen": "model", "maskgit": None}.get(NETWORKS[network], "state_dict")
