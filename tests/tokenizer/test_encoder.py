@@ -73,3 +73,10 @@ def test_levels_of_the_decoder_may_have_more_blocks_and_change_their_width_thems
     assert [level[0].conv1.in_channels for level in decoder.levels] == [24, 24, 16]
     assert len(decoder.stem) == 3  # convolution, block, attention
     assert not hasattr(decoder.position, "rows")
+
+
+def test_a_seed_gives_the_weights_that_it_has_given_before():
+    tokenizer = make(DUAL)
+    parts = tokenizer.encoder.heads[0][1].qkv, tokenizer.encoder.heads[1][0].conv1, tokenizer.decoder.last
+    sums = [float(part.weight.detach().double().abs().sum()) for part in parts]
+    assert sums == pytest.approx([95.63400468, 95.65954155, 50.41146348], abs=1e-7)

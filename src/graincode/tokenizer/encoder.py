@@ -95,8 +95,8 @@ class Downsampling(nn.Conv2d):
 def middle(size: TrunkSize, width: int) -> list[nn.Module]:
     """The blocks of a head, and of the decoder's start."""
     more = (size.middle_blocks or size.blocks) - 1
-    attention = [SpatialAttention(width)] if size.middle_attention else []
-    return [ResBlock(width), *attention, *(ResBlock(width) for _ in range(more))]
+    parts = [ResBlock, *[SpatialAttention] * size.middle_attention, *[ResBlock] * more]
+    return [part(width) for part in parts]  # made in order, as their random weights follow from it
 
 
 class GrainEncoder(nn.Module):
@@ -115,8 +115,8 @@ class GrainEncoder(nn.Module):
             attends = layout.image_size[0] // factor[0] in size.attention
             self.levels.append(Level(previous, width, size.blocks, attends))
             if factor in layout.grains:
-                last = nn.Conv2d(width, code_dim, 3, padding=1)
-                heads.append(nn.Sequential(*middle(size, width), norm(width), nn.SiLU(), last))
+                blocks = middle(size, width)
+                heads.append(nn.Sequential(*blocks, norm(width), nn.SiLU(), nn.Conv2d(width, code_dim, 3, padding=1)))
             if index + 1 < len(path):
                 stride = (path[index + 1][0] // factor[0], path[index + 1][1] // factor[1])
                 self.downs.append(Downsampling(width, stride, size.padding))
