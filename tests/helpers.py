@@ -71,7 +71,7 @@ def result(run: Path) -> dict:
 def train_masked(conditioning: str) -> Path:
     """A generator that fills in masks, trained once in the workspace; gives its run."""
     command("train_generator", "generator=dgit_nar", f"generator/conditioning={conditioning}", *TINY_GENERATOR,
-            *TINY_TRAINER, "generator.size.grain_layers=1", "generator.masking.beta=2",
+            *TINY_TRAINER, "generator.masking.beta=2",
             "codes_path=runs/extract_codes/codes/codes", f"run_name=masked-{conditioning}")  # fmt: skip
     return Path(f"runs/train_generator/masked-{conditioning}")
 

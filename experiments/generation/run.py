@@ -87,7 +87,7 @@ class Part:
 
 
 # what the wide table was made with, before it said what is better
-BEFORE = ["generator/block=gpt", "generator.objective.position_weight=1", "trainer.bucketing_window=1"]
+BEFORE = ["generator/block=gpt", "generator.objective.position_weight=2", "trainer.bucketing_window=1"]
 DUAL, FIXED32, FIXED64 = "dual-coding-32", "fixed-32-4x8", "fixed-64-4x4"
 CLAIM = [
     Row("dual", DUAL),
@@ -108,7 +108,7 @@ ABLATIONS = [
     Row("dual-no-grain", DUAL, ["generator.model.embedding.grain=false"]),
     Row("dual-no-index", DUAL, ["generator.model.embedding.index=false"]),
     Row("dual-shared-positions", DUAL, ["generator.model.embedding.position=shared"]),
-    Row("dual-modelled", DUAL, ["generator.model.last_positions=modelled"]),
+    Row("dual-modelled", DUAL, ["generator.model.last_positions=modelled", "generator.objective.position_weight=1"]),
     Row("dual-given-map", DUAL, ["generator.model.grain_map=given"]),
     Row("dual-modern", DUAL, ["generator/block=modern"]),
     Row("dual-batches-by-length", DUAL, ["trainer.bucketing_window=32"]),

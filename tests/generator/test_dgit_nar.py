@@ -235,7 +235,7 @@ def test_parts_that_do_not_fit_together_are_refused():
         make_nar(layout, parts={"position": "none"})
     with pytest.raises(GraincodeError, match=r"^adaln=True: expected false"):
         make_nar(layout, NoConditioning, block=MODERN)
-    with pytest.raises(GraincodeError, match=r"^grain_layers=0: expected 1"):
+    with pytest.raises(GraincodeError, match=r"^position_layers=0: expected 1"):
         DGiTNAR(layout, WIDTH, embedding, conditioning, Transformer(WIDTH, 0, 4, causal=False), free)
     with pytest.raises(GraincodeError, match=r"^grains_weight=-1\.0: expected"):
         MaskedObjective(-1.0)

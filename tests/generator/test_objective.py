@@ -30,7 +30,8 @@ def test_objective_weighs_content_and_positions():
     )
     published = AutoregressiveObjective(1.0)(likelihood)
     means = [float(likelihood.position[likelihood.is_decision & (likelihood.grain == g)].mean()) for g in range(2)]
-    assert float(weighted_sum(published)) == pytest.approx(float(terms["content"].mean) + sum(means) / 2, rel=1e-5)
+    # a third for each of three grains, also where the last one's positions are implied
+    assert float(weighted_sum(published)) == pytest.approx(float(terms["content"].mean) + sum(means) / 3, rel=1e-5)
     assert float(terms["position_0"].total + terms["position_1"].total) == pytest.approx(
         float(likelihood.position.sum()), rel=1e-5
     )

@@ -95,7 +95,7 @@ class DGiTNAR(Generator):
         check("index", True, "false, as codes have no order", embedding.index is None)
         check("beta", self.masking.beta, "0 with one grain, the density of all codes", decides or not self.masking.beta)
         layers = len(grain_transformer.blocks)
-        check("grain_layers", layers, "1 or more, to predict the grain map", not decides or layers > 0)
+        check("position_layers", layers, "1 or more, to predict the grain map", not decides or layers > 0)
         self.embedding, self.conditioning = embedding, conditioning
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
@@ -140,7 +140,7 @@ class DGiTNAR(Generator):
         already; of (B, L) slots in any order, `pad_slot` behind the end, and contents, `no_content` where masked."""
         # with one grain, all images are of one length
         seen = None if self.layout.num_grains == 1 else (slots != self.layout.pad_slot)[:, None, None]
-        tokens = normalized(self.embedding(slots, contents) + condition[:, None])
+        tokens = self.embedding(slots, contents, condition)
         return self.transform(self.content_transformer, tokens, slots, condition, modulations, mask=seen)
 
     def region_states(self, grains: Tensor, condition: Tensor, modulations: list[Tensor] | None = None) -> Tensor:

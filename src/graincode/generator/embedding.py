@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graincode.core.errors import check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import LABEL_DROPOUT, SampleRng
-from graincode.generator.transformer import Transformer
+from graincode.generator.transformer import Transformer, normalized
 
 Position = Literal["per_grain", "shared", "none"]
 
@@ -24,14 +24,22 @@ class HeterogeneousEmbedding(nn.Module):
         position: "per_grain", a vector for each cell of each grain's own grid; "shared", one for each cell of the
             finest grid, whichever grain begins there; "none", with rotary positions.
         grain, index: whether a vector of the grain, of the index in the sequence, is added.
+        dropout: in [0, 1), on the tokens.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3; one position embedding per grain, each with its own end.
     """
 
     def __init__(
-        self, layout: CodeLayout, width: int, position: Position = "per_grain", grain: bool = True, index: bool = True
+        self,
+        layout: CodeLayout,
+        width: int,
+        position: Position = "per_grain",
+        grain: bool = True,
+        index: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_choice("position", position, Position)
+        check("dropout", dropout, "a number from 0 to below 1", 0 <= dropout < 1)
         self.layout, table = layout, layout.slots()
         self.content = nn.Embedding(layout.num_entries + 1, width)
         rows = torch.arange(layout.num_slots + 2)
@@ -45,16 +53,18 @@ class HeterogeneousEmbedding(nn.Module):
         self.grain = nn.Embedding(layout.num_grains + 1, width) if grain else None
         self.index = nn.Embedding(layout.max_tokens + 1, width) if index else None
         self.register_buffer("slot_grain", F.pad(table.grain, (0, 2), value=layout.num_grains), persistent=False)
+        self.drop = nn.Dropout(dropout)
         initialize(self.content, self.position, self.grain, self.index)
 
-    def forward(self, slots: Tensor, contents: Tensor, start: int | Tensor = 0) -> Tensor:
-        """(B, L) slots and contents to (B, L, width); the first of them has index `start` in its sequence."""
+    def forward(self, slots: Tensor, contents: Tensor, condition: Tensor, start: int | Tensor = 0) -> Tensor:
+        """(B, L) slots and contents, under a (B, width) condition, to normalised (B, L, width) tokens; the first of them
+        has index `start` in its sequence."""
         known = contents != self.layout.no_content
         entries = self.layout.entries(contents, self.slot_grain[slots])
         tokens = self.content(torch.where(known, entries, self.layout.num_entries)) + self.at(slots)
         if self.index is not None:
             tokens = tokens + self.index(start + torch.arange(slots.shape[1], device=slots.device))
-        return tokens
+        return self.drop(normalized(tokens + condition[:, None]))
 
     def check_positions(self, transformer: Transformer) -> None:
         """Refuse a transformer that has a code's position neither from this embedding nor from rotary positions."""

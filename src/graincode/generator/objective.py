@@ -32,8 +32,8 @@ class GeneratorObjective(Protocol):
 class AutoregressiveObjective:
     """Mean loss per code: minus the log-likelihood of contents and positions.
 
-    A `position_weight` >= 0 is that of the mean over the grains of the mean position loss per decision, added to the
-    mean content loss per code. With 1 (as published) positions count two or three times as much as in the likelihood.
+    A `position_weight` >= 0 is that of the mean over all K grains of the mean position loss per decision, added to the
+    mean content loss per code; 1 as published. Of the last grain it is 0 where its positions are implied.
     Source: DQ-Transformer (arXiv 2305.11718), section 3.3.
     """
 
@@ -47,7 +47,9 @@ class AutoregressiveObjective:
         terms = {"content": Term(likelihood.content.sum(), codes)}
         for g in range(decided):
             here = likelihood.is_decision & (likelihood.grain == g)
-            shared = (codes,) if self.position_weight is None else (here.sum(), self.position_weight / decided)
+            shared = (
+                (codes,) if self.position_weight is None else (here.sum(), self.position_weight / likelihood.num_grains)
+            )
             terms[f"position_{g}"] = Term((likelihood.position * here).sum(), *shared)
         return terms | {f"bits_{k}": Term(bits.sum(), images, 0.0) for k, bits in likelihood.bits().items()}
 

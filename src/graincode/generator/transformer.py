@@ -126,6 +126,7 @@ class Transformer(nn.Module):
         qk_norm: whether queries and keys are normalised in each head (Henry et al., 2020).
         rotary: whether they are rotated by their positions; `forward` then takes the angles.
         adaln: whether the condition shifts, scales and gates each branch; without effect at first.
+        scaled_init: whether the last weights of branches start smaller, by the root of their number, as in GPT-2.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Transformer(nn.Module):
         qk_norm: bool = False,
         rotary: bool = False,
         adaln: bool = False,
+        scaled_init: bool = True,
     ) -> None:
         super().__init__()
         check("width", width, "1 or more", width >= 1)
@@ -156,7 +158,7 @@ class Transformer(nn.Module):
         self.norm = _NORMS[norm](width)
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.ndim == 2:
-                last = name.endswith(("out.weight", "mlp.2.weight"))
+                last = scaled_init and name.endswith(("out.weight", "mlp.2.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5 if last else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
