@@ -57,8 +57,8 @@ class HeterogeneousEmbedding(nn.Module):
         initialize(self.content, self.position, self.grain, self.index)
 
     def forward(self, slots: Tensor, contents: Tensor, condition: Tensor, start: int | Tensor = 0) -> Tensor:
-        """(B, L) slots and contents, under a (B, width) condition, to normalised (B, L, width) tokens; the first of them
-        has index `start` in its sequence."""
+        """(B, L) slots and contents, under a (B, width) condition, to normalised (B, L, width) tokens; the first has
+        index `start` in its sequence."""
         known = contents != self.layout.no_content
         entries = self.layout.entries(contents, self.slot_grain[slots])
         tokens = self.content(torch.where(known, entries, self.layout.num_entries)) + self.at(slots)
