@@ -4,17 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graincode.api import load_generator, load_tokenizer
+    from graincode.api import as_images, load_generator, load_tokenizer
     from graincode.core.codes import GrainCodes
     from graincode.core.errors import GraincodeError
     from graincode.core.layout import CodeLayout
     from graincode.core.prompts import CodeMask, CodePrefix
 
-__all__ = ["CodeLayout", "CodeMask", "CodePrefix", "GrainCodes", "GraincodeError", "load_generator", "load_tokenizer"]
+__all__ = [
+    "CodeLayout", "CodeMask", "CodePrefix", "GrainCodes", "GraincodeError", "as_images", "load_generator",
+    "load_tokenizer",
+]  # fmt: skip
 
 _MODULES = {"CodeLayout": "core.layout", "GrainCodes": "core.codes", "GraincodeError": "core.errors"}
 _MODULES |= dict.fromkeys(("CodeMask", "CodePrefix"), "core.prompts")
-_MODULES |= dict.fromkeys(("load_generator", "load_tokenizer"), "api")
+_MODULES |= dict.fromkeys(("as_images", "load_generator", "load_tokenizer"), "api")
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,7 @@ def test_all_coarse_and_all_fine_hold_for_images_denser_than_any_in_the_training
 def test_images_of_another_type_or_range_are_refused():
     tokenizer = make(DUAL).eval()
     tokenizer.calibrate([photographs(2)])
-    for images in (photographs(1) * 100, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), photographs(1) * math.nan):
+    for images in (photographs(1) * 100, torch.zeros(1, 3, 32, 32).long(), photographs(1) * math.nan):
         with pytest.raises(GraincodeError, match=r"^images=.*: expected floating point in \[-1, 1\]"):
             tokenizer.tokenize(images)
 
@@ -95,8 +95,7 @@ def test_tokenizing_never_changes_the_codebook():
     tokenizer, images = make(DUAL), photographs(3)
     start(tokenizer, images)
     before = tokenizer.quantizers[0].codebook.clone()
-    tokenizer.tokenize(images)
-    assert tokenizer.training
+    tokenizer.eval().tokenize(images)
     assert torch.equal(tokenizer.quantizers[0].codebook, before)
 
 
@@ -157,3 +156,34 @@ def test_results_of_a_probe_are_freed_with_it():
         assert feature() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.when("a tokenizer in training mode is asked for codes", "it is refused: they would be other codes")
+@pytest.mark.parametrize("density", ["feature", CodingDensity()], ids=str)
+def test_codes_are_of_a_tokenizer_in_evaluation_mode(density):
+    tokenizer, images = make(DUAL, density=density), photographs(2)
+    start(tokenizer, images)
+    for call in (tokenizer.tokenize, tokenizer.route):
+        with pytest.raises(GraincodeError, match=r"training mode .* call tokenizer\.eval\(\)"):
+            call(images)
+
+
+@pytest.mark.when("psnr or ratios are no numbers, or none that images can have", "they are named with what is expected")
+@pytest.mark.parametrize("psnr", [-1e9, -1, 101, math.inf, math.nan, "x", "25", True, [25]])
+def test_a_psnr_is_a_number_of_decibels(psnr):
+    tokenizer = make(DUAL)
+    tokenizer.eval().calibrate([photographs(2)])
+    with pytest.raises(GraincodeError, match=r"^psnr=.*: expected a number of dB from 0 to 100"):
+        tokenizer.tokenize(photographs(1), psnr=psnr)
+    for most in (0, 100):
+        assert tokenizer.tokenize(photographs(1), psnr=most).lengths.item() in (16, 64)
+
+
+@pytest.mark.parametrize(
+    "ratios", [0.5, "a", "10", [math.nan, 1], [0.5, 0.6], [1], [-1, 2], [], {}, [[0.5, 0.5]] * 2, [None, 1], ["x", 1]]
+)
+def test_ratios_are_shares(ratios):
+    tokenizer = make(DUAL)
+    tokenizer.eval().calibrate([photographs(2)])
+    with pytest.raises(GraincodeError, match=r"^ratios=.*: expected 2 shares"):
+        tokenizer.tokenize(photographs(1), ratios)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from graincode.core.errors import check
+from graincode.core.errors import brief, check
 from graincode.core.rng import hashed_uniforms, mix
 
 _PIXELS_AT_ONCE = (2**16, 2**21)  # on a CPU and on a GPU
@@ -234,12 +234,21 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
 
 def check_ratios(ratios: Sequence[float], num_grains: int) -> tuple[float, ...]:
     """The ratios as a tuple; refuses what is not K non-negative shares that add up to 1."""
-    values = tuple(float(ratio) for ratio in ratios)
+    try:
+        values = () if isinstance(ratios, str) else tuple(float(ratio) for ratio in ratios)
+    except (TypeError, ValueError):  # no numbers, or no list of them
+        values = ()
     example = [round(1 / num_grains, 2)] * num_grains
     holds = len(values) == num_grains and min(values) >= 0 and abs(sum(values) - 1) <= 1e-6  # which NaN fails
     expected = f"{num_grains} shares, coarsest grain first, that add up to 1, such as {example}"
-    check("ratios", list(values), expected, holds)
+    check("ratios", list(values) or brief(ratios), expected, holds)
     return values
+
+
+def check_psnr(psnr: float | None) -> None:
+    """Refuse what is neither None nor a number of dB that images can have."""
+    is_number = isinstance(psnr, int | float) and not isinstance(psnr, bool)
+    check("psnr", psnr, "a number of dB from 0 to 100, such as 25", psnr is None or (is_number and 0 <= psnr <= 100))
 
 
 def _on_grid(density: Tensor, step: float) -> Tensor:

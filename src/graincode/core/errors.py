@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,6 +69,12 @@ def check(name: str, value: Any, expected: str, holds: bool) -> None:
     """Refuse an argument unless a condition holds: GraincodeError "sigma=-1: expected a number above 0", say."""
     if not holds:
         raise GraincodeError(f"{name}={value}: expected {expected}")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """As `check`, for a whole number of `least` or more."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    check(name, value, f"{least} or more, a whole number", is_whole and value >= least)
 
 
 def check_choice(name: str, value: Any, options: Any) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes, Rows
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.layout import CodeLayout
 from graincode.core.sequences import CodeSequences, from_sequences, to_sequences
 
@@ -54,6 +55,13 @@ class CodePrefix(Rows):
         before = completes.cumsum(dim=1) - completes.long()
         lengths = ((before < count) & sequences.is_token).sum(dim=1)
         return cls(sequences, lengths, lengths)
+
+    def check(self) -> None:
+        """Refuse what keeps more of a sequence than it has, or contents without their positions."""
+        parts = [torch.zeros_like(self.tokens), self.lengths, self.positions, self.tokens]
+        names = "0 or more, at most as many positions, and these at most the sequence's"
+        found = [part.tolist() for part in (self.lengths, self.positions)]
+        check("lengths", brief(found), names, all(bool((a <= b).all()) for a, b in pairwise(parts)))
 
     @property
     def layout(self) -> CodeLayout:
@@ -128,6 +136,18 @@ class CodeMask(Rows):
         begun = torch.arange(ends.shape[1], device=ends.device) < prefix.positions[:, None]
         regions = prefix.first_codes(prefix.positions).any(dim=1).view_as(codes.grains)
         return cls(codes, regions, prefix.known_cells, (begun & ends).sum(dim=1))
+
+    def check(self) -> None:
+        """Refuse codes that are given where the grain is not, or in part."""
+        known = self.layout.expand(self.known_regions, 0)
+        first = self.layout.first_cells(self.codes.grains)
+        whole = self.known_cells.flatten(1).gather(1, first).view_as(known) == self.known_cells
+        check(
+            "known_cells",
+            "mask",
+            "whole codes, in known regions",
+            bool((known | ~self.known_cells).all() & whole.all()),
+        )
 
     @property
     def layout(self) -> CodeLayout:

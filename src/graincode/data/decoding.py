@@ -58,7 +58,7 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
     """
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as opened:
-            return _on(background, _eight_bits(ImageOps.exif_transpose(opened), opened))
+            return in_rgb(opened, background)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
         if isinstance(error, FileNotFoundError):
@@ -66,6 +66,11 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
         reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
         advice = "save it as an 8-bit PNG or JPEG; in a data set, remove it or set on_corrupt=skip"
         raise GraincodeError(f"{reason}: {advice}") from error
+
+
+def in_rgb(opened: Image.Image, background: str = BACKGROUND) -> Image.Image:
+    """An image of Pillow's as `open_image` gives it; errors are Pillow's or a ValueError."""
+    return _on(background, _eight_bits(ImageOps.exif_transpose(opened), opened))
 
 
 def check_background(value: str) -> tuple[int, int, int] | None:

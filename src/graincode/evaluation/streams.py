@@ -140,6 +140,7 @@ class LikelihoodStream(DatasetStream):
         super().__init__(dataset, *loading)
         kind = type(generator).__name__
         check("generator", kind, "one with a likelihood, such as DGiT-AR", generator.has_likelihood)
+        check("generator", kind, "one in evaluation mode: call generator.eval()", not generator.training)
         if generator.classes not in (0, classes := max(len(dataset.class_names), 1)):
             raise GraincodeError(f"the generator has {generator.classes} classes, and {dataset.name} has {classes}")
         self.name, self.facts = f"codes of {self.name}", how

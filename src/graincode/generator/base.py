@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError, brief, check
+from graincode.core.errors import GraincodeError, brief, check, check_whole
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
@@ -122,12 +122,14 @@ class Generator(nn.Module, ABC):
         fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1 and len(labels) > 0
         check("labels", brief(labels), "(N,) long, N >= 1, such as torch.zeros(1).long()", fits)
         for name, value, least in ("seed", seed, 0), ("first_index", first_index, 0), ("batch_size", batch_size, 1):
-            check(name, value, f"{least} or more", value >= least)
+            check_whole(name, value, least)
         low, high = int(labels.min()), int(labels.max())
         if self.classes and not 0 <= low <= high < self.classes:
             raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")
         if given is not None and (given.layout != self.layout or len(given) != len(labels)):
             raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}, of this generator's layout")
+        if given is not None:
+            given.check()
         given = self.accept(given)
         check("sampler", sampler, "none beside settings", sampler is None or not settings)
         names = [field.name for field in fields(self.sampler)]

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from graincode.core.layout import CodeLayout
 from graincode.core.sequences import CodeSequences
 from graincode.sampling.guidance import SCHEDULES
 
+_KINDS = {"int": ("a whole number", Integral), "float": ("a finite number", Real), "bool": ("true or false", bool)}
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("a number above 0 (greedy: top_k=1)", lambda x: x > 0),
     "top_k": ("0 (all) or more", lambda x: x >= 0),
@@ -46,8 +48,11 @@ class AutoSampler:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float):
-                check(field.name, value, "a finite number", math.isfinite(value))
+            kind, _, optional = str(field.type).partition(" | ")
+            if kind in _KINDS and not (optional and value is None):
+                expected, known = _KINDS[kind]
+                fits = isinstance(value, known) and isinstance(value, bool) == (kind == "bool")
+                check(field.name, value, expected, fits and math.isfinite(value))
         for prefix in {"", self.other}:
             for name, (expected, holds) in _RANGES.items():
                 check(prefix + name, value := getattr(self, prefix + name), expected, holds(value))

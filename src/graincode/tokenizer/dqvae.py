@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
-from graincode.core.density import ratios_at
+from graincode.core.density import check_psnr, ratios_at
 from graincode.core.errors import GraincodeError, check
+from graincode.core.images import as_floats
 from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.rng import RESTARTS, SampleRng
 from graincode.tokenizer.decoder import GrainDecoder
@@ -101,29 +101,29 @@ class DQVAE(nn.Module):
 
     def route(self, images: Tensor, ratios: Ratios | None = None) -> Routing:
         """The grain of each region of (B, 3, H, W) images, as `tokenize` chooses it."""
+        self._check_mode()
         return self.router(self.probe(images), ratios)
 
     @torch.no_grad()
     def tokenize(self, images: Tensor, ratios: Ratios | None = None, psnr: float | None = None) -> GrainCodes:
-        """The variable-length codes of (B, 3, H, W) images in [-1, 1].
+        """The variable-length codes of (B, 3, H, W) images.
 
         Args:
-            images: of the layout's size.
+            images: of the layout's size, floating point in [-1, 1] or uint8, such as `graincode.as_images` makes.
             ratios: share of regions at each grain, coarsest first, or (B, K) of them; by default those of training.
                 Shares refer to the training data: a busy image gets more fine regions than a smooth one.
-            psnr: in dB, instead of ratios; give each image as few codes as reach it (seven decodes more), or all fine.
+            psnr: in dB, 0 to 100, instead of ratios: as few codes for each image as reach it (seven decodes more), or
+                all fine.
         Raises:
-            GraincodeError: the images' size or range is not as above, or the ratios do not fit the layout.
+            GraincodeError: an argument is not as above, the ratios do not fit the layout, or it is in training mode.
         """
+        images = as_floats(images, self.decoder.last.weight.dtype)
         shape, (height, width) = tuple(images.shape), self.layout.image_size
         if shape[1:] != (3, height, width):
             raise GraincodeError(f"images of shape {shape}: expected (batch, 3, {height}, {width}); resize the images")
-        if not (images.is_floating_point() and bool((images.abs() <= 1.01).all())):
-            low, high = images.float().aminmax()
-            found = f"{images.dtype} from {low:.3g} to {high:.3g}"
-            raise GraincodeError(f"images={found}: expected floating point in [-1, 1], as from_uint8 makes them")
         check("psnr", psnr, "null where ratios are given: one follows from the other", psnr is None or ratios is None)
-        check("psnr", psnr, "a number of dB, such as 25", psnr is None or math.isfinite(psnr))
+        check_psnr(psnr)
+        self._check_mode()
         probe = self.probe(images)
         return self.codes_at(probe, self.router(probe, ratios)) if psnr is None else self._reach(probe, psnr)
 
@@ -193,6 +193,10 @@ class DQVAE(nn.Module):
         for index, quantizer in enumerate(self.quantizers):
             quantizer.update([parts[index].seen for parts in quantized])
         self.router.update(routings)
+
+    def _check_mode(self) -> None:
+        if self.training:
+            raise GraincodeError("a tokenizer in training mode chooses grains as training does: call tokenizer.eval()")
 
     @torch.no_grad()
     def _error_at(self, images: Tensor, features: list[Tensor], grain: int) -> Tensor:
