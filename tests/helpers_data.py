@@ -12,8 +12,9 @@ from PIL import Image
 
 from graincode.core.images import to_uint8
 from graincode.data import FFHQ, HuggingFace, ImageFolder, ImageNet, WebDataset
-from graincode.data.encoded import EncodedImages, EncodedSource
+from graincode.data.encoded import EncodedImages
 from graincode.data.images import SPLITS, ImageSource
+from graincode.data.sources import EncodedSource
 
 KINDS = {"image_folder": ImageFolder, "imagenet": ImageNet, "ffhq": FFHQ, "hf": HuggingFace, "webdataset": WebDataset}
 WNIDS = ("n01440764", "n01443537")

@@ -180,17 +180,21 @@ def _check_sizes(path: Path) -> None:
                 raise ValueError(f"{member.filename!r} declares {taken:,} bytes and has {member.file_size:,}")
 
 
-def build_once(path: Path, subject: str, build: Callable[[], None]) -> None:
+def build_once(path: Path, subject: str, build: Callable[[], None], whole: Callable[[], bool] | None = None) -> None:
     """Build a file or directory (`subject` in errors) unless it is there; of several processes one builds, others wait.
 
-    `build` makes it appear as a whole (see `replacing` and `new_directory`), or raises.
+    Args:
+        build: makes it appear as a whole (see `replacing` and `new_directory`), or raises.
+        whole: whether it is there and not damaged, if that can be told; a damaged one is removed and built anew.
     """
-    if path.exists():
+    whole = whole or path.exists
+    if whole():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / f".{path.name}.lock"):
-            if not path.exists():
+            if not whole():
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 build()
     except OSError as error:
         where = f"{path.parent} cannot take {subject} ({error.strerror or error})"

@@ -1,4 +1,5 @@
 import errno
+import io
 import multiprocessing
 import os
 import pickle
@@ -7,6 +8,7 @@ import signal
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers_data import KINDS, gray, make, names_of, one_line, photo, write_files, write_tar
@@ -15,8 +17,9 @@ from torch.utils.data import DataLoader
 from graincode.core.errors import GraincodeError
 from graincode.core.images import to_uint8
 from graincode.data import ImageFolder, TensorImages, WebDataset, encoded
+from graincode.data.cached import CachedImages
 from graincode.data.decoding import read_image
-from graincode.data.encoded import CachedImages, EncodedImages
+from graincode.data.encoded import EncodedImages
 
 FORK = multiprocessing.get_context("fork")
 SPLITS = ("train", "val", "test")
@@ -265,14 +268,46 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     one_line(error, str(tmp_path / "file"), "GRAINCODE_CACHE")
 
 
-def test_a_damaged_cache_is_named(tmp_path, cache):
-    source = folder(tmp_path / "data")
-    source.split("train")
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def damages() -> dict[str, tuple[str, bytes]]:
+    """Of a cache of 7 images of 8 x 6 pixels: a file and what stands in it instead."""
+    huge = npy(np.zeros(7, dtype=np.int64)).replace(b"(7,), }" + b" " * 9, b"(7000000000,), }")
+    assert b"7000000000" in huge
+    return {
+        "cut": ("images.npy", npy(np.zeros((7, 3, 8, 6), dtype=np.uint8))[:300]),
+        "empty": ("images.npy", b""),
+        "other shape": ("images.npy", npy(np.zeros((7, 3, 6, 8), dtype=np.uint8))),
+        "other type": ("images.npy", npy(np.zeros((7, 3, 8, 6), dtype=np.int8))),
+        "pickled": ("labels.npy", b"\x80\x04N."),
+        "empty labels": ("labels.npy", b""),
+        "fewer labels": ("labels.npy", npy(np.zeros(6, dtype=np.int64))),
+        "other labels": ("labels.npy", npy(np.full(7, 9))),
+        "labels without end": ("labels.npy", huge),
+        "fractions": ("labels.npy", npy(np.zeros(7))),
+        "an image that is not there": ("corrupt.npy", npy(np.array([7]))),
+    }
+
+
+@pytest.mark.when("a cache of decoded images is damaged", "it is built anew")
+@pytest.mark.parametrize("damage", [*damages(), "missing"])
+def test_a_damaged_cache_is_built_anew(tmp_path, cache, damage):
+    source = folder(tmp_path / "data", 7, val_fraction=0, test_fraction=0)
+    expected = source.split("train").content_hash()
     (found,) = folders(cache)
-    os.truncate(found / "images.npy", 300)
-    with pytest.raises(GraincodeError) as error:
-        source.split("train")
-    one_line(error, str(found), "remove it")
+    assert np.load(found / "images.npy").shape == (7, 3, 8, 6)
+    if damage == "missing":
+        (found / "corrupt.npy").unlink()
+    else:
+        file, content = damages()[damage]
+        (found / file).write_bytes(content)
+    (found / "content_hash").unlink()
+    assert source.split("train").content_hash() == expected
+    assert folders(cache) == [found]
 
 
 # corrupt images

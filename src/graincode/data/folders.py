@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graincode.core.errors import GraincodeError, check_choice
-from graincode.data.decoding import EXTENSIONS
-from graincode.data.encoded import EncodedSource, Files
-from graincode.data.images import SPLITS
+from graincode.core.errors import GraincodeError, check_choice, one_line
+from graincode.data.encoded import Files, numbered_classes
+from graincode.data.images import SPLIT_NAMES
+from graincode.data.scanning import image_files
+from graincode.data.sources import EncodedSource
+from graincode.data.stylegan import read_labels, zip_files
 
 FFHQ_TRAIN = 60_000
+_logger = logging.getLogger(__name__)
 
 
 class FileSource(EncodedSource):
@@ -44,15 +47,19 @@ class FileSource(EncodedSource):
             return ()
         if "" in example:
             raise GraincodeError(f"{example['']} lies beside the class folders: move it, or give classes=none")
-        return tuple(sorted(example))
+        return tuple(map(one_line, sorted(example)))
 
     def _encoded(self, split: str) -> tuple[Files, Tensor]:
-        files, label_of = self._splits[split], {folder: label for label, folder in enumerate(self.class_names)}
-        labels = [label_of[_top_folder(path)] if label_of else 0 for path in files.paths]
+        files, names = self._splits[split], self.class_names
+        label_of = {folder: label for label, folder in enumerate(names)}
+        labels = [label_of[one_line(_top_folder(path))] if names else 0 for path in files.paths]
         return files, torch.tensor(labels, dtype=torch.long)
 
-    def _divided(self, files: Files, given: Sequence[str] = ()) -> dict[str, Files]:
-        return {name: Files(files.base, paths) for name, paths in self._take_out(files.paths, given).items()}
+    def _files(self, base: Path) -> Files:
+        return image_files(base, self._root, self.allow_outside)
+
+    def _divided(self, files: Files, given: Iterable[str] = ()) -> dict[str, Files]:
+        return {name: files.of(paths) for name, paths in self._take_out(files.paths, given).items()}
 
     def _base(self, folders: tuple[str, ...], inside: tuple[str, ...] = ()) -> Path:
         """The first of some folders of the root that is one and has all of the directories."""
@@ -64,14 +71,17 @@ class FileSource(EncodedSource):
 
 @dataclass(eq=False)
 class ImageFolder(FileSource):
-    """A directory of images as a data set, with the classes and splits that its sub-directories show.
+    """A directory or .zip of images as a data set, with the classes and splits that its sub-directories show.
 
-    Files with one of the `EXTENSIONS` count, at any depth, unless their name or directory begins with a dot.
+    Which files count is said at `image_files`; what a .zip has is read in place.
 
-    If the root has train/ and also val/ or test/, or train/ and no other directory, these are the splits, and those of
-    val and test that are missing are taken out of train/. Otherwise all three are taken out of the root.
+    With splits="folders", directories that have images and are called train or training, val, valid, validation or dev,
+    test or testing (in any case) are the splits; they may lie in one directory of the root. Those of val and test that
+    are missing are taken out of train. Without such directories, and with splits="none", all three are taken out of the
+    whole.
 
     Classes are the first-level directories (of each split), sorted by name; images that lie in none are unlabelled.
+    StyleGAN's dataset.json in the root says the label of each image instead.
     """
 
     root: str | None
@@ -79,16 +89,37 @@ class ImageFolder(FileSource):
     image_size: int | Sequence[int] = 64
     test_fraction: float = 0.05
     classes: Literal["folders", "none"] = "folders"
+    splits: Literal["folders", "none"] = "folders"
+
+    def __post_init__(self) -> None:
+        check_choice("splits", self.splits, ("folders", "none"))
+        super().__post_init__()
+
+    @cached_property
+    def _all(self) -> Files:
+        return zip_files(self._root) if self._root.suffix.lower() == ".zip" else self._files(self._base(("",)))
+
+    @cached_property
+    def _labels(self) -> dict[str, int] | None:
+        """StyleGAN's labels by paths, if there are any; empty if it says that there are none."""
+        return None if self.classes == "none" else read_labels(self._all)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        if self._labels is None:
+            return super().class_names
+        return numbered_classes(max(self._labels.values()), str(self._root)) if self._labels else ()
+
+    def _encoded(self, split: str) -> tuple[Files, Tensor]:
+        if not self._labels:
+            return super()._encoded(split)
+        files = self._splits[split]
+        return files, torch.tensor([self._labels[path] for path in files.paths], dtype=torch.long)
 
     @cached_property
     def _splits(self) -> dict[str, Files]:
-        root = self._base(("",))
-        folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        given = [name for name in SPLITS if name in folders]
-        if "train" not in given or (len(given) == 1 and len(folders) > 1):
-            given = []
-        parts = self._divided(image_files(root / "train" if given else root), given)
-        return parts | {name: image_files(root / name) for name in given if name != "train"}
+        given = {} if self.splits == "none" or self._labels is not None else split_folders(self._all)
+        return given | self._divided(given.get("train", self._all), given)
 
 
 @dataclass(eq=False)
@@ -109,7 +140,7 @@ class ImageNet(FileSource):
     @cached_property
     def _splits(self) -> dict[str, Files]:
         base = self._base(("", "ILSVRC/Data/CLS-LOC"), ("train", "val"))
-        train, test = image_files(base / "train"), image_files(base / "val")
+        train, test = self._files(base / "train"), self._files(base / "val")
         classes = {_top_folder(path) for path in train.paths} - {""}
         for files in (train, test):
             if stray := [path for path in files.paths if _top_folder(path) not in classes]:
@@ -133,27 +164,46 @@ class FFHQ(FileSource):
     @cached_property
     def _splits(self) -> dict[str, Files]:
         base = self._base(("images1024x1024", "thumbnails128x128", ""))
-        path_of = {}
-        for path in image_files(base).paths:
+        path_of, files = {}, self._files(base)
+        for path in files.paths:
             number = Path(path).stem
             if not number.isdecimal() or number in path_of:
                 raise GraincodeError(f"{base / path}: expected each number once, as in 00000.png; move it away")
             path_of[number] = path
         parts = self._take_out(number for number in path_of if int(number) < FFHQ_TRAIN)
         parts["test"] = [number for number in path_of if int(number) >= FFHQ_TRAIN]
-        return {name: Files(base, [path_of[number] for number in numbers]) for name, numbers in parts.items()}
+        return {name: files.of([path_of[number] for number in numbers]) for name, numbers in parts.items()}
 
 
-def image_files(base: Path) -> Files:
-    """The images below a directory, sorted by their paths; refuses one without images."""
-    files = []
-    for folder, folders, names in os.walk(base, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-        files += [(Path(folder).relative_to(base) / name).as_posix() for name in shown]
-    if not files:
-        raise GraincodeError(f"{base}: expected images in it, files that end in {' '.join(EXTENSIONS)}")
-    return Files(base, sorted(files))
+def split_folders(files: Files) -> dict[str, Files]:
+    """The files of the splits that directories are named after (see `ImageFolder`); empty if none is.
+
+    Raises:
+        GraincodeError: whether such a directory is a split or a class cannot be told.
+    """
+    folders = {_top_folder(path) for path in files.paths}
+    while len(folders) == 1 and "" not in folders and not _split_of(*folders):  # a directory around all
+        files = files.below(f"{folders.pop()}/")
+        folders = {_top_folder(path) for path in files.paths}
+    named: dict[str, str] = {}
+    for folder in sorted(filter(_split_of, folders)):
+        if (part := SPLIT_NAMES[folder.lower()]) in named:
+            raise GraincodeError(f"{files.base}: {named[part]!r} and {folder!r} are both {part}: move one away")
+        named[part] = folder
+    others = sorted(folders - {"", *named.values()})
+    if named and ("train" not in named or (len(named) == 1 and others)):
+        seen = f"{min(named.values())!r}, the name of a split, {f'beside {others[0]!r}' if others else 'and no train'}"
+        raise GraincodeError(f"{files.base}: found {seen}: move one away, or give splits=none if all are classes")
+    parts = {part: files.below(f"{folder}/") for part, folder in named.items()}
+    if named and (count := len(files.paths) - sum(len(part.paths) for part in parts.values())):
+        example = next(path for path in files.paths if _top_folder(path) not in named.values())
+        _logger.warning("%s: left out %d images beside its splits, such as %r", files.base, count, example)
+    return parts
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a directory's name says, in any case."""
+    return SPLIT_NAMES.get(folder.lower())
 
 
 def _top_folder(path: str) -> str:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check, check_choice
-from graincode.data.encoded import EncodedSource, files_identity, read_file
+from graincode.data.encoded import files_identity, numbered_classes, read_file
+from graincode.data.scanning import leads_outside
+from graincode.data.sources import EncodedSource
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,14 +31,20 @@ class Rows:
     column: str
     rows: tuple[int, ...]
     origin: str
+    inside: tuple[Path, ...] | None
 
     def name(self, index: int) -> str:
         return f"row {self.rows[index]} of {self.origin}"
 
     def read(self, index: int) -> bytes:
         cell = self.table[self.rows[index]][self.column] or {}
-        is_file = cell.get("bytes") is None and cell.get("path")
-        return read_file(Path(cell["path"])) if is_file else cell.get("bytes") or b""
+        path = cell.get("path")
+        if cell.get("bytes") is not None or not path:
+            return cell.get("bytes") or b""
+        if self.inside is not None and leads_outside(path, *self.inside):
+            lies = f"{self.name(index)} is the file {path!r}, which lies outside of it"
+            raise GraincodeError(f"{lies}: remove the row, or give allow_outside=true")
+        return read_file(Path(path))
 
     def identity(self) -> str:
         files = files_identity([Path(file["filename"]) for file in self.table.cache_files])
@@ -87,7 +95,7 @@ class HuggingFace(EncodedSource):
         for value in values:
             is_label = type(value) is int and 0 <= value < (len(names) or math.inf)
             check("label_key", self.label_key, f"{known}, found {value!r} in {self._origin}", is_label)
-        return names or tuple(map(str, range(max(values) + 1)))
+        return names or numbered_classes(max(values), f"label_key={self.label_key}")
 
     def _encoded(self, split: str) -> tuple[Rows, Tensor]:
         base = split if split in self._given else "train"
@@ -102,7 +110,18 @@ class HuggingFace(EncodedSource):
         if base == "train":
             rows = sorted(map(int, self._take_out(map(str, rows), self._given)[split]))
         labels = torch.tensor(self._labels(base) if self.class_names else [0] * len(table), dtype=torch.long)[rows]
-        return Rows(table, self.image_key, tuple(rows), f"{self._given[base]} in {self._origin}"), labels
+        name = f"{self._given[base]} in {self._origin}"
+        return Rows(table, self.image_key, tuple(rows), name, self._inside), labels
+
+    @property
+    def _inside(self) -> tuple[Path, ...] | None:
+        """Where the files may lie that rows name: in the data set's directory, or where the package puts them."""
+        from datasets import config
+        from huggingface_hub import constants
+
+        local = Path(self.path).expanduser()
+        caches = Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)
+        return None if self.allow_outside else (*caches, local) if local.is_dir() else caches
 
     def _labels(self, split: str) -> list[Any]:
         """The labels of all rows of one of the data set's own splits."""

@@ -22,6 +22,12 @@ from graincode.core.images import from_uint8
 from graincode.core.rng import permutation
 
 SPLITS = ("train", "val", "test")
+# What folders and files are called that are splits, in small letters.
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 _HASH_CHUNK = 256
 
 

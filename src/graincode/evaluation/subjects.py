@@ -16,9 +16,9 @@ from graincode.core.errors import GraincodeError, check
 from graincode.core.prompts import CodePrefix
 from graincode.data.decoding import open_image
 from graincode.data.encoded import EncodedImages
-from graincode.data.folders import image_files
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size
 from graincode.data.loader import in_order
+from graincode.data.scanning import image_files
 from graincode.evaluation.pairs import Measures
 from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels
 from graincode.evaluation.statistics import Statistics, read_npz
@@ -165,6 +165,7 @@ class Folder:
 
     path: str
     image_size: int | Sequence[int] | None = None
+    allow_outside: bool = False
 
     option: ClassVar[str] = "folder"
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -193,7 +194,7 @@ class Folder:
     def _dataset(self) -> ImageDataset:
         path, wanted = Path(self.path).expanduser(), self.image_size and check_image_size(self.image_size)
         if path.is_dir():
-            files = image_files(path.resolve())
+            files = image_files(path.resolve(), allow_outside=self.allow_outside)
             labels, crop = torch.zeros(len(files.paths), dtype=torch.long), "center" if wanted else "exact"
             size = wanted or open_image(files.name(0)).size[::-1]
             return EncodedImages(path.name, "images", size, files, labels, crop=crop)

@@ -1,0 +1,109 @@
+"""Splits that are decoded once, into a memory-mapped file."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from graincode.data.encoded import EncodedImages
+from graincode.data.images import fingerprint_of
+from graincode.files import build_once, cache_root, new_directory, replacing
+
+CACHE_FORMAT = 1
+_CHUNK = 64
+
+
+class CachedImages(EncodedImages):
+    """The same split with its images decoded once and for all, by a thread for each CPU.
+
+    They lie in `cache_root()`/images, 3 * height * width bytes each, under a hash of all that pixels and labels depend
+    on. A damaged cache is built anew; images that it skipped are refused where `on_corrupt="error"`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        key = fingerprint_of(str(CACHE_FORMAT), PIL.__version__, self.fingerprint())  # before the labels change
+        self._folder = cache_root() / "images" / key
+        needed = len(self) * (3 * math.prod(self.image_size) + 8)
+        subject = f"the {needed} bytes of the {self.split} images of {self.name}"
+        build_once(self._folder, subject, lambda: self._build(needed), self._is_whole)
+        labels, corrupt = self._small("labels"), self._small("corrupt")
+        if len(corrupt) and self.on_corrupt == "error":
+            self._shown(corrupt[0])  # raises the error that names it
+        for index in corrupt[~self.corrupt[corrupt].numpy()]:  # building it has not just said so
+            self._skip(index, "when it was cached")
+        self.labels = torch.from_numpy(labels)
+
+    def _is_whole(self) -> bool:
+        try:
+            labels, corrupt = self._small("labels"), self._small("corrupt")
+            shapes = self._images.shape, self._images.dtype, labels.shape, corrupt.ndim
+            known = not len(corrupt) or 0 <= corrupt.min() <= corrupt.max() < len(self)
+            known = known and np.isin(labels, self.labels.numpy()).all()
+            is_whole = known and shapes == ((len(self), 3, *self.image_size), np.uint8, (len(self),), 1)
+        except (OSError, ValueError, EOFError):
+            is_whole = False
+        if not is_whole:
+            self.__dict__.pop("_images", None)
+        return is_whole
+
+    def _small(self, name: str) -> np.ndarray:
+        """One of the arrays beside the images; mapped first, so that no size is believed that is not there."""
+        array = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.int64:
+            raise ValueError(f"{name} of {array.dtype}")
+        return np.array(array)
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return np.load(self._folder / "images.npy", mmap_mode="r", allow_pickle=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker process that is not forked maps the file itself: pickled, the whole of it would be copied
+        return {name: value for name, value in self.__dict__.items() if name != "_images"}
+
+    def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(self._images[indices.numpy()]), self.labels[indices]
+
+    def content_hash(self) -> str:
+        file = self._folder / "content_hash"
+        if file.is_file():
+            return file.read_text()
+        digest = super().content_hash()
+        with suppress(OSError), replacing(file) as partial:  # a cache that others share may be read-only
+            partial.write_text(digest)
+        return digest
+
+    def _build(self, needed: int) -> None:
+        for left in self._folder.parent.glob(f".{self._folder.name}.partial-*"):  # of killed processes
+            shutil.rmtree(left, ignore_errors=True)
+        if (free := shutil.disk_usage(self._folder.parent).free) < needed:
+            raise OSError(errno.ENOSPC, f"{free} bytes are free")
+        with new_directory(self._folder) as partial, ThreadPoolExecutor(os.cpu_count()) as threads:
+            path, shape = partial / "images.npy", (len(self), 3, *self.image_size)
+            offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+
+            def write(rows: Tensor) -> Tensor:
+                """Decode images into the file; a full disk is an error so, and would be a bus error in a mapped one."""
+                images, labels = EncodedImages.load(self, rows)
+                with path.open("r+b") as file:
+                    file.seek(offset + int(rows[0]) * images[0].nbytes)
+                    file.write(images.numpy().data)
+                return labels
+
+            chunks = torch.arange(len(self)).split(_CHUNK)
+            done = tqdm(threads.map(write, chunks), total=len(chunks), unit=" images", unit_scale=_CHUNK, leave=False)
+            np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
+            np.save(partial / "corrupt.npy", self.corrupt.nonzero().flatten().numpy())
