@@ -1,14 +1,30 @@
 """Files that are whole or not there, and archives that are what they say."""
 
+import errno
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 
+import filelock
 import numpy as np
 import pytest
 from helpers_files import ARRAY_DAMAGES, JSON_DAMAGES
 
+from graincode import files
 from graincode.core.errors import Damaged
-from graincode.files import clear_leftovers, new_directory, open_npz, read_array, read_json, replacing, write_json
+from graincode.files import (
+    clear_leftovers,
+    locked,
+    new_directory,
+    open_npz,
+    read_array,
+    read_json,
+    replacing,
+    scratch_directory,
+    write_json,
+)  # fmt: skip
 
 
 def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path):
@@ -134,3 +150,82 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path, found):
         (partial / "a").write_text("now")
     assert (target / "a").read_text() == "now"
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from graincode.files import new_directory, replacing, scratch_directory
+
+folder = Path(sys.argv[1])
+with replacing(folder / "a.json") as file, new_directory(folder / "b") as half, scratch_directory(folder, "c"):
+    file.write_text("half")
+    (half / "d").write_text("half")
+    print("written", flush=True)
+    if sys.argv[2] == "waits":
+        input()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def write_again(folder):
+    """What the next command does with the same names."""
+    with replacing(folder / "a.json") as file, new_directory(folder / "b"), scratch_directory(folder, "c"):
+        file.write_text("whole")
+
+
+@pytest.mark.when("a process is killed while it writes a file", "the next that writes it removes what is half written")
+def test_what_a_killed_process_left_goes_with_the_next_that_writes(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "dies"], stdout=subprocess.PIPE)
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == [".a.partial", ".b.partial", ".c.partial"]
+    write_again(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b"]
+
+
+def test_what_a_living_process_writes_stays(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path), "waits"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        write_again(tmp_path)
+        left = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+        assert len(left) == 3
+        other.kill()
+    for path in left[:2]:  # of another machine: too young, and old
+        foreign = path.with_name(path.name.replace("partial-", "partial-abc"))
+        path.rename(foreign)
+        age = 0 if path == left[0] else 2 * files._LONG_AGO_SECONDS
+        os.utime(foreign, (foreign.stat().st_mtime - age,) * 2)
+    shutil.rmtree(tmp_path / "b")
+    write_again(tmp_path)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) == 1
+
+
+@pytest.mark.when(
+    "a network disk has no locks", "files stand for them, with one warning; one that a killed process left is told"
+)
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
+def test_without_locks_of_the_file_system_files_stand_for_them(tmp_path, monkeypatch, caplog, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    files._warn_of_soft_locks.cache_clear()
+    for _ in range(2):
+        with locked(tmp_path / "run.lock"), pytest.raises(filelock.Timeout), locked(tmp_path / "run.lock", 0.2):
+            raise AssertionError
+    assert len(caplog.messages) == 1
+    assert os.strerror(number) in caplog.messages[0]
+    soft = f"filelock.SoftFileLock({str(tmp_path / 'run.lock.owner')!r})"
+    code = f"import filelock, os; lock = {soft}; lock.acquire(); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code])
+    assert (tmp_path / "run.lock.owner").exists()
+    with locked(tmp_path / "run.lock", 5):
+        pass
+
+
+def test_a_lock_that_others_hold_is_waited_for_with_a_message(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("graincode.core.waiting.MESSAGE_SECONDS", 0.1)
+    with locked(tmp_path / "a.lock"), pytest.raises(filelock.Timeout), locked(tmp_path / "a.lock", 1.2):
+        raise AssertionError
+    assert any("a.lock" in message for message in caplog.messages)

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import secrets
 import shutil
 import socket
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from graincode.core.errors import Damaged, GraincodeError
+from graincode.core.waiting import Wait
+
+log = logging.getLogger(__name__)
 
 # what reading a damaged file may raise; a header's text is parsed as Python's
 _UNREADABLE = OSError, ValueError, TypeError, EOFError, ArithmeticError, RecursionError, MemoryError
 _UNREADABLE += SyntaxError, TokenError, zipfile.BadZipFile, zlib.error
 _LARGEST = 2**22  # bytes of a JSON file of ours
+_LEFTOVER = re.compile(r"\..+\.partial-((?P<writer>[0-9a-f]+-\d+-\d+)-)?[a-z0-9_]{8}(\.\w+)?")
+_LONG_AGO_SECONDS = 24 * 3600
+_NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO
 
 
 @contextmanager
@@ -73,9 +84,47 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+    """A temporary directory, removed at the end; if this process is killed, by the next of that name in `parent`."""
+    folder = _partial(parent / name)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _partial(path: Path, suffix: str = "") -> Path:
+    """A temporary name that says whose it is; those for the same path whose process is gone are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name.removesuffix(suffix)}.partial-{secrets.token_hex(4)}{suffix}")
+    start = f".{path.name.removesuffix(suffix)}.partial-"
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        with suppress(OSError):  # another process clears it, too, or it is another user's
+            if _is_left(left):
+                remove(left)
+    return path.with_name(f"{start}{_writer(os.getpid())}-{secrets.token_hex(4)}{suffix}")
+
+
+def _writer(pid: int) -> str | None:
+    """What tells a process from all others of this and other machines; None if there is no such process here."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        place = [socket.gethostname(), os.readlink("/proc/self/ns/pid")]
+    except OSError:  # also where there is no /proc: then only age tells what is left
+        return f"0-{pid}-0" if pid == os.getpid() else None
+    return None if state in "ZX" else f"{short_hash(place)}-{pid}-{fields[18]}"
+
+
+def _is_left(path: Path) -> bool:
+    """Whether the process that wrote to a temporary name is gone: one of this machine, or any after a day."""
+    if (found := _LEFTOVER.fullmatch(path.name)) is None:
+        return False
+    writer, own = found["writer"] or "", _writer(os.getpid())
+    place, _, pid = writer.rpartition("-")[0].partition("-")
+    if writer and own is not None and place == own.partition("-")[0] and place != "0":
+        return _writer(int(pid)) != writer
+    return time.time() - path.lstat().st_mtime > _LONG_AGO_SECONDS
 
 
 def _to_disk(file: Path) -> None:
@@ -86,9 +135,42 @@ def _to_disk(file: Path) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a killed process left half written by `replacing` or `new_directory`; no other may be writing."""
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.partial-[a-z0-9_]{8}(\.\w+)?", path.name):
+    for path in folder.glob(".*.partial-*"):
+        if _LEFTOVER.fullmatch(path.name):
             remove(path)
+
+
+@contextmanager
+def locked(path: Path, seconds: float = math.inf) -> Iterator[None]:
+    """Hold a lock file, which one process at a time can; says every 30 seconds that it waits. Where the file system has
+    no locks, one file stands for one (`filelock.SoftFileLock`), which goes with its process.
+
+    Raises:
+        filelock.Timeout: another has held it for so many seconds.
+    """
+    lock: BaseFileLock = FileLock(path)
+    wait = Wait(f"another process, which holds {path}", is_limited=False)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=max(min(seconds - wait.seconds, 1), 0), poll_interval=0.1)
+        except Timeout:
+            if wait.seconds >= seconds:
+                raise
+            wait.again()
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or isinstance(lock, SoftFileLock):
+                raise
+            _warn_of_soft_locks(error.strerror)
+            lock = SoftFileLock(path.with_name(f"{path.name}.owner"))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@lru_cache(maxsize=1)
+def _warn_of_soft_locks(reason: str) -> None:
+    log.warning("this file system has no locks (%s): files stand for them; start no run twice on two machines", reason)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -192,9 +274,9 @@ def build_once(path: Path, subject: str, build: Callable[[], None], whole: Calla
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / f".{path.name}.lock"):
+        with locked(path.parent / f".{path.name}.lock"):
             if not whole():
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                remove(path)
                 build()
     except OSError as error:
         where = f"{path.parent} cannot take {subject} ({error.strerror or error})"

@@ -43,6 +43,20 @@ def test_one_process_at_a_time_works_in_a_run(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.when("two commands work in one run, as where locks do nothing", "the first ends before it writes a state")
+def test_where_locks_do_nothing_the_second_process_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    with Run(tmp_path / "run", {}, {}) as first:
+        first.check_owner()
+        with Run(tmp_path / "run", {}, {}) as second:
+            with pytest.raises(GraincodeError, match="another process has opened"):
+                first.check_owner()
+            with pytest.raises(GraincodeError, match="another process has opened"):
+                first.finish(0.5)
+            assert not (tmp_path / "run/result.json").exists()
+            second.finish(0.5)
+
+
 def test_a_run_is_recorded_where_there_can_be_no_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("a required privilege is not held")

@@ -87,8 +87,6 @@ class CachedImages(EncodedImages):
         return digest
 
     def _build(self, needed: int) -> None:
-        for left in self._folder.parent.glob(f".{self._folder.name}.partial-*"):  # of killed processes
-            shutil.rmtree(left, ignore_errors=True)
         if (free := shutil.disk_usage(self._folder.parent).free) < needed:
             raise OSError(errno.ENOSPC, f"{free} bytes are free")
         with new_directory(self._folder) as partial, ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import struct
-import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.rng import permutation
 from graincode.data.encoded import read_file
 from graincode.data.images import SPLITS, TensorImages
-from graincode.files import cache_root, network_timeout
+from graincode.files import cache_root, network_timeout, scratch_directory
 
 _SPLIT_KEY = 0xFA5410
 _logger = logging.getLogger(__name__)
@@ -121,12 +120,12 @@ class PublishedImages(ABC):
 
         cache.mkdir(parents=True, exist_ok=True)
         # whole files are moved out of a temporary directory, so that other processes never see half of one
-        with tempfile.TemporaryDirectory(dir=cache, prefix="downloading-") as scratch, network_timeout():
+        with scratch_directory(cache, "downloading") as scratch, network_timeout():
             for file, md5 in self.downloads.items():
-                download_url(f"{self.url}/{file}", scratch, file, md5)
+                download_url(f"{self.url}/{file}", str(scratch), file, md5)
                 if file.endswith(".tar.gz"):
-                    extract_archive(os.path.join(scratch, file), scratch)
-            found = self.found(Path(scratch)) or self.found(Path(scratch) / self.folder)
+                    extract_archive(str(scratch / file), str(scratch))
+            found = self.found(scratch) or self.found(scratch / self.folder)
             if len(found) < len(self.files):
                 raise OSError(f"files are missing in what {self.url} has")
             for path in found.values():

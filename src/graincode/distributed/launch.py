@@ -22,6 +22,7 @@ from graincode.core.errors import GraincodeError
 from graincode.distributed.hardware import Hardware, cores_each
 from graincode.distributed.rendezvous import meet
 from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled, kept
+from graincode.files import scratch_directory
 
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
@@ -41,8 +42,8 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     local, nodes = hardware.local_processes, hardware.num_nodes
     store = meet(hardware)
     threads = hardware.threads or cores_each(local)
-    with tempfile.TemporaryDirectory(prefix="graincode-") as folder:
-        (Path(folder) / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    with scratch_directory(Path(tempfile.gettempdir()), "graincode") as folder:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
         world |= {"MASTER_ADDR": store.host, "MASTER_PORT": store.port, "OMP_NUM_THREADS": threads}
         world |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}  # that store is there
@@ -52,14 +53,14 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         world["PYTHONPATH"] = os.pathsep.join(filter(None, (own_path, os.environ.get("PYTHONPATH"))))  # as ours
         own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
         envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
-        args = ("-P", "-m", "graincode.distributed.worker", entry, job, folder, os.getpid())
+        args = ("-P", "-m", "graincode.distributed.worker", entry, job, str(folder), os.getpid())
         with kept():
             context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, DefaultLogsSpecs())
         with _forwarding(context):
             failures = _watch(context, store if nodes > 1 else None)
         if failures:
-            raise _error(Path(folder), failures, nodes * local)
-        result = Path(folder) / "objective.json"
+            raise _error(folder, failures, nodes * local)
+        result = folder / "objective.json"
         return json.loads(result.read_bytes()) if result.is_file() else float("nan")  # machine 0 alone has it
 
 

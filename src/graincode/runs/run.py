@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from graincode.core.errors import GraincodeError, check
 from graincode.distributed import collectives
-from graincode.files import clear_leftovers, read_json, short_hash, write_json
+from graincode.files import clear_leftovers, locked, read_json, short_hash, write_json
 from graincode.runs.table import note_member
 
 log = logging.getLogger(__name__)
@@ -43,28 +44,37 @@ class Run:
         self.path, self.config, self._may_grow = path, config, may_grow
         self.images = {f"inputs.{split}_images": words for split, words in (images or {}).items()}
         self.identity = {**identity, **self.images}
-        self._lock = FileLock(path / "run.lock", timeout=_LOCK_SECONDS)  # process 0 alone acquires it
+        self._held, self._token = ExitStack(), secrets.token_hex(8)  # process 0 alone holds it
 
     def __enter__(self) -> Run:
         collectives.check_agreement("their configuration, or in the images", int(short_hash(self.identity), 16))
         try:
             collectives.on_main(self._open)
         except BaseException:
-            self._lock.release()
+            self._held.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.close()
+
+    def check_owner(self) -> None:
+        """Raise GraincodeError if another process has opened this run meanwhile, as where locks do nothing."""
+        file = self.path / "owner"
+        if not file.is_file() or file.read_text("utf-8") != self._token:
+            line = f"another process has opened {self.path} meanwhile (by {file.name} in it)"
+            raise GraincodeError(f"{line}: this one ends; let one alone work in a run")
 
     def _open(self) -> None:
         config, result = self.path / "config.json", self.path / "result.json"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(poll_interval=0.2)
+            self._held.enter_context(locked(self.path / "run.lock", _LOCK_SECONDS))
+            (self.path / "owner").write_text(self._token, "utf-8")
             if not config.exists():
                 self._write_config()
             self._take(_identity_in(config), result)
+            self.path.with_name(f".latest-{self.path.name}").unlink(missing_ok=True)
             for folder in (self.path, self.path / "state", self.path / "pictures", self.path / "codes"):
                 clear_leftovers(folder)
         except Timeout:
@@ -124,6 +134,7 @@ class Run:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
 
         def record() -> None:
+            self.check_owner()
             link = self.path.with_name(f".latest-{self.path.name}")
             link.unlink(missing_ok=True)
             with suppress(OSError):  # where there can be no links, as on Windows, paths are to be typed

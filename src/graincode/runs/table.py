@@ -13,10 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from graincode.core.errors import GraincodeError, one_line
-from graincode.files import read_json, replacing, write_json
+from graincode.files import locked, read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ Lines = dict[str, list[tuple[float, float, float]]]  # points (x, y, spread of y
 def update_table(folder: Path) -> None:
     """Write `table.csv` in a folder of runs, with a line for every metrics.json; warns where it cannot."""
     try:
-        with FileLock(folder / ".table.lock"):
+        with locked(folder / ".table.lock"):
             rows = []
             found = sorted(file for file in folder.glob("*/metrics.json") if not file.parent.is_symlink())  # latest
             for file in found:

@@ -65,7 +65,7 @@ class Training:
         self, stage: Stage, machine: Machine, make_optimizer: MakeOptimizer, trainer: TrainerConfig, seed: int,
         run: Run, logs: LogSettings, start: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.stage, self.machine, self.trainer, self.identity = stage, machine, trainer, run.identity
+        self.stage, self.machine, self.trainer, self.directory = stage, machine, trainer, run
         self.schedule = _schedule(stage, machine, trainer.batch_size, seed)
         self.checkpoints = Checkpoints(run.path / "state", trainer.keep_checkpoints)
         state = _find_state(self.checkpoints, trainer, run)
@@ -247,7 +247,12 @@ class Training:
             "meter": self.meter.state(),
             "flops": self.flops,
         }
-        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, self.identity))
+
+        def write() -> None:
+            self.directory.check_owner()
+            self.checkpoints.save(self.at.step, state, self.directory.identity)
+
+        collectives.on_main(write)
 
     def _load(self, state: dict[str, Any]) -> None:
         path, steps = self.checkpoints.path(state["step"]), self.trainer.steps
