@@ -221,8 +221,24 @@ def test_tensors_that_do_not_fit_are_counted_and_named(save, tensors):
     wrong = {name: value for name, value in tensors.items() if not name.startswith("decoder.mid.1")}
     wrong |= {"encoder.new.weight": torch.zeros(3), "decoder.conv_out.bias": torch.zeros(4)}
     message = refused(save(wrong))
-    assert "6 missing (decoder.mid.1.norm1.weight, decoder.mid.1.norm1.bias, decoder.mid.1.conv1.weight)" in message
+    assert "6 missing (decoder.mid.1.conv1.weight, decoder.mid.1.conv2.weight, decoder.mid.1.norm1.bias)" in message
     assert "1 unknown (encoder.new.weight)" in message
     assert "1 of other shapes (decoder.conv_out.bias [4] instead of [3])" in message
     for name in ("quantize.embedding.weight", "encoder.down.0.block.0.conv1.weight"):
         assert name in refused(save({key: value for key, value in tensors.items() if key != name}))
+
+
+def test_strange_shapes_make_one_line(save, tensors, tmp_path):
+    for name, value, part in [
+        ("encoder.conv_out.weight", torch.tensor(1.0), "no weights of maskgit"),
+        ("encoder.down.0.block.0.conv1.weight", torch.zeros(0, 3, 3, 3), "multipliers=[0, 1, "),
+        ("quantize.embedding.weight", torch.zeros(2, 3, 4), "quantize.embedding.weight [2, 3, 4] instead of [2, 3]"),
+    ]:
+        assert part in refused(save(tensors | {name: value}))
+    wide = dict.fromkeys(about("open_magvit2")["small"]["state_dict"], torch.zeros(64))
+    assert "codes=2^64: expected 2^24 or fewer" in refused(save(wide), "magvit2")
+
+
+def test_a_key_of_averages_that_holds_none_is_left_alone(save, tensors):
+    path = save({"model": tensors, "ema": {"decay": torch.tensor(0.999)}})
+    assert not same(path, tensors).averaged

@@ -37,16 +37,17 @@ def inside(root, monkeypatch):
 
 def test_the_command_writes_an_export_and_says_what_it_did(root, capsys, monkeypatch):
     monkeypatch.chdir(root)
-    import_weights.main(["vqgan", "last.ckpt", "--image-size", "64"])
+    (root / "named.ckpt").symlink_to("last.ckpt")
+    import_weights.main(["vqgan", "named.ckpt", "--image-size", "64"])
     out = capsys.readouterr().out
-    for part in ("256 entries", "16 x 16 pixels a code", "left out: 1 of loss", "imported/last"):
+    for part in ("256 entries", "16 x 16 pixels a code", "left out: 1 of loss", "imported/named"):
         assert part in out
-    export = load_export("imported/last", "tokenizer")
+    export = load_export("imported/named", "tokenizer")
     assert export.module.layout.image_size == (64, 64)
     assert export.identity in out
     assert export.provenance["imported"] == {
         "family": "vqgan",
-        "files": {"last.ckpt": sha256(root / "last.ckpt")},
+        "files": {"named.ckpt": sha256(root / "last.ckpt")},
         "weights": "as trained",
         "image_size": [64, 64],
         "graincode": export.provenance["imported"]["graincode"],
@@ -60,6 +61,7 @@ def test_the_command_writes_an_export_and_says_what_it_did(root, capsys, monkeyp
         (["vqgan", "absent.ckpt", "-o", "new"], "absent.ckpt: no such file"),
         (["llamagen", "last.ckpt", "-o", "new"], "they look like vqgan's"),
         (["vqgan", "last.ckpt", "-o", "new", "--ema"], "no moving averages"),
+        (["vqgan", "last.ckpt", "-o", "new", "--image-size", "0"], "image_size=0: expected 1 or more"),
         (["vqgan", "last.ckpt", "-o", "new", "--image-size", "100"], "could be [112, 112]"),
     ],
 )

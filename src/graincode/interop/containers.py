@@ -168,10 +168,11 @@ def _nested(found: Mapping[str, Any], averages: bool | None) -> tuple[dict[str, 
         mapping = value if isinstance(value, Mapping) else {}
         return {name: v for name, v in mapping.items() if isinstance(v, Tensor) and isinstance(name, str)}
 
-    if len(tensors(found)) == len(found):
-        return tensors(found), False
+    if len(own := tensors(found)) == len(found):
+        return own, False
     for key in (*(() if averages is False else _AVERAGES), *_WEIGHTS):
-        if inner := tensors(found.get(key)):
+        inner = tensors(found.get(key))
+        if any(name.endswith(_ANCHOR) for name in inner):
             return inner, key in _AVERAGES
     keys = ", ".join(map(str, list(found)[:8]))
     raise GraincodeError(f"holds {keys}; expected named tensors, or {' or '.join(_WEIGHTS[:2])} with them")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from graincode.core.errors import GraincodeError, check_choice
+from graincode.core.errors import GraincodeError, brief, check, check_choice
 from graincode.export import build_node, save_export
 from graincode.interop import FAMILIES, containers
 from graincode.interop.names import Options
@@ -49,6 +49,8 @@ def import_tokenizer(family: str, path: Path, options: Options | None = None) ->
     """
     check_choice("family", family, FAMILIES)
     options = options or Options()
+    size = options.image_size
+    check("image_size", size, "1 or more", size is None or size >= 1)
     weights = containers.read(path, options.averages)
     looks = [name for name, marks in MARKS.items() if marks <= set(weights.tensors)]
     if looks and family not in looks:
@@ -61,6 +63,8 @@ def import_tokenizer(family: str, path: Path, options: Options | None = None) ->
         raise GraincodeError(f"{path}: no weights of {family}; {error.args[0]} is missing") from None
     except GraincodeError as error:
         raise GraincodeError(f"{path}: {error}") from None
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # of strange shapes
+        raise GraincodeError(f"{path}: no weights of {family} ({brief(error)})") from error
     origin = {
         "family": family,
         "files": weights.files,

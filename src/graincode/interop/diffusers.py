@@ -21,7 +21,8 @@ def translate(weights: Weights, options: Options) -> Translation:
     groups = config.get("norm_num_groups", 32)
     wrong = [f"{key}={config[key]}" for key, value in {"act_fn": "silu", "norm_type": "group"}.items()
              if config.get(key, value) != value]  # fmt: skip
-    if any(math.gcd(32, width) != groups for width in config["block_out_channels"]):
+    widths = {len(value) for name, value in weights.tensors.items() if name.endswith(".norm1.weight")}
+    if any(math.gcd(32, width) != groups for width in widths):
         wrong.append(f"norm_num_groups={groups}")
     if wrong:
         raise GraincodeError(f"config.json has {', '.join(wrong)}, which no network here has")

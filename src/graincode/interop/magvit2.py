@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from graincode.core.errors import check
 from graincode.interop.containers import Weights
 from graincode.interop.names import FIXED, Names, Options, Special, Spelling, Translation, match, tokenizer_node
 
@@ -18,6 +19,7 @@ def translate(weights: Weights, options: Options) -> Translation:
     codes are reversed, so that indices are the published ones."""
     found = weights.tensors
     image_size, bits = options.image_size or 256, len(found["encoder.conv_out.weight"])
+    check("codes", f"2^{bits}", "2^24 or fewer, as all stand in memory", bits <= 24)
     size = SPELLING.size(found, image_size)
     levels = len(size["multipliers"])
     spelling = replace(SPELLING, middle=tuple(f"mid_block.{i}" for i in range(size["blocks"])))

@@ -213,29 +213,29 @@ def match(
     """
     with torch.device("meta"):
         module = build_node(node)
-    known, used, missing, misshapen, weights = names(module), set(), [], [], {}
-
-    def get(name: str) -> Tensor:
-        used.add(name)
-        return found[name]
-
+    known, used, missing, misshapen, weights = names(module), set(), set(), set(), {}
     for ours, wanted in module.state_dict().items():
         prefix, _, leaf = ours.rpartition(".")
-        sources = [f"{part}.{leaf}" for part in known.get(prefix, (prefix,))]
+        sources = [] if ours in special else [f"{part}.{leaf}" for part in known.get(prefix, (prefix,))]
+
+        def get(name: str, sources: list[str] = sources) -> Tensor:
+            sources.append(name)
+            return found[name]
+
         try:
-            value = special[ours](get) if ours in special else torch.cat([get(name) for name in sources])
-        except KeyError as error:
-            missing.append(str(error.args[0]))
-            continue
-        if _squeezed(value) != _squeezed(wanted):
-            misshapen.append(f"{sources[0]} {list(value.shape)} instead of {list(wanted.shape)}")
-        else:
-            weights[ours] = value.reshape(wanted.shape)
+            value = special[ours](get) if ours in special else torch.cat([found[name] for name in sources])
+            if _squeezed(value) == _squeezed(wanted):
+                weights[ours] = value.reshape(wanted.shape)
+            else:
+                misshapen.add(f"{sources[0]} {list(value.shape)} instead of {list(wanted.shape)}")
+        except KeyError:
+            missing.update(name for name in sources if name not in found)
+        used.update(sources)
     left = [name for name in found if name not in used]
     dropped = [name for name in left if name.startswith(tuple(drop))]
     unknown = [name for name in left if name not in dropped]
     kinds = {"missing": missing, "unknown": unknown, "of other shapes": misshapen}
-    wrong = [f"{len(those)} {kind} ({', '.join(those[:3])})" for kind, those in kinds.items() if those]
+    wrong = [f"{len(those)} {kind} ({', '.join(sorted(those)[:3])})" for kind, those in kinds.items() if those]
     if wrong:
         raise GraincodeError(f"its tensors do not fit: {'; '.join(wrong)}")
     return Translation(node, weights, dict(Counter(name.partition(".")[0] for name in dropped)))

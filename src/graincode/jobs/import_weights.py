@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from graincode.interop.names import Options
 
     try:
-        path = given.export or Path("imported") / given.file.resolve().name.partition(".")[0]
+        path = given.export or Path("imported") / given.file.absolute().name.partition(".")[0]
         if path.exists():
             raise GraincodeError(f"{path} is there already: move it away, or give another name by -o")
         options = Options(given.image_size, given.ema, given.thresholds, given.entropy)

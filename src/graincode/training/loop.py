@@ -247,12 +247,8 @@ class Training:
             "meter": self.meter.state(),
             "flops": self.flops,
         }
-
-        def write() -> None:
-            self.directory.check_owner()
-            self.checkpoints.save(self.at.step, state, self.directory.identity)
-
-        collectives.on_main(write)
+        collectives.on_main(self.directory.check_owner)
+        collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, self.directory.identity))
 
     def _load(self, state: dict[str, Any]) -> None:
         path, steps = self.checkpoints.path(state["step"]), self.trainer.steps
