@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers_files import ARRAY_DAMAGES, JSON_DAMAGES
 from graincode import files
 from graincode.core.errors import Damaged
 from graincode.files import (
+    allocate_array,
     clear_leftovers,
     locked,
     new_directory,
@@ -229,3 +231,17 @@ def test_a_lock_that_others_hold_is_waited_for_with_a_message(tmp_path, monkeypa
     with locked(tmp_path / "a.lock"), pytest.raises(filelock.Timeout), locked(tmp_path / "a.lock", 1.2):
         raise AssertionError
     assert any("a.lock" in message for message in caplog.messages)
+
+
+@pytest.mark.when("the disk has no room for an array of codes or kept images", "one line, before anything is computed")
+def test_the_room_of_an_array_is_taken_when_it_is_made(tmp_path):
+    file, limit = tmp_path / "a.npy", resource.getrlimit(resource.RLIMIT_FSIZE)
+    allocate_array(file, np.uint8, (1000, 100))
+    assert file.stat().st_blocks * 512 >= 100_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.npy"):
+            allocate_array(file, np.uint8, (1000, 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not file.exists()

@@ -225,6 +225,21 @@ def read_array(path: Path, kinds: str, shape: Sequence[int | None], advice: str,
     return array if mapped else np.array(array)
 
 
+def allocate_array(path: Path, dtype: Any, shape: Sequence[int]) -> None:
+    """Write an .npy file of zeros and take the room for it: mapped, a file that has none would kill the process.
+
+    Raises OSError with the path if there is none, and then leaves no file.
+    """
+    try:
+        np.lib.format.open_memmap(path, "w+", dtype, tuple(shape))
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an .npz file, none unpickled; a ValueError if it is damaged, also where the block reads one, or if

@@ -1,5 +1,6 @@
 """The command line answers before anything heavy is imported, and shows what a job itself has."""
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,14 @@ def test_a_configuration_is_shown_from_any_directory_without_importing_torch(tmp
 
 def test_every_job_has_a_console_script():
     assert all(getattr(cli, job).args == (job,) for job in JOBS)
+
+
+@pytest.mark.when("what reads a command's output ends, as `head` does", "the command ends without a traceback")
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_output_that_nobody_reads_ends_a_command_quietly(flag):
+    code = "import sys; from graincode.config.job import job_main; job_main('evaluate')"
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run([sys.executable, "-c", code, flag], stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -7,6 +7,7 @@ import difflib
 import errno
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,18 @@ def border(cfg: DictConfig) -> Iterator[None]:
         raise GraincodeError(line) from error
 
 
+_UNREAD = 141  # as a shell has it of a command that wrote to `head` for too long
+
+
+def _is_unread(number: int) -> bool:
+    """Whether a file descriptor is a pipe that nothing reads any more."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a job ended: its exit status, a line that says why, and the error, if its traceback is to be shown."""
@@ -122,7 +135,9 @@ class Ending:
 
     def show(self) -> None:
         """Print it to standard error."""
-        if self.crash is not None:
+        if self.status == _UNREAD:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed
+        elif self.crash is not None:
             traceback.print_exception(self.crash)
         else:
             print(self.line if self.status in (STATUS, 130) else f"error: {self.line}", file=sys.stderr)
@@ -132,6 +147,8 @@ def ending(error: BaseException, job: str, arguments: Sequence[str]) -> Ending:
     """What an error makes of a job: 2 for bad input, 75 for a signal, 130 for Ctrl-C, 1 for a crash."""
     if isinstance(error, Stopped | ProcessFailed):
         return Ending(STATUS if isinstance(error, Stopped) else 1, one_line(str(error)))
+    if isinstance(error, BrokenPipeError) and _is_unread(1):
+        return Ending(_UNREAD, "what reads the output has ended")
     if isinstance(error, KeyboardInterrupt):
         return Ending(130, "interrupted: the same command goes on from the last checkpoint")
     if isinstance(error, SystemExit):

@@ -52,6 +52,7 @@ def job_main(job: str) -> None:
     def one_line_errors() -> Iterator[None]:
         try:
             yield
+            sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             if (ended := end(error)).crash is not None:
                 raise

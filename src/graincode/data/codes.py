@@ -19,7 +19,7 @@ from graincode.core.codes import GrainCodes, Rows
 from graincode.core.errors import Damaged, GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.distributed import collectives
-from graincode.files import read_array, read_json, sha256, write_json
+from graincode.files import allocate_array, read_array, read_json, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +163,7 @@ def write_split(
         (path / "codes.json").unlink(missing_ok=True)  # which is of what was there before
         largest = layout.num_grains - 1, layout.codebook_size - 1, max(layout.classes - 1, 0)
         for file, number, shape in zip(partial, largest, (layout.grids[0], layout.grids[-1], ()), strict=True):
-            np.lib.format.open_memmap(file, mode="w+", dtype=np.min_scalar_type(number), shape=(size, *shape))
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here; in a memory map it kills the process
-                with file.open("r+b") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+            allocate_array(file, np.min_scalar_type(number), (size, *shape))
 
     collectives.on_main(allocate)
     arrays = [np.load(file, "r+", allow_pickle=False) for file in partial]

@@ -21,7 +21,7 @@ from graincode.distributed import collectives
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
 from graincode.evaluation.streams import DatasetStream, ImageStream
-from graincode.files import replacing, write_json
+from graincode.files import allocate_array, replacing, write_json
 
 
 def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
     if form == "png":
         collectives.on_main(lambda: (folder / "images").mkdir(exist_ok=True))
     elif form == "npz":
-        collectives.on_main(lambda: np.lib.format.open_memmap(raw, "w+", np.uint8, shape).flush())
+        collectives.on_main(lambda: allocate_array(raw, np.uint8, shape))
     for batch in images:
         pixels = batch.permute(0, 2, 3, 1).cpu().numpy() if form else ()
         if form == "npz":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
 from graincode.evaluation.streams import DatasetStream
@@ -201,11 +200,6 @@ def cached_statistics(
         if collectives.sum_(torch.tensor([int(found[name] is None)])):
             missing[name] = network
     if missing:
-        try:  # before the work
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise GraincodeError(f"{folder}: cannot be written ({error.strerror}); set GRAINCODE_CACHE") from None
         found |= measure(missing, images, images.count, images.mine, subset=subset, progress=images.name)
         for name, network in missing.items():
             collectives.on_main(partial(_write, paths[name], found[name], network, content))
@@ -239,8 +233,12 @@ def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Sta
 
 def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
-    with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata=_header(network, content, tensors, str(statistics.count)))
+    try:
+        with replacing(path) as unfinished:
+            save_file(tensors, unfinished, metadata=_header(network, content, tensors, str(statistics.count)))
+    except (OSError, SafetensorError) as error:  # it only saves time
+        advice = "they are measured again next time; make room there, or set GRAINCODE_CACHE to another folder"
+        _logger.warning("%s cannot keep these statistics (%s): %s", path.parent, brief(error), advice)
 
 
 def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
