@@ -59,6 +59,11 @@ class Export:
     identity: str
     provenance: dict[str, Any]
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """Texts of its provenance, such as class_names; none if there are none."""
+        found = self.provenance.get(key)
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
     @property
     def imported(self) -> dict[str, Any]:
         """What records say besides the identity: whose weights an imported tokenizer has; nothing of others."""

@@ -45,7 +45,7 @@ KEYS: dict[str, Any] = {
     "psnr": float | None,
     "views": Count,
     "num_samples": Count,
-    "classes": list[int] | None,
+    "classes": list[int | str] | None,
     "given": dict[str, Any] | None,
     "given.codes_path": str,
     "given.split": str,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, Literal
 
 import torch
@@ -238,6 +239,13 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
     is_last = is_code & (torch.tensor(layout.codes_per_region)[grain] == cell + 1)
     table = (grain, region, cell, finest, is_code, is_end, is_last, following, torch.stack(first), torch.stack(at_cell))
     return SlotTable(*(column.to(device) for column in table))
+
+
+def other_classes(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """In words, which names of classes differ, each at its place; empty if none does, or either has no names."""
+    pairs = [pair for pair in zip_longest(found, wanted, fillvalue="none") if len(set(pair)) > 1]
+    few = [", ".join(names) for names in zip(*pairs[:3], strict=True)]
+    return f"classes {few[0]} instead of {few[1]}" if pairs and found and wanted else ""
 
 
 def check_layouts(found: CodeLayout, wanted: CodeLayout, codes: str, model: str) -> None:

@@ -60,6 +60,12 @@ class CodeDataset:
     def __len__(self) -> int:
         return len(self._arrays[-1])
 
+    @property
+    def absent_classes(self) -> list[str]:
+        """Names of the classes that no image of the split is of."""
+        present = set(np.unique(self._arrays[-1]).tolist())
+        return [name for label, name in enumerate(self.class_names) if label not in present]
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int32, codes of each image; reads all grain maps, a few thousand at a time."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.core.layout import other_classes
 from graincode.data.images import Subset
 from graincode.evaluation import metrics as of
 from graincode.evaluation.estimate import Estimate
@@ -100,6 +101,8 @@ class Comparison(Mode):
                 self._leave_out(plan, name, f"it needs {needed} images, and there are {there}")
         if real is not None:
             size, other = tuple(plan.images.image_size), tuple(real.image_size)
+            if differing := other_classes(plan.images.class_names, real.class_names):
+                plan.warnings.append(f"the images are of {differing} of the reference: metrics tell that apart, too")
             if size != other:
                 plan.warnings.append(f"images of {size} pixels against {other}: metrics tell that apart, too")
             if self.extra or set(plan.metrics) - {"is"}:
@@ -194,10 +197,12 @@ class Generation(Comparison):
         """Training images for the classifier that says whether images show the class that they were asked for."""
         classes, labels = len(plan.context.source.class_names), plan.images.labels
         more = labels is not None and int(labels.max()) >= classes
+        differing = other_classes(plan.images.class_names, plan.context.source.class_names)
         reasons = {
             "the images have no classes": labels is None,
             "the reference has no labels": plan.reference.labels is None,
             f"the images are of more classes than the {classes} of the data set": more,
+            f"the images are of {differing} of the data set": bool(differing),
             "the reference is what the classifier is trained on": plan.reference.split == "train",
         }
         if reason := next((reason for reason, holds in reasons.items() if holds), None):

@@ -12,7 +12,7 @@ from graincode.data.images import ImageDataset
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import Statistics, write_npz
 from graincode.evaluation.streams import ImageStream, LikelihoodStream, check_size
-from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, Subject
+from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, Subject, check_classes
 from graincode.networks.features import FeatureNetwork
 
 ByNetwork = Mapping[str, Statistics]
@@ -129,6 +129,7 @@ class Likelihood(Mode):
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:
         real, (generator, tokenizer) = super().open(subject, reference, context), context.load_pair()
         check_size(context.source, tokenizer.module)
+        check_classes(generator, context.source.class_names)
         how = {name: generator.provenance.get(name) for name in ("ratios", "psnr")}
         images = LikelihoodStream(generator.module, tokenizer.module, real.dataset, *context.loading, **how)
         inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **real.inputs}

@@ -17,6 +17,7 @@ from graincode.core.rng import LABELS, SampleRng
 from graincode.distributed import collectives
 from graincode.evaluation.estimate import Estimate, mean_of
 from graincode.evaluation.streams import ImageStream
+from graincode.export import Export
 from graincode.generator import Generator
 from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE
@@ -24,14 +25,25 @@ from graincode.tokenizer import DQVAE
 LabelChoice = Literal["balanced", "drawn", "reference"]
 
 
-def balanced_labels(count: int, classes: int, chosen: Sequence[int] | None) -> Tensor:
-    """(count,) long labels that take the chosen classes (all by default) in turn; zeros if there are no classes."""
+def balanced_labels(count: int, classes: int, chosen: Sequence[int | str] | None, names: Sequence[str] = ()) -> Tensor:
+    """(count,) long labels that take the chosen classes (all by default), by number or by name, in turn; zeros if there
+    are no classes."""
+    found = list(range(max(classes, 1)) if chosen is None else chosen)
     if chosen is not None:
         check("classes", list(chosen), "null, as the generator has no classes", classes > 0)
-        valid = len(chosen) > 0 and 0 <= min(chosen) <= max(chosen) < classes
-        check("classes", list(chosen), f"labels from 0 to {classes - 1}, such as [0]", valid)
-    labels = torch.tensor(list(chosen) if chosen is not None else range(max(classes, 1)))
+        found = [names.index(one) if isinstance(one, str) and one in names else one for one in found]
+        valid = len(found) > 0 and all(isinstance(one, int) and 0 <= one < classes for one in found)
+        by_name = f" or names such as [{names[0]}]" if names else ""
+        check("classes", list(chosen), f"labels from 0 to {classes - 1}, such as [0]{by_name}", valid)
+    labels = torch.tensor(found)
     return labels[torch.arange(count) % len(labels)]
+
+
+def warnings_of_classes(generator: Export, labels: Tensor) -> list[str]:
+    """Lines for readers of a generator's samples for (N,) long labels."""
+    names, absent = generator.names("class_names"), generator.names("absent_classes")
+    asked = [name for label, name in enumerate(names) if name in absent and bool((labels == label).any())]
+    return [f"no training image was of {', '.join(asked)}, so samples of it show nothing"] if asked else []
 
 
 def chosen_labels(how: LabelChoice, count: int, classes: int, seed: int, reference: Tensor | None) -> Tensor:

@@ -36,6 +36,7 @@ class ImageStream(ABC):
         count, batch_size: images of all processes, and at once.
         image_size: (height, width) in pixels.
         labels: (count,) long; None if there are none.
+        class_names: names of the labels, as far as they are known.
         shows_progress: whether it shows its own bar.
         inputs: hashes of what the images depend on, by name.
         origin: what the record says of the tokenizer besides, `Export.imported`.
@@ -47,6 +48,7 @@ class ImageStream(ABC):
     batch_size: int
     image_size: tuple[int, int]
     labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
     shows_progress = False
     inputs: Mapping[str, str] = MappingProxyType({})
     facts: Mapping[str, Any] = MappingProxyType({})
@@ -79,7 +81,7 @@ class DatasetStream(ImageStream):
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
         self.name, self.image_size = f"{dataset.name} {dataset.split}", dataset.image_size
         self.count = len(dataset) if limit is None else min(limit, len(dataset))
-        self.labels = dataset.labels if len(dataset.class_names) > 1 else None
+        self.labels, self.class_names = dataset.labels if len(dataset.class_names) > 1 else None, dataset.class_names
 
     def batches(self) -> Iterator[ImageBatch]:
         """This process's images in order, as the data set gives them."""

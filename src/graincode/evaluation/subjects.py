@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
+from graincode.core.layout import other_classes
 from graincode.core.prompts import CodePrefix
 from graincode.data.decoding import open_image
 from graincode.data.encoded import EncodedImages
@@ -20,7 +21,7 @@ from graincode.data.images import ImageDataset, ImageSource, TensorImages, check
 from graincode.data.loader import in_order
 from graincode.data.scanning import image_files
 from graincode.evaluation.pairs import Measures
-from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels
+from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels, warnings_of_classes
 from graincode.evaluation.statistics import Statistics, read_npz
 from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream, check_size
 from graincode.export import Export, load_export, load_pair
@@ -101,14 +102,19 @@ class Samples:
         if context.compile:
             module.compile_sampling()
         sampler, whose, maps, given = module.resolve(context.sampler), self.labels, {}, None
+        if self.labels == "reference" and known is not None:
+            check_classes(generator, reference.images.class_names)
         labels = chosen_labels(self.labels, count, module.classes, context.seed, known)
         if module.needs_prompt:
             check("labels", whose, "balanced, as the labels are those of what is given", whose == "balanced")
             dataset = None if reference is None or reference.images is None else context.source.split("train")
+            check_classes(generator, context.source.class_names)
             given, labels = _prompts(generator, tokenizer, dataset, count, context.batch_size)
             maps, whose = {"maps": dataset.content_hash()}, "of the training images whose maps are given"
         images = SampleStream(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
         whose = whose if module.classes else None
+        if module.classes:
+            images.class_names, images.warnings = generator.names("class_names"), warnings_of_classes(generator, labels)
         images.facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
         inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **maps}
         return images.depending_on(tokenizer.imported, **inputs)
@@ -242,6 +248,12 @@ class Originals:
 
 Subject = Samples | Reconstructions | Split | Folder
 ReferenceChoice = Split | Folder | StatisticsFile | Originals
+
+
+def check_classes(generator: Export, names: Sequence[str]) -> None:
+    """Refuse a data set whose classes are not those of a generator, name by name."""
+    if generator.module.classes and (differing := other_classes(names, generator.names("class_names"))):
+        raise GraincodeError(f"the data set has {differing} of the generator: expected the data that it was trained on")
 
 
 def _prompts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from graincode.config.job import resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.images import to_uint8
-from graincode.core.layout import check_layouts
+from graincode.core.layout import check_layouts, other_classes
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.data.codes import CodeDataset
 from graincode.data.decoding import open_image
@@ -41,8 +42,9 @@ class Given:
         return torch.cat([images, torch.where(pixels, images, torch.full_like(images, 160))])
 
 
-def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
-    """What `given.` has a job's samples keep; None, also in the configuration, if that is nothing.
+def find_given(cfg: DictConfig, generator: Generator, names: Sequence[str] = ()) -> Given | None:
+    """What `given.` has a job's samples keep, of a generator and the names of its classes; None, also in the
+    configuration, if that is nothing.
 
     Raises:
         GraincodeError: it sets two of its keys, names what is not there, or what the generator cannot keep.
@@ -61,8 +63,10 @@ def find_given(cfg: DictConfig, generator: Generator) -> Given | None:
     batch = dataset[[i % count for i in range(cfg.num_samples)]]
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
     labels, inputs = batch.labels, {"codes": dataset.identity}
+    if cfg.classes is None and generator.classes and (differing := other_classes(dataset.class_names, names)):
+        raise GraincodeError(f"{settings.codes_path}: codes of {differing} of the generator; set classes=[...]")
     if cfg.classes is not None:  # all images in the first class, then in the next
-        rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes)
+        rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes, names)
         labels = rows.repeat_interleave(count)[: cfg.num_samples]
     prompt: CodePrefix | CodeMask
     if "mask" in keys:

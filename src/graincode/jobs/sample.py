@@ -7,6 +7,7 @@ from graincode.config.job import job_main
 if __name__ == "__main__":  # before the imports below, so that --help answers at once
     raise SystemExit(job_main("sample"))
 
+import logging
 import time
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from torch import Tensor
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.codes import GrainCodes
 from graincode.distributed import collectives
-from graincode.evaluation.samples import SampleStream, balanced_labels
+from graincode.evaluation.samples import SampleStream, balanced_labels, warnings_of_classes
 from graincode.export import load_pair
 from graincode.files import replacing
 from graincode.jobs.dry import dry_run
 from graincode.jobs.given import find_given
 from graincode.pictures import grid
+
+log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
@@ -41,8 +44,11 @@ def run(cfg: DictConfig) -> float:
         return dry_run(one.gathered, parts, "one sample", training=False)
     if hardware.compile:
         generator.compile_sampling()
-    given = find_given(cfg, generator)
-    labels = given.labels if given else balanced_labels(cfg.num_samples, generator.classes, cfg.classes)
+    names = exports[0].names("class_names")
+    given = find_given(cfg, generator, names)
+    labels = given.labels if given else balanced_labels(cfg.num_samples, generator.classes, cfg.classes, names)
+    for line in warnings_of_classes(exports[0], labels):
+        log.warning(line)
     inputs = {"generator": exports[0].identity, "tokenizer": exports[1].identity} | (given.inputs if given else {})
     with open_run("sample", cfg, **inputs) as run:
         if (result := run.result) is not None:

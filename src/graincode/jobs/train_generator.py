@@ -57,6 +57,9 @@ def run(cfg: DictConfig) -> float:
         trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logs).run()
         made_with = {name: codes.info.get(name) for name in ("tokenizer", "ratios", "psnr")}
         made_with |= {name: codes.info[name] for name in ("tokenizer_imported",) if name in codes.info}
+        if module.classes and (absent := codes.absent_classes):
+            log.warning("classes without a training image, of which samples show nothing: %s", ", ".join(absent))
+            made_with["absent_classes"] = absent
         export_run(run.path, "generator", config, trained, **made_with, class_names=list(codes.class_names))
         return run.finish(metrics["objective"], metrics=metrics)
 
