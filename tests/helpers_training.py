@@ -198,6 +198,8 @@ def train_cases(folder: Path, names: list[str]) -> None:
         machine = hardware.machine()
         with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:
             module = _train_case(run, machine, kind, precision == "64", way)
+        if module is None:
+            continue
         weights = {key: value.contiguous() for key, value in module.state_dict().items()}
         save_file(weights, folder / f"{name}-{world}-{collectives.rank()}.safetensors")
         if collectives.is_main():
@@ -205,7 +207,14 @@ def train_cases(folder: Path, names: list[str]) -> None:
             (folder / f"{name}-{world}.json").write_text(json.dumps(lines))
 
 
-def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) -> nn.Module:
+def go_on(folder: Path, name: str, world: int) -> list[dict[str, float]]:
+    """The log of a case that was stopped half-way by `world` processes and goes on in this one."""
+    with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:
+        _train_case(run, Hardware(tf32=False, threads=1).machine(), name.split("-")[0], "-64-" in name, "whole")
+        return [line for line in read_log(run.path) if "train/loss" in line]
+
+
+def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) -> nn.Module | None:
     # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first
@@ -213,7 +222,7 @@ def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) 
     stage, start = make_stage(precise, kind)
     again = partial(Training, machine=machine, make_optimizer=optimizer, trainer=TRAINER, seed=5, run=run,
                     logs=LogSettings())  # fmt: skip
-    if way.endswith("resumed"):
+    if way.endswith(("resumed", "half")):
         first, update, calls = stage.trainables[0], stage.trainables[0].update, []
 
         def interrupt(trained: nn.Module, outputs: list) -> None:
@@ -226,6 +235,8 @@ def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) 
         with suppress(Stopped):
             again(stage, start=start).run()
             raise AssertionError("the signal was not obeyed")
+        if way == "half":
+            return None
         stage, start = make_stage(precise, kind)[0], partial(_fail, "a resumed run starts anew")
     return again(stage, start=start).run()[0]
 

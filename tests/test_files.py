@@ -121,17 +121,17 @@ def test_json_of_another_type_is_damaged(tmp_path, value, kind):
 def test_damaged_arrays_are_named_with_what_to_do(tmp_path, damage, mapped):
     file, array = tmp_path / "a.npy", np.arange(300, dtype=np.uint16).reshape(10, 30)
     np.save(file, array)
-    assert np.array_equal(read_array(file, "u", (10, None), "remove it", mapped), array)
+    assert np.array_equal(read_array(file, np.integer, (10, None), "remove it", mapped), array)
     ARRAY_DAMAGES[damage](file)
     with pytest.raises(Damaged) as error:
-        read_array(file, "u", (10, None), "remove it", mapped)
+        read_array(file, np.integer, (10, None), "remove it", mapped)
     assert str(error.value).startswith(f"{file} is damaged (")
     assert "pickle" not in str(error.value)
 
 
 def test_no_values_are_an_array_too(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(0, np.int64))
-    assert read_array(tmp_path / "a.npy", "i", (None,), "remove it").shape == (0,)
+    assert read_array(tmp_path / "a.npy", np.int64, (None,), "remove it").shape == (0,)
 
 
 @pytest.mark.parametrize("found", ["nothing", "empty", "a model", "a file", "leftovers"])

@@ -202,11 +202,13 @@ def read_json(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, An
     return value
 
 
-def read_array(path: Path, kinds: str, shape: Sequence[int | None], advice: str, mapped: bool = False) -> np.ndarray:
+def read_array(
+    path: Path, kind: type[np.generic], shape: Sequence[int | None], advice: str, mapped: bool = False
+) -> np.ndarray:
     """An array of an .npy file of ours, in memory or `mapped`.
 
     Args:
-        kinds: of numbers, as `dtype.kind` has them: "u" unsigned, "i" signed, "b" bool.
+        kind: of its numbers, one type or numpy's name for several, such as `np.integer`.
         shape: None for any length.
     Raises:
         Damaged: with the advice, also where there is no such file, or it is shorter than its header says.
@@ -215,7 +217,7 @@ def read_array(path: Path, kinds: str, shape: Sequence[int | None], advice: str,
         array = np.load(path, "r", allow_pickle=False)  # mapped, nothing is allocated that the file does not have
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive")
-        if array.dtype.kind not in kinds:
+        if not np.issubdtype(array.dtype, kind):
             raise ValueError(f"values of {array.dtype}")
         if len(array.shape) != len(shape) or any(n not in (m, None) for n, m in zip(shape, array.shape, strict=True)):
             wanted = ", ".join("N" if length is None else str(length) for length in shape)

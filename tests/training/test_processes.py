@@ -34,13 +34,17 @@ def cases(world):
     return [*LIMITS, *resumed, *compiled, *(SHARDED if world == 2 else [])]
 
 
+HALF = ["gan-64-half", "generator-64-half"]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """All cases, by one process and by two."""
     folder = tmp_path_factory.mktemp("cases")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = subprocess.Popen(
-        [*launcher, helpers_training.__file__, str(folder), *cases(2)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [*launcher, helpers_training.__file__, str(folder), *cases(2), *HALF],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     threads = torch.get_num_threads()
@@ -97,6 +101,21 @@ def test_a_run_that_was_interrupted_ends_bit_equal(trained, kind, world):
     first, second = ((trained / f"{kind}-32-{way}-{world}.json").read_text() for way in ("straight", "resumed"))
     values = [[line["train/loss"] for line in json.loads(text)] for text in (first, second)]
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.when(
+    "a run goes on with another number of processes", "what it logs of the interval in between is the mean of its steps"
+)
+@pytest.mark.parametrize("name", HALF)
+def test_a_run_that_goes_on_in_one_process_logs_what_one_logs(trained, name):
+    threads = torch.get_num_threads()
+    found = helpers_training.go_on(trained, name, 2)
+    torch.set_num_threads(threads)
+    whole = json.loads((trained / f"{name.replace('half', 'whole')}-1.json").read_text())
+    assert [line["step"] for line in found] == [line["step"] for line in whole] == [3, 6, 9, 10]
+    for one, other in zip(found, whole, strict=True):
+        for key in one.keys() - {key for key in one if key.startswith("speed/")}:
+            assert one[key] == pytest.approx(other[key], rel=1e-7), key
 
 
 def test_a_sharded_run_that_was_interrupted_goes_on(trained):

@@ -111,7 +111,7 @@ def open_arrays(path: Path, split: str, layout: CodeLayout, count: int | None = 
     """
     arrays: list[np.ndarray] = []
     for name, shape in zip(_ARRAYS, (layout.grids[0], layout.grids[-1], ()), strict=True):
-        arrays.append(read_array(path / f"{split}.{name}.npy", "ui", (count, *shape), _ADVICE, mapped=True))
+        arrays.append(read_array(path / f"{split}.{name}.npy", np.integer, (count, *shape), _ADVICE, mapped=True))
         count = len(arrays[-1])
     _check_range(path / f"{split}.labels.npy", arrays[-1], max(layout.classes, 1))
     return arrays
