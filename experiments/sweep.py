@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from graincode.distributed.signals import CHILD
+from graincode.evaluation.record import read_record
 from graincode.files import replacing, write_json
 
 Metrics = dict[str, Any]
@@ -55,7 +56,7 @@ def job(runs: Path, name: str, run: str, *overrides: str) -> None:
 
 def metrics_of(runs: Path, run: str) -> Metrics:
     """What an evaluation found."""
-    return json.loads((runs / "evaluate" / run / "metrics.json").read_bytes())["metrics"]
+    return read_record(runs / "evaluate" / run)["metrics"]
 
 
 def run_all(

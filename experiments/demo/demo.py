@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from graincode.config.schema import root_keys
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError, print_anything
 from graincode.distributed.signals import CHILD
-from graincode.files import short_hash, write_json
+from graincode.files import read_json, short_hash, write_json
 
 USAGE = """usage: make demo [ARGS="OVERRIDE ..."]
 
@@ -111,13 +110,13 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
     """
     steps = plan(folder, overrides)
     timing = folder / "seconds.json"
+    seconds = read_json(timing, {}, "remove it") if timing.exists() else {}
     for number, step in enumerate(steps, start=1):
         print(f"\n[{number}/{len(steps)}] {step.name}\n  {step.command}", flush=True)
         finished, began = (step.run / "result.json").is_file(), time.perf_counter()
         try:
             status = _run(step)
         finally:  # an interrupted attempt counts too
-            seconds = json.loads(timing.read_bytes()) if timing.is_file() else {}
             if not finished:
                 seconds[step.name] = seconds.get(step.name, 0) + time.perf_counter() - began
                 write_json(timing, seconds)
@@ -126,12 +125,12 @@ def run_demo(folder: Path, overrides: list[str]) -> Path:
 
     from page import write_report
 
-    from graincode.evaluation.record import table  # which imports every model
+    from graincode.evaluation.record import read_record, table  # which imports every model
 
     config = steps[-2].config
     dataset = build(config.data).split(config.images.split)
     page = write_report(folder, {s.name: s.run for s in steps}, {s.name: s.command for s in steps}, dataset)
-    print("", *(table(json.loads((step.run / "metrics.json").read_bytes())) for step in steps[-2:]), sep="\n")
+    print("", *(table(read_record(step.run)) for step in steps[-2:]), sep="\n")
     print(f"\n{len(steps)} steps in {sum(seconds.values()) / 60:.1f} minutes. Open {os.path.abspath(page)}")
     return page
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,8 @@ from graincode.data.codes import CodeDataset, read_info
 from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
 from graincode.evaluation.pairs import MSE_FLOOR
-from graincode.files import replacing
+from graincode.evaluation.record import read_record
+from graincode.files import read_json, replacing
 from graincode.generator import Generator
 from graincode.pictures import BLUE, ORANGE, chart, density_maps, grain_maps, length_histogram, to_svg
 from graincode.tokenizer import DQVAE
@@ -64,13 +64,14 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
     for name, run in runs.items():
         if not (run / "result.json").is_file():
             raise GraincodeError(f"{run / 'result.json'}: missing, {name} has not finished; run the same demo again")
-    records = {of: _read(runs[f"evaluate_{of.lower()}"] / "metrics.json") for of in ("Reconstructions", "Samples")}
-    seconds, codes = _read(folder / "seconds.json"), runs["extract_codes"] / "codes"
+    records = {of: read_record(runs[f"evaluate_{of.lower()}"]) for of in ("Reconstructions", "Samples")}
+    seconds, codes = read_json(folder / "seconds.json", {}, "remove it"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
     masked = load_generator(runs["train_masked"] / "export")
     layout = tokenizer.layout
+    sampled = read_json(runs["sample"] / "result.json", {"classes": int}, "remove it, and run the same demo again")
     # an unconditional generator is asked for no class, whatever labels the codes have
-    names = read_info(codes)["class_names"] if _read(runs["sample"] / "result.json")["classes"] else []
+    names = read_info(codes)["class_names"] if sampled["classes"] else []
     page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     page.filters["number"] = _number
     text = page.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
@@ -251,7 +252,3 @@ def _uri(image: Tensor) -> str:
 def _number(value: float) -> str:
     """Four significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_bytes())

@@ -107,16 +107,6 @@ def export_run(path: Path, kind: Kind, config: dict[str, Any], module: nn.Module
     log.info("export: %s", folder)
 
 
-def has_export(path: Path, kind: Kind) -> bool:
-    """Whether a run's model can be loaded; says what is wrong with it if it cannot."""
-    try:
-        load_export(path / "export", kind)
-    except GraincodeError as error:
-        log.warning("%s", error)
-        return False
-    return True
-
-
 def load_export(path: PathLike, kind: Kind, device: torch.device | str = "cpu") -> Export:
     """Rebuild a model from its export.
 

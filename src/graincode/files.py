@@ -43,6 +43,8 @@ _NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; nothing changes if the block raises."""
+    if path.is_dir():
+        raise GraincodeError(f"{path} is a directory where a file is to be: move it away, and do the same again")
     partial = _partial(path, path.suffix)
     try:
         yield partial

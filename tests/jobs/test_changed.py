@@ -275,6 +275,39 @@ def test_a_row_that_is_missing_is_added_by_the_same_command(inside, monkeypatch)
         assert "row" in [row["run"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.when(
+    "what a finished sample or evaluation wrote is damaged or gone",
+    "the same command makes it again, with equal results",
+)
+@pytest.mark.parametrize(
+    ("job", "name", "file"),
+    [("sample", "samples", "samples.npz"), ("evaluate", "record", "metrics.json")],
+)
+@pytest.mark.parametrize("damage", ["cut", "gone", "a directory"])
+def test_results_that_do_not_load_are_made_again(job, name, file, damage, inside):
+    overrides = ["num_samples=6", "batch_size=4", TOKENIZER, "generator_path=runs/train_generator/ar/export"]
+    if job == "evaluate":
+        overrides = [*inside, "evaluation=reconstruction", "features=lite0_112", TOKENIZER]
+    run(job, *overrides, f"run_name={name}")
+    path = Path(f"runs/{job}/{name}") / file
+    before, content = result(path.parent), path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-30])
+    else:
+        path.unlink()
+        if damage == "a directory":
+            path.mkdir()
+    if damage == "a directory":
+        assert refused(job, *overrides, f"run_name={name}").startswith(f"{path} is a directory")
+        path.rmdir()
+    run(job, *overrides, f"run_name={name}")
+    if job == "sample":
+        assert path.read_bytes() == content
+    else:
+        assert result(path.parent) == before
+        assert json.loads(path.read_text())["metrics"] == before["metrics"]
+
+
 def edited(state, change):
     """A copy of a state with other content, and the right hash of that."""
     content = torch.load(state / "state.pt", weights_only=True)

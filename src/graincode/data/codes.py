@@ -122,17 +122,6 @@ def _check_range(file: Path, values: np.ndarray, size: int) -> None:
         raise Damaged.at(file, f"values from {values.min()} to {values.max()}, expected 0 to {size - 1}", _ADVICE)
 
 
-def is_whole(path: Path, splits: Iterable[str]) -> bool:
-    """Whether the codes of all these splits can be opened; says what is wrong with the first that cannot."""
-    try:
-        for split in splits:
-            CodeDataset(path, split)
-    except GraincodeError as error:
-        log.warning("%s", error)
-        return False
-    return True
-
-
 def read_report(path: Path, split: str) -> dict[str, Any]:
     """What `write_split` says of a split: `images`, and `summary`."""
     return read_json(path / f"{split}.json", {"images": str, "summary": dict}, _ADVICE)

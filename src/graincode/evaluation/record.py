@@ -21,7 +21,7 @@ from graincode.distributed import collectives
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
 from graincode.evaluation.streams import DatasetStream, ImageStream
-from graincode.files import allocate_array, replacing, write_json
+from graincode.files import allocate_array, read_json, replacing, write_json
 
 
 def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
@@ -69,6 +69,12 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
     }
     collectives.on_main(lambda: write_json(folder / "metrics.json", record))
     return record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `evaluate` wrote into a folder."""
+    keys = {"metrics": dict, "uncertainty": dict}
+    return read_json(folder / "metrics.json", keys, "the same evaluation writes it again")
 
 
 def _timed(batches: Iterator[Tensor], waits: list[float]) -> Iterator[Tensor]:

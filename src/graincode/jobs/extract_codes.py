@@ -18,7 +18,7 @@ from tqdm import tqdm
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.data.augmentation import Augmentation, Views
-from graincode.data.codes import FORMAT, CodeBatch, is_finished, is_whole, read_report, write_split
+from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
 from graincode.evaluation.streams import check_size
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> float:
     with open_run("extract_codes", cfg, datasets.values(), tokenizer=export.identity) as run:
         layout = replace(tokenizer.layout, classes=len(source.class_names))
         folder, splits = run.path / "codes", {}
-        if (result := run.result) is not None and is_whole(folder, cfg.splits):
+        if (result := run.finished(lambda: [CodeDataset(folder, split) for split in cfg.splits])) is not None:
             return run.report_finished(result)
         for split, dataset in datasets.items():
             images = dataset.summary()

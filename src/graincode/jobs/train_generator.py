@@ -18,7 +18,7 @@ from graincode.config.job import build, open_run, resolve_path, with_layout
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import weighted_sum
 from graincode.data.codes import CodeDataset
-from graincode.export import export_run, has_export, load_export, load_weights
+from graincode.export import export_run, load_export, load_weights
 from graincode.generator import Generator, GeneratorObjective
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> float:
     optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
     machine = hardware.machine(training=True)
     with open_run("train_generator", cfg, codes=codes.identity, **begun) as run:
-        if (result := run.result) is not None and has_export(run.path, "generator"):
+        if (result := run.finished(lambda: load_export(run.path / "export", "generator"))) is not None:
             return run.report_finished(result)
         validation, decoder = CodeDataset(cfg.codes_path, "val"), _decoder_of(codes)
         stage = GeneratorStage(module, objective, codes, validation, decoder, trainer.bucketing_window)

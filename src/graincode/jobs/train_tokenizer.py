@@ -21,7 +21,7 @@ from graincode.core.rng import SampleRng
 from graincode.data.images import Subset
 from graincode.data.loader import Schedule, in_order
 from graincode.evaluation.streams import evaluation_batch
-from graincode.export import export_run, has_export, load_weights
+from graincode.export import export_run, load_export, load_weights
 from graincode.jobs.dry import dry_tokenizer
 from graincode.networks.perceptual import PerceptualDistance
 from graincode.tokenizer import DQVAE, Adversary, ReconstructionObjective
@@ -59,7 +59,7 @@ def run(cfg: DictConfig) -> float:
     machine = hardware.machine(training=True)
     dataset, validation = source.split("train"), source.split("val")
     with open_run("train_tokenizer", cfg, [dataset, validation], **inputs) as run:
-        if (result := run.result) is not None and has_export(run.path, "tokenizer"):
+        if (result := run.finished(lambda: load_export(run.path / "export", "tokenizer"))) is not None:
             return run.report_finished(result)
         limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else len(dataset))
 

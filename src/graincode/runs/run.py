@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Run:
     def check_owner(self) -> None:
         """Raise GraincodeError if another process has opened this run meanwhile, as where locks do nothing."""
         file = self.path / "owner"
-        if not file.is_file() or file.read_text("utf-8") != self._token:
+        if not file.is_file() or file.read_bytes() != self._token.encode():
             line = f"another process has opened {self.path} meanwhile (by {file.name} in it)"
             raise GraincodeError(f"{line}: this one ends; let one alone work in a run")
 
@@ -129,6 +129,17 @@ class Run:
         found = collectives.broadcast_(torch.tensor([float(file.exists())]))
         result = _read_result(file) if bool(found) else {"lengthened": {}}
         return None if "lengthened" in result else result
+
+    def finished(self, load: Callable[[], object]) -> dict[str, Any] | None:
+        """The `result`, or None if `load`, which reads what the run left, raises a GraincodeError."""
+        result = self.result
+        try:
+            if result is not None:
+                load()
+        except GraincodeError as error:
+            log.warning("%s is finished, but what it left is not whole (%s)", self.path, error)
+            return None
+        return result
 
     def finish(self, objective: float, **more: Any) -> float:
         """Record the result, which marks the run as finished, and point `latest` of its job at it."""
