@@ -123,15 +123,14 @@ class QuantileRouter(Router):
         if self.layout.num_grains == 1:  # nothing to decide: no image is read
             self.quantiles.zero_()
             return {"asked_0": 1.0, "achieved_0": 1.0}
+        given = None if self.thresholds is None else read_percentiles(Path(self.thresholds), self.density)
         found = [self.density(probe, self.layout).cpu() for probe in probes]
         gains = (self.layout.num_grains - 1,) if self.density.has_gains and self.layout.num_grains > 2 else ()
         densities = collectives.gather_rows(torch.cat([torch.zeros(0, *self.layout.grids[0], *gains), *found]))
         if not bool(densities.isfinite().all()):
             raise GraincodeError("a density is not finite: look for damaged images in the training data")
-        if self.thresholds is None:
-            self.quantiles.copy_(core.quantile_table(self._weighted(densities)))
-        else:
-            self.quantiles.copy_(core.percentile_table(read_percentiles(Path(self.thresholds), self.density)))
+        table = core.quantile_table(self._weighted(densities)) if given is None else core.percentile_table(given)
+        self.quantiles.copy_(table)
         grains = self._grains(densities, self.ratios)
         shares = [float((grains == g).double().mean()) for g in range(self.layout.num_grains)]
         length = float(self.layout.lengths(grains).double().mean())
