@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -135,7 +136,7 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     """What torch.save wrote, of allowed types alone."""
     stubs = [type(name.rpartition(".")[2], (), {"__module__": name.rpartition(".")[0]}) for name in _IGNORED]
     try:
-        with torch.serialization.safe_globals(stubs):
+        with torch.serialization.safe_globals(stubs), warnings.catch_warnings(action="ignore"):
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
     except pickle.UnpicklingError as error:
         name = re.search(r"(?:GLOBAL|class|global) '?([A-Za-z_]\w*(?:\.\w+)+)'?", str(error))
@@ -158,7 +159,8 @@ def _damaged(file: Path, error: Exception) -> str:
         return f"{file}: a pointer of Git LFS; fetch the file itself, git lfs pull"
     if start.startswith((b"<!doctype", b"<html")):
         return f"{file}: a web page; download the file that it leads to"
-    return f"{file}: damaged, cut short or no file of weights ({brief(error)}); copy it again"
+    reason = brief(str(error).partition("WeightsUnpickler error:")[2] or error)
+    return f"{file}: damaged, cut short or no file of weights ({reason}); copy it again"
 
 
 def _nested(found: Mapping[str, Any], averages: bool | None) -> tuple[dict[str, Tensor], bool]:
