@@ -19,11 +19,12 @@ DUAL = CodeLayout((32, 32), ((8, 8), (4, 4)), 16)
 TRIPLE = CodeLayout((64, 64), ((16, 16), (8, 8), (4, 4)), 16)
 
 
-def make(layout, ratios=None, density=None, patch=2, expand=True, coarse_blocks=1, **routing):
-    """A tokenizer; density "feature" gives it a router that learns."""
+def make(layout, ratios=None, density=None, patch=2, expand=True, coarse_blocks=1, published=False, **routing):
+    """A tokenizer; density "feature" gives it a router that learns, `published` the forms of a published network."""
     torch.manual_seed(0)
     ratios = ratios or [1 / layout.num_grains] * layout.num_grains
-    size = TrunkSize(8, [1, 2], blocks=1, attention=[], patch=patch)
+    forms = {"extra_blocks": 1, "padding": "end", "upsampling": "own"} if published else {}
+    size = TrunkSize(8, [1, 2], blocks=1, attention=[], patch=patch, **forms)
     if density == "feature":
         router = FeatureRouter(layout, 8, ratios, **routing)
     else:
@@ -32,8 +33,11 @@ def make(layout, ratios=None, density=None, patch=2, expand=True, coarse_blocks=
         layout,
         GrainEncoder(layout, size, 8),
         router,
-        EMAQuantizer(layout.codebook_size, 8),
-        GrainDecoder(layout, size, 8, expand=expand, coarse_blocks=coarse_blocks),
+        EMAQuantizer(layout.codebook_size, 6 if published else 8),
+        GrainDecoder(
+            layout, size, 8, expand=expand, coarse_blocks=coarse_blocks, position="learned" if published else "fixed"
+        ),
+        projected_dim=6 if published else None,
     )
 
 

@@ -24,9 +24,9 @@ from graincode.tokenizer import CodingDensity, EntropyDensity, ReconstructionObj
     ],
     ids=str,
 )
-@pytest.mark.parametrize("expand", [True, False])
-def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expand):
-    tokenizer, images = make(layout, patch=patch, expand=expand), photographs(3, layout.image_size)
+@pytest.mark.parametrize("forms", [{}, {"expand": False}, {"published": True}], ids=str)
+def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, forms):
+    tokenizer, images = make(layout, patch=patch, **forms), photographs(3, layout.image_size)
     start(tokenizer, images)
     for parameter in tokenizer.decoder.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -40,8 +40,9 @@ def test_tokenize_and_detokenize_agree_with_the_trained_path(layout, patch, expa
     assert len(reconstruction.codes) == int(codes.lengths.sum())
 
 
-def test_every_part_gets_a_gradient_whatever_the_grains():
-    tokenizer, images = make(DUAL), photographs(2)
+@pytest.mark.parametrize("published", [False, True])
+def test_every_part_gets_a_gradient_whatever_the_grains(published):
+    tokenizer, images = make(DUAL, published=published), photographs(2)
     start(tokenizer, images)
     for ratios in ([1.0, 0.0], [0.5, 0.5], [0.0, 1.0]):
         tokenizer.zero_grad()
@@ -109,9 +110,10 @@ def test_images_of_another_size_and_codes_of_another_layout_are_refused():
         other.detokenize(tokenizer.tokenize(photographs(1)))
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("measure", [EntropyDensity(), CodingDensity("gain")], ids=str)
-def test_a_psnr_can_be_asked_for(measure):
-    tokenizer, images = make(DUAL, density=measure), photographs_with_detail(24)
+def test_a_psnr_can_be_asked_for(measure, published):
+    tokenizer, images = make(DUAL, density=measure, published=published), photographs_with_detail(24)
     tokenizer.eval()
     start(tokenizer, images)
 
