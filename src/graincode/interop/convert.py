@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -72,4 +73,4 @@ def import_tokenizer(family: str, path: Path, options: Options | None = None) ->
         "image_size": found.node["layout"]["image_size"],
         "graincode": version("graincode"),
     }
-    return Imported(module.eval(), found.node, origin, weights.outside | found.dropped)
+    return Imported(module.eval(), found.node, origin, dict(Counter(weights.outside) + Counter(found.dropped)))

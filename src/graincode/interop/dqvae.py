@@ -48,6 +48,7 @@ def translate(weights: Weights, options: Options) -> Translation:
     }
     if learned:
         router |= {"_target_": "graincode.tokenizer.FeatureRouter", "code_dim": code_dim, "norm": "group"}
+        router["budget"] = 20.0 if len(heads) == 2 else 1.0
         special["router.shares"] = lambda get: torch.tensor(ratios)
     else:
         span = _SPANS[options.entropy]
