@@ -12,6 +12,7 @@ from graincode.core.codes import GrainCodes
 from graincode.core.errors import Damaged, GraincodeError
 from graincode.core.layout import CodeLayout
 from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
+from graincode.data.loader import load_batches
 from graincode.files import write_json
 
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 300, 3)
@@ -146,3 +147,13 @@ def test_a_split_is_finished_if_it_is_what_was_written_of_these_images(path):
         damage(path / "other.json")
         assert not is_finished(path, "other", LAYOUT, IMAGES)
         shutil.rmtree(path / "other.json", ignore_errors=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_that_loads_codes_names_the_file_too(path, workers):
+    array = np.load(path / "train.indices.npy", "r+")
+    array[:] = 300
+    array.flush()
+    with pytest.raises(Damaged) as error:
+        list(load_batches(CodeDataset(path, "train"), [[0, 1], [2, 3]], workers))
+    assert error.value.line.startswith(f"{path}/train.*.npy is damaged")

@@ -214,7 +214,7 @@ def test_a_tracker_without_room_is_given_up(tmp_path, monkeypatch, caplog, capfd
         log.pictures(step, {"some": PICTURE})
     log.close()
     assert [record.message for record in caplog.records] == [
-        "tensorboard takes no more ([Errno 28] No space left on device): the run goes on without it"
+        "tensorboard cannot log ([Errno 28] No space left on device): the run goes on without it"
     ]
     assert "Traceback" not in capfd.readouterr().err
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]

@@ -126,7 +126,7 @@ class RunLog:
             getattr(self._tracker, method)(*arguments, **options)
         except Exception as error:  # of trackers' own kinds
             name, self._tracker = self._tracker.name, None
-            log.warning("%s takes no more (%s): the run goes on without it", name, brief(error))
+            log.warning("%s cannot log (%s): the run goes on without it", name, brief(error))
 
 
 def _position(line: Mapping[str, float]) -> LogPosition:
