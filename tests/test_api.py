@@ -11,7 +11,7 @@ from PIL import Image
 import graincode
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
-from graincode.core.images import as_floats, from_uint8
+from graincode.core.images import as_floats, from_uint8, to_uint8
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.sequences import to_sequences
 
@@ -70,6 +70,14 @@ def test_types_of_images_are_converted(tokenizer, pixels, dtype):
 def test_other_types_are_named(tokenizer, convert, expected):
     with pytest.raises(GraincodeError, match=f"^{expected}"):
         tokenizer.tokenize(convert(torch.ones(1, 3, 16, 16)))
+
+
+def test_other_objects_are_named_everywhere(tokenizer):
+    for function, value in ((from_uint8, [0]), (to_uint8, np.zeros(3))):
+        with pytest.raises(GraincodeError, match=r"^images of type .*graincode\.as_images"):
+            function(value)
+    with pytest.raises(GraincodeError, match=r"^codes=Tensor: expected GrainCodes"):
+        tokenizer.detokenize(torch.zeros(1, 4, 4).long())
 
 
 @pytest.mark.parametrize("values", [(0, 255), (-2, 2), (-1, 1.6), (float("nan"), 0), (float("-inf"), 0)])

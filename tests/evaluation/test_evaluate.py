@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch_fidelity import calculate_metrics
 
+from graincode.core.errors import GraincodeError
 from graincode.data import CodeDataset
+from graincode.evaluation.subjects import Folder
 from graincode.export import load_export
 from graincode.networks.features import Lite0Features
 
@@ -320,6 +322,15 @@ def test_images_and_references_that_cannot_be_measured_are_refused(folders, tmp_
 def test_images_are_looked_for_before_networks_are_downloaded(tmp_path):
     line = refused("evaluate", "features=inception", "images=split", "data=image_folder", f"data.root={tmp_path}")
     assert line.startswith(f"data.root={tmp_path}: ")
+
+
+def test_transparent_images_of_a_folder_are_on_a_background(tmp_path):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    for background, pixel in ("white", 255), ("#000", 0), ("none", 10):
+        images = Folder(str(tmp_path), background=background).open_reference(None, None).images
+        assert images.load(torch.tensor([0]))[0][0, 0, 0, 0] == pixel
+    with pytest.raises(GraincodeError, match=r"^background=whyte: "):
+        Folder(str(tmp_path), background="whyte")
 
 
 @pytest.mark.parametrize(

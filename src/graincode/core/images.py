@@ -13,14 +13,22 @@ from graincode.core.errors import GraincodeError, check
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1], of any shape, as uint8; values beyond are clamped. The inverse of `from_uint8`."""
+    _check_tensor(images)
     check("images", images.dtype, "floating point in [-1, 1]", images.is_floating_point())
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 images of any shape as float32 in [-1, 1], as networks take them."""
+    _check_tensor(images)
     check("images", images.dtype, "torch.uint8", images.dtype == torch.uint8)
     return images.float().div(127.5).sub(1)
+
+
+def _check_tensor(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        advice = "graincode.as_images makes one of arrays, Pillow images and files"
+        raise GraincodeError(f"images of type {type(images).__name__}: expected a tensor; {advice}")
 
 
 def as_floats(images: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -31,9 +39,7 @@ def as_floats(images: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     Raises:
         GraincodeError: it is no tensor, of another type, or has values beyond [-1, 1].
     """
-    if not isinstance(images, Tensor):
-        advice = "graincode.as_images makes one of arrays, Pillow images and files"
-        raise GraincodeError(f"images of type {type(images).__name__}: expected a tensor; {advice}")
+    _check_tensor(images)
     if images.dtype == torch.uint8:
         return from_uint8(images).to(dtype)
     expected = "floating point in [-1, 1], as from_uint8 makes them, or torch.uint8"

@@ -15,7 +15,7 @@ from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.layout import other_classes
 from graincode.core.prompts import CodePrefix
-from graincode.data.decoding import open_image
+from graincode.data.decoding import BACKGROUND, check_background, open_image
 from graincode.data.encoded import EncodedImages
 from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size
 from graincode.data.loader import in_order
@@ -172,6 +172,7 @@ class Folder:
     path: str
     image_size: int | Sequence[int] | None = None
     allow_outside: bool = False
+    background: str = BACKGROUND
 
     option: ClassVar[str] = "folder"
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -179,6 +180,7 @@ class Folder:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             check_image_size(self.image_size)
+        check_background(self.background)
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """The images; measures compare them as reconstructions with a reference of equal size and names."""
@@ -188,7 +190,7 @@ class Folder:
         else:
             _check_pairs(dataset, reference.images)
             stream = PairStream(dataset, reference.images, measures, *context.loading)
-        if any(path.lower().endswith((".jpg", ".jpeg")) for path in _paths(dataset)):
+        if any(path.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")) for path in _paths(dataset)):
             stream.warnings = ["the images were kept as JPEG, which changes them and every metric; keep them as PNG"]
         return stream.depending_on(images_hash=dataset.content_hash())
 
@@ -203,7 +205,7 @@ class Folder:
             files = image_files(path.resolve(), allow_outside=self.allow_outside)
             labels, crop = torch.zeros(len(files.paths), dtype=torch.long), "center" if wanted else "exact"
             size = wanted or open_image(files.name(0)).size[::-1]
-            return EncodedImages(path.name, "images", size, files, labels, crop=crop)
+            return EncodedImages(path.name, "images", size, files, labels, crop=crop, background=self.background)
         try:
             with open_npz(path) as arrays:
                 found = next((arrays[name] for name in ("arr_0", "images") if name in arrays.files), None)

@@ -156,6 +156,7 @@ class DQVAE(nn.Module):
     @torch.no_grad()
     def detokenize(self, codes: GrainCodes) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] that codes of this tokenizer's layout stand for."""
+        check("codes", type(codes).__name__, "GrainCodes, such as tokenize gives", isinstance(codes, GrainCodes))
         check_layouts(codes.layout, self.layout, "these codes", "this tokenizer")
         maps = []
         for g in range(self.layout.num_grains):
