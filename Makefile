@@ -59,7 +59,7 @@ size: $(READY) ## Count lines and time --help (ARGS="--rev REV ." compares; --te
 bench: $(READY) ## Time what matters against what it is compared with (ARGS="-k NAME" for some); writes runs/bench.json
 	@$(BIN)/python experiments/bench/run.py $(ARGS)
 
-soak: $(READY) ## Kill and damage trainings for 15 minutes, and compare what they end with (ARGS="--minutes 5" for less)
+soak: $(READY) ## Kill and damage trainings for 15 minutes, and compare what they end with (ARGS="--minutes 5", or "--writes 200")
 	@$(BIN)/python experiments/soak/run.py $(ARGS)
 
 train-stage1: $(READY) ## Train a tokenizer

@@ -1,6 +1,7 @@
 """What is lost when trainings are killed, or their disk fills up, or their states rot?
 
     make soak ARGS="--minutes 15 --seed 0 --only NAME --record"
+    make soak ARGS="--writes 200"      what writes.py does instead
 
 Trains both stages with tiny models on the CPU, once undisturbed (the references), and then again and again with faults:
 each disturbed run starts anew, goes on with the same command, and must end with the weights and the log of its
@@ -33,6 +34,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import writes
 from PIL import Image
 
 JOBS = {1: "train_tokenizer", 2: "train_generator"}
@@ -462,7 +464,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=FAULTS, metavar="NAME", help=", ".join(FAULTS))
     parser.add_argument("--record", action="store_true", help="write results.json and results.md")
+    parser.add_argument("--writes", type=int, metavar="COUNT", help="kill so many jobs at a change to a file instead")
     arguments = parser.parse_args()
+    if arguments.writes is not None:
+        sys.exit(writes.main(arguments.writes, arguments.seed, arguments.record))
     began, lock, runs = time.monotonic(), threading.Lock(), enumerate(plan(arguments.only))
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="graincode-soak-") as folder:

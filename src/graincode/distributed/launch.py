@@ -55,7 +55,8 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
         args = ("-P", "-m", "graincode.distributed.worker", entry, job, str(folder), os.getpid())
         with kept():
-            context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, DefaultLogsSpecs())
+            logs = DefaultLogsSpecs(str(folder))
+            context = start_processes(job, sys.executable, dict.fromkeys(envs, args), envs, logs)
         with _forwarding(context):
             failures = _watch(context, store if nodes > 1 else None)
         if failures:
