@@ -74,6 +74,29 @@ def test_samples_complete_what_is_given(inside, what, count, capsys):
         assert expected in refusal(capsys, "sample", *paths, *given, f"given.{what}={count}", *more)
 
 
+@pytest.mark.when(
+    "a generator of another order of tokens meets codes of its tokenizer",
+    "it takes them in its own order: codes do not depend on it",
+)
+def test_the_order_of_a_generators_tokens_is_its_own(inside):
+    codes, run = "runs/extract_codes/codes/codes", "rows"
+    command("train_generator", *TINY_GENERATOR, *TINY_TRAINER, f"codes_path={codes}", f"run_name={run}",
+            "generator.sequence.last_grain_order=rows", "generator.sequence.grain_starts=true")  # fmt: skip
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", f"generator_path=runs/train_generator/{run}/export"]
+    layout = graincode.load_generator(f"runs/train_generator/{run}/export").layout
+    assert (layout.last_grain_order, layout.grain_starts) == ("rows", True)
+    command("evaluate", *inside, *paths, "evaluation=likelihood", "images.split=val", f"run_name={run}")
+    bits = json.loads(Path(f"runs/evaluate/{run}/metrics.json").read_text())["metrics"]["bits_per_image"]
+    # its own evaluation at the end of training is of the same images and weights
+    assert bits == pytest.approx(result(Path(f"runs/train_generator/{run}"))["objective"], rel=1e-5)
+    command("sample", *paths, f"given.codes_path={codes}", "given.regions=5", "num_samples=3", f"run_name={run}")
+    real = CodeDataset(codes, "test")[range(3)].codes
+    known = CodePrefix.of_regions(GrainCodes(real.grains, real.indices, layout), 5).known_cells
+    assert 0 < known.double().mean() < 1
+    with np.load(f"runs/sample/{run}/samples.npz") as arrays:
+        assert np.array_equal(arrays["indices"][known.numpy()], real.indices[known].numpy())
+
+
 @pytest.mark.parametrize("conditioning", ["class", "none"])
 def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside, capsys):
     name, run = f"masked-{conditioning}", train_masked(conditioning)
