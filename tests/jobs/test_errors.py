@@ -119,7 +119,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["tokenizer.router._target_=graincode.tokenizer.No"], "tokenizer.router._target_=grain"),
         ("train_tokenizer", ["tokenizer.model.layout.codebook_size=3"], "type tokenizer.codebook_size"),
         ("train_tokenizer", ["tokenizer.model.encoder.code_dim=3"], "type tokenizer.code_dim"),
-        ("train_tokenizer", ["tokenizer.codebook_size=8,16"], "type tokenizer.codebook_size=[8,16] for a list, or add"),
+        ("train_tokenizer", ["tokenizer.codebook_size=8,16"], "codebook_size=8,16: add --multirun for a sweep"),
         ("train_tokenizer", ["experiment=ar_fashion"], "no generator: expected one of tok_fashion, "),
         ("train_tokenizer", ["=5"], "=5 cannot be read: type key=value"),
         ("train_tokenizer", ["~trainer"], "trainer is not set"),

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import select
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,11 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.schema import JOBS, config_directory, root_keys
+from graincode.config.typed import NoOverride, for_shell, readable
 from graincode.core.errors import GraincodeError, brief, one_line
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 from graincode.runs.identity import flatten
@@ -164,6 +166,8 @@ def ending(error: BaseException, job: str, arguments: Sequence[str]) -> Ending:
 # where Hydra says in words alone which key, or recipe, is wrong
 _UNKNOWN = re.compile(r"Could not (?:override|delete from config\.|append to config\.|delete) '\+*~?([^'=]+)")
 _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
+_THERE = re.compile(r"Multiple values for ([\w/@]+)\.|An item is already at '([\w.]+)'")
+_RESOLVING = r"^\w+ raised while resolving interpolation: "
 _SEVERAL = re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'")
 
 
@@ -179,12 +183,19 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     parser.add_argument("--config-dir", "-cd", type=lambda path: f"hydra.searchpath=[file://{Path(path).absolute()}]")
     flags, others = parser.parse_known_args(arguments)
     overrides = [override for override in (*others, flags.config_dir or "-") if not override.startswith("-")]
-    if bad := [override for override in overrides if override.startswith("=")]:
-        return f"{bad[0]} cannot be read: type key=value"
+    if isinstance(error, NoOverride):
+        return f"{error.words} cannot be read: {_of_no_override(error, job)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {error.message.splitlines()[0]}"
+        key, _, value = error.override.partition("=")
+        return f"{error.override} cannot be read: type {for_shell(key, value) if key else 'key=value'}"
     if several := _SEVERAL.search(text):
-        return "{0}={1}: type {0}=[{1}] for a list, or add --multirun for a sweep".format(*several.groups())
+        key, value = several.groups()
+        others = [override for override in overrides if override.split("=")[0].lstrip("+") != key]
+        return f"{key}={value}: {_of_several(key, value, compose(job, others))}add --multirun for a sweep"
+    if there := _THERE.search(text):
+        key = there.group(1) or there.group(2)
+        value = next((one.partition("=")[2] for one in overrides if one.startswith(f"+{key}=")), "")
+        return f"+{key}={value}: {key} is there already; type {key}={value}"
     recipe, unknown = _IN_RECIPE.search(str(error)), _UNKNOWN.search(text)
     key = unknown.group(1) if unknown else ""
     typed = {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
@@ -206,8 +217,27 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         return f"{group}={name}{why}: expected one of {', '.join(options(group, runtime)) or 'null'}"
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+            return f"{cause.full_key}: {re.sub(_RESOLVING, '', str(cause).splitlines()[0])}"
     return text
+
+
+def _of_several(key: str, value: str, cfg: DictConfig) -> str:
+    """How values with commas between them are typed for a key, beside those of a sweep."""
+    now = OmegaConf.select(cfg, key)
+    if key == "features" or isinstance(now, ListConfig) or (now is None and re.fullmatch(r"[\d.,eE+-]*", value)):
+        return f"type {key}=[{value}] for a list, or "
+    return f"type {for_shell(key, value)} for text, or " if now is None or isinstance(now, str) else ""
+
+
+def _of_no_override(error: NoOverride, job: str) -> str:
+    override = shlex.quote(f"{error.key}={error.value}")
+    if not error.key or not error.value:
+        return f"type {override}..." if error.key else "type key=value"
+    try:
+        compose(job, readable(job, [f"{error.key}={error.value}"]))
+    except (HydraException, OmegaConfBaseException, ValueError) as other:
+        return explain(other, job, [f"{error.key}={error.value}"])
+    return f"type {override}"
 
 
 def _of_unknown(key: str, value: str, job: str, cfg: DictConfig) -> str:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from graincode.config.errors import Ending, Keys, border, ending, list_groups
 from graincode.config.schema import config_directory
 from graincode.config.sweep import sweep_member, whole_sweep
+from graincode.config.typed import readable
 from graincode.core.errors import GraincodeError, brief, check, print_anything
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
@@ -64,7 +65,7 @@ def job_main(job: str) -> None:
             from graincode.config.validate import validate
             from graincode.distributed.launch import launch
 
-            validate(job, cfg)
+            validate(job, cfg, HydraConfig.get().overrides.task)
             cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
             hardware = build(cfg.hardware)
             with border(cfg):
@@ -75,6 +76,7 @@ def job_main(job: str) -> None:
 
     compose_and_run.__module__ = f"graincode.jobs.{job}"  # Hydra names the job after it
     with one_line_errors(), whole_sweep():
+        sys.argv = [sys.argv[0], *(typed := readable(job, typed))]
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, Keys, compose, explain, nearest
 from graincode.config.schema import KEYS, Range, config_directory, root_keys
+from graincode.config.typed import readable
 from graincode.core.errors import GraincodeError, brief
 from graincode.core.errors import check as check_value
 from graincode.runs.identity import flatten
@@ -27,15 +29,19 @@ Hints = dict[str, Any]
 def check(job: str, overrides: list[str]) -> DictConfig:
     """A job's configuration, composed and validated; raises a GraincodeError that says what the job itself would."""
     try:
+        overrides = readable(job, overrides)
         cfg = compose(job, overrides)
-        validate(job, cfg)
+        validate(job, cfg, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise GraincodeError(explain(error, job, overrides)) from error
     return cfg
 
 
-def validate(job: str, cfg: DictConfig) -> None:
+def validate(job: str, cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Check a composed configuration: that all is set, types of all that will be instantiated, ranges of a job's keys.
+
+    A value of another type is converted where that is certain: text that is a number, as an environment variable's, or
+    a number where text is expected, which is as it was typed (`overrides`). `~/` is the home directory.
 
     Raises:
         GraincodeError: naming the key and what to type.
@@ -48,13 +54,16 @@ def validate(job: str, cfg: DictConfig) -> None:
         if isinstance(value, str) and key != "experiment" and (config_directory() / key.replace(".", "/")).is_dir():
             raise GraincodeError(f"{key}={value}: expected settings; type {key.replace('.', '/')}={value}")
         name = key.rpartition(".")[2]
+        if key == f"features.{name}":
+            raise GraincodeError(f"{key}={value}: expected settings; type features={name}")
         is_filled_in = ".layout." in key or (".model." in key and f"{key.partition('.model.')[0]}.{name}" in flat)
         if is_filled_in and value and name != "_target_" and not REFERENCE.fullmatch(str(value)):
             raise GraincodeError(f"{key}={value}: the job fills it in; {nearest(key, {*Keys(cfg).values})}")
-    _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)})
+    typed = {name.lstrip("+"): text for name, _, text in (override.partition("=") for override in overrides)}
+    _check_node(cfg, raw, "", {key: KEYS.get(key, dict[str, Any]) for key in root_keys(job)}, typed)
 
 
-def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None) -> None:
+def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints | None, typed: dict[str, str]) -> None:
     if isinstance(target := node.get("_target_"), str):
         hints = _arguments(target, path)
     for key, value in node.items():
@@ -65,22 +74,36 @@ def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints |
             raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}{hint}' for hint in hints})}")
         if isinstance(value, dict):
             inner = {key.removeprefix(f"{name}."): hint for key, hint in KEYS.items() if key.startswith(f"{name}.")}
-            _check_node(cfg, value, f"{name}.", inner or None)
+            _check_node(cfg, value, f"{name}.", inner or None, typed)
         elif hints is not None and not isinstance(found := OmegaConf.select(cfg, name), DictConfig):
             reference = REFERENCE.fullmatch(str(value))
-            _check_value(cfg, reference.group(1) if reference else name, found, hints[key])
+            own = reference.group(1) if reference else name
+            _check_value(cfg, own, found, hints[key], typed.get(own))
 
 
-def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any) -> None:
+def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | None) -> None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if plain is None and "layout" in key.split("."):
         return  # what the job fills in
-    if type(plain) in (int, float) and not _fits(plain, hint) and _fits(str(plain), hint):
-        OmegaConf.update(cfg, key, plain := str(plain))
+    if (other := _converted(plain, hint, typed)) != plain:
+        OmegaConf.update(cfg, key, plain := other)
     check_value(key, plain, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
     for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
         if isinstance(rule, Range) and plain is not None:
             check_value(key, plain, rule.expected, bool(rule.holds(plain)))
+
+
+def _converted(value: Any, hint: Any, typed: str | None) -> Any:
+    """A value in the type that is expected, where that is certain."""
+    if isinstance(value, str) and _fits(value, hint):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    if isinstance(value, str):
+        with suppress(Exception):  # of YAML, whose errors are many
+            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+            return read if _fits(read, hint) else value
+    if isinstance(value, int | float) and not _fits(value, hint) and _fits(str(value), hint):
+        return typed or str(value)
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:

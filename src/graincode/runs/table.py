@@ -82,7 +82,8 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     Returns:
         the path of the table, in which a member without a result has its error.
     """
-    settings = [dict(override.lstrip("+").split("=", 1) for override in member["overrides"]) for member in members]
+    typed = [[override.lstrip("+").partition("=") for override in member["overrides"]] for member in members]
+    settings = [{name: value.strip("\"'") for name, _, value in overrides} for overrides in typed]
     names = dict.fromkeys(name for setting in settings for name in setting)
     varying = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
     rows, metrics = [], {}

@@ -1,0 +1,104 @@
+"""What is typed on a command line, as Hydra's grammar has it: text that it cannot read is text."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, get_args
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from graincode.config.schema import KEYS, root_keys
+
+_KEY_VALUE = re.compile(r"(?s)(\+{0,2})([\w$@:/.-]+)=(.*)")
+_HOME = re.compile(r"(^|,)~(?=/|,|$)")
+
+
+class NoOverride(HydraException):
+    """Words that are no override, such as `--seed 1`, and the key and value that they may stand for."""
+
+    def __init__(self, words: str, key: str, value: str) -> None:
+        super().__init__(words)
+        self.words, self.key, self.value = words, key, value
+
+
+def readable(job: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments that Hydra reads as they were meant.
+
+    A value that its grammar cannot read is quoted, unless it begins as a list, a mapping or a quotation; so is one of a
+    key that takes text and nothing else, such as `run_name=1e3`. `~` is the home directory.
+
+    Raises:
+        NoOverride: for words between the overrides.
+    """
+    parsed, flags = get_args_parser().parse_known_args(list(arguments))
+    overrides = {*parsed.overrides}
+    wrong = {*flags, *(word for word in overrides if not re.match(r"~|[^=]+=", word))}
+    if place := [i for i, word in enumerate(arguments) if word in wrong]:
+        raise _no_override(job, arguments, place[0])
+    sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in overrides
+    return [_readable(word, sweeps) if word in overrides else word for word in arguments]
+
+
+def _no_override(job: str, arguments: Sequence[str], place: int) -> NoOverride:
+    word, before = arguments[place], arguments[place - 1] if place else ""
+    key, _, value = re.sub("^-+", "", word).replace(":", "=", 1).partition("=")
+    if before.endswith("="):  # seed= 1
+        return NoOverride(f"{before} {word}", before[:-1], word)
+    if "=" in before and key.split(".")[0].split("/")[0] not in root_keys(job) and not word.startswith("-"):
+        return NoOverride(f"{before} {word}", *f"{before} {word}".split("=", 1))  # data.root=my photos
+    after = [*arguments[place + 1 : place + 3], "", ""]
+    used = 0
+    if not value and after[0].startswith("="):  # seed = 1, seed =1
+        value, used = (after[0][1:], 1) if after[0] != "=" else (after[1], 2)
+    elif not value and "=" not in after[0]:  # seed 1, --seed 1, seed: 1
+        value, used = after[0], 1
+    return NoOverride(" ".join(arguments[place : place + 1 + used]), key, value)
+
+
+def _readable(override: str, sweeps: bool) -> str:
+    if not (found := _KEY_VALUE.fullmatch(override)):
+        return override
+    plus, key, text = found.groups()
+    home = _HOME.sub(lambda match: match[1] + os.path.expanduser("~"), text)
+    read = parse(f"{key}={home}")
+    if read is None:
+        is_one_text = home[:1] not in ("[", "{", '"', "'") and not (sweeps and "," in home)
+        return f"{plus}{key}={quoted(home)}" if is_one_text else override
+    if key in _TEXTS and read.is_sweep_override() and sweeps and not re.search(r"[()'\"\[{\\]", home):
+        return f"{plus}{key}={','.join(quoted(part.strip()) for part in home.split(','))}"
+    if key in _TEXTS and isinstance(read.value(), bool | int | float):
+        return f"{plus}{key}={quoted(home)}"
+    if isinstance(value := read.value(), str) and value.startswith("~/"):  # which was quoted
+        return f"{plus}{key}={quoted(os.path.expanduser(value))}"
+    return f"{plus}{key}={home}"
+
+
+def parse(override: str) -> Override | None:
+    """An override as Hydra reads it, or None if it cannot."""
+    with suppress(HydraException):
+        return OverridesParser.create().parse_override(override)
+    return None
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar quotes it."""
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def for_shell(key: str, value: str) -> str:
+    """What to type in a shell to give a key a text."""
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or any(_is_text(part) for part in get_args(hint) if part is not type(None))
+
+
+_TEXTS = {key for key, hint in KEYS.items() if key != "experiment" and _is_text(hint)}

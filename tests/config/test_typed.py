@@ -1,0 +1,230 @@
+"""What is typed on a command line, whatever Hydra's grammar makes of it."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from graincode.config.typed import parse, quoted, readable
+from graincode.config.validate import check
+from graincode.core.errors import GraincodeError
+
+NAMES = [
+    "müller",
+    "写真",
+    "a=b",
+    "photos (1)",
+    "photos[1]",
+    "a{1}",
+    "a&b",
+    "a;b",
+    "a#b",
+    "a!b",
+    "100%",
+    "C:\\photos",
+    "it's",
+    'say "x"',
+    'it\'s "x"',
+    "ends\\",
+    "a'\\",
+    "a:b",
+    "a b",
+    "-x",
+    "a (1), b",
+    "$HOME",
+    "a\nb",
+    "null",
+    "choice(1,2",
+]
+FOLDER = ["data=image_folder", "data.image_size=32"]
+
+
+def value(job, key, *overrides):
+    return OmegaConf.select(check(job, list(overrides)), key)
+
+
+def refused(job, *overrides):
+    with pytest.raises(GraincodeError) as error:
+        check(job, list(overrides))
+    return error.value.line
+
+
+@pytest.mark.when("a path has signs such as = ( [ & or letters beyond ASCII", "it is taken as typed")
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_are_taken_as_they_are_typed(name):
+    (read,) = readable("train_tokenizer", [f"data.root=/home/{name}"])
+    assert str(parse(read).value()) == f"/home/{name}"
+    assert parse(f"x={quoted(name)}").value() == name
+
+
+def test_paths_reach_what_is_built_of_them():
+    assert value("train_tokenizer", "data.root", *FOLDER, "data.root=/müller/a=b (1)[2]") == "/müller/a=b (1)[2]"
+    assert value("evaluate", "images.path", "images=folder", "images.path=/a&b") == "/a&b"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "tokenizer.ratios=[0.5,0.5]",
+        "given.grains=[1",
+        "data.root='a b'",
+        "seed=1",
+        "~data",
+        "optimizer.lr=1e-3",
+        "+a={b:1}",
+        "hydra.job.chdir=true",
+        "data.root=",
+        "a=[b",
+        "x={y",
+    ],
+)
+def test_what_hydra_reads_and_what_begins_as_a_list_stays(typed):
+    assert readable("train_tokenizer", [typed]) == [typed]
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [
+        ("train_tokenizer", "runs_dir"),
+        ("train_tokenizer", "init_from"),
+        ("sample", "given.codes_path"),
+        ("evaluate", "cache_dir"),
+    ],
+)
+@pytest.mark.parametrize("shape", ["~/a b", "~/runs", '"~/runs"'])
+def test_the_home_directory_is_meant_by_a_tilde(job, key, shape, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert value(job, key, f"{key}={shape}") == f"/home/me/{shape.strip('~/').strip(chr(34)).strip('~/')}"
+
+
+def test_the_home_directory_of_a_data_set_and_in_sweeps(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert value("train_tokenizer", "data.root", *FOLDER, "data.root=~/photos") == "/home/me/photos"
+    assert readable("sample", ["-m", "runs_dir=~/a,~/b"]) == ["-m", 'runs_dir="/home/me/a","/home/me/b"']
+
+
+@pytest.mark.when("a name looks like a number, such as run_name=20241128_093000", "it stays as it is typed")
+@pytest.mark.parametrize("name", ["20241128_093000", "1e3", "007", "1_000", "0.50", "on", "true", "no"])
+def test_text_that_looks_like_a_number_stays_text(name):
+    assert value("train_tokenizer", "run_name", f"run_name={name}") == name
+    assert value("train_tokenizer", "data.root", *FOLDER, f"data.root={name}") == name
+    (_, read) = readable("train_tokenizer", ["--multirun", f"run_name={name},{name}x"])
+    assert [str(text).strip('"') for text in parse(read).sweep_string_iterator()] == [name, f"{name}x"]
+
+
+def test_null_is_no_text():
+    assert value("train_tokenizer", "run_name", "run_name=null") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "number"),
+    [
+        ("optimizer.lr", "1e-3", 1e-3),
+        ("trainer.steps", "500", 500),
+        ("tokenizer.ratios", "[0.25,0.75]", [0.25, 0.75]),
+        ("tokenizer.objective.pixel", "l1", "l1"),
+        ("logging.config", "true", True),
+        ("seed", "7", 7),
+    ],
+)
+def test_environment_variables_have_the_type_that_is_expected(key, text, number, monkeypatch):
+    monkeypatch.setenv("SETTING", text)
+    assert value("train_tokenizer", key, f"{key}=${{oc.env:SETTING}}") == number
+
+
+def test_environment_variables_of_another_kind_are_refused(monkeypatch):
+    monkeypatch.setenv("SETTING", "fast")
+    assert refused("train_tokenizer", "optimizer.lr=${oc.env:SETTING}") == "optimizer.lr=fast: expected a number"
+    assert refused("train_tokenizer", "optimizer.lr=${oc.env:NONE}").startswith("optimizer.lr: ")
+
+
+@pytest.mark.when("a setting is typed without =, such as --tokenizer dqvae or seed = 1", "the line says what to type")
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("--tokenizer dqvae", "tokenizer=dqvae"),
+        ("--tokenizer=dqvae", "tokenizer=dqvae"),
+        ("--seed 1", "seed=1"),
+        ("tokenizer dqvae", "tokenizer=dqvae"),
+        ("seed = 1", "seed=1"),
+        ("seed =1", "seed=1"),
+        ("seed= 1", "seed=1"),
+        ("seed: 1", "seed=1"),
+        ("tokenizer:dqvae", "tokenizer=dqvae"),
+        ("run_name=x --seed 1", "seed=1"),
+        ("data=image_folder data.root=my photos", "'data.root=my photos'"),
+        ("--steps 10", "trainer.steps"),
+        ("+experiment=tok_fashion", "experiment=tok_fashion"),
+        ("+tokenizer=dqvae", "tokenizer=dqvae"),
+        ("+seed=1", "seed=1"),
+        ("=5", "key=value"),
+    ],
+)
+def test_what_is_no_override_is_told_as_one(typed, advice):
+    line = refused("train_tokenizer", *typed.split())
+    assert line.endswith(f"type {advice}")
+    if "=" in advice and advice != "key=value":
+        check("train_tokenizer", shlex.split(advice))
+
+
+@pytest.mark.parametrize(
+    ("job", "key", "option"),
+    [
+        ("train_tokenizer", "tokenizer.router", "entropy"),
+        ("train_tokenizer", "tokenizer.size", "imagenet"),
+        ("train_tokenizer", "tokenizer.adversary", "patch"),
+        ("train_tokenizer", "tokenizer.quantizer", "ema"),
+        ("train_tokenizer", "tokenizer.perceptual", "lpips"),
+        ("train_generator", "generator.size", "small"),
+        ("train_generator", "generator.conditioning", "none"),
+        ("train_generator", "generator.block", "gpt"),
+    ],
+)
+def test_a_dot_for_a_slash(job, key, option):
+    group = key.replace(".", "/")
+    assert refused(job, f"{key}={option}") == f"{key}={option}: expected settings; type {group}={option}"
+
+
+def test_a_network_is_chosen_as_an_option():
+    assert refused("evaluate", "features.inception=x").endswith("type features=inception")
+
+
+@pytest.mark.parametrize(
+    ("job", "typed", "advice"),
+    [
+        ("train_tokenizer", "data.root=/a,b", "'data.root=\"/a,b\"'"),
+        ("train_tokenizer", "run_name=a,b", "'run_name=\"a,b\"'"),
+        ("extract_codes", "splits=train,val", "splits=[train,val]"),
+        ("extract_codes", "ratios=0.5,0.5", "ratios=[0.5,0.5]"),
+        ("evaluate", "features=lite0_112,lite0_224", "features=[lite0_112,lite0_224]"),
+    ],
+)
+def test_commas_are_told_by_what_the_key_takes(job, typed, advice):
+    more = FOLDER if typed.startswith("data.") else []
+    assert f"type {advice} for " in refused(job, *more, typed)
+    if not typed.startswith("run_name"):  # which takes no comma
+        check(job, [*more, *shlex.split(advice)])
+
+
+def test_numbers_with_commas_are_a_sweep_s():
+    assert refused("train_tokenizer", "tokenizer.codebook_size=8,16").endswith("8,16: add --multirun for a sweep")
+
+
+def test_a_list_that_is_not_closed_may_be_text():
+    line = refused("train_tokenizer", *FOLDER, "data.root=[x")
+    assert "data.root=[x cannot be read: type " in line
+    typed = shlex.split(line.rpartition("type ")[2])
+    assert value("train_tokenizer", "data.root", *FOLDER, *typed) == "[x"
+
+
+def test_nothing_named_tilde_is_made(tmp_path, monkeypatch):
+    from helpers import command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("graincode.jobs.sample.run", lambda cfg: Path(cfg.runs_dir).mkdir(parents=True) or 1.0)
+    command("sample", "runs_dir=~/runs")
+    assert sorted(os.listdir(tmp_path)) == ["home"]
+    assert (tmp_path / "home" / "runs").is_dir()
