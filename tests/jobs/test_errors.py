@@ -168,6 +168,15 @@ def test_a_gpu_without_memory(job, less, capsys, tmp_path, monkeypatch):
     assert line.startswith(f"error: CUDA out of memory. Tried to allocate 2.00 GiB: type {less}")
 
 
+@pytest.mark.when("runs_dir of a sweep cannot be written to", "one line names the place")
+def test_a_sweep_without_a_place_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    line = refusal(capsys, "train_tokenizer", "--multirun", "runs_dir=file", "seed=0,1")
+    assert line.startswith("error: file/sweeps")
+    assert "runs_dir=" in line
+
+
 def test_a_directory_without_images(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -115,6 +115,7 @@ def border(cfg: DictConfig) -> Iterator[None]:
         raise GraincodeError(line) from error
 
 
+_UNUSABLE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG
 _UNREAD = 141  # as a shell has it of a command that wrote to `head` for too long
 
 
@@ -155,12 +156,16 @@ def ending(error: BaseException, job: str, arguments: Sequence[str]) -> Ending:
         return Ending(130, "interrupted: the same command goes on from the last checkpoint")
     if isinstance(error, SystemExit):
         return Ending(int(error.code or 0), "stopped")
+    debug = error if os.environ.get("GRAINCODE_DEBUG") else None
+    if isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename:  # Hydra's directory of a sweep, say
+        advice = "make it a place to write to, or give another, such as by runs_dir="
+        return Ending(2, one_line(f"{error.filename}: {error.strerror}; {advice}"), debug)
     ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
     if not ours and "Config group override" not in str(error):
         return Ending(1, f"{type(error).__name__}: {brief(error)}", error)
     who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
     line = who + one_line(explain(error, job, arguments))
-    return Ending(2, line, error if os.environ.get("GRAINCODE_DEBUG") else None)
+    return Ending(2, line, debug)
 
 
 # where Hydra says in words alone which key, or recipe, is wrong
