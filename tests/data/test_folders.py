@@ -72,9 +72,74 @@ def test_a_missing_split_is_taken_out_of_train(tmp_path, given, missing):
     assert files["train"] == names - files[missing]
 
 
-def test_a_class_may_be_named_train(tmp_path):
-    write_images(tmp_path, *(f"{label}/{i}.png" for label in ("train", "bus") for i in range(5)))
-    assert ImageFolder(str(tmp_path), splits="none").class_names == ("bus", "train")
+def two_classes(*folders: str, count: int = 4) -> list[str]:
+    return [f"{folder}/{label}/{i}.png" for folder in folders for label in "ab" for i in range(count)]
+
+
+@pytest.mark.when("split folders are called training, valid, validation, dev or testing", "they are the splits")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("Train", "Val", "Test"),
+        ("TRAINING", "Dev", "TEST"),
+        ("train", "valid", None),
+        ("training", None, "testing"),
+        ("Training", None, None),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "mydata/", "mydata/images/"])
+def test_split_folders_by_all_their_names(tmp_path, names, around):
+    write_images(tmp_path, *two_classes(*(f"{around}{name}" for name in names if name)))
+    source = ImageFolder(str(tmp_path), image_size=8)
+    assert source.class_names == ("a", "b")
+    files = files_of(source, tmp_path)
+    for split, name in zip(SPLITS, names, strict=True):
+        assert {file.removeprefix(around).split("/")[0] for file in files[split]} == {name or names[0]}
+    assert sum(map(len, files.values())) == 8 * sum(map(bool, names))
+
+
+def test_folders_without_images_and_junk_are_no_classes(tmp_path, caplog):
+    write_images(tmp_path, *two_classes("train"), "__MACOSX/train/1.png", "@eaDir/2.png", ".cache/3.png")
+    write_files(tmp_path, {"annotations/train.json": b"{}", "README.md": b""})
+    source = ImageFolder(str(tmp_path), image_size=8)
+    assert source.class_names == ("a", "b")
+    assert sum(map(len, files_of(source, tmp_path).values())) == 8
+
+
+def test_what_lies_beside_two_split_folders_is_left_out_and_counted(tmp_path, caplog):
+    write_images(tmp_path, *two_classes("train", "val"), "masks/1.png", "masks/2.png", "logo.png")
+    source = ImageFolder(str(tmp_path), image_size=8)
+    assert source.class_names == ("a", "b")
+    assert len(source.split("val")) == 8
+    (line,) = caplog.messages
+    assert "left out 3 images beside its splits" in line
+
+
+@pytest.mark.when(
+    "a folder called train stands among class folders", "the run stops and says what to type, data.splits=none"
+)
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("train", "bus"), "'train'"),
+        (("test", "bus"), "'test'"),
+        (("val", "test"), "'test'"),
+        (("dev",), "'dev'"),
+        (("train", "val", "valid"), "'valid'"),
+        (("train", "Train"), "'Train'"),
+        (("vehicles/train", "vehicles/bus"), "vehicles"),
+    ],
+)
+def test_a_split_name_among_classes_is_asked_about(tmp_path, folders, named):
+    write_images(tmp_path, *(f"{folder}/{i}.png" for folder in folders for i in range(5)))
+    with pytest.raises(GraincodeError) as error:
+        ImageFolder(str(tmp_path)).split("train")
+    one_line(error, str(tmp_path), named, "move one away")
+    whole = ImageFolder(str(tmp_path), splits="none")
+    assert whole.class_names == tuple(sorted({folder.split("/")[0] for folder in folders}))
+    assert sum(len(whole.split(name)) for name in SPLITS) == 5 * len(folders)
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -125,6 +190,7 @@ def test_too_few_images_for_the_splits(tmp_path):
         {"image_size": [64, -1]},
         {"crop": "random"},
         {"classes": "names"},
+        {"splits": "train"},
         {"test_fraction": 0.4, "val_fraction": 0.6},
         {"val_fraction": -0.1},
         {"test_fraction": float("nan")},

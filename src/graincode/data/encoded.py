@@ -55,6 +55,10 @@ class Files:
     def read(self, index: int) -> bytes:
         return read_file(self.base / self.paths[index])
 
+    def beside(self, name: str) -> bytes | None:
+        """The content of a file of the directory that may be no image; None if it is not there."""
+        return read_file(self.base / name) if os.path.lexists(self.base / name) else None
+
     def of(self, paths: Sequence[str]) -> Self:
         """Some of these files."""
         return replace(self, paths=paths)

@@ -66,7 +66,8 @@ class FileSource(EncodedSource):
         for base in (self._root / folder for folder in folders):
             if all((base / name).is_dir() for name in ("", *inside)):
                 return base
-        raise GraincodeError(f"{self._origin}: expected {' and '.join(inside) or 'images'} in it or its {folders[-1]}")
+        where = " or its ".join(("it", *filter(None, folders)))
+        raise GraincodeError(f"{self._origin}: expected {' and '.join(inside) or 'images'} in {where}")
 
 
 @dataclass(eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,9 +39,8 @@ class ZipFiles(Files):
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
         return read_file(self.archive, offset + _LOCAL_HEADER + lengths, size)
 
-    def labels(self) -> bytes | None:
-        """The content of its dataset.json, if it has one."""
-        return self._content(LABELS) if LABELS in self.members else None
+    def beside(self, name: str) -> bytes | None:
+        return self._content(name) if name in self.members else None
 
 
 def zip_files(path: Path) -> ZipFiles:
@@ -70,13 +68,9 @@ def read_labels(files: Files) -> dict[str, int] | None:
     Raises:
         GraincodeError: it is damaged, or lacks an image.
     """
-    file, content = files.base / LABELS, b"null"
-    if isinstance(files, ZipFiles):
-        content = files.labels() or content
-    elif os.path.lexists(file):
-        content = read_file(file)
+    file, content = files.base / LABELS, files.beside(LABELS)
     try:
-        found = json.loads(content)
+        found = None if content is None else json.loads(content)
         if not isinstance(found, dict) or "labels" not in found:
             return None
         if found["labels"] is None:
