@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import http.server
 import pickle
+import re
 import socket
 import struct
 import tarfile
@@ -148,7 +149,7 @@ def site(tmp_path, monkeypatch, request):
         for source in SOURCES.values():
             monkeypatch.setattr(source, "url", f"http://127.0.0.1:{server.server_port}")
             monkeypatch.setattr(source, "installed", ())
-            sums = {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in source.downloads}
+            sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in source.downloads}
             monkeypatch.setattr(source, "downloads", sums)
         yield folder
         server.shutdown()
@@ -189,9 +190,9 @@ def test_a_download_has_a_time_limit_and_leaves_none_behind(site, monkeypatch):
 
     def refuse(*_):
         seen.append(socket.getdefaulttimeout())
-        raise RuntimeError("no network")
+        raise OSError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", refuse)
     before = socket.getdefaulttimeout()
     with pytest.raises(GraincodeError):
         CIFAR10().split("train")
@@ -199,8 +200,38 @@ def test_a_download_has_a_time_limit_and_leaves_none_behind(site, monkeypatch):
     assert socket.getdefaulttimeout() == before
 
 
-def test_addresses_are_safe():
+@pytest.mark.when("a download is sent on to an address without https, or is another file", "nothing of it is kept")
+def test_addresses_are_safe(site, monkeypatch):
+    def send_on(handler):
+        handler.send_response(302)
+        handler.send_header("Location", f"http://127.0.0.1:{handler.server.server_port}/elsewhere{handler.path}")
+        handler.end_headers()
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", send_on)
+    for source in SOURCES.values():
+        with pytest.raises(GraincodeError) as error:
+            source().split("train")
+        one_line(error, "elsewhere", "not https")
+        assert list(source.cache().iterdir()) == []
+    monkeypatch.undo()
     assert all(source.url.startswith("https://") for source in SOURCES.values())
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", value) for source in SOURCES.values() for value in source.downloads.values()
+    )
+
+
+def test_of_an_archive_nothing_else_is_unpacked(site, tmp_path, monkeypatch):
+    archive = site / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "cifar", "cifar-10-batches-bin")
+        for name, kind in (("../outside", tarfile.REGTYPE), ("x/data_batch_1.bin", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    monkeypatch.setattr(CIFAR10, "downloads", {archive.name: hashlib.sha256(archive.read_bytes()).hexdigest()})
+    assert all(sizes(CIFAR10()).values())
+    assert {path.name for path in CIFAR10.cache().iterdir()} == set(CIFAR10.files)
+    assert not list(tmp_path.rglob("outside"))
 
 
 # damaged files
@@ -222,9 +253,14 @@ def corrupt_contents() -> dict[str, bytes]:
         "other size": gzip.compress(idx(np.zeros((10, 32, 32), dtype=np.uint8))),
         "labels instead": gzip.compress(idx(np.zeros(10, dtype=np.uint8))),
         "other count": gzip.compress(idx(images[:9])),
+        "255 dimensions": gzip.compress(b"\x00\x00\x08\xff" + idx(images)[4:]),
+        "a count beyond the file": gzip.compress(idx(images)[:4] + b"\xff" * 4 + idx(images)[8:]),
+        "sizes beyond the file": gzip.compress(idx(images)[:4] + b"\xff" * 12 + idx(images)[16:]),
+        "a bomb": gzip.compress(bytes(2**27)),
     }
 
 
+@pytest.mark.when("an IDX file says other sizes than it has, or unpacks to gigabytes", "it is refused by name")
 @pytest.mark.parametrize("kind", corrupt_contents())
 def test_a_corrupt_idx_file_is_named(tmp_path, kind):
     write_fashion(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from graincode.core.errors import GraincodeError
 from graincode.data.encoded import EncodedImages
 from graincode.data.images import fingerprint_of
-from graincode.files import build_once, cache_root, new_directory, replacing
+from graincode.files import build_once, cache_root, new_directory, read_array, replacing
 
 CACHE_FORMAT = 1
 _CHUNK = 64
@@ -39,36 +41,32 @@ class CachedImages(EncodedImages):
         needed = len(self) * (3 * math.prod(self.image_size) + 8)
         subject = f"the {needed} bytes of the {self.split} images of {self.name}"
         build_once(self._folder, subject, lambda: self._build(needed), self._is_whole)
-        labels, corrupt = self._small("labels"), self._small("corrupt")
+        labels, corrupt = self._array("labels", "i", len(self)), self._array("corrupt", "i", None)
         if len(corrupt) and self.on_corrupt == "error":
             self._shown(corrupt[0])  # raises the error that names it
         for index in corrupt[~self.corrupt[corrupt].numpy()]:  # building it has not just said so
             self._skip(index, "when it was cached")
-        self.labels = torch.from_numpy(labels)
+        self.labels = torch.from_numpy(labels).long()
 
     def _is_whole(self) -> bool:
         try:
-            labels, corrupt = self._small("labels"), self._small("corrupt")
-            shapes = self._images.shape, self._images.dtype, labels.shape, corrupt.ndim
-            known = not len(corrupt) or 0 <= corrupt.min() <= corrupt.max() < len(self)
-            known = known and np.isin(labels, self.labels.numpy()).all()
-            is_whole = known and shapes == ((len(self), 3, *self.image_size), np.uint8, (len(self),), 1)
-        except (OSError, ValueError, EOFError):
-            is_whole = False
-        if not is_whole:
-            self.__dict__.pop("_images", None)
-        return is_whole
+            images = self._array("images", "u", *self._shape, mapped=True)
+            labels, corrupt = self._array("labels", "i", len(self)), self._array("corrupt", "i", None)
+        except GraincodeError:
+            return False
+        known = not len(corrupt) or 0 <= corrupt.min() <= corrupt.max() < len(self)
+        return bool(known and images.dtype == np.uint8 and np.isin(labels, self.labels.numpy()).all())
 
-    def _small(self, name: str) -> np.ndarray:
-        """One of the arrays beside the images; mapped first, so that no size is believed that is not there."""
-        array = np.load(self._folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.int64:
-            raise ValueError(f"{name} of {array.dtype}")
-        return np.array(array)
+    def _array(self, name: str, kinds: str, *shape: int | None, mapped: bool = False) -> np.ndarray:
+        return read_array(self._folder / f"{name}.npy", kinds, shape, "remove its folder", mapped)
 
     @cached_property
     def _images(self) -> np.ndarray:
-        return np.load(self._folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        return self._array("images", "u", *self._shape, mapped=True)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return len(self), 3, *self.image_size
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker process that is not forked maps the file itself: pickled, the whole of it would be copied
@@ -79,8 +77,8 @@ class CachedImages(EncodedImages):
 
     def content_hash(self) -> str:
         file = self._folder / "content_hash"
-        if file.is_file():
-            return file.read_text()
+        if file.is_file() and re.fullmatch("[0-9a-f]{64}", known := file.read_text(errors="replace")):
+            return known
         digest = super().content_hash()
         with suppress(OSError), replacing(file) as partial:  # a cache that others share may be read-only
             partial.write_text(digest)
@@ -90,8 +88,8 @@ class CachedImages(EncodedImages):
         if (free := shutil.disk_usage(self._folder.parent).free) < needed:
             raise OSError(errno.ENOSPC, f"{free} bytes are free")
         with new_directory(self._folder) as partial, ThreadPoolExecutor(os.cpu_count()) as threads:
-            path, shape = partial / "images.npy", (len(self), 3, *self.image_size)
-            offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).offset
+            path = partial / "images.npy"
+            offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=self._shape).offset
 
             def write(rows: Tensor) -> Tensor:
                 """Decode images into the file; a full disk is an error so, and would be a bus error in a mapped one."""

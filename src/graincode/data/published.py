@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
+import itertools
 import logging
 import math
 import os
 import struct
+import tarfile
+import urllib.request
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.rng import permutation
-from graincode.data.encoded import read_file
+from graincode.data.encoded import MAX_BYTES, read_file
 from graincode.data.images import SPLITS, TensorImages
 from graincode.files import cache_root, network_timeout, scratch_directory
 
 _SPLIT_KEY = 0xFA5410
+_LARGEST = 2**26  # bytes of a file, decompressed
 _logger = logging.getLogger(__name__)
 
 
@@ -52,7 +59,7 @@ class PublishedImages(ABC):
     folder: ClassVar[str]  # where they usually are below a root
     installed: ClassVar[tuple[Path, ...]] = ()  # where packages have them
     url: ClassVar[str]  # of the folder at the publisher's, over https
-    downloads: ClassVar[dict[str, str]]  # MD5 of the files or archives there
+    downloads: ClassVar[dict[str, str]]  # SHA-256 of the files or archives there
     advice: ClassVar[str] = ""  # if they cannot be downloaded
     one_in: ClassVar[int]
 
@@ -75,7 +82,11 @@ class PublishedImages(ABC):
     def _parsed(self, path: Path) -> np.ndarray:
         content = read_file(path)
         try:
-            return self._parse(bytearray(gzip.decompress(content) if path.suffix == ".gz" else content), path.name)
+            if path.suffix == ".gz":
+                content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_LARGEST + 1)
+            if len(content) > _LARGEST:
+                raise ValueError(f"more than {_LARGEST} bytes")
+            return self._parse(bytearray(content), path.name)
         except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
             raise _corrupt(path, str(error)) from error
 
@@ -109,27 +120,49 @@ class PublishedImages(ABC):
         check("root", root, f"{', '.join(self.files)} in it or in its {self.folder}", root is None)
         try:
             self._download(cache)
-        except (OSError, RuntimeError) as error:
+        except (OSError, tarfile.TarError) as error:
             reason = f"{self.name} is not in {cache} and cannot be downloaded ({' '.join(str(error).split())})"
             ways = f"connect to the network, set GRAINCODE_CACHE to another folder{self.advice}, or give its root"
             raise GraincodeError(f"{reason}: {ways}") from error
         return self.found(cache)
 
     def _download(self, cache: Path) -> None:
-        from torchvision.datasets.utils import download_url, extract_archive  # takes seconds
-
         cache.mkdir(parents=True, exist_ok=True)
         # whole files are moved out of a temporary directory, so that other processes never see half of one
         with scratch_directory(cache, "downloading") as scratch, network_timeout():
-            for file, md5 in self.downloads.items():
-                download_url(f"{self.url}/{file}", str(scratch), file, md5)
-                if file.endswith(".tar.gz"):
-                    extract_archive(str(scratch / file), str(scratch))
-            found = self.found(scratch) or self.found(scratch / self.folder)
+            for file, sha256 in self.downloads.items():
+                content = _fetched(f"{self.url}/{file}", sha256)
+                if not file.endswith(".tar.gz"):
+                    (scratch / file).write_bytes(content)
+                    continue
+                with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+                    for member in tar:
+                        if (name := member.name.rpartition("/")[2]) in self.files and member.isreg():
+                            (scratch / name).write_bytes(tar.extractfile(member).read())
+            found = self.found(scratch)
             if len(found) < len(self.files):
                 raise OSError(f"files are missing in what {self.url} has")
             for path in found.values():
                 os.replace(path, cache / path.name)
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """Follows no server to an address that is not https."""
+
+    def redirect_request(self, *request: Any) -> urllib.request.Request | None:
+        if not request[-1].startswith("https://"):
+            raise OSError(f"sent on to {request[-1]}, which is not https")
+        return super().redirect_request(*request)
+
+
+def _fetched(url: str, sha256: str) -> bytes:
+    """What a server has; an OSError if that is another file."""
+    with urllib.request.build_opener(_OnlyHttps).open(url) as answer:
+        chunks = itertools.islice(iter(lambda: answer.read(2**20), b""), MAX_BYTES // 2**20)
+        content = b"".join(tqdm(chunks, url.rpartition("/")[2], unit=" MiB", leave=False))
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise OSError(f"{url} has another file than was published")
+    return content
 
 
 class CIFAR10(PublishedImages):
@@ -139,7 +172,7 @@ class CIFAR10(PublishedImages):
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     files = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
     url = "https://www.cs.toronto.edu/~kriz"
-    downloads: ClassVar = {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
+    downloads: ClassVar = {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"}
 
     def _parse(self, content: bytearray, file: str) -> np.ndarray:
         return _labelled(np.frombuffer(content, np.uint8).reshape(-1, 3073))  # a byte of label, three planes of bytes
@@ -160,10 +193,10 @@ class FashionMNIST(PublishedImages):
     installed = (Path("/usr/share/datasets/fashion-mnist"),)
     url = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion"
     downloads: ClassVar = {
-        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     }
     advice = ", run experiments/data/fashion_mnist.py, which takes it from a Debian package"
 

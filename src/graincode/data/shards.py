@@ -144,8 +144,10 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("it has no end mark, so it is cut short")
         file.seek(end)
         rest = file.read(_TAIL)
-        filled = len(rest) - len(rest.lstrip(b"\0"))
-        start = end + filled // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE if filled < len(rest) else None
+        zeros = (len(rest) - len(rest.lstrip(b"\0"))) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        if not zeros:  # where tarfile ends without a word
+            raise tarfile.ReadError(f"no header at byte {end}")
+        start = end + zeros if zeros < len(rest) else None
 
 
 def _label(file: BinaryIO, member: tarfile.TarInfo, shard: Path) -> int:
