@@ -253,6 +253,22 @@ def test_weights_that_do_not_belong_are_refused(tokenizer, change):
     assert "\n" not in str(error.value)
 
 
+def test_weights_larger_than_the_machine_s_memory_are_not_read(tokenizer):
+    size = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with (tokenizer / "weights.safetensors").open("r+b") as opened:
+        opened.truncate(size)  # which takes no room
+    with pytest.raises(GraincodeError, match="larger than the memory of this machine"):
+        graincode.load_tokenizer(tokenizer)
+
+
+def test_weights_that_are_not_finite_are_not_exported(tokenizer, tmp_path):
+    model, config = graincode.load_tokenizer(tokenizer), upgraded(tokenizer, "tokenizer")
+    model.decoder.last.bias.data[0] = torch.nan
+    with pytest.raises(GraincodeError, match=r"'decoder\.last\.bias' has NaN"):
+        export.save_export(tmp_path / "new", "tokenizer", config, model)
+    assert not (tmp_path / "new").exists()
+
+
 HOSTILE = [
     None, -1, 0, 10**9, 10**30, 1e308, float("nan"), "x", "\x1b[31m\n", True, [], {}, [1] * 5000, [[10**6] * 3] * 3,
     {TARGET: "os.system", "command": "exit"}, {"_args_": [1]}, {TARGET: "graincode.tokenizer.GrainEncoder"},

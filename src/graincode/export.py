@@ -84,10 +84,11 @@ def save_export(
     """Write a module's weights, the resolved node that it was built from, and its origin; returns the identity.
 
     Raises:
-        GraincodeError: the path exists, unless this `replaces` it, the disk is full, or the configuration names a class
-            that could not be loaded.
+        GraincodeError: the path exists, unless this `replaces` it, the disk is full, a weight is not finite, or the
+            configuration names a class that could not be loaded.
     """
     _check_targets(config, path)
+    _check_finite(module.state_dict())
     with new_directory(path, replaces) as partial:
         file = partial / "weights.safetensors"
         try:
@@ -195,6 +196,8 @@ def _map_weights(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as opened:
         if int.from_bytes(opened.read(8), "little") > _LARGEST:
             raise ValueError("weights.safetensors has no header, or too large a one")
+    if hasattr(os, "sysconf") and file.stat().st_size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise ValueError("weights.safetensors is larger than the memory of this machine")  # on disk it may be empty
     return load_file(file)
 
 
