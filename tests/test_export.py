@@ -210,6 +210,7 @@ def test_a_configuration_asks_for_no_more_than_weights_hold(tmp_path, name, chan
         GraincodeError, match=r"asks for a larger model than weights.safetensors holds|expected 119 shares"
     ):
         export.load_export(path, "tokenizer" if name == "tokenizer" else "generator")
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.when("weights have NaN or infinite values", "the export is refused, with the tensor's name")

@@ -215,6 +215,8 @@ class _Bounded(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch._C._set_grad_enabled:  # `no_grad` ends with it, after an error too
+            return function(*args, **kwargs)
         if function in self._sized:
             size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
             self._left -= math.prod(size)

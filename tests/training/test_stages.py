@@ -36,7 +36,7 @@ def test_evaluated_items_are_spread_over_the_validation_set(kind, monkeypatch):
 def test_the_cases_have_a_process_whose_whole_batch_is_coarse():
     stage, start = tokenizer_stage(False, "gan")
     start()
-    grains = stage.trainables[0].module.route(images(False)[range(24)].images).grains.flatten(1)
+    grains = stage.trainables[0].module.eval().route(images(False)[range(24)].images).grains.flatten(1)
     codes = Codes().codes.grains.flatten(1)
     for coarse, windows in (
         ((grains == 0).all(dim=1), None),
