@@ -41,28 +41,28 @@ class CachedImages(EncodedImages):
         needed = len(self) * (3 * math.prod(self.image_size) + 8)
         subject = f"the {needed} bytes of the {self.split} images of {self.name}"
         build_once(self._folder, subject, lambda: self._build(needed), self._is_whole)
-        labels, corrupt = self._array("labels", "i", len(self)), self._array("corrupt", "i", None)
+        labels, corrupt = self._array("labels", np.int64, len(self)), self._array("corrupt", np.int64, None)
         if len(corrupt) and self.on_corrupt == "error":
             self._shown(corrupt[0])  # raises the error that names it
         for index in corrupt[~self.corrupt[corrupt].numpy()]:  # building it has not just said so
             self._skip(index, "when it was cached")
-        self.labels = torch.from_numpy(labels).long()
+        self.labels = torch.from_numpy(labels)
 
     def _is_whole(self) -> bool:
         try:
-            images = self._array("images", "u", *self._shape, mapped=True)
-            labels, corrupt = self._array("labels", "i", len(self)), self._array("corrupt", "i", None)
+            self._array("images", np.uint8, *self._shape, mapped=True)
+            labels, corrupt = self._array("labels", np.int64, len(self)), self._array("corrupt", np.int64, None)
         except GraincodeError:
             return False
         known = not len(corrupt) or 0 <= corrupt.min() <= corrupt.max() < len(self)
-        return bool(known and images.dtype == np.uint8 and np.isin(labels, self.labels.numpy()).all())
+        return bool(known and np.isin(labels, self.labels.numpy()).all())
 
-    def _array(self, name: str, kinds: str, *shape: int | None, mapped: bool = False) -> np.ndarray:
-        return read_array(self._folder / f"{name}.npy", kinds, shape, "remove its folder", mapped)
+    def _array(self, name: str, kind: type[np.generic], *shape: int | None, mapped: bool = False) -> np.ndarray:
+        return read_array(self._folder / f"{name}.npy", kind, shape, "remove its folder", mapped)
 
     @cached_property
     def _images(self) -> np.ndarray:
-        return self._array("images", "u", *self._shape, mapped=True)
+        return self._array("images", np.uint8, *self._shape, mapped=True)
 
     @property
     def _shape(self) -> tuple[int, ...]:
