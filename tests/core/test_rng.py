@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
+from graincode.core.errors import GraincodeError
 from graincode.core.rng import SampleRng, permutation, uniforms
 
 """Random numbers by seed, index and purpose."""
@@ -25,3 +27,17 @@ def test_random_numbers_belong_to_their_sample():
     assert len({float(value) for value in together.flatten()}) == 60
     assert sorted(permutation(3, 1, 100)) == list(range(100))
     assert (permutation(3, 1, 100) != permutation(3, 2, 100)).any()
+
+
+@pytest.mark.when("a seed is not a whole number from 0 to 2^57 - 1", "it is refused, in Python as on the command line")
+@pytest.mark.parametrize("seed", [0.7, 1.0, -1, 2**57, True, "1", None, torch.tensor(1.5)])
+def test_seeds_are_refused(seed):
+    with pytest.raises(GraincodeError, match=r"^seed="):
+        SampleRng(seed, torch.arange(2))
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**57 - 1, np.int64(3)])
+def test_seeds_hold_beyond_32_bits(seed):
+    drawn = torch.cat([SampleRng(own, torch.arange(2)).uniforms(10, 4) for own in (seed, seed - 1)])
+    assert len(drawn.unique()) == 16
+    assert not torch.equal(uniforms(seed, [0], 4), uniforms(seed - 1, [0], 4))

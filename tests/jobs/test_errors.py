@@ -85,7 +85,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["features=null"], "features=null: expected one of inception, "),
         ("evaluate", ["evaluation.inception_splits=0"], "evaluation.inception_splits=0: expected 1 or more"),
         ("evaluate", ["evaluation.precision_neighbours=0"], "precision_neighbours=0: expected 1 or more"),
-        ("evaluate", ["seed=4294967296"], "expected 0 or more, below 2^32"),
+        ("evaluate", ["seed=144115188075855872"], "expected 0 or more, below 2^57"),
         ("evaluate", ["keep=jpeg"], "keep=jpeg: expected one of png, npz, null"),
         ("evaluate", ["reference=statistics"], "reference.path is not set: type reference.path="),
         ("evaluate", ["images=reconstructions"], "images=reconstructions: expected samples, split or folder"),

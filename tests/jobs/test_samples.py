@@ -120,7 +120,7 @@ def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside
     assert 16 <= record["metrics"]["codes_per_image"] <= 64
     for job, more, expected in (
         ("sample", ["sampler=autoregressive"], "sampler=autoregressive: expected auto or masked"),
-        ("evaluate", [*inside, "evaluation=likelihood"], "expected one with a likelihood"),
+        ("evaluate", [*inside, "evaluation=likelihood"], "export: generator=DGiTNAR: expected one with a likelihood"),
     ):
         with pytest.raises(SystemExit):
             command(job, *paths, *more)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 import graincode
-from graincode.core.errors import check
+from graincode.core.errors import SEEDS, check
 
 JOBS = ("train_tokenizer", "extract_codes", "train_generator", "sample", "evaluate")
 
@@ -31,7 +31,7 @@ _NAME = Range(
 )
 
 KEYS: dict[str, Any] = {
-    "seed": Annotated[int, Range("0 or more, below 2^32", lambda value: 0 <= value < 2**32)],
+    "seed": Annotated[int, Range(SEEDS, lambda value: 0 <= value < 2**57)],
     "experiment": str | None,
     "runs_dir": str,
     "run_name": Annotated[str, _NAME] | None,

@@ -11,6 +11,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
+SEEDS = "0 or more, below 2^57"
+"""Beside a seed, 64 bits hold which of up to 64 purposes a random number has."""
+
 
 class GraincodeError(ValueError):
     """Bad input: one line that says what was found and what was expected.
@@ -75,6 +78,12 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """As `check`, for a whole number of `least` or more."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
     check(name, value, f"{least} or more, a whole number", is_whole and value >= least)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that not all of our random numbers can be drawn from."""
+    check_whole("seed", seed, 0)
+    check("seed", seed, SEEDS, seed < 2**57)
 
 
 def check_choice(name: str, value: Any, options: Any) -> None:

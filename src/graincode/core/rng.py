@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graincode.core.errors import check_seed
+
 
 def uniforms(seed: int, indices: Iterable[int], *shape: int) -> Tensor:
     """(B, *shape) float64 in [0, 1); row i depends on (seed, indices[i]) alone."""
@@ -44,12 +46,15 @@ class SampleRng:
     """The random numbers of one batch in training, functions of the seed and of each item's id alone.
 
     Attributes:
-        seed: of the run, >= 0.
+        seed: of the run, 0 or more, below 2^57.
         sample_ids: (B,) long, each item's index in the endless stream of training items.
     """
 
     seed: int
     sample_ids: Tensor
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def uniforms(self, purpose: int, *shape: int) -> Tensor:
         """(B, *shape) float64 in [0, 1), other numbers for every purpose."""

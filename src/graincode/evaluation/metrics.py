@@ -60,7 +60,7 @@ def kernel_distance(
     kept = _kept_of_both(generated, real)
     check("kid_subset_size", size, f"2 to {kept}, the number of images", 2 <= size <= kept)
     check("kid_subsets", subsets, "1 or more", subsets >= 1)
-    how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
+    how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
     found = kid_features_to_metric(generated.subset, real.subset, **how)
     over = f"standard deviation over {subsets} subsets of {size} images"
     return Estimate(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], over)

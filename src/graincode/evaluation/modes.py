@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graincode.core.errors import check
+from graincode.core.errors import GraincodeError, check
 from graincode.data.images import ImageDataset
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import Statistics, write_npz
@@ -129,8 +129,11 @@ class Likelihood(Mode):
     def open(self, subject: Subject, reference: Reference | None, context: Context) -> ImageStream:
         real, (generator, tokenizer) = super().open(subject, reference, context), context.load_pair()
         check_size(context.source, tokenizer.module)
-        check_classes(generator, context.source.class_names)
+        check_classes(generator, context.source.class_names, context)
         how = {name: generator.provenance.get(name) for name in ("ratios", "psnr")}
-        images = LikelihoodStream(generator.module, tokenizer.module, real.dataset, *context.loading, **how)
+        try:
+            images = LikelihoodStream(generator.module, tokenizer.module, real.dataset, *context.loading, **how)
+        except GraincodeError as error:
+            raise GraincodeError(f"{context.find_export('generator')}: {error.line}") from error
         inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **real.inputs}
         return images.depending_on(tokenizer.imported, **inputs)

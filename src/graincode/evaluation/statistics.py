@@ -87,7 +87,7 @@ class Accumulator:
         # in one piece: many small tensors that stay would keep the memory between them from being used again
         self._subset = torch.zeros(len(self._indices), network.dimension)
         self._split_of = np.empty(count, dtype=np.int64)
-        order = np.random.RandomState(seed).permutation(count)  # as torch-fidelity shuffles
+        order = np.random.RandomState(seed % 2**32).permutation(count)  # as torch-fidelity shuffles
         self._split_of[order] = ((np.arange(count) + 1) * max(splits, 1) - 1) // count
         self._mass = torch.zeros(splits, network.classes, dtype=torch.float64)
         self._entropy = torch.zeros(splits, dtype=torch.float64)

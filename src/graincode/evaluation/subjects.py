@@ -103,12 +103,12 @@ class Samples:
             module.compile_sampling()
         sampler, whose, maps, given = module.resolve(context.sampler), self.labels, {}, None
         if self.labels == "reference" and known is not None:
-            check_classes(generator, reference.images.class_names)
+            check_classes(generator, reference.images.class_names, context)
         labels = chosen_labels(self.labels, count, module.classes, context.seed, known)
         if module.needs_prompt:
             check("labels", whose, "balanced, as the labels are those of what is given", whose == "balanced")
             dataset = None if reference is None or reference.images is None else context.source.split("train")
-            check_classes(generator, context.source.class_names)
+            check_classes(generator, context.source.class_names, context)
             given, labels = _prompts(generator, tokenizer, dataset, count, context.batch_size)
             maps, whose = {"maps": dataset.content_hash()}, "of the training images whose maps are given"
         images = SampleStream(module, tokenizer.module, sampler, labels, context.seed, context.batch_size, given)
@@ -252,10 +252,11 @@ Subject = Samples | Reconstructions | Split | Folder
 ReferenceChoice = Split | Folder | StatisticsFile | Originals
 
 
-def check_classes(generator: Export, names: Sequence[str]) -> None:
+def check_classes(generator: Export, names: Sequence[str], context: Context) -> None:
     """Refuse a data set whose classes are not those of a generator, name by name."""
     if generator.module.classes and (differing := other_classes(names, generator.names("class_names"))):
-        raise GraincodeError(f"the data set has {differing} of the generator: expected the data that it was trained on")
+        line = f"{context.find_export('generator')}: the data set has {differing} of the generator"
+        raise GraincodeError(f"{line}; expected the data that it was trained on")
 
 
 def _prompts(

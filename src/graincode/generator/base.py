@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError, brief, check, check_whole
+from graincode.core.errors import GraincodeError, brief, check, check_seed, check_whole
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
@@ -107,11 +107,12 @@ class Generator(nn.Module, ABC):
     ) -> GrainCodes:
         """Draw one image's codes for each label, on the CPU.
 
-        Sample i of a seed >= 0 depends on (seed, first_index + i), its label and what is given of it alone. In float32
-        the other samples of its batch, which is always filled up, and `batch_size` may change a logit's last bit.
+        Sample i depends on (seed, first_index + i), its label and what is given of it alone. In float32 the other
+        samples of its batch, which is always filled up, and `batch_size` may change a logit's last bit.
 
         Args:
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.
+            seed: 0 or more, below 2^57.
             first_index: of the first sample, to go on where another call stopped.
             on_step: called with the number of steps that the current batch has taken.
             given: the codes that each sample keeps.
@@ -121,7 +122,8 @@ class Generator(nn.Module, ABC):
         """
         fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1 and len(labels) > 0
         check("labels", brief(labels), "(N,) long, N >= 1, such as torch.zeros(1).long()", fits)
-        for name, value, least in ("seed", seed, 0), ("first_index", first_index, 0), ("batch_size", batch_size, 1):
+        check_seed(seed)
+        for name, value, least in ("first_index", first_index, 0), ("batch_size", batch_size, 1):
             check_whole(name, value, least)
         low, high = int(labels.min()), int(labels.max())
         if self.classes and not 0 <= low <= high < self.classes:

@@ -35,7 +35,9 @@ def run(cfg: DictConfig) -> float:
         return dry_run(lambda: [network(image) for network in known], modules, "features of one image", training=False)
 
     def find_export(kind: str) -> Path:
-        return resolve_path(cfg, f"{kind}_path", f"train_{kind}", "export")
+        path = resolve_path(cfg, f"{kind}_path", f"train_{kind}", "export")
+        cfg[f"{kind}_path"] = str(path)
+        return path
 
     reads = mode.reads(subject, reference)
     if "sampler" not in reads:
