@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import pkgutil
 import re
@@ -88,6 +89,7 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | 
     if (other := _converted(plain, hint, typed)) != plain:
         OmegaConf.update(cfg, key, plain := other)
     check_value(key, plain, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
+    check_value(key, plain, "finite numbers", all(map(math.isfinite, _floats(plain))))
     for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
         if isinstance(rule, Range) and plain is not None:
             check_value(key, plain, rule.expected, bool(rule.holds(plain)))
@@ -142,6 +144,12 @@ def _parts(hint: Any) -> Iterator[Any]:
     yield hint
     for inner in typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else ():
         yield from _parts(inner)
+
+
+def _floats(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for item in value for number in _floats(item)]
+    return [value] if isinstance(value, float) else []
 
 
 def _tuples(value: Any) -> Any:

@@ -29,6 +29,7 @@ from graincode.distributed import collectives
 from graincode.distributed.blocks import CheckpointedBlock, compile_blocks
 
 _DEFAULT_THREADS = torch.get_num_threads()
+_MOST = 1024  # processes, workers or threads of one machine
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Hardware:
         nodes, own, processes, parts = self.num_nodes, self.node_rank, self.num_processes, self.gradient_accumulation
         check("num_nodes", nodes, "a number, 1 or more", nodes is not None and nodes >= 1)
         check("node_rank", own, f"0 to num_nodes - 1 = {nodes - 1}", own is not None and 0 <= own < nodes)
-        check("num_processes", processes, "1 or more, or null for all GPUs", processes is None or processes >= 1)
+        expected = f"1 to {_MOST}, or null for all GPUs"
+        check("num_processes", processes, expected, processes is None or 1 <= processes <= _MOST)
         check("gradient_accumulation", parts, "1 or more", parts >= 1)
-        check("workers", self.workers, "0 or more", self.workers >= 0)
-        check("threads", self.threads, "1 or more, or null", self.threads is None or self.threads >= 1)
+        check("workers", self.workers, f"0 to {_MOST}", 0 <= self.workers <= _MOST)
+        check("threads", self.threads, f"1 to {_MOST}, or null", self.threads is None or 1 <= self.threads <= _MOST)
         check("timeout_minutes", self.timeout_minutes, "above 0, at most 10000", 0 < self.timeout_minutes <= 10_000)
         peak, port = self.peak_tflops, self.main_port
         check("peak_tflops", peak, "a number above 0, or null", peak is None or 0 < peak < math.inf)

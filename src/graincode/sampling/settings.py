@@ -56,6 +56,7 @@ class AutoSampler:
         for prefix in {"", self.other}:
             for name, (expected, holds) in _RANGES.items():
                 check(prefix + name, value := getattr(self, prefix + name), expected, holds(value))
+        check("guidance_scale", self.guidance_scale, "0 (without the condition) or more", self.guidance_scale >= 0)
         check_choice("guidance_schedule", self.guidance_schedule, SCHEDULES)
 
     def truncation(self, prefix: str = "") -> dict[str, Any]:

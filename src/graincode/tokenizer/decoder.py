@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from graincode.core.errors import check_choice
+from graincode.core.errors import check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.tokenizer.blocks import Level, ResBlock, norm
 from graincode.tokenizer.encoder import TrunkSize, middle
@@ -75,6 +75,7 @@ class GrainDecoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("position", position, Position)
+        check("coarse_blocks", coarse_blocks, "0 or more", coarse_blocks >= 0)
         self.layout, self.patch, path = layout, size.patch, size.path(layout)
         path = path[: path.index(layout.grains[-1]) + 1]
         widths = size.widths(len(path))
