@@ -29,6 +29,7 @@ from graincode.data.images import ImageDataset
 from graincode.data.loader import in_order
 from graincode.evaluation.pairs import MSE_FLOOR
 from graincode.evaluation.record import read_record
+from graincode.evaluation.samples import read_samples
 from graincode.files import read_json, replacing
 from graincode.generator import Generator
 from graincode.pictures import BLUE, ORANGE, chart, density_maps, grain_maps, length_histogram, to_svg
@@ -155,8 +156,8 @@ def _lengths(codes: Path) -> dict[str, Any]:
 
 def _samples(file: Path, layout: CodeLayout, names: Sequence[str]) -> list[tuple[str, list[tuple[str, str, int]]]]:
     """The first samples of each class: the class, and each one's picture, grain map and number of codes."""
-    with np.load(file, allow_pickle=False) as arrays:
-        images, grains, labels = (torch.from_numpy(arrays[name]) for name in ("images", "grains", "labels"))
+    found = read_samples(file)
+    images, grains, labels = (torch.from_numpy(found[name]) for name in ("images", "grains", "labels"))
     blocks = []
     for label in labels.unique()[:CLASSES].tolist():
         chosen = (labels == label).nonzero()[: SAMPLES_OF_CLASS if names else SAMPLES_WITHOUT, 0]

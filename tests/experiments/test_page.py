@@ -106,7 +106,8 @@ def folder(tmp_path, images):
     tokenizer, labels = load_tokenizer(GOLDEN / "tokenizer"), torch.tensor([0, 1, 1, 0])
     codes = tokenizer.tokenize(dataset(images)[range(4)].images)
     write_codes(runs["extract_codes"] / "codes", codes, labels, [HOSTILE, "smooth", "none"])
-    samples = {"images": images, "grains": codes.grains.numpy(), "labels": labels.numpy()}
+    samples = {"images": images, "labels": labels.numpy(), "grains": codes.grains.numpy()}
+    samples["indices"] = codes.indices.numpy()
     np.savez(runs["sample"] / "samples.npz", **samples)
     sampling = {"generator": "cafe", "sampler": {"temperature": 0.75}, "seed": 7}
     for name, metrics, more in (

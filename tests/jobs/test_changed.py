@@ -281,7 +281,7 @@ def test_a_row_that_is_missing_is_added_by_the_same_command(inside, monkeypatch)
 )
 @pytest.mark.parametrize(
     ("job", "name", "file"),
-    [("sample", "samples", "samples.npz"), ("evaluate", "record", "metrics.json")],
+    [("sample", "six", "samples.npz"), ("sample", "six", "samples.png"), ("evaluate", "record", "metrics.json")],
 )
 @pytest.mark.parametrize("damage", ["cut", "gone", "a directory"])
 def test_results_that_do_not_load_are_made_again(job, name, file, damage, inside):

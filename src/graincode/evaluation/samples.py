@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import check, check_choice
+from graincode.core.errors import Damaged, check, check_choice
 from graincode.core.images import to_uint8
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import LABELS, SampleRng
@@ -18,11 +20,21 @@ from graincode.distributed import collectives
 from graincode.evaluation.estimate import Estimate, mean_of
 from graincode.evaluation.streams import ImageStream
 from graincode.export import Export
+from graincode.files import open_npz
 from graincode.generator import Generator
 from graincode.sampling import Sampler
 from graincode.tokenizer import DQVAE
 
 LabelChoice = Literal["balanced", "drawn", "reference"]
+
+
+def read_samples(file: Path) -> dict[str, np.ndarray]:
+    """The images, labels, grains and indices of a `samples.npz`; raises Damaged."""
+    try:
+        with open_npz(file) as arrays:
+            return {name: arrays[name] for name in ("images", "labels", "grains", "indices")}
+    except ValueError as error:
+        raise Damaged.at(file, error, "the same command draws the samples again") from None
 
 
 def balanced_labels(count: int, classes: int, chosen: Sequence[int | str] | None, names: Sequence[str] = ()) -> Tensor:

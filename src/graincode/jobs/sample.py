@@ -19,11 +19,11 @@ from torch import Tensor
 
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import GraincodeError
+from graincode.data.decoding import open_image
 from graincode.distributed import collectives
-from graincode.evaluation.samples import SampleStream, balanced_labels, warnings_of_classes
+from graincode.evaluation.samples import SampleStream, balanced_labels, read_samples, warnings_of_classes
 from graincode.export import load_pair
-from graincode.files import open_npz, replacing
+from graincode.files import replacing
 from graincode.jobs.dry import dry_run
 from graincode.jobs.given import find_given
 from graincode.pictures import grid
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> float:
         log.warning(line)
     inputs = {"generator": exports[0].identity, "tokenizer": exports[1].identity} | (given.inputs if given else {})
     with open_run("sample", cfg, **inputs) as run:
-        if (result := run.finished(lambda: _read(run.path / "samples.npz"))) is not None:
+        if (result := run.finished(lambda: _load(run.path))) is not None:
             return run.report_finished(result)
         began = time.perf_counter()
         stream = SampleStream(generator, tokenizer, sampler, labels, cfg.seed, cfg.batch_size, given and given.prompt)
@@ -76,13 +76,9 @@ def _columns(classes: int, chosen: list[int] | None) -> int:
     return classes if chosen is None and 0 < classes <= 20 else 10
 
 
-def _read(file: Path) -> None:
-    """Refuse a file of samples that is damaged."""
-    try:
-        with open_npz(file) as arrays:
-            [arrays[name] for name in ("images", "labels", "grains", "indices")]
-    except ValueError as error:
-        raise GraincodeError(f"{file} {error}") from None
+def _load(folder: Path) -> None:
+    read_samples(folder / "samples.npz")
+    open_image(folder / "samples.png")
 
 
 def _write(folder: Path, images: Tensor, codes: GrainCodes, labels: Tensor, picture: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from graincode.core.errors import GraincodeError, one_line
+from graincode.core.errors import Damaged, GraincodeError, one_line
 from graincode.files import locked, read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
@@ -56,8 +55,12 @@ def note_member(run: Path) -> None:
 
 
 def read_member(file: Path) -> dict[str, Any]:
-    """What is noted of a member of a sweep."""
-    return json.loads(file.read_bytes()) if file.is_file() else {}
+    """What is noted of a member of a sweep; nothing if that is damaged, which a warning says."""
+    try:
+        return read_json(file, {}, "this member is left out of the table") if file.exists() else {}
+    except Damaged as error:
+        log.warning("%s", error)
+        return {}
 
 
 def collect_sweep(members: Path) -> list[int]:
