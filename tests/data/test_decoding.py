@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import subprocess
 import zlib
@@ -210,6 +211,17 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path, kind):
     one_line(error, str(tmp_path / "1.png"), "remove it")
 
 
+@pytest.mark.when("an image has too many pixels to be decoded safely", "it is named, with the advice to scale it down")
+def test_too_many_pixels_are_to_be_scaled_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    write_images(tmp_path, "small.png", size=(10, 10))  # between the limit and its double
+    assert read_image(tmp_path / "small.png", (4, 4), "center").shape == (3, 4, 4)
+    write_images(tmp_path, "large.png", size=(11, 11))
+    with pytest.raises(GraincodeError) as error:
+        read_image(tmp_path / "large.png", (4, 4), "center")
+    one_line(error, str(tmp_path / "large.png"), "121 pixels", "scale it down")
+
+
 @pytest.fixture
 def postscript(monkeypatch) -> bytes:
     """A file for which Pillow starts a program, whatever it is called; starting one fails."""
@@ -245,3 +257,11 @@ def test_a_reference_starts_no_decoder_that_is_not_named(tmp_path, postscript):
 def test_nothing_else_opens_images():
     source = Path(__file__).parents[2] / "src" / "graincode"
     assert [file.name for file in source.rglob("*.py") if "Image.open(" in file.read_text()] == ["decoding.py"]
+
+
+@pytest.mark.parametrize("package", ["data", "evaluation", "interop", "networks"])
+def test_nothing_that_is_read_starts_a_program(package):
+    for file in (Path(__file__).parents[2] / "src" / "graincode" / package).rglob("*.py"):
+        assert not re.search(r"\b(subprocess|os\.system|os\.popen|os\.exec\w+|os\.spawn\w+|pty)\b", file.read_text()), (
+            file
+        )

@@ -65,8 +65,9 @@ def test_another_dataset_json_says_nothing(tmp_path, layout):
 def test_a_zip_of_split_folders_is_read_like_a_directory(tmp_path):
     files = {f"mine/{part}/{'ab'[i % 2]}/{i}.jpg": photo(i) for part in ("train", "valid") for i in range(8)}
     junk = {"__MACOSX/mine/._1.jpg": b"", "mine/notes.txt": b"", "mine/.hidden.jpg": b""}
+    outside = {"/etc/1.jpg": photo(1), "../2.jpg": photo(2), "mine//train/a/3.jpg": photo(3)}
     one = ImageFolder(str(write(tmp_path, "folder", files | junk)), image_size=8)
-    other = ImageFolder(str(write(tmp_path, "zip", files | junk)), image_size=8)
+    other = ImageFolder(str(write(tmp_path, "zip", files | junk | outside)), image_size=8)
     assert one.class_names == other.class_names == ("a", "b")
     for name in SPLITS:
         assert one.split(name).content_hash() == other.split(name).content_hash()

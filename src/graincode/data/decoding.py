@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -64,7 +65,9 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
         if isinstance(error, FileNotFoundError):
             raise GraincodeError(f"{name}: no such file") from error
         reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
-        advice = "save it as an 8-bit PNG or JPEG; in a data set, remove it or set on_corrupt=skip"
+        is_large = isinstance(error, Image.DecompressionBombError)
+        advice = "scale it down" if is_large else "save it as an 8-bit PNG or JPEG"
+        advice += "; in a data set, remove it or set on_corrupt=skip"
         raise GraincodeError(f"{reason}: {advice}") from error
 
 
@@ -88,6 +91,8 @@ def check_background(value: str) -> tuple[int, int, int] | None:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    # half of what is refused as too many pixels is nothing to warn of
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     return tuple(name for name in FORMATS if name in Image.OPEN)  # older releases of Pillow lack the newer ones
 
 

@@ -50,7 +50,7 @@ def zip_files(path: Path) -> ZipFiles:
             found = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise GraincodeError(f"{path} is not a whole .zip ({error}): make it anew, or unpack it") from error
-    hidden = {name for name in found if any(map(is_hidden, name.split("/")))}
+    hidden = {name for name in found if any(not part or is_hidden(part) for part in name.split("/"))}
     paths = sorted(name for name in found.keys() - hidden if name.lower().endswith(EXTENSIONS))
     if not paths:
         raise GraincodeError(f"{path}: expected images in it, files that end in {' '.join(EXTENSIONS)}")
