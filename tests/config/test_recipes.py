@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from graincode.config.job import build, with_layout
@@ -98,3 +99,17 @@ def test_the_published_generators_take_a_training_step(recipe, classes):
     trained = [parameter.grad for parameter in module.parameters()]
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in trained)
     assert not torch.equal(module.content_head.weight, before)
+
+
+@pytest.mark.when(
+    "a setting of a generator's size or blocks is typed",
+    "every kind of generator reads it: DGiT-NAR takes position_layers for the stack of the grain map",
+)
+@pytest.mark.parametrize("generator", ["dgit_ar", "dgit_nar", "gpt"])
+def test_every_setting_of_size_and_blocks_is_read(generator):
+    cfg = check("train_generator", [f"generator={generator}", "generator.size.position_layers=3"]).generator
+    raw = str(OmegaConf.to_container(cfg, resolve=False))
+    settings = [f"generator.{group}.{key}" for group in ("size", "block") for key in cfg[group]]
+    assert [setting for setting in settings if "${" + setting + "}" not in raw] == []
+    first = cfg.model.grain_transformer if generator == "dgit_nar" else cfg.model.position_transformer
+    assert first.layers == 3

@@ -147,6 +147,11 @@ def test_given_codes_are_kept_and_the_rest_is_drawn(order):
         CodePrefix.of_grains(codes, 4)
     with pytest.raises(GraincodeError, match="codes of 6 images: expected 2"):
         model.sample(labels[:2], given=prefix)
+    theirs = replace(codes, layout=replace(layout, grain_starts=not layout.grain_starts))
+    with pytest.raises(GraincodeError, match=r"^given=codes of other classes or order: expected those of .*replace\("):
+        model.sample(labels, given=CodePrefix.of_grains(theirs, 1))
+    kept = model.sample(labels, batch_size=4, given=CodePrefix.of_grains(replace(theirs, layout=model.layout), 1))
+    assert torch.equal(kept.grains == 0, codes.grains == 0)
 
 
 def test_the_sampler_reports_how_many_tokens_it_has_drawn():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, brief, check, check_seed, check_whole
-from graincode.core.layout import CodeLayout
+from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import uniforms
 from graincode.core.sequences import from_sequences
@@ -128,9 +128,12 @@ class Generator(nn.Module, ABC):
         low, high = int(labels.min()), int(labels.max())
         if self.classes and not 0 <= low <= high < self.classes:
             raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")
-        if given is not None and (given.layout != self.layout or len(given) != len(labels)):
-            raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}, of this generator's layout")
         if given is not None:
+            check_layouts(given.layout, self.layout, "the codes given", "this generator")
+            own = "those of dataclasses.replace(codes, layout=generator.layout), in this generator's order"
+            check("given", "codes of other classes or order", own, given.layout == self.layout)
+            if len(given) != len(labels):
+                raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}")
             given.check()
         given = self.accept(given)
         check("sampler", sampler, "none beside settings", sampler is None or not settings)
