@@ -63,6 +63,14 @@ def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
     parts["all"] = module
     log.info("without perceptual loss and discriminator:")
     flops = dry_run(step, parts, "one training step, one image", training=True)
-    entries = sum(part.codebook.numel() for part in module.quantizers if isinstance(part, EMAQuantizer))
-    log.info("%-24s %12s numbers in codebooks that are moving averages", "and", f"{entries:,}")
+    counted = f"{published_count(module):,}"
+    log.info("%-24s %12s parameters, as DQ-VAE's code counts: with codebooks, and a row more in each", "all", counted)
     return flops
+
+
+def published_count(module: DQVAE) -> int:
+    """Parameters of a tokenizer as DQ-VAE's code has them: codebooks that are moving averages are among them, with a row
+    that stands for no code."""
+    codebooks = [part.codebook for part in module.quantizers if isinstance(part, EMAQuantizer)]
+    entries = sum(codebook.numel() + codebook.shape[1] for codebook in codebooks)
+    return entries + sum(parameter.numel() for parameter in module.parameters())
