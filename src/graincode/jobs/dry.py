@@ -69,8 +69,8 @@ def dry_tokenizer(module: DQVAE, objective: ReconstructionObjective) -> float:
 
 
 def published_count(module: DQVAE) -> int:
-    """Parameters of a tokenizer as DQ-VAE's code has them: codebooks that are moving averages are among them, with a row
-    that stands for no code."""
+    """Parameters of a tokenizer as DQ-VAE's code has them: codebooks that are moving averages are among them, each with
+    a row that stands for no code."""
     codebooks = [part.codebook for part in module.quantizers if isinstance(part, EMAQuantizer)]
     entries = sum(codebook.numel() + codebook.shape[1] for codebook in codebooks)
     return entries + sum(parameter.numel() for parameter in module.parameters())
