@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from pathlib import Path
 
 import debian
 
 from graincode.data import FashionMNIST
+from graincode.files import scratch_directory
 
 PACKAGE = "dataset-fashion-mnist"
 
@@ -29,9 +28,9 @@ def main() -> None:
             return
     cache.mkdir(parents=True, exist_ok=True)
     # a temporary directory, from which whole files are moved, so that other processes never see half of one
-    with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
+    with scratch_directory(cache, "fetching") as scratch:
         try:
-            unpacked = debian.unpack(PACKAGE, Path(scratch))
+            unpacked = debian.unpack(PACKAGE, scratch)
         except SystemExit as error:
             print(f"{error}\ndata=fashion_mnist will try its publisher", file=sys.stderr)
             return

@@ -15,13 +15,12 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import debian
 
-from graincode.files import cache_root
+from graincode.files import cache_root, scratch_directory
 
 PACKAGE = "openclipart-png"
 PICTURES = Path("usr/share/openclipart/png")
@@ -40,11 +39,11 @@ def prepare(folder: Path | None = None, root: Path | None = None) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # a temporary directory, from which all is moved at once, so that other processes never see half of it
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as scratch:
-        unpacked = root or debian.unpack(PACKAGE, Path(scratch))
+    with scratch_directory(folder.parent, "fetching") as scratch:
+        unpacked = root or debian.unpack(PACKAGE, scratch)
         if not (unpacked / PICTURES).is_dir():
             raise SystemExit(f"{unpacked} lacks {PICTURES} of Debian's package {PACKAGE}")
-        partial = Path(scratch) / "partial"
+        partial = scratch / "partial"
         shutil.copytree(unpacked / PICTURES, partial, symlinks=True)
         shutil.copy(unpacked / COPYRIGHT, partial)
         os.replace(partial, folder)

@@ -21,7 +21,6 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ import debian
 from graincode.core.rng import uniforms
 from graincode.data.decoding import open_image
 from graincode.data.images import split_by_hash
-from graincode.files import cache_root
+from graincode.files import cache_root, scratch_directory
 
 TABLE = Path(__file__).with_name("wallpapers.tsv")
 FRACTIONS = {"test": 0.15, "val": 0.15}
@@ -98,8 +97,8 @@ def prepare(
     table = {photograph.path: photograph for photograph in read_table()}
     files = {path: _verified(photograph, root) for path, photograph in table.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="preparing-") as scratch:
-        partial = Path(scratch) / folder.name
+    with scratch_directory(folder.parent, "preparing") as scratch:
+        partial = scratch / folder.name
         for split, paths in split_by_hash(list(table), FRACTIONS).items():
             (partial / split).mkdir(parents=True)
             for number, path in enumerate(tqdm(paths, split, unit=" photographs")):
@@ -156,8 +155,8 @@ def _verified(photograph: Photograph, root: Path | None) -> Path:
         if root is not None:
             raise SystemExit(f"{root} lacks {photograph.path} of Debian's package {photograph.package}")
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as scratch:
-            unpacked = debian.unpack(photograph.package, Path(scratch))
+        with scratch_directory(cache, "fetching") as scratch:
+            unpacked = debian.unpack(photograph.package, scratch)
             for part in (path for path in unpacked.iterdir() if path.is_dir() and not (cache / path.name).exists()):
                 os.replace(part, cache / part.name)
         found = cache / photograph.path

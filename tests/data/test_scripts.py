@@ -79,7 +79,7 @@ def test_splits_have_photographs_of_their_own(unpacked, tmp_path):
         seen += first
     assert sorted(seen) == list(range(COUNT))
     assert (folder / "licences.tsv").read_text() == wallpapers.TABLE.read_text()
-    assert [path.name for path in tmp_path.glob("preparing-*")] == []
+    assert [path.name for path in tmp_path.glob(".preparing*")] == []
 
 
 def test_more_crops_begin_with_the_fewer(unpacked):

@@ -110,6 +110,15 @@ def test_a_command_under_nohup_outlives_its_terminal(tmp_path):
     assert f"{Stopped.__name__}: stopped by SIGTERM" in parent.communicate(timeout=300)[1]
 
 
+@pytest.mark.when("modules of our names lie in the working directory", "the processes of a job do not import them")
+def test_processes_take_no_module_from_where_the_user_is(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise RuntimeError('of the working directory')")
+    settings = [json.dumps({"folder": str(tmp_path), "more": 0.5}), json.dumps({"num_processes": 2})]
+    parent = [sys.executable, "-P", "-c", PARENT, "sums", *settings]
+    done = subprocess.run(parent, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.when("a command is killed", "all of its processes end at once, those that are stopped too")
 @pytest.mark.parametrize("how", ["interrupted twice", "killed", "quit"])
 def test_no_process_outlives_the_command(how, tmp_path):

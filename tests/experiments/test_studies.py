@@ -33,6 +33,13 @@ def study(monkeypatch):
             del sys.modules[name]
 
 
+def test_processes_are_started_without_the_working_directory_on_their_path():
+    scripts = [*STUDIES.rglob("*.py"), *(STUDIES.parent / "src").rglob("*.py")]
+    started = {path: re.findall(r'sys\.executable, *(".*?")', path.read_text()) for path in scripts}
+    assert sum(map(len, started.values())) >= 4
+    assert not [path for path, first in started.items() if {'"-m"', '"-c"'} & set(first)]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_study_can_be_imported(study, script):
     study(script)

@@ -114,7 +114,7 @@ def _forwarding(context: PContext) -> Iterator[None]:
         for pid in context.pids().values():
             with suppress(ProcessLookupError):
                 if interrupts > 1:
-                    os.killpg(pid, _SIGKILL)
+                    getattr(os, "killpg", os.kill)(pid, _SIGKILL)
                 else:  # not the workers that load its data: it still needs them
                     os.kill(pid, number)
         if interrupts > 1:
