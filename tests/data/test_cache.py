@@ -20,6 +20,7 @@ from graincode.data import ImageFolder, TensorImages, WebDataset, encoded
 from graincode.data.cached import CachedImages
 from graincode.data.decoding import read_image
 from graincode.data.encoded import EncodedImages
+from graincode.data.images import summaries
 
 FORK = multiprocessing.get_context("fork")
 SPLITS = ("train", "val", "test")
@@ -426,3 +427,11 @@ def test_bad_policies_say_what_to_type(tmp_path, kind):
     with pytest.raises(GraincodeError) as error:
         make(kind, tmp_path, [gray(0)], on_corrupt="ignore")
     one_line(error, "on_corrupt=ignore", "error, skip")
+
+
+def test_what_identifies_images_is_had_without_filling_a_cache(tmp_path, cache, decoded):
+    source = folder(tmp_path / "data")
+    found = summaries(source, ("train", "val"))
+    assert not folders(cache)
+    assert not decoded()
+    assert found == {name: source.split(name).summary() for name in found}

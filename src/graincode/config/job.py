@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -26,7 +26,6 @@ from graincode.core.errors import GraincodeError, brief, check, print_anything
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
     from graincode.core.layout import CodeLayout
-    from graincode.data.images import ImageDataset
     from graincode.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -120,12 +119,13 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
     return path.resolve()
 
 
-def open_run(job: str, cfg: DictConfig, images: Iterable[ImageDataset] = (), **inputs: str) -> Run:
+def open_run(job: str, cfg: DictConfig, images: Mapping[str, str] | None = None, **inputs: str) -> Run:
     """The directory of this run: `runs_dir/job/run_name`.
 
     The default name is the experiment's with 8 hex digits over the keys that matter, all but those of
     conf/identity.yaml. What a run reads (`inputs`: names and hashes of exports and codes) counts by its content, but
-    `images` not in the name: a run whose images have changed is the same run, and refused.
+    `images` (what identifies those of each split, in words) not in the name: a run whose images have changed is the
+    same run, and refused.
     """
     from graincode.files import short_hash
     from graincode.runs.checkpoint import read_about
@@ -147,6 +147,4 @@ def open_run(job: str, cfg: DictConfig, images: Iterable[ImageDataset] = (), **i
     identity = identity_of(config, left_out) | more | {f"inputs.{name}": value for name, value in inputs.items()}
     identity |= {key: one_spelling(identity[key]) for key in known.paths if identity.get(key)}
     name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
-    return Run(
-        Path(cfg.runs_dir) / job / name, config, identity, {one.split: one.summary() for one in images}, may_grow
-    )
+    return Run(Path(cfg.runs_dir) / job / name, config, identity, images, may_grow)

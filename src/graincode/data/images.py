@@ -119,6 +119,11 @@ class ImageSource(Protocol):
         """The split "train", "val" or "test", which is read now."""
 
 
+def summaries(source: ImageSource, splits: Sequence[str]) -> dict[str, str]:
+    """What identifies the images of some splits, in words, had without filling a cache."""
+    return {name: getattr(source, "undecoded", source.split)(name).summary() for name in splits}
+
+
 @dataclass(frozen=True, eq=False)
 class TensorImages(ImageDataset):
     """A split held in memory: (N, C, H, W) uint8 images, gray (C = 1) or RGB (C = 3), and (N,) long labels."""

@@ -6,7 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,16 +83,20 @@ class EncodedSource(ABC):
 
     def split(self, name: str) -> ImageDataset:
         """The split "train", "val" or "test"; with a cache, decodes it into there if that has not been done."""
+        found = self.undecoded(name)
+        where = f"{len(found)} images and {len(found.class_names)} classes in split {name}"
+        _logger.info("%s: %s", self._origin, where)
+        return CachedImages(**{one.name: getattr(found, one.name) for one in fields(found)}) if self.cache else found
+
+    def undecoded(self, name: str) -> EncodedImages:
+        """A split without a cache."""
         check_choice("split", name, SPLITS)
         encoded, labels = self._encoded(name)
         if not len(labels):
             argument = f"{name}_fraction=0" if self._fractions.get(name) == 0 else self._origin
             raise GraincodeError(f"{argument}: expected {name} images in {self._root}, found none")
-        names = self.class_names
-        _logger.info("%s: %d images and %d classes in split %s", self._origin, len(labels), len(names), name)
-        kind = CachedImages if self.cache else EncodedImages
         how = self.crop, self.on_corrupt, self.background
-        return kind(self._name, name, self.image_size, encoded, labels, names, *how)
+        return EncodedImages(self._name, name, self.image_size, encoded, labels, self.class_names, *how)
 
     def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
         """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""

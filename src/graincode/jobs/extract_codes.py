@@ -19,6 +19,7 @@ from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
+from graincode.data.images import summaries
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
 from graincode.evaluation.streams import check_size
@@ -47,16 +48,16 @@ def run(cfg: DictConfig) -> float:
         return dry_run(one, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_size(source, tokenizer)
     one()  # refuses ratios or a psnr that does not fit
-    datasets = {split: source.split(split) for split in cfg.splits}
-    with open_run("extract_codes", cfg, datasets.values(), tokenizer=export.identity) as run:
+    images = summaries(source, cfg.splits)
+    with open_run("extract_codes", cfg, images, tokenizer=export.identity) as run:
         layout = replace(tokenizer.layout, classes=len(source.class_names))
         folder, splits = run.path / "codes", {}
         if (result := run.finished(lambda: [CodeDataset(folder, split) for split in cfg.splits])) is not None:
             return run.report_finished(result)
-        for split, dataset in datasets.items():
-            images = dataset.summary()
-            kept = collectives.on_main(partial(is_finished, folder, split, layout, images))
+        for split in cfg.splits:
+            kept = collectives.on_main(partial(is_finished, folder, split, layout, images[split]))
             if not bool(collectives.broadcast_(torch.tensor([float(bool(kept))]))):
+                dataset = source.split(split)
                 if split == "train" and cfg.views > 1:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
                 mine = collectives.items(len(dataset), cfg.batch_size)
@@ -64,7 +65,7 @@ def run(cfg: DictConfig) -> float:
                 total, hidden = -(-len(mine) // cfg.batch_size), not collectives.is_main()
                 batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
                 codes = (CodeBatch(tokenize(batch.images.to(device)), batch.labels) for batch in batches)
-                write_split(folder, split, layout, len(dataset), codes, images, mine.start)
+                write_split(folder, split, layout, len(dataset), codes, images[split], mine.start)
             splits[split] = read_report(folder, split)["summary"]
         info = {
             "format": FORMAT,

@@ -18,7 +18,7 @@ from graincode.config.job import build, open_run, with_layout
 from graincode.core.errors import check
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
-from graincode.data.images import Subset
+from graincode.data.images import Subset, summaries
 from graincode.data.loader import Schedule, in_order
 from graincode.evaluation.streams import evaluation_batch
 from graincode.export import export_run, load_export, load_weights
@@ -57,10 +57,10 @@ def run(cfg: DictConfig) -> float:
         inputs["perceptual"] = perceptual.identity
     optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
     machine = hardware.machine(training=True)
-    dataset, validation = source.split("train"), source.split("val")
-    with open_run("train_tokenizer", cfg, [dataset, validation], **inputs) as run:
+    with open_run("train_tokenizer", cfg, summaries(source, ("train", "val")), **inputs) as run:
         if (result := run.finished(lambda: load_export(run.path / "export", "tokenizer"))) is not None:
             return run.report_finished(result)
+        dataset = source.split("train")
         limit = cfg.calibration_images or (CALIBRATION_IMAGES if module.router.is_learned else len(dataset))
 
         def images() -> Iterator[Tensor]:
@@ -81,7 +81,7 @@ def run(cfg: DictConfig) -> float:
                 module.initialize(first, SampleRng(cfg.seed, torch.arange(count, device=machine.device)))
             calibrate(module)
 
-        data = dataset, validation, build(cfg.augmentation)
+        data = dataset, source.split("val"), build(cfg.augmentation)
         stage = TokenizerStage(module, objective, adversary, *data, hardware.workers, images)
         trained, metrics = Training(stage, machine, optimizer, trainer, cfg.seed, run, logs, start).run()
         if trained.router.is_learned:
