@@ -263,7 +263,8 @@ def broken_shards(path: Path) -> dict[str, list[str]]:
     with_header(path / "terabytes.tar", size=str(10 * 2**40))
     with_header(path / "negative.tar", size="-1024")
     with_header(path / "long name.tar", path=f"{'x' * 5000}.png")
-    append(path / "two.tar", member("a.png"))
+    at = whole.index(b"deep/010.png")  # tarfile takes a header that is none for the end
+    write_files(path, {"damaged.tar": whole[: at + 100] + b"????" + whole[at + 104 :]})
     return {
         "gzip": ["not a whole uncompressed tar"],
         "cut": ["not a whole uncompressed tar"],
@@ -273,6 +274,7 @@ def broken_shards(path: Path) -> dict[str, list[str]]:
         "some": ["b.png", "add its .cls"],
         "terabytes": ["not a whole uncompressed tar"],
         "negative": ["not a whole uncompressed tar"],
+        "damaged": ["no header at byte"],
         "long name": ["not a whole uncompressed tar"],
         "label of terabytes": [".tar"],
         **{name: ["a.cls", repr(label[:20]), "whole number"] for name, label in labels.items()},
@@ -281,7 +283,7 @@ def broken_shards(path: Path) -> dict[str, list[str]]:
 
 BROKEN = (
     "gzip", "cut", "empty", "none", "two", "some", "word", "minus", "no label", "huge", "digits", "label of terabytes",
-    "terabytes", "negative", "long name",
+    "terabytes", "negative", "damaged", "long name",
 )  # fmt: skip
 
 
