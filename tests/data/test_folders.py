@@ -166,16 +166,23 @@ def test_images_beside_class_folders_are_refused(tmp_path):
     assert len(ImageFolder(str(tmp_path), classes="none").split("train")) == 1
 
 
+@pytest.mark.when("there are two images in all", "what to type leaves one to train and one to validate on")
 def test_too_few_images_for_the_splits(tmp_path):
     source = ImageFolder(str(write_images(tmp_path, "1.png", "2.png")))
     with pytest.raises(GraincodeError) as error:
         source.split("train")
-    one_line(error, str(tmp_path), "test_fraction=0 val_fraction=0")
+    one_line(error, str(tmp_path), "add some or give test_fraction=0")
+    two = ImageFolder(str(tmp_path), test_fraction=0)
+    assert len(two.split("train")) == len(two.split("val")) == 1
     source = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
     assert len(source.split("train")) == 2
     with pytest.raises(GraincodeError) as error:
         source.split("val")
     one_line(error, "val_fraction=0")
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(GraincodeError) as error:
+        ImageFolder(str(tmp_path)).split("train")
+    assert str(error.value).endswith("add some")
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,10 @@ class EncodedSource(ABC):
 
     def _take_out(self, names: Iterable[str], given: Iterable[str] = ()) -> dict[str, list[str]]:
         """The sorted names of "train" and of the splits that are not given, which are taken out of the train images."""
-        parts = split_by_hash(list(names), {name: f for name, f in self._fractions.items() if name not in given})
+        names = list(names)
+        parts = split_by_hash(names, {name: f for name, f in self._fractions.items() if name not in given})
         if not parts["train"]:
-            keys = "".join(f" {name}_fraction=0" for name in parts if name != "train")
-            raise GraincodeError(f"{self._origin}: none of its images is left to train on; add some or set{keys}")
+            fewer = "test_fraction=0" if parts.get("test") else "a smaller val_fraction"
+            more = f" or give {fewer}" if len(names) > 1 else ""
+            raise GraincodeError(f"{self._origin}: none of its {len(names)} images is left to train on; add some{more}")
         return parts
