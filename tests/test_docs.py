@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, train_masked
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from graincode.config.validate import check
 
@@ -134,7 +135,7 @@ def test_walks_name_what_exists():
 
 @pytest.fixture
 def demo_runs(workspace, tmp_path, monkeypatch):
-    """A directory in which the demo's exports are, narrow ones; the current one."""
+    """A directory in which the demo's exports are, narrow ones, and two images; the current one."""
     monkeypatch.chdir(workspace)
     masked = train_masked("class")
     runs = tmp_path / "runs" / "demo"
@@ -145,6 +146,8 @@ def demo_runs(workspace, tmp_path, monkeypatch):
     ):
         (runs / job).mkdir(parents=True, exist_ok=True)
         (runs / job / name).symlink_to(workspace / made)
+    for name in ("cat.png", "dog.jpg"):
+        Image.new("RGB", (40, 32), "orange").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
 
 
