@@ -213,10 +213,10 @@ def test_numbers_with_commas_are_a_sweep_s():
 
 
 def test_a_list_that_is_not_closed_may_be_text():
-    line = refused("train_tokenizer", *FOLDER, "data.root=[x")
-    assert "data.root=[x cannot be read: type " in line
+    line = refused("train_tokenizer", *FOLDER, "data.root=[xy")
+    assert "data.root=[xy cannot be read: type " in line
     typed = shlex.split(line.rpartition("type ")[2])
-    assert value("train_tokenizer", "data.root", *FOLDER, *typed) == "[x"
+    assert value("train_tokenizer", "data.root", *FOLDER, *typed) == "[xy"
 
 
 def test_nothing_named_tilde_is_made(tmp_path, monkeypatch):

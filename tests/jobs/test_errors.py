@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, refusal, refused, write_images
+from helpers_advice import advised, follow
 
 SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
 
@@ -92,7 +93,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["images=folder", "images.path=/nowhere"], "images.path=/nowhere: expected a path"),
         ("evaluate", ["reference=statistics", "reference.path=/no.npz"], "reference.path=/no.npz: expected a path"),
         ("train_tokenizer", ["seed=-1"], "seed=-1: expected 0 or more"),
-        ("extract_codes", ["splits=[dev]"], "splits=['dev']: expected a list of some of train, val, test"),
+        ("extract_codes", ["splits=[dev]"], "splits=[dev]: expected a list of some of train, val, test"),
         ("train_tokenizer", ["optimizer.lr=fast"], "optimizer.lr=fast: expected a number"),
         ("train_tokenizer", ["data=image_folder"], "data.root=null: expected"),
         ("train_tokenizer", ["data=image_folder", "data.root=/nowhere/at/all"], "data.root=/nowhere/at/all: expected"),
@@ -126,6 +127,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("evaluate", ["features=[]"], "features is not set"),
         ("evaluate", ["features=[nosuch]"], "features=nosuch: expected one of inception, "),
         ("sample", ["classes=7"], "classes=7: expected a list such as [7]"),
+        ("sample", ["classes=food"], "classes=food: expected a list such as [food]"),
         ("sample", ["generator_path=/nowhere"], "generator_path=/nowhere: expected latest or a path"),
     ],
 )  # fmt: skip
@@ -135,7 +137,29 @@ def test_wrong_arguments_name_their_key(job, overrides, expected, tmp_path, monk
     if overrides == ["hardware=gpu"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.chdir(tmp_path)
-    assert expected in refused(job, *overrides)
+    line = refused(job, *overrides)
+    assert expected in line
+    follow(job, line, overrides)
+
+
+@pytest.mark.parametrize(("line", "overrides", "again"), [
+    ("unknown key 'lr': type optimizer.lr", ["lr=1"], [["optimizer.lr=1"]]),
+    ("unknown key 'a.b': type c=d or e=f too, which has it", ["a.b=1"], [["a.b=1", "c=d"], ["a.b=1", "e=f"]]),
+    ("data=x: expected one of a, b, c", ["seed=1", "data=x"], [["seed=1", "data=a"], ["seed=1", "data=b"]]),
+    ("x=1,2: type x=[1,2] for a list, or add --multirun for a sweep", ["x=1,2"], [["x=[1,2]"]]),
+    ("seed 1 cannot be read: type seed=1", ["seed"], [["seed=1"]]), ("x=0: expected 1 or more", ["x=0"], []),
+])  # fmt: skip
+def test_what_a_line_says_to_type_is_found(line, overrides, again):
+    assert advised(line, overrides) == again
+
+
+@pytest.mark.parametrize(("overrides", "again"), [
+    (["lr=1e-3"], ["optimizer.weight_decay=1"]), (["trainer.steps=ten"], ["trainer.steps=five"]),
+])  # fmt: skip
+def test_advice_that_is_not_accepted_is_noticed(overrides, again, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match=again[0]):
+        follow("train_tokenizer", f"{overrides[0]}: type {again[0]}", overrides)
 
 
 def test_groups_of_other_jobs_are_not_offered():

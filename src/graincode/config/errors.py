@@ -32,6 +32,7 @@ from graincode.runs.identity import flatten
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 """A value that stands for that of another key."""
 
+_LISTS = re.compile(r"\[[\d.,\s\[\]]+\]")
 _ARGUMENTS = re.compile(r"([A-Za-z_][\w.]*)=(.*?)(?=(?: and | )[A-Za-z_][\w.]*=|$)")
 
 
@@ -68,8 +69,8 @@ class Keys:
         """A message about arguments, or about a path, with the keys that they came from."""
         head, colon, rest = message.partition(": ")
         if colon and (found := _ARGUMENTS.findall(head)) and head.startswith(f"{found[0][0]}="):
-            keys = [f"{self.find(name, value, node) or name}={_listed(value)}" for name, value in found]
-            return f"{' '.join(keys)}: {rest}"
+            keys = [f"{self.find(name, value, node) or name}={as_typed(value)}" for name, value in found]
+            return f"{' '.join(keys)}: {_LISTS.sub(lambda found: found[0].replace(' ', ''), rest)}"
         for key, value in self.values.items():
             paths = (value, str(Path(value).expanduser().resolve())) if isinstance(value, str) else ()
             if message.startswith(
@@ -79,7 +80,7 @@ class Keys:
         return message
 
 
-def _listed(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value as it is typed."""
     text = str(value)
     if text[:1] not in ("[", "("):
@@ -90,7 +91,7 @@ def _listed(value: Any) -> str:
 def _is_same(first: Any, second: str) -> bool:
     with suppress(TypeError, ValueError):
         return float(first) == float(second)
-    return _listed(first) == _listed(second)
+    return as_typed(first) == as_typed(second)
 
 
 @contextmanager
@@ -192,7 +193,9 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         return f"{error.words} cannot be read: {_of_no_override(error, job)}"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
-        return f"{error.override} cannot be read: type {for_shell(key, value) if key else 'key=value'}"
+        is_text = key and re.search(r"[^\W\d]{2}|/", value)
+        advice = f"type {for_shell(key, value)}" if is_text else "its brackets or quotation marks are not in pairs"
+        return f"{error.override} cannot be read: {advice}"
     if several := _SEVERAL.search(text):
         key, value = several.groups()
         others = [override for override in overrides if override.split("=")[0].lstrip("+") != key]
@@ -254,8 +257,11 @@ def _of_unknown(key: str, value: str, job: str, cfg: DictConfig) -> str:
         return f"type {named[0]}={value}"
     if exact := [option for option, own in owners.items() if own == key]:
         return f"type {' or '.join(exact)} too, which has it"
-    known = {*groups, *owners.values(), *Keys(cfg).values}
-    return nearest(key, {name for name in known if not name.startswith("hydra")})
+    now = {*groups, *Keys(cfg).values}
+    advice = nearest(key, {name for name in {*owners.values(), *now} if not name.startswith("hydra")})
+    if others := [option for option, own in owners.items() if own not in now and advice == f"type {own}"]:
+        return f"{advice}={value} {others[0]}"
+    return advice
 
 
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:

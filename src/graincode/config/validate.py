@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.errors import REFERENCE, Keys, compose, explain, nearest
+from graincode.config.errors import REFERENCE, Keys, as_typed, compose, explain, nearest
 from graincode.config.schema import KEYS, Range, config_directory, root_keys
 from graincode.config.typed import readable
 from graincode.core.errors import GraincodeError, brief
@@ -88,11 +88,11 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | 
         return  # what the job fills in
     if (other := _converted(plain, hint, typed)) != plain:
         OmegaConf.update(cfg, key, plain := other)
-    check_value(key, plain, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
-    check_value(key, plain, "finite numbers", all(map(math.isfinite, _floats(plain))))
+    check_value(key, as_typed(plain), _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
+    check_value(key, as_typed(plain), "finite numbers", all(map(math.isfinite, _floats(plain))))
     for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
         if isinstance(rule, Range) and plain is not None:
-            check_value(key, plain, rule.expected, bool(rule.holds(plain)))
+            check_value(key, as_typed(plain), rule.expected, bool(rule.holds(plain)))
 
 
 def _converted(value: Any, hint: Any, typed: str | None) -> Any:
@@ -136,7 +136,7 @@ def _in_words(hint: Any, value: Any) -> str:
         several = re.search(r"(Sequence|list|tuple)\[", str(hint))
         return f"{'a list of some' if several else 'one'} of {', '.join(dict.fromkeys(choices))}"
     kind = next((kind for pattern, kind in _KINDS if re.search(pattern, str(hint))), str(hint))
-    return kind.replace("{value}", str(value) if isinstance(value, int) else "16,32")
+    return kind.replace("{value}", str(value) if _fits([value], hint) else "16,32")
 
 
 def _parts(hint: Any) -> Iterator[Any]:

@@ -67,7 +67,6 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
         reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
         is_large = isinstance(error, Image.DecompressionBombError)
         advice = "scale it down" if is_large else "save it as an 8-bit PNG or JPEG"
-        advice += "; in a data set, remove it or set on_corrupt=skip"
         raise GraincodeError(f"{reason}: {advice}") from error
 
 

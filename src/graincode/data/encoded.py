@@ -173,7 +173,7 @@ class EncodedImages(ImageDataset):
                 return candidate, read_image(content, self.image_size, self.crop, name, self.background)
             except GraincodeError as error:
                 if self.on_corrupt == "error":
-                    raise
+                    raise GraincodeError(f"{error.line}, remove it or set on_corrupt=skip") from error
                 self._skip(candidate, " ".join(str(error.__cause__).split()))
         none = f"none of the {len(self)} {self.split} images of {self.name} can be read"
         raise GraincodeError(f"{self.encoded.name(index)}: {none}")
