@@ -125,6 +125,21 @@ def test_a_changed_image_behind_a_table_is_noticed(tmp_path, hub):
     assert cached() == {name: [100 + level for level in part] for name, part in first.items()}
 
 
+def test_a_changed_file_that_a_row_names_is_noticed(tmp_path, hub):
+    def fingerprint() -> str:
+        return HuggingFace(str(table), val_fraction=0, test_fraction=0).split("train").fingerprint()
+
+    table = tmp_path / "table.parquet"
+    write_files(tmp_path, {"files/1.data": gray(1), "files/2.data": gray(2)})
+    cells = [{"bytes": None, "path": str(tmp_path / "files" / f"{i}.data")} for i in (1, 2)]
+    cells += [{"bytes": gray(3), "path": "not there.png"}]
+    hub.Dataset.from_dict({"image": cells}).to_parquet(str(table))
+    before = fingerprint()
+    assert fingerprint() == before
+    write_files(tmp_path, {"files/2.data": gray(20)})
+    assert fingerprint() != before
+
+
 def test_without_the_package_of_hugging_face_the_extra_is_named(tmp_path, monkeypatch):
     def refuse(name, *arguments):
         if name == "datasets":

@@ -47,7 +47,12 @@ class Rows:
         return read_file(Path(path))
 
     def identity(self) -> str:
-        files = files_identity([Path(file["filename"]) for file in self.table.cache_files])
+        import pyarrow.compute as arrow
+
+        cells = self.table.with_format("arrow")[:][self.column]  # nothing but the paths is read
+        named = arrow.filter(arrow.struct_field(cells, "path"), arrow.is_null(arrow.struct_field(cells, "bytes")))
+        paths = sorted(path for path in named.to_pylist() if path)
+        files = files_identity([*(Path(file["filename"]) for file in self.table.cache_files), *map(Path, paths)])
         key = [self.table._fingerprint, files, self.column, self.rows]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
