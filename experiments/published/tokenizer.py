@@ -136,11 +136,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--finished", action="store_true", help="write what has finished, and train nothing")
     arguments = parser.parse_args()
     start()
-    costs = Costs(arguments.only)
-    todo = [(name, seed) for seed in range(arguments.seeds) for name in arguments.only]
-    done: list[Metrics] = []
+    costs, done = Costs(arguments.only), []
 
     def keep(rows: list[Metrics]) -> None:
         done[:] = rows
@@ -149,6 +148,9 @@ def main() -> None:
     def is_new(name: str, seed: int) -> bool:
         return not (RUNS / "train_tokenizer" / f"{name}-{seed}" / "result.json").is_file()
 
+    todo = [(name, seed) for seed in range(arguments.seeds) for name in arguments.only]
+    if arguments.finished:
+        todo = [key for key in todo if not is_new(*key)]
     run_all(todo, lambda name, seed: measure(costs, name, seed, arguments.steps), is_new, keep, jobs=1)
     for name, milliseconds in costs.milliseconds().items():
         for row in done:

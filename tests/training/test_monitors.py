@@ -24,7 +24,7 @@ def test_fingerprints_see_every_bit_and_its_position():
 def test_the_first_number_that_is_not_finite_is_named_with_its_images(tmp_path):
     module, schedule = nn.Linear(2, 2), Schedule(10, 4, 0)
     checkpoints = Checkpoints(tmp_path / "state")
-    checkpoints.save(1, {})
+    checkpoints.save(1, {}, {})
     finite = FiniteNumbers(tmp_path / "nonfinite.json", {"model": module}, schedule, checkpoints)
     finite.add(1, {"loss": torch.tensor(1.0)})
     finite.check()
