@@ -59,7 +59,7 @@ def print_anything() -> None:
     """Have this process and those that it starts print as escapes what a terminal's encoding lacks, such as "±"."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # where another object stands in its place
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
 
 
