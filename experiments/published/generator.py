@@ -86,7 +86,7 @@ def main() -> None:
         write,
         jobs=1,
     )
-    print((HERE / "generator.md").read_text())
+    print((HERE / "generator.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

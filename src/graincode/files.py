@@ -111,7 +111,7 @@ def _partial(path: Path, suffix: str = "") -> Path:
 def _writer(pid: int) -> str | None:
     """What tells a process from all others of this and other machines; None if there is no such process here."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         place = [socket.gethostname(), os.readlink("/proc/self/ns/pid")]
     except OSError:  # also where there is no /proc: then only age tells what is left
         return f"0-{pid}-0" if pid == os.getpid() else None

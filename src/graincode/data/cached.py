@@ -77,11 +77,11 @@ class CachedImages(EncodedImages):
 
     def content_hash(self) -> str:
         file = self._folder / "content_hash"
-        if file.is_file() and re.fullmatch("[0-9a-f]{64}", known := file.read_text(errors="replace")):
+        if file.is_file() and re.fullmatch("[0-9a-f]{64}", known := file.read_text(errors="replace", encoding="utf-8")):
             return known
         digest = super().content_hash()
         with suppress(OSError), replacing(file) as partial:  # a cache that others share may be read-only
-            partial.write_text(digest)
+            partial.write_text(digest, encoding="utf-8")
         return digest
 
     def _build(self, needed: int) -> None:

@@ -72,7 +72,7 @@ def read(path: Path, averages: bool | None = None) -> Weights:
     config, about = {}, files[0].parent / "config.json"
     if files[0].suffix in (".safetensors", ".json") and about.is_file():
         try:
-            config = dict(json.loads(about.read_text()))
+            config = dict(json.loads(about.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise GraincodeError(f"{about}: damaged; copy it again") from None
         files.append(about)
@@ -111,7 +111,7 @@ def _files(path: Path) -> list[Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         parts = [path.parent / name for name in names if name == Path(name).name and name.endswith(".safetensors")]
     except (ValueError, KeyError, TypeError, AttributeError):
         parts, names = [], [None]

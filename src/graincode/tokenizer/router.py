@@ -216,7 +216,7 @@ def read_percentiles(path: Path, density: nn.Module) -> dict[float, float]:
     """
     advice = 'expected {"1": value, ..., "99": value}, ascending'
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         definition = content.pop("definition", {})
         found = {float(percent): float(content[percent]) for percent in sorted(content, key=float)}
     except (OSError, ValueError, TypeError, AttributeError) as error:

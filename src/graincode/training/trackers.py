@@ -58,7 +58,7 @@ class RunLog:
         before = read_log(folder)
         kept = [line for line in before if _position(line) <= (step, evaluated)]
         with replacing(self._file) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._tracker: GeneralTracker | None = None
         self._sent: LogPosition = (0, False)  # what the tracker has already, from steps that are done again
         self._hook = threading.excepthook
@@ -93,7 +93,7 @@ class RunLog:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers by name, which begins with a group and "/"."""
         line = {"step": step, **values}
-        with self._file.open("a") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if _position(line) > self._sent:
             self._track("log", dict(values), step=step)
