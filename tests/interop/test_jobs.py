@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TINY_GENERATOR, TINY_TRAINER, command, result, write_images
 from helpers_parity import write_golden
 
@@ -21,6 +22,8 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("import")
     write_images(folder / "images", size=32)
     write_golden("vqgan_f16", folder / "last.ckpt")
+    tensors = torch.load(folder / "last.ckpt")["state_dict"]
+    torch.save(tensors | {"decoder.conv_out.bias": torch.tensor([0, torch.inf, 0])}, folder / "infinite.pt")
     import_weights.main(["vqgan", str(folder / "last.ckpt"), "-o", str(folder / "vqgan"), "--image-size", "32"])
     return folder
 
@@ -57,6 +60,7 @@ def test_the_command_writes_an_export_and_says_what_it_did(root, capsys, monkeyp
         (["vqgan", "last.ckpt", "-o", "vqgan"], "vqgan is there already"),
         (["vqgan", "absent.ckpt", "-o", "new"], "absent.ckpt: no such file"),
         (["llamagen", "last.ckpt", "-o", "new"], "they look like vqgan's"),
+        (["vqgan", "infinite.pt", "-o", "new"], "'decoder.last.bias' has NaN or infinite values"),
         (["vqgan", "last.ckpt", "-o", "new", "--ema"], "no moving averages"),
         (["vqgan", "last.ckpt", "-o", "new", "--image-size", "0"], "image_size=0: expected 1 or more"),
         (["vqgan", "last.ckpt", "-o", "new", "--image-size", "100"], "could be [112, 112]"),
