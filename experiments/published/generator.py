@@ -22,13 +22,11 @@ ROWS = {
     "default": [],
     "rows": ["generator.sequence.last_grain_order=rows"],
     "starts": ["generator.sequence.grain_starts=true"],
-    "both": ["generator.sequence.last_grain_order=rows", "generator.sequence.grain_starts=true"],
 }
 TITLES = {
     "default": "region by region, no start tokens (default)",
     "rows": "last grain row by row",
     "starts": "a start token for the fine grain",
-    "both": "both",
 }
 COLUMNS = {
     "bits_per_image": "bits", "bits_content_0": "of coarse contents", "bits_content_1": "of fine contents",
@@ -72,7 +70,7 @@ def main() -> None:
     """Run all rows and seeds, and write what is known after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` made")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--samples", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
