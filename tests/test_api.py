@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 import graincode
-from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError
 from graincode.core.images import as_floats, from_uint8, to_uint8
-from graincode.core.prompts import CodeMask, CodePrefix
+from graincode.core.prompts import CodePrefix
 from graincode.core.sequences import to_sequences
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -123,13 +122,13 @@ def test_images_of_any_usual_kind(tokenizer, pixels, tmp_path):
     ("images", "expected"),
     [
         ([], "images="),
-        ([np.zeros((4, 4, 3))], "images=float64"),
-        ([np.zeros((4, 4, 7), np.uint8)], "images: "),
-        ([torch.zeros(3, 4, 4)], "images of type torch.Tensor: .* tokenize takes tensors"),
-        (5, "images of type builtins.int: "),
+        ([np.zeros((4, 4, 3))], "images of ndarray .*: expected .*uint8"),
+        ([np.zeros((4, 4, 7), np.uint8)], "images of ndarray "),
+        ([torch.zeros(3, 4, 4)], "images of Tensor .* tokenize itself takes tensors"),
+        (5, "images of int "),
         (["/nowhere.png"], "/nowhere.png: no such file"),
         ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], "image_size=None: expected a size, as images are of 2"),
-        ([Image.new("F", (4, 4))], "images: Pillow mode F"),
+        ([Image.new("F", (4, 4))], r"images of Image \(Pillow mode F"),
     ],
 )
 def test_what_is_no_image_is_refused(images, expected):
@@ -166,10 +165,3 @@ def test_what_is_given_is_part_of_its_sequence(tokenizer, generator, pixels):
         with pytest.raises(GraincodeError, match=r"^lengths="):
             generator.sample(labels, given=CodePrefix(sequences, lengths, positions))
     assert equal(generator.sample(labels, given=CodePrefix(sequences, tokens, tokens)), codes)
-    masked, known = graincode.load_generator(GOLDEN / "masked"), torch.ones_like(codes.grains).bool()
-    cells = codes.layout.expand(known, 0)
-    for regions, own in ((~known, cells), (known, cells & (torch.arange(4) % 2 == 0))):
-        coarse = GrainCodes(torch.zeros_like(codes.grains), codes.indices, codes.layout)
-        with pytest.raises(GraincodeError, match=r"^known_cells="):
-            masked.sample(labels, given=CodeMask(coarse, regions, own, labels))
-    assert equal(masked.sample(labels, given=CodeMask(codes, known, cells, labels)), codes)

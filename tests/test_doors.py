@@ -21,6 +21,7 @@ KNOWN = {
     ("src/graincode/config/validate.py", "resolve_name"): "a class that this command's configuration names",
     ("src/graincode/distributed/worker.py", "import_module"): "the entry of the command that started this process",
     ("src/graincode/export.py", "import_module"): "a class of the list of classes, or a module of $GRAINCODE_PLUGINS",
+    ("experiments/soak/writes.py", "import_module"): "the jobs, by their own list",
     ("src/graincode/interop/convert.py", "import_module"): "a family of the list of families",
 }
 BUILT = ("cfg.", "settings.", "config.", "steps[0].config.", "with_layout(cfg.", "check('train_tokenizer', COMMON)")

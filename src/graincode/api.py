@@ -61,7 +61,8 @@ def as_images(images: Any, image_size: int | Sequence[int] | None = None, backgr
     Raises:
         GraincodeError: an image is none of these, cannot be read, or is of another size than the first.
     """
-    found = [_in_rgb(image, background) for image in (images if _is_list(images) else [images])]
+    several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    found = [_in_rgb(image, background) for image in (images if several else [images])]
     check("images", [], "at least one image", len(found) > 0)
     if image_size is not None:
         height, width = check_image_size(image_size)
@@ -71,22 +72,12 @@ def as_images(images: Any, image_size: int | Sequence[int] | None = None, backgr
     return from_uint8(torch.from_numpy(np.stack([np.asarray(image) for image in found])).permute(0, 3, 1, 2))
 
 
-def _is_list(images: Any) -> bool:
-    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
-
-
 def _in_rgb(image: Any, background: str) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(image, background=background)
     try:
-        if isinstance(image, np.ndarray):
-            check("images", f"{image.dtype} {image.shape}", "uint8 (H, W) or (H, W, 3 or 4)", image.dtype == np.uint8)
-            image = Image.fromarray(image)
-        if isinstance(image, Image.Image):
-            return in_rgb(image, background)
-    except (OSError, TypeError, ValueError) as error:
-        raise error if isinstance(error, GraincodeError) else GraincodeError(f"images: {brief(error)}") from error
-    kind = f"{type(image).__module__}.{type(image).__qualname__}"
-    raise GraincodeError(
-        f"images of type {kind}: expected Pillow images, paths or uint8 arrays; tokenize takes tensors"
-    )
+        is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        return in_rgb(Image.fromarray(image) if is_array else image, background)
+    except Exception as error:  # what is no image raises nearly anything
+        expected = "Pillow images, paths, or uint8 arrays (H, W) or (H, W, 3 or 4); tokenize itself takes tensors"
+        raise GraincodeError(f"images of {type(image).__name__} ({brief(error)}): expected {expected}") from error

@@ -137,18 +137,6 @@ class CodeMask(Rows):
         regions = prefix.first_codes(prefix.positions).any(dim=1).view_as(codes.grains)
         return cls(codes, regions, prefix.known_cells, (begun & ends).sum(dim=1))
 
-    def check(self) -> None:
-        """Refuse codes that are given where the grain is not, or in part."""
-        known = self.layout.expand(self.known_regions, 0)
-        first = self.layout.first_cells(self.codes.grains)
-        whole = self.known_cells.flatten(1).gather(1, first).view_as(known) == self.known_cells
-        check(
-            "known_cells",
-            "mask",
-            "whole codes, in known regions",
-            bool((known | ~self.known_cells).all() & whole.all()),
-        )
-
     @property
     def layout(self) -> CodeLayout:
         """Of the codes."""

@@ -134,6 +134,7 @@ class Generator(nn.Module, ABC):
             check("given", "codes of other classes or order", own, given.layout == self.layout)
             if len(given) != len(labels):
                 raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}")
+        if isinstance(given, CodePrefix):
             given.check()
         given = self.accept(given)
         check("sampler", sampler, "none beside settings", sampler is None or not settings)
