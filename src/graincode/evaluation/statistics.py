@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -235,8 +235,9 @@ def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(statistics.tensors().items())}
     try:
         with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata=_header(network, content, tensors, str(statistics.count)))
-    except (OSError, SafetensorError) as error:  # it only saves time
+            # not by save_file, which has a temporary name of its own
+            unfinished.write_bytes(save(tensors, _header(network, content, tensors, str(statistics.count))))
+    except OSError as error:  # it only saves time
         advice = "they are measured again next time; make room there, or set GRAINCODE_CACHE to another folder"
         _logger.warning("%s cannot keep these statistics (%s): %s", path.parent, brief(error), advice)
 
