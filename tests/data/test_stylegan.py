@@ -111,7 +111,7 @@ def test_a_compressed_zip_says_what_to_do(tmp_path):
     one_line(error, str(path), "compressed", "unpack it")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no images", "a size that is not there"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no images", "no name", "a size that is not there"])
 def test_a_damaged_zip_is_named(tmp_path, damage):
     path = write(tmp_path, "zip", contents())
     whole = path.read_bytes()
@@ -121,6 +121,13 @@ def test_a_damaged_zip_is_named(tmp_path, damage):
         os.truncate(path, 0)
     elif damage == "text":
         path.write_bytes(b"no archive")
+    elif damage == "no name":  # of the only member
+        path = write(tmp_path, "zip", {"x": b""})
+        at = path.read_bytes().rindex(b"PK\x01\x02")
+        whole = bytearray(path.read_bytes())
+        whole[at + 28 : at + 30] = bytes(2)
+        whole[at + 30 : at + 32] = b"\x01\x00"  # its byte is of the extra field
+        path.write_bytes(whole)
     elif damage == "no images":
         path = write(tmp_path, "zip", {"a.txt": b""})
     else:  # in the last header of an image, of the table at the end

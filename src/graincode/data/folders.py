@@ -98,7 +98,8 @@ class ImageFolder(FileSource):
 
     @cached_property
     def _all(self) -> Files:
-        return zip_files(self._root) if self._root.suffix.lower() == ".zip" else self._files(self._base(("",)))
+        is_zip = self._root.suffix.lower() == ".zip" and not self._root.is_dir()
+        return zip_files(self._root) if is_zip else self._files(self._base(("",)))
 
     @cached_property
     def _labels(self) -> dict[str, int] | None:

@@ -47,7 +47,7 @@ def zip_files(path: Path) -> ZipFiles:
     """The images in an uncompressed .zip, sorted by their paths; refuses one without images."""
     try:
         with readable(path), zipfile.ZipFile(path) as archive:
-            found = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            found = {info.filename: info for info in archive.infolist() if info.filename[-1:] != "/"}
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise GraincodeError(f"{path} is not a whole .zip ({error}): make it anew, or unpack it") from error
     hidden = {name for name in found if any(not part or is_hidden(part) for part in name.split("/"))}
