@@ -63,6 +63,16 @@ def command(job: str, *overrides: str) -> None:
         os.environ.update(before[1])
 
 
+def run_checked(job: str, *overrides: str) -> float:
+    """Run a job on overrides in this process, without a command line around it."""
+    return run_job(job, check(job, list(overrides)))
+
+
+def weights_of(run: Path) -> bytes:
+    """The weights that a training exported."""
+    return (run / "export/weights.safetensors").read_bytes()
+
+
 def result(run: Path) -> dict:
     """What a finished run recorded."""
     return json.loads((run / "result.json").read_text())
@@ -92,7 +102,7 @@ def refusal(capsys, job, *overrides):
 def refused(job: str, *overrides: str) -> str:
     """The error of a job that is run on overrides in this process, without a command line around it."""
     with pytest.raises(GraincodeError) as error:
-        run_job(job, check(job, list(overrides)))
+        run_checked(job, *overrides)
     return error.value.line
 
 

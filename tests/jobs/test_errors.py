@@ -59,6 +59,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["trainer.ema_decay=1"], "trainer.ema_decay=1: expected 0"),
         ("train_tokenizer", ["trainer.export=newest"], "trainer.export=newest: expected one of last, best"),
         ("train_tokenizer", ["trainer.resume=/nowhere"], "trainer.resume=/nowhere: expected auto, never or a state"),
+        ("train_tokenizer", ["trainer.resume=/tmp"], "trainer.resume=/tmp: expected auto, never or a state"),
         ("train_tokenizer", ["init_from=/nowhere"], "no export"),
         ("train_tokenizer", ["augmentation.shift=-1"], "augmentation.shift=-1: expected 0 or more"),
         ("train_tokenizer", ["tokenizer/adversary=patch", "hardware.strategy=fsdp"], "strategy=fsdp: expected ddp"),

@@ -138,7 +138,10 @@ def open_run(job: str, cfg: DictConfig, images: Mapping[str, str] | None = None,
         if trainer["export"] != "best":
             left_out += known.left_out_unless_best
         if (state := trainer["resume"]) not in ("auto", "never"):
-            check("trainer.resume", state, "auto, never or a state of a run", Path(state).exists())
+            is_state = (Path(state) / "state.json").is_file()
+            check(
+                "trainer.resume", state, "auto, never or a state of a run, such as .../state/step_000000250", is_state
+            )
             inputs["resume"] = read_about(Path(state))["sha256"]
         may_grow = known.may_grow if state == "auto" else []
         hardware = config["hardware"]
