@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_advice import follow
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import nn
@@ -87,7 +88,7 @@ def train_masked(conditioning: str) -> Path:
 
 
 def refusal(capsys, job, *overrides):
-    """The one line of the error."""
+    """The one line of the error; what it says to type is tried."""
     with pytest.raises(SystemExit) as stop:
         command(job, *overrides)
     err = capsys.readouterr().err
@@ -96,6 +97,7 @@ def refusal(capsys, job, *overrides):
     assert stop.value.code == 2
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
+    follow(job, lines[0].removeprefix("error: "), list(overrides))
     return lines[0]
 
 

@@ -26,7 +26,7 @@ def test_every_root_config_is_there():
     ("error", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "log.jsonl"), "no room on the disk for log.jsonl"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "trainer.batch_size= less"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "give a smaller trainer.batch_size"),
     ],
 )
 def test_no_room_is_the_user_s_error(error, said):

@@ -177,8 +177,8 @@ def test_a_command_ends_with_one_line_and_status_2(override, capsys, tmp_path, m
 
 
 @pytest.mark.parametrize(("job", "less"), [
-    ("train_generator", "trainer.batch_size= less, hardware.gradient_checkpointing=true or hardware.gradient_accumu"),
-    ("extract_codes", "batch_size= less"), ("sample", "batch_size= less, or for samples precision=bfloat16"),
+    ("train_generator", "a smaller trainer.batch_size, hardware.gradient_checkpointing=true or a larger hardware.grad"),
+    ("extract_codes", "a smaller batch_size"), ("sample", "a smaller batch_size, or for samples precision=bfloat16"),
 ])  # fmt: skip
 def test_a_gpu_without_memory(job, less, capsys, tmp_path, monkeypatch):
     import torch
@@ -190,7 +190,7 @@ def test_a_gpu_without_memory(job, less, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(f"graincode.jobs.{job}.run", run)
     line = refusal(capsys, job)
-    assert line.startswith(f"error: CUDA out of memory. Tried to allocate 2.00 GiB: type {less}")
+    assert line.startswith(f"error: CUDA out of memory. Tried to allocate 2.00 GiB: give {less}")
 
 
 @pytest.mark.when("runs_dir of a sweep cannot be written to", "one line names the place")
@@ -249,7 +249,7 @@ def test_a_generator_and_a_tokenizer_that_do_not_fit(inside, capsys):
 def test_images_of_another_size_than_the_tokenizer_s(inside, capsys):
     tokenizer = "tokenizer_path=runs/train_tokenizer/tok/export"
     line = refusal(capsys, "extract_codes", *inside, "data.image_size=48", tokenizer)
-    assert "data.image_size=[48,48]: expected [32, 32]" in line
+    assert "data.image_size=[48,48]: expected [32,32]" in line
 
 
 def test_a_run_directory_with_other_settings_is_left_alone(inside, capsys):

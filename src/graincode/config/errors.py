@@ -105,10 +105,10 @@ def border(cfg: DictConfig) -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
-        less = "batch_size= less" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
-        more = "hardware.gradient_checkpointing=true or hardware.gradient_accumulation= more"
-        less = f"trainer.batch_size= less, {more}" if "trainer" in cfg else less
-        raise GraincodeError(f"{'. '.join(str(error).split('. ')[:2])}: type {less}") from error
+        less = "a smaller batch_size" + (", or for samples precision=bfloat16" if "precision" in cfg else "")
+        more = "hardware.gradient_checkpointing=true or a larger hardware.gradient_accumulation"
+        less = f"a smaller trainer.batch_size, {more}" if "trainer" in cfg else less
+        raise GraincodeError(f"{'. '.join(str(error).split('. ')[:2])}: give {less}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
