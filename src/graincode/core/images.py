@@ -50,5 +50,5 @@ def as_floats(images: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     # pixels of 8 bits in [-1, 1] are odd multiples of 1 / 255, those in [0, 1] any
     if low >= 0 and high - low > 0.5 and bool((images * 255).round().remainder(2).eq(0).any()):
         line = "all images have values from 0 to 1, and -1 is black: if 0 should be, give them as uint8 or as 2 * x - 1"
-        warnings.warn(line, stacklevel=3)
+        warnings.warn(line, stacklevel=4)  # the caller of `tokenize`
     return images
