@@ -7,7 +7,7 @@ runs a job in its own directory that dies by SIGKILL right before one of these c
 second time when they go on. The last command must end with the files of its reference, no more and no fewer, and with
 equal results. Before them come the faults of faults.py, each once. A process that has imported everything forks one for
 each command, so a trial takes seconds. Linux with a C compiler.
-Cost: 15 minutes of one CPU core.
+Cost: 21 minutes of one CPU core.
 """
 
 from __future__ import annotations
