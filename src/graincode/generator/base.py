@@ -130,8 +130,6 @@ class Generator(nn.Module, ABC):
             raise GraincodeError(f"labels from {low} to {high}: expected 0 to {self.classes - 1}")
         if given is not None:
             check_layouts(given.layout, self.layout, "the codes given", "this generator")
-            own = "those of dataclasses.replace(codes, layout=generator.layout), in this generator's order"
-            check("given", "codes of other classes or order", own, given.layout == self.layout)
             if len(given) != len(labels):
                 raise GraincodeError(f"codes of {len(given)} images: expected {len(labels)}")
         if isinstance(given, CodePrefix):

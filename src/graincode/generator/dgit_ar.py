@@ -215,6 +215,8 @@ class DGiTAR(Generator):
             raise GraincodeError("this generator has a fixed order: expected first grains, regions or a grain map")
         if self.needs_prompt and (given is None or bool((given.positions < given.tokens).any())):
             raise GraincodeError("this generator draws contents alone: expected a grain map to be given")
+        own = "those of dataclasses.replace(codes, layout=generator.layout), in this generator's order"
+        check("given", "codes of other classes or order", own, given is None or given.layout == self.layout)
         return given
 
     def compile_sampling(self) -> None:

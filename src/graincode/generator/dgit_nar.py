@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +157,8 @@ class DGiTNAR(Generator):
         return super().fixed(sampler) | dict.fromkeys(names, "all codes are of one grain")
 
     def accept(self, given: CodePrefix | CodeMask | None) -> CodeMask | None:
-        return CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given
+        mask = CodeMask.of_prefix(given) if isinstance(given, CodePrefix) else given
+        return mask and replace(mask, codes=replace(mask.codes, layout=self.layout))  # its order does not matter
 
     def logits(self, labels: Tensor, given: CodeMask | None) -> ConditionedLogits:
         return ConditionedLogits(self, self.conditioning(labels))
