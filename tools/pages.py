@@ -31,6 +31,12 @@ FAULTS_HEAD = """# What happens when ...
 Each line is what a test shows, made from the marks `when` in `tests/` by `tools/pages.py`.
 """
 
+_SUBJECTS = {
+    "config": "Command line and sweeps", "core": "Messages", "data": "Data", "distributed": "Processes",
+    "evaluation": "Evaluation", "interop": "Imports", "jobs": "Runs: changed, damaged, stopped",
+    "runs": "Records of runs", "tests": "Python, exports and files", "tokenizer": "Tokenizers", "training": "Training",
+}  # fmt: skip
+
 _LINE = re.compile(
     r"(?P<indent> *)(?P<key>[\w@/.]+):(?: +(?P<value>[^#\s](?:[^#]|(?<! )#)*?))?(?: +# (?P<comment>.*))?$"
 )
@@ -192,12 +198,15 @@ def faults_page() -> str:
     """docs/faults.md: the marks `pytest.mark.when(what, then)` of all tests, in the order of the files."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        rows = found.setdefault(_SUBJECTS.get(path.parent.name, path.parent.name), [])
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for mark in getattr(node, "decorator_list", ()):
                 if ast.unparse(mark).startswith("pytest.mark.when("):
                     what, then = (_cell(ast.literal_eval(argument)) for argument in mark.args)
-                    found.setdefault(path.parent.name, []).append(f"| {what} | {then} |")
-    sections = (f"\n## {name}\n\n| when | then |\n|---|---|\n" + "\n".join(rows) for name, rows in found.items())
+                    rows.append(f"| {what} | {then} |")
+    sections = (
+        f"\n## {name}\n\n| when | then |\n|---|---|\n" + "\n".join(rows) for name, rows in found.items() if rows
+    )
     return FAULTS_HEAD + "\n".join(sections) + "\n"
 
 
