@@ -107,3 +107,6 @@ def test_a_codebook_may_start_from_small_uniform_numbers():
     assert float(quantizer.codebook.abs().max()) <= 1 / 64
     assert float(quantizer.codebook.std()) == pytest.approx(1 / 64 / 3**0.5, rel=0.1)
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
+    for _ in range(12):  # a tenth of the entries may restart at once
+        quantizer.update([quantizer(torch.randn(512, 8)).seen])
+    assert len(quantizer.nearest(torch.randn(4096, 8)).unique()) > 60

@@ -61,7 +61,7 @@ class _FixedEncoder(nn.Module):
 
     def __init__(self, layout: CodeLayout, size: TrunkSize, code_dim: int) -> None:
         super().__init__()
-        widths = _widths(layout, size)
+        widths, self.code_dim = _widths(layout, size), code_dim
         self.stem, self.levels = _unbiased(3, widths[0]), nn.ModuleList()
         for before, width in zip([widths[0], *widths], widths, strict=False):
             self.levels.append(_blocks(before, width, size.blocks, self._is_late))

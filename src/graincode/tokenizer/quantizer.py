@@ -159,10 +159,11 @@ class EMAQuantizer(Quantizer):
         """Set the codebook to vectors chosen at random, or to small random numbers."""
         if self.start == "vectors":
             entries = random_entries(self._scaled(vectors.to(self.codebook.dtype)), self.codebook_size, keys)
-        else:
+            self.counts.fill_(len(vectors) / self.codebook_size)
+        else:  # with hardly a count, what the first steps do not choose restarts
             entries = collectives.broadcast_((2 * torch.rand_like(self.codebook) - 1) / self.codebook_size)
+            self.counts.fill_(1e-9)
         self.codebook.copy_(entries)
-        self.counts.fill_(len(vectors) / self.codebook_size)
         self.sums.copy_(self.codebook * self.counts[:, None])
 
     @torch.no_grad()
