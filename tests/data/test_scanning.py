@@ -27,6 +27,7 @@ def paths(root: Path, **arguments) -> list[str]:
 
 
 def test_links_that_lead_out_are_followed_when_asked(tmp_path, outside, caplog):
+    caplog.set_level("WARNING")  # whatever a job has set before
     root = tmp_path / "root"
     (root / "a" / "3.png").symlink_to(outside / "3.png")
     (root / "c").symlink_to(outside / "more")
@@ -98,6 +99,7 @@ def test_a_chain_of_loops_ends(tmp_path):
 
 @pytest.mark.when("a pipe or a device is called .png", "it is left out and named")
 def test_what_is_no_regular_file_is_left_out(tmp_path, caplog):
+    caplog.set_level("WARNING")  # whatever a job has set before
     write_images(tmp_path, "1.png")
     os.mkfifo(tmp_path / "2.png")
     (tmp_path / "3.png").symlink_to("2.png")
