@@ -209,6 +209,7 @@ def test_what_a_living_process_writes_stays(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
 def test_without_locks_of_the_file_system_files_stand_for_them(tmp_path, monkeypatch, caplog, number):
     caplog.set_level("WARNING")  # whatever a job has set before
+
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from graincode.core.errors import GraincodeError
 from graincode.interop.containers import read
 from graincode.interop.convert import import_tokenizer
+from graincode.jobs import import_weights
 
 SMALL = "maskgit_vqgan"
 
@@ -124,7 +126,8 @@ def test_what_is_no_file_of_weights_is_named(save, tensors, tmp_path):
     whole = save(tensors).read_bytes()
     for name, content, part in [
         ("half.pt", whole[: len(whole) // 2], "cut short"),
-        ("empty.pt", b"", "cut short"),
+        ("empty.pt", b"", "empty"),
+        ("empty.safetensors", b"", "empty"),
         ("half.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cut short"),
         ("page.ckpt", b"\n<!DOCTYPE html><html>", "web page"),
         ("pointer.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1", "Git LFS"),
@@ -242,3 +245,76 @@ def test_strange_shapes_make_one_line(save, tensors, tmp_path):
 def test_a_key_of_averages_that_holds_none_is_left_alone(save, tensors):
     path = save({"model": tensors, "ema": {"decay": torch.tensor(0.999)}})
     assert not same(path, tensors).averaged
+
+
+def test_a_file_with_a_short_member_is_refused_and_a_deflated_one_is_read(save, tensors, tmp_path):
+    for name, method, cut in [("short.pt", zipfile.ZIP_STORED, 10), ("deflated.pt", zipfile.ZIP_DEFLATED, None)]:
+        with zipfile.ZipFile(save(tensors)) as old, zipfile.ZipFile(tmp_path / name, "w", method) as new:
+            for member in old.namelist():
+                new.writestr(member, old.read(member)[: cut if member.endswith("data/0") else None])
+    assert "damaged" in refused(tmp_path / "short.pt")
+    same(tmp_path / "deflated.pt", tensors)
+
+
+def test_deeply_nested_json_is_one_line(tmp_path, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name, file in [("config.json", "model.safetensors"), ("model.safetensors.index.json",) * 2]:
+        (tmp_path / name).write_text("[" * 200_000)
+        with pytest.raises(GraincodeError, match=r"damaged|no index"):
+            read(tmp_path / file)
+
+
+def test_what_may_not_be_read_is_one_line(save, tensors, tmp_path, monkeypatch):
+    def forbid(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    path = save(tensors)
+    monkeypatch.setattr("pathlib.Path.open", forbid)
+    monkeypatch.setattr("pathlib.Path.iterdir", forbid)
+    for target in (path, tmp_path):
+        assert "cannot be read (Permission denied)" in refused(target)
+
+
+@pytest.mark.when("an import cannot write its export", "one line says where")
+@pytest.mark.parametrize("error", [FileExistsError(17, "File exists", "x"), PermissionError(13, "Permission denied")])
+def test_an_export_that_cannot_be_written_is_one_line(error, save, tensors, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("graincode.interop.convert.Imported.save", fail)
+    with pytest.raises(SystemExit) as stop:
+        import_weights.main(["maskgit", str(save(tensors)), "-o", str(tmp_path / "new")])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert error.strerror in err
+
+
+@pytest.mark.parametrize(("file", "name"), [(".hidden", ".hidden"), ("v1.5.ckpt", "v1.5"), ("last.ckpt", "last")])
+def test_an_export_is_named_after_the_file(file, name, save, tensors, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imported" / name).mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        import_weights.main(["maskgit", str(save(tensors, file))])
+    assert f"imported/{name} is there already" in capsys.readouterr().err
+
+
+def test_moving_averages_of_a_few_weights_are_not_taken(save, tensors):
+    one = {"model_ema.encoderconv_inweight": tensors["encoder.conv_in.weight"]}
+    path = save(tensors | one)
+    assert f"not of {len(tensors) - 2} others" in refused(path)  # the codebook may have none
+    assert not same(path, tensors, averages=False).averaged
+
+
+def test_long_names_make_short_messages(save, tensors):
+    long = "x" * 10**6
+    for value in ({long: 1}, {long: torch.zeros(1)}, tensors | {f"{long}.encoder.conv_in.weight": torch.zeros(1)}):
+        assert len(refused(save(value))) < 1000
+
+
+def test_a_class_of_builtins_is_refused_by_its_name(tmp_path):
+    for content in (b"\x80\x02cbuiltins\neval\n.", b"\x80\x02c__builtin__\neval\n."):
+        with zipfile.ZipFile(tmp_path / "file.pt", "w") as new:
+            for name, value in {"data.pkl": content, "version": b"3\n", "byteorder": b"little"}.items():
+                new.writestr(f"file/{name}", value)
+        assert "eval in it would have to be unpickled" in refused(tmp_path / "file.pt")

@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -61,6 +60,13 @@ def read(path: Path, averages: bool | None = None) -> Weights:
         GraincodeError: there is no such file; it is damaged; it holds something else; it would have to be unpickled; it
             has no averages that are asked for.
     """
+    try:
+        return _read(path, averages)
+    except OSError as error:
+        raise GraincodeError(_unreadable(error.filename or path, error)) from None
+
+
+def _read(path: Path, averages: bool | None) -> Weights:
     files, found = _files(path), {}
     for file in files:
         if file.suffix != ".json":
@@ -73,7 +79,7 @@ def read(path: Path, averages: bool | None = None) -> Weights:
     if files[0].suffix in (".safetensors", ".json") and about.is_file():
         try:
             config = dict(json.loads(about.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise GraincodeError(f"{about}: damaged; copy it again") from None
         files.append(about)
     return replace(weights, files={file.name: sha256(file) for file in files}, config=config)
@@ -87,6 +93,10 @@ def select(found: Mapping[str, Any], averages: bool | None = None) -> Weights:
     outside = Counter(name.partition(".")[0] for name in named if not name.startswith(prefix))
     flat = {name.replace(".", ""): name for name in inside}  # Lightning's averages have names without dots
     copies = {key: value for name, value in named.items() if (key := flat.get(name.partition("model_ema.")[2]))}
+    missing = [name for name, value in inside.items() if name not in copies and _trained(name, value)]
+    if copies and missing and averages is not False:
+        lack = f"has moving averages of some weights but not of {len(missing)} others ({brief(', '.join(missing[:3]))})"
+        raise GraincodeError(f"{lack}; take the weights themselves, --no-ema")
     averaged = taken or marked or (bool(copies) and averages is not False)
     if averages and not averaged:
         raise GraincodeError("has no moving averages of the weights; leave --ema out")
@@ -99,11 +109,13 @@ def select(found: Mapping[str, Any], averages: bool | None = None) -> Weights:
 def _files(path: Path) -> list[Path]:
     """The files that a path stands for: itself, or the index of its parts and these."""
     if path.is_dir():
-        found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
+        here = sorted(path.iterdir())  # glob would find nothing in a folder that may not be read
+        found = [file for file in here if file.name.endswith(".safetensors.index.json")]
+        found = found or [file for file in here if file.suffix == ".safetensors"]
         plain = [file for file in found if file.name.partition(".")[2] in ("safetensors", "safetensors.index.json")]
         found = plain if len(plain) == 1 else found
         if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "none"
+            names = brief(", ".join(file.name for file in found)) or "none"
             raise GraincodeError(f"{path}: a folder with several or no safetensors ({names}); give the file itself")
         path = found[0]
     if not path.is_file():
@@ -113,14 +125,14 @@ def _files(path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         parts = [path.parent / name for name in names if name == Path(name).name and name.endswith(".safetensors")]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         parts, names = [], [None]
     if len(parts) != len(names):
         raise GraincodeError(f"{path}: no index of safetensors; expected weight_map with the names of files beside it")
     absent = [part.name for part in parts if not part.is_file()]
     if absent:
         raise GraincodeError(
-            f"{path}: its part {absent[0]} is not beside it, nor {len(absent) - 1} more; copy all parts"
+            f"{path}: its part {brief(absent[0])} is not beside it, nor {len(absent) - 1} more; copy all parts"
         )
     return [path, *parts]
 
@@ -137,14 +149,16 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     stubs = [type(name.rpartition(".")[2], (), {"__module__": name.rpartition(".")[0]}) for name in _IGNORED]
     try:
         with torch.serialization.safe_globals(stubs), warnings.catch_warnings(action="ignore"):
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        name = re.search(r"(?:GLOBAL|class|global) '?([A-Za-z_]\w*(?:\.\w+)+)'?", str(error))
+        name = re.search(r"(?:GLOBAL '?|(?:class|global) '?(?=\w+\.))([A-Za-z_]\w*(?:\.\w+)*)", str(error))
         if name is None:
             raise GraincodeError(_damaged(file, error)) from None
         again = "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, NEW), or 'state_dict' for 'model'"
         advice = f"save it anew where you trust it: {again}"
-        raise GraincodeError(f"{file}: refused, as {name[1]} in it would have to be unpickled; {advice}") from None
+        raise GraincodeError(
+            f"{file}: refused, as {brief(name[1])} in it would have to be unpickled; {advice}"
+        ) from None
     except Exception as error:  # a damaged or hostile file can raise anything
         raise GraincodeError(_damaged(file, error)) from None
     if not isinstance(loaded, Mapping):
@@ -152,9 +166,15 @@ def _load_pickle(file: Path) -> dict[str, Any]:
     return dict(loaded)
 
 
+def _unreadable(path: object, error: OSError) -> str:
+    return f"{path}: cannot be read ({brief(error.strerror or error)}); give a file and folder that may be read"
+
+
 def _damaged(file: Path, error: Exception) -> str:
     with file.open("rb") as opened:
         start = opened.read(200).lstrip().lower()
+    if file.stat().st_size == 0:
+        return f"{file}: empty; copy it again"
     if start.startswith(b"version https://git-lfs"):
         return f"{file}: a pointer of Git LFS; fetch the file itself, git lfs pull"
     if start.startswith((b"<!doctype", b"<html")):
@@ -176,7 +196,7 @@ def _nested(found: Mapping[str, Any], averages: bool | None) -> tuple[dict[str, 
         inner = tensors(found.get(key))
         if any(name.endswith(_ANCHOR) for name in inner):
             return inner, key in _AVERAGES
-    keys = ", ".join(map(str, list(found)[:8]))
+    keys = brief(", ".join(map(str, list(found)[:8])))
     raise GraincodeError(f"holds {keys}; expected named tensors, or {' or '.join(_WEIGHTS[:2])} with them")
 
 
@@ -188,10 +208,17 @@ def _prefix(named: dict[str, Tensor], averages: bool | None) -> tuple[str, bool]
     plain = [prefix for prefix in inner if prefix not in marked]
     chosen = marked if marked and averages is not False else plain
     if len(chosen) != 1:
-        found = f"{len(named)} tensors such as {', '.join(list(named)[:3])}"
-        where = f"under each of {', '.join(map(repr, chosen))}" if chosen else "nowhere"
+        found = f"{len(named)} tensors such as {brief(', '.join(list(named)[:3]))}"
+        where = f"under each of {brief(', '.join(map(repr, chosen)))}" if chosen else "nowhere"
         raise GraincodeError(f"holds {found}, and {_ANCHOR} {where}; expected the weights of one tokenizer")
     return chosen[0], bool(marked) and chosen is marked
+
+
+def _trained(name: str, value: Tensor) -> bool:
+    """Whether moving averages of a model have this tensor: not losses, which have frozen parts, nor codebooks, which
+    may be learned without gradients."""
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    return name.startswith(parts) and name.endswith((".weight", ".bias")) and value.is_floating_point()
 
 
 def _widened(value: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ def import_tokenizer(family: str, path: Path, options: Options | None = None) ->
     options = options or Options()
     size = options.image_size
     check("image_size", size, "1 or more", size is None or size >= 1)
+    if family != "dqvae":
+        options.check_unused()
     weights = containers.read(path, options.averages)
     looks = [name for name, marks in MARKS.items() if marks <= set(weights.tensors)]
     if looks and family not in looks:
@@ -64,7 +66,7 @@ def import_tokenizer(family: str, path: Path, options: Options | None = None) ->
         raise GraincodeError(f"{path}: no weights of {family}; {error.args[0]} is missing") from None
     except GraincodeError as error:
         raise GraincodeError(f"{path}: {error}") from None
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:  # of strange shapes
+    except (ArithmeticError, TypeError, ValueError, IndexError, RuntimeError) as error:  # of strange shapes
         raise GraincodeError(f"{path}: no weights of {family} ({brief(error)})") from error
     origin = {
         "family": family,

@@ -47,6 +47,7 @@ def translate(weights: Weights, options: Options) -> Translation:
         "quantizers.0.sums": lambda get: get(_CODEBOOK.format("embed_ema")),
     }
     if learned:
+        options.check_unused()
         router |= {"_target_": "graincode.tokenizer.FeatureRouter", "code_dim": code_dim, "norm": "group"}
         router["budget"] = 20.0 if len(heads) == 2 else 1.0
         special["router.shares"] = lambda get: torch.tensor(ratios)
@@ -55,6 +56,8 @@ def translate(weights: Weights, options: Options) -> Translation:
         density = {"_target_": "graincode.tokenizer.EntropyDensity", "bins": 32, "sigma": 0.01, "span": span}
         router |= {"_target_": "graincode.tokenizer.QuantileRouter", "density": density}
         file = options.thresholds
+        expected = "a table of the current definition"
+        check("thresholds", file, expected, file is not None or options.entropy == "older")
         rows = THRESHOLDS if file is None else read_percentiles(file, EntropyDensity(span=span))
         special["router.quantiles"] = lambda get: percentile_table({0: 0.0, **rows, 100: math.log(32)})
     quantizer = {"_target_": "graincode.tokenizer.EMAQuantizer", "decay": 0.99}

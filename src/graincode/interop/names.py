@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, check
 from graincode.export import build_node
 from graincode.tokenizer.blocks import SpatialAttention
 
@@ -37,6 +37,12 @@ class Options:
     averages: bool | None = None
     thresholds: Path | None = None
     entropy: Literal["older", "current"] = "older"
+
+    def check_unused(self) -> None:
+        """Raise a GraincodeError if something is asked of an entropy router, for a network that has none."""
+        expected = "for a network without entropy router"
+        check("thresholds", self.thresholds, f"None {expected}", self.thresholds is None)
+        check("entropy", self.entropy, f"older, the default, {expected}", self.entropy == "older")
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,13 @@ class Spelling:
         return names
 
     def count_levels(self, found: Mapping[str, Tensor], side: int) -> int:
-        """Levels of the encoder (side 0) or decoder (1)."""
+        """Levels of the encoder (side 0) or decoder (1); a KeyError names what is missing if there is none."""
+        found[self._first(side, 0)]
         return _count(lambda number: self._first(side, number) in found)
 
     def size(self, found: Mapping[str, Tensor], image_size: int) -> dict[str, Any]:
         """The arguments of a `TrunkSize` that tensors have the shapes of; a KeyError names what is missing for it."""
-        widths = [len(found[self._first(0, number)]) for number in range(max(self.count_levels(found, 0), 1))]
+        widths = [len(found[self._first(0, number)]) for number in range(self.count_levels(found, 0))]
         blocks, more = (_count(lambda i, s=side: self._first(s, 0, i) in found) for side in (0, 1))
         leaf = f"{self.attention.format(0)}.{self.attention_parts[1]}.weight"
         attends = [f"encoder.{self.levels[0].format(level)}.{leaf}" in found for level in range(len(widths))]
@@ -209,7 +216,7 @@ def match(
         names, special: where its tensors come from.
         drop: beginnings of names of tensors that it needs not.
     Raises:
-        GraincodeError: tensors are missing, left over, or of other shapes.
+        GraincodeError: tensors are missing, left over, or of other shapes or kinds of numbers.
     """
     with torch.device("meta"):
         module = build_node(node)
@@ -223,11 +230,16 @@ def match(
             return found[name]
 
         try:
-            value = special[ours](get) if ours in special else torch.cat([found[name] for name in sources])
-            if _squeezed(value) == _squeezed(wanted):
-                weights[ours] = value.reshape(wanted.shape)
-            else:
-                misshapen.add(f"{sources[0]} {list(value.shape)} instead of {list(wanted.shape)}")
+            values = [special[ours](get)] if ours in special else [found[name] for name in sources]
+            parts = wanted.chunk(len(values)) if len(values) > 1 else [wanted]
+            unlike = {
+                f"{name} {_described(value, part)} instead of {_described(part, value)}"
+                for name, value, part in zip(sources, values, parts, strict=False)  # some are computed from nothing
+                if _squeezed(value) != _squeezed(part) or _kind(value) != _kind(part)
+            }
+            misshapen |= unlike
+            if not unlike:
+                weights[ours] = (torch.cat(values) if len(values) > 1 else values[0]).reshape(wanted.shape)
         except KeyError:
             missing.update(name for name in sources if name not in found)
         used.update(sources)
@@ -239,6 +251,16 @@ def match(
     if wrong:
         raise GraincodeError(f"its tensors do not fit: {'; '.join(wrong)}")
     return Translation(node, weights, dict(Counter(name.partition(".")[0] for name in dropped)))
+
+
+def _kind(value: Tensor) -> tuple[bool, bool]:
+    return value.is_floating_point(), value.is_complex()
+
+
+def _described(value: Tensor, other: Tensor) -> str:
+    """The shape, with the type where another tensor's is of another kind."""
+    kind = "" if _kind(value) == _kind(other) else str(value.dtype).replace("torch.", " ")
+    return f"{list(value.shape)}{kind}"
 
 
 def _squeezed(value: Tensor) -> list[int]:

@@ -22,17 +22,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, help="height and width of images (default: 256, or the file's)")
     either = argparse.BooleanOptionalAction
     parser.add_argument("--ema", action=either, help="moving averages of the weights, or not (default: if there)")
-    parser.add_argument("--thresholds", type=Path, help="dqvae: percentiles of the entropy in JSON (else ImageNet's)")
+    parser.add_argument("--thresholds", type=Path, help="dqvae, entropy router: percentiles in JSON (else ImageNet's)")
     definitions = {"choices": ["older", "current"], "default": "older"}
-    parser.add_argument("--entropy", **definitions, help="dqvae: as before July 2023 (default, as thresholds) or since")
+    parser.add_argument(
+        "--entropy", **definitions, help="dqvae: before July 2023 (default) or since (needs --thresholds)"
+    )
     given = parser.parse_args(arguments)
 
-    from graincode.core.errors import GraincodeError  # here, as what follows imports torch
+    from graincode.core.errors import GraincodeError, one_line  # here, as what follows imports torch
     from graincode.interop.convert import import_tokenizer
     from graincode.interop.names import Options
 
     try:
-        path = given.export or Path("imported") / given.file.absolute().name.partition(".")[0]
+        name = given.file.absolute().name.replace(".safetensors.index.json", ".json")
+        path = given.export or Path("imported") / (name if given.file.is_dir() else Path(name).stem)
         if path.exists():
             raise GraincodeError(f"{path} is there already: move it away, or give another name by -o")
         options = Options(given.image_size, given.ema, given.thresholds, given.entropy)
@@ -41,12 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
     except GraincodeError as error:
         print(f"error: {error.line}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        reason = one_line(f"{error.filename or path}: {error.strerror or error}")
+        print(f"error: {reason}; give another place by -o", file=sys.stderr)
+        sys.exit(2)
     layout, parameters = found.module.layout, sum(part.numel() for part in found.module.parameters())
     grains = " and ".join(f"{high} x {wide}" for high, wide in layout.grains)
     print(f"{given.family}: {layout.codebook_size:,} entries, {grains} pixels a code, {parameters:,} parameters")
     print(f"weights: {found.origin['weights']}")
     dropped = ", ".join(f"{count} of {group}" for group, count in sorted(found.dropped.items())) or "nothing"
-    print(f"left out: {dropped}")
+    print(one_line(f"left out: {dropped}"))
     print(f"export: {path} ({identity})")
 
 

@@ -72,6 +72,8 @@ class Run:
             self._held.enter_context(locked(self.path / "run.lock", _LOCK_SECONDS))
             (self.path / "owner").write_text(self._token, "utf-8")
             if not config.exists():
+                if (self.path / "result.json").exists():
+                    log.warning("%s has no config.json: it is taken for a run with the settings of now", self.path)
                 self._write_config()
             self._take(_identity_in(config), result)
             self.path.with_name(f".latest-{self.path.name}").unlink(missing_ok=True)

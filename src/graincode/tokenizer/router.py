@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -217,15 +218,18 @@ def read_percentiles(path: Path, density: nn.Module) -> dict[float, float]:
     advice = 'expected {"1": value, ..., "99": value}, ascending'
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        definition = content.pop("definition", {})
+        definition = content.pop("definition", {}).items()
         found = {float(percent): float(content[percent]) for percent in sorted(content, key=float)}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise GraincodeError(f"{path}: no percentiles ({brief(error)}); {advice}") from error
     values = list(found.values())
     rising = len(values) > 1 and all(low <= high for low, high in pairwise(values))  # which NaN fails
-    if not rising or not 0 <= min(found) <= max(found) <= 100:
+    if not rising or not all(0 <= percent <= 100 for percent in found) or not all(map(math.isfinite, values)):
         raise GraincodeError(f"{path}: no percentiles; {advice}")
-    for name, value in definition.items():
+    limit = math.log(getattr(density, "bins", math.inf))
+    if limit < math.inf and not -1e-6 <= values[0] <= values[-1] <= limit + 1e-6:  # rounding
+        raise GraincodeError(f"{path}: no percentiles of an entropy; expected values of 0 to {limit:.6f}")
+    for name, value in definition:
         own = getattr(density, name, None)
         own = list(own) if isinstance(own, tuple) else own
         if own != value:
