@@ -59,8 +59,7 @@ class DQVAE(nn.Module):
         projected_dim: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        dim = quantizer.lookup(torch.zeros(1, dtype=torch.long)).shape[-1]
-        check("projected_dim", projected_dim, f"null or the quantizer's {dim}", projected_dim in (None, dim))
+        check("projected_dim", projected_dim, "null, or 1 or more", projected_dim is None or projected_dim >= 1)
         self.layout = layout
         self.encoder, self.router, self.decoder = encoder, router, decoder
         self.quantizers = nn.ModuleList(copy.deepcopy(quantizer) for _ in range(layout.num_codebooks))
