@@ -295,7 +295,7 @@ def test_an_export_is_named_after_the_file(file, name, save, tensors, tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imported" / name).mkdir(parents=True)
     with pytest.raises(SystemExit):
-        import_weights.main(["maskgit", str(save(tensors, file))])
+        import_weights.main(["maskgit", str(save(tensors, "weights.pt").rename(tmp_path / file))])
     assert f"imported/{name} is there already" in capsys.readouterr().err
 
 
