@@ -5,8 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
+from graincode.config.schema import ELSEWHERE, JOBS, config_directory
 from graincode.config.typed import parse, quoted, readable
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
@@ -102,7 +104,7 @@ def test_the_home_directory_is_meant_by_a_tilde(job, key, shape, monkeypatch):
 def test_the_home_directory_of_a_data_set_and_in_sweeps(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert value("train_tokenizer", "data.root", *FOLDER, "data.root=~/photos") == "/home/me/photos"
-    assert readable("sample", ["-m", "runs_dir=~/a,~/b"]) == ["-m", 'runs_dir="/home/me/a","/home/me/b"']
+    assert readable("sample", ["-m", "runs_dir=~/a,~/b"]) == ["--multirun", 'runs_dir="/home/me/a","/home/me/b"']
 
 
 @pytest.mark.when("a name looks like a number, such as run_name=20241128_093000", "it stays as it is typed")
@@ -112,6 +114,96 @@ def test_text_that_looks_like_a_number_stays_text(name):
     assert value("train_tokenizer", "data.root", *FOLDER, f"data.root={name}") == name
     (_, read) = readable("train_tokenizer", ["--multirun", f"run_name={name},{name}x"])
     assert [str(text).strip('"') for text in parse(read).sweep_string_iterator()] == [name, f"{name}x"]
+
+
+@pytest.mark.when("a flag such as --multirun stands between settings", "it acts as at the beginning or the end")
+@pytest.mark.parametrize(
+    ("typed", "name", "meant"),
+    [
+        (["--multirun"], "multirun", True),
+        (["-m"], "multirun", True),
+        (["--cfg", "job"], "cfg", "job"),
+        (["-c=job"], "cfg", "job"),
+        (["--resolve"], "resolve", True),
+        (["--info"], "info", "all"),
+        (["-i"], "info", "all"),
+        (["-i", "plugins"], "info", "plugins"),
+        (["-cd", "a b"], "config_dir", "a b"),
+        (["--config-dir=x=y"], "config_dir", "x=y"),
+        (["-p", "data"], "package", "data"),
+    ],
+)
+def test_flags_are_read_wherever_they_stand(typed, name, meant):
+    settings = ["data=image_folder", "data.root=imgs", "seed=1"]
+    for place in range(4):
+        read = get_args_parser().parse_args(readable("train_tokenizer", [*settings[:place], *typed, *settings[place:]]))
+        assert getattr(read, name) == meant
+        assert read.overrides == settings
+
+
+@pytest.mark.parametrize("typed", ["--cfg jobb", "--cfg", "-i=x", "--multirun=2", "-cd", "--experimental-rerun x"])
+def test_a_flag_that_is_wrong_is_one_line(typed):
+    with pytest.raises(GraincodeError) as error:
+        readable("sample", ["seed=1", *typed.split()])
+    assert typed.split("=")[0].split()[0] in error.value.line
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("tokenizer/router.ratios=1", "type tokenizer.ratios"),
+        ("tokenizer/router.density.sigma=1", "type tokenizer.router.density.sigma"),
+        ("trainer..steps=1", "type trainer.steps"),
+        ("trainer .steps=1", "type trainer.steps"),
+        ("größe=1", "type a key that begins with one of "),
+        ("optimizer/lr=1", "type optimizer.lr"),
+    ],
+)
+def test_a_key_that_cannot_be_read_is_an_unknown_one(typed, expected):
+    line = refused("train_tokenizer", "tokenizer=dqvae", typed)
+    assert line.startswith(f"unknown key {typed.partition('=')[0]!r}: {expected}")
+
+
+@pytest.mark.parametrize(("job", "key", "meant"), [
+    ("sample", "images", "num_samples"), ("evaluate", "num_images", "images.num_samples"),
+    ("train_tokenizer", "epochs", "trainer.steps"), ("extract_codes", "bs", "batch_size"),
+    ("train_generator", "batch", "trainer.batch_size"), ("sample", "output_dir", "runs_dir"),
+    ("sample", "cfg_scale", "sampler.guidance_scale"),
+])  # fmt: skip
+def test_keys_of_other_programs_are_known(job, key, meant):
+    line = refused(job, f"{key}=8")
+    assert line == f"unknown key {key!r}: type {meant}=8"
+
+
+def test_what_they_stand_for_is_there():
+    known = "".join(file.read_text("utf-8") for job in JOBS for file in config_directory().rglob("*.yaml"))
+    assert all(f"{key.rpartition('.')[2]}:" in known for keys in ELSEWHERE.values() for key in keys)
+
+
+def test_an_option_of_a_group_that_the_job_lacks():
+    assert refused("train_generator", "images=8") == "unknown key 'images': it belongs to evaluate"
+    assert refused("sample", "generator/size=8").endswith("it belongs to train_generator")
+
+
+@pytest.mark.when("a path ends with a space", "it stays")
+@pytest.mark.parametrize("name", ["trail ", " lead", "a b ", "tab\t"])
+def test_spaces_around_a_text_stay(name):
+    assert value("train_tokenizer", "data.root", *FOLDER, f"data.root={name}") == name
+    assert value("sample", "runs_dir", f"runs_dir={name}") == name
+
+
+def test_spaces_around_a_number_do_not_matter():
+    assert value("train_tokenizer", "trainer.steps", "trainer.steps= 7 ") == 7
+
+
+@pytest.mark.when("true is typed for a number", "one line says that a number is expected")
+@pytest.mark.parametrize("typed", [
+    "seed=true", "trainer.steps=false", "optimizer.lr=true", "tokenizer.ratios=[true,false]", "hardware.workers=true",
+    "calibration_images=true", "tokenizer.grains=[[true,8],[4,4]]", "augmentation.shift=true",
+])  # fmt: skip
+def test_truth_is_no_number(typed):
+    key, _, shown = typed.partition("=")
+    assert refused("train_tokenizer", typed).startswith(f"{key}={shown}: expected ")
 
 
 def test_null_is_no_text():
@@ -210,6 +302,11 @@ def test_commas_are_told_by_what_the_key_takes(job, typed, advice):
 
 def test_numbers_with_commas_are_a_sweep_s():
     assert refused("train_tokenizer", "tokenizer.codebook_size=8,16").endswith("8,16: add --multirun for a sweep")
+
+
+def test_a_number_with_commas_in_it():
+    assert "type trainer.steps=10000, or add --multirun" in refused("train_tokenizer", "trainer.steps=10,000")
+    assert "1000" not in refused("train_tokenizer", "trainer.steps=1,00")
 
 
 def test_a_list_that_is_not_closed_may_be_text():

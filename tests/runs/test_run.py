@@ -120,6 +120,14 @@ def test_a_run_is_of_the_images_that_it_was_begun_with(tmp_path, caplog):
         enter("41 images (bb)")
 
 
+def test_settings_that_look_alike_are_told_apart(tmp_path):
+    with Run(tmp_path / "run", {}, {"steps": 6, "name": None}):
+        pass
+    expected = "name: None -> 'None', steps: 6 -> '6'"
+    with pytest.raises(GraincodeError, match=expected), Run(tmp_path / "run", {}, {"steps": "6", "name": "None"}):
+        pass
+
+
 def test_a_run_is_lengthened_and_keeps_what_it_had_until_it_ends(tmp_path, caplog):
     def enter(steps):
         return Run(tmp_path / "run", {}, {"steps": steps, "seed": 1}, may_grow=["steps"])

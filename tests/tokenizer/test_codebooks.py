@@ -9,9 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from graincode.config.job import build
+from graincode.config.job import build, with_layout
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
+from graincode.core.layout import CodeLayout
 from graincode.distributed import collectives
 from graincode.export import build_node
 from graincode.tokenizer import CosineQuantizer, EMAQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
@@ -62,6 +63,27 @@ def test_forward_nearest_and_lookup_agree(quantizer):
 def test_all_entries_can_be_looked_up_and_differ(quantizer):
     every = quantizer.lookup(torch.arange(quantizer.codebook_size))
     assert len(every.unique(dim=0)) == quantizer.codebook_size
+
+
+@pytest.mark.when("the dimension of a quantizer differs from that of its vectors", "one line names code_dim")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_dimension_of_vectors_is_known(quantizer, autocast):
+    dim = quantizer.lookup(torch.zeros(1, dtype=torch.long)).shape[-1]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for part in (quantizer, deepcopy(quantizer).to("meta")):
+            part.check_dimension(dim)
+            with pytest.raises(GraincodeError, match=f"^code_dim={dim}: expected {dim + 1}, "):
+                part.check_dimension(dim + 1)
+
+
+@pytest.mark.parametrize("typed", [
+    "tokenizer.model.projected_dim=7", "tokenizer.quantizer.code_dim=7", "tokenizer.model.encoder.code_dim=${seed}",
+])  # fmt: skip
+def test_a_tokenizer_of_parts_that_do_not_fit_is_refused(typed):
+    cfg = check("train_tokenizer", ["seed=5", typed, "tokenizer.size.channels=8"])
+    with_layout(cfg.tokenizer.model, CodeLayout((32, 32), ((8, 8), (4, 4)), 16))
+    with pytest.raises(GraincodeError, match=r"^tokenizer\.(quantizer\.)?code_dim=\d+: expected \d+, "):
+        build(cfg.tokenizer.model)
 
 
 def test_gradients_reach_the_input_and_all_weights(quantizer):

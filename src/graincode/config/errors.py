@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import errno
 import os
@@ -23,8 +22,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from graincode.config.schema import JOBS, config_directory, root_keys
-from graincode.config.typed import NoOverride, for_shell, readable
+from graincode.config.schema import ELSEWHERE, JOBS, config_directory, root_keys
+from graincode.config.typed import NoOverride, for_shell, parse, read_flags, readable
 from graincode.core.errors import GraincodeError, brief, one_line
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 from graincode.runs.identity import flatten
@@ -80,12 +79,17 @@ class Keys:
         return message
 
 
+_WORDS = {"None": "null", "True": "true", "False": "false"}
+
+
 def as_typed(value: Any) -> str:
     """A value as it is typed."""
     text = str(value)
-    if text[:1] not in ("[", "("):
-        return {"None": "null", "True": "true", "False": "false"}.get(text, text)
-    return re.sub(r"[\s'\"]", "", text).replace("(", "[").replace(")", "]").replace(",]", "]")
+    if text[:1] in ("[", "("):
+        text = re.sub(r"[\s'\"]", "", text).replace("(", "[").replace(")", "]").replace(",]", "]")
+    elif text not in _WORDS:
+        return text
+    return re.sub(r"\b(None|True|False)\b", lambda word: _WORDS[word[0]], text)
 
 
 def _is_same(first: Any, second: str) -> bool:
@@ -185,16 +189,17 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     if ours := [cause for cause in chain if isinstance(cause, GraincodeError)]:
         return ours[0].line
     text = " ".join(" ".join(map(str, chain)).split())
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=lambda path: f"hydra.searchpath=[file://{Path(path).absolute()}]")
-    flags, others = parser.parse_known_args(arguments)
-    overrides = [override for override in (*others, flags.config_dir or "-") if not override.startswith("-")]
+    flags = read_flags(arguments)
+    folder = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
+    overrides = [*flags.overrides, *folder]
     if isinstance(error, NoOverride):
         return f"{error.words} cannot be read: {_of_no_override(error, job)}"
-    if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
-        is_text = key and re.search(r"[^\W\d]{2}|/", value)
-        advice = f"type {for_shell(key, value)}" if is_text else "its brackets or quotation marks are not in pairs"
+    unread = error.override.partition("=") if isinstance(error, OverrideParseException) else ("", "", "")
+    if unread[0] and parse(f"{unread[0]}=1") is not None:
+        is_text = re.search(r"[^\W\d]{2}|/", unread[2])
+        advice = (
+            f"type {for_shell(unread[0], unread[2])}" if is_text else "its brackets or quotation marks are not in pairs"
+        )
         return f"{error.override} cannot be read: {advice}"
     if several := _SEVERAL.search(text):
         key, value = several.groups()
@@ -205,17 +210,19 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         value = next((one.partition("=")[2] for one in overrides if one.startswith(f"+{key}=")), "")
         return f"+{key}={value}: {key} is there already; type {key}={value}"
     recipe, unknown = _IN_RECIPE.search(str(error)), _UNKNOWN.search(text)
-    key = unknown.group(1) if unknown else ""
     typed = {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
+    no_option = "Config group override" in text  # a number, say, for an option
+    foreign = (key for key in typed if no_option and re.split("[./]", key)[0] not in root_keys(job))
+    key = unread[0] or (unknown.group(1) if unknown else next(foreign, ""))
     try:
         cfg = compose(job, [o for o in overrides if "=" in o and o.split("=")[0].lstrip("+~") != key], with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError):
         cfg = compose(job, [o for o in overrides if o.startswith("hydra.searchpath=")], with_hydra=True)
     runtime = cfg.hydra.runtime
-    if unknown and not recipe:
+    if key and not recipe:
         return f"unknown key {key!r}: {_of_unknown(key, typed.get(key, ''), job, cfg)}"
     group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    for key, value in typed.items() if "Config group override" in text else ():
+    for key, value in typed.items() if no_option else ():
         if key in runtime.choices and value not in options(key, runtime):
             group, name = key, value
     if recipe:
@@ -232,6 +239,8 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
 def _of_several(key: str, value: str, cfg: DictConfig) -> str:
     """How values with commas between them are typed for a key, beside those of a sweep."""
     now = OmegaConf.select(cfg, key)
+    if isinstance(now, int | float) and re.fullmatch(r"\d{1,3}(,\d{3})+", value):
+        return f"type {key}={value.replace(',', '')}, or "
     if key == "features" or isinstance(now, ListConfig) or (now is None and re.fullmatch(r"[\d.,eE+-]*", value)):
         return f"type {key}=[{value}] for a list, or "
     return f"type {for_shell(key, value)} for text, or " if now is None or isinstance(now, str) else ""
@@ -250,14 +259,17 @@ def _of_no_override(error: NoOverride, job: str) -> str:
 
 def _of_unknown(key: str, value: str, job: str, cfg: DictConfig) -> str:
     head = re.split(r"[./]", key)[0]
+    groups, keys = _groups(cfg.hydra.runtime), Keys(cfg).values
+    if same := [name for name in ELSEWHERE.get(key, ()) if name in keys or name in groups]:
+        return f"type {same[0]}={value}"
     if others := [name for name in JOBS if head in root_keys(name) - root_keys(job)]:
         return f"it belongs to {' and '.join(others)}"
-    groups, owners = _groups(cfg.hydra.runtime), _owners(key, cfg.hydra.runtime)
+    owners = _owners(key, cfg.hydra.runtime)
     if named := [group for group in groups if group.endswith(f"/{key}")]:
         return f"type {named[0]}={value}"
     if exact := [option for option, own in owners.items() if own == key]:
         return f"type {' or '.join(exact)} too, which has it"
-    now = {*groups, *Keys(cfg).values}
+    now = {*groups, *keys}
     advice = nearest(key, {name for name in {*owners.values(), *now} if not name.startswith("hydra")})
     if others := [option for option, own in owners.items() if own not in now and advice == f"type {own}"]:
         return f"{advice}={value} {others[0]}"
@@ -314,4 +326,4 @@ def nearest(key: str, known: set[str]) -> str:
     near = difflib.get_close_matches(key, same, 1, 0) or difflib.get_close_matches(key, shown, 1, 0.75)
     if near:
         return f"type {near[0]}"
-    return f"type a key that begins with one of {', '.join(sorted({name.split('.')[0] for name in known}))}"
+    return f"type a key that begins with one of {', '.join(sorted({re.split('[./]', name)[0] for name in known}))}"

@@ -62,6 +62,22 @@ KEYS: dict[str, Any] = {
 }
 """Types and ranges, the same in all jobs; what a job has stands in its root file."""
 
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("images", "n", "count", "num_images", "samples"), ("num_samples", "images.num_samples")),
+    **dict.fromkeys(("epochs", "num_epochs", "max_steps", "iterations"), ("trainer.steps",)),
+    **dict.fromkeys(("bs", "batch"), ("trainer.batch_size", "batch_size")),
+    **dict.fromkeys(("gpus", "num_gpus", "devices"), ("hardware.num_processes",)),
+    **dict.fromkeys(("name", "exp_name"), ("run_name",)),
+    **dict.fromkeys(("out", "output", "output_dir", "outdir"), ("runs_dir",)),
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance"), ("sampler.guidance_scale",)),
+    **dict.fromkeys(("amp", "fp16", "bf16"), ("hardware.mixed_precision",)),
+    "learning_rate": ("optimizer.lr",),
+    "num_workers": ("hardware.workers",),
+    "dataset": ("data",),
+    "resolution": ("data.image_size",),
+}
+"""What other programs call some keys; the first of them that a job has is meant."""
+
 
 def root_keys(job: str) -> set[str]:
     """The keys at the root of a job's configuration, groups among them."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +16,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from graincode.config.schema import KEYS, root_keys
+from graincode.core.errors import GraincodeError
 
 _KEY_VALUE = re.compile(r"(?s)(\+{0,2})([\w$@:/.-]+)=(.*)")
 _HOME = re.compile(r"(^|,)~(?=/|,|$)")
@@ -29,7 +31,7 @@ class NoOverride(HydraException):
 
 
 def readable(job: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments that Hydra reads as they were meant.
+    """Arguments that Hydra reads as they were meant, flags first.
 
     A value that its grammar cannot read is quoted, unless it begins as a list, a mapping or a quotation; so is one of a
     key that takes text and nothing else, such as `run_name=1e3`. `~` is the home directory.
@@ -37,13 +39,37 @@ def readable(job: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         NoOverride: for words between the overrides.
     """
-    parsed, flags = get_args_parser().parse_known_args(list(arguments))
-    overrides = {*parsed.overrides}
-    wrong = {*flags, *(word for word in overrides if not re.match(r"~|[^=]+=", word))}
+    parsed = read_flags(arguments)
+    overrides = parsed.overrides
+    wrong = {*parsed.unknown, *(word for word in overrides if not re.match(r"~|[^=]+=", word))}
     if place := [i for i, word in enumerate(arguments) if word in wrong]:
         raise _no_override(job, arguments, place[0])
     sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in overrides
-    return [_readable(word, sweeps) if word in overrides else word for word in arguments]
+    return [*parsed.flags, *(_readable(word, sweeps) for word in overrides)]
+
+
+def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags wherever they stand; also as words in `flags`; other words are `overrides`, or `unknown` flags.
+
+    Raises:
+        GraincodeError: for a flag whose value is missing or is none of its choices, and for one that reads a pickle.
+    """
+    words = [*arguments]
+    for place, word in enumerate(words[:-1]):
+        if word in ("--info", "-i") and "=" in words[place + 1]:  # which argparse would take for what is to be shown
+            words[place] = "--info=all"
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    parsed, unknown = parser.parse_known_intermixed_args(words)
+    given = {name: value for name, value in vars(parsed).items() if value not in (None, False) and name != "overrides"}
+    if "experimental_rerun" in given:
+        raise GraincodeError("--experimental-rerun would unpickle a file: type the same command again, which goes on")
+    flags = [f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}" for name, value in given.items()]
+    return argparse.Namespace(**vars(parsed), flags=flags, unknown=unknown)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise GraincodeError(message.removeprefix("argument "))
 
 
 def _no_override(job: str, arguments: Sequence[str], place: int) -> NoOverride:
@@ -68,15 +94,18 @@ def _readable(override: str, sweeps: bool) -> str:
     plus, key, text = found.groups()
     home = _HOME.sub(lambda match: match[1] + os.path.expanduser("~"), text)
     read = parse(f"{key}={home}")
+    as_text = f"{plus}{key}={quoted(home)}"
     if read is None:
         is_one_text = home[:1] not in ("[", "{", '"', "'") and not (sweeps and "," in home)
-        return f"{plus}{key}={quoted(home)}" if is_one_text else override
+        return as_text if is_one_text and parse(as_text) else override
     if key in _TEXTS and read.is_sweep_override() and sweeps and not re.search(r"[()'\"\[{\\]", home):
         return f"{plus}{key}={','.join(quoted(part.strip()) for part in home.split(','))}"
     if key in _TEXTS and isinstance(read.value(), bool | int | float):
-        return f"{plus}{key}={quoted(home)}"
+        return as_text
     if isinstance(value := read.value(), str) and value.startswith("~/"):  # which was quoted
         return f"{plus}{key}={quoted(os.path.expanduser(value))}"
+    if isinstance(value, str) and value and value == home.strip() != home:  # spaces that Hydra would take away
+        return as_text
     return f"{plus}{key}={home}"
 
 

@@ -89,7 +89,9 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | 
     if (other := _converted(plain, hint, typed)) != plain:
         OmegaConf.update(cfg, key, plain := other)
     check_value(key, as_typed(plain), _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
-    check_value(key, as_typed(plain), "finite numbers", all(map(math.isfinite, _floats(plain))))
+    check_value(
+        key, as_typed(plain), "finite numbers", all(math.isfinite(x) for x in _leaves(plain) if isinstance(x, float))
+    )
     for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
         if isinstance(rule, Range) and plain is not None:
             check_value(key, as_typed(plain), rule.expected, bool(rule.holds(plain)))
@@ -109,6 +111,8 @@ def _converted(value: Any, hint: Any, typed: str | None) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if bool in map(type, _leaves(value)) and not {bool, Any} & {*_parts(hint)}:  # which Python has as 0 and 1
+        return False
     with suppress(typeguard.TypeCheckError):
         typeguard.check_type(value, hint, collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS)
         return True
@@ -146,10 +150,8 @@ def _parts(hint: Any) -> Iterator[Any]:
         yield from _parts(inner)
 
 
-def _floats(value: Any) -> list[float]:
-    if isinstance(value, list):
-        return [number for item in value for number in _floats(item)]
-    return [value] if isinstance(value, float) else []
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
 
 
 def _tuples(value: Any) -> Any:

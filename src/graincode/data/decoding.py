@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check
@@ -64,7 +64,9 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
         name = name or ("an image in memory" if isinstance(file, bytes) else str(file))
         if isinstance(error, FileNotFoundError):
             raise GraincodeError(f"{name}: no such file") from error
-        reason = f"{name} cannot be read as an image ({' '.join(str(error).split())})"
+        of_none = isinstance(error, UnidentifiedImageError)  # whose own words are of an object in memory
+        why = "in none of the formats that are read" if of_none else " ".join(str(error).split())
+        reason = f"{name} cannot be read as an image ({why})"
         is_large = isinstance(error, Image.DecompressionBombError)
         advice = "scale it down" if is_large else "save it as an 8-bit PNG or JPEG"
         raise GraincodeError(f"{reason}: {advice}") from error

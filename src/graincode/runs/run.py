@@ -176,5 +176,6 @@ def _read_result(file: Path) -> dict[str, Any]:
 
 def _words(keys: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """How some settings changed, the first of them."""
-    named = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys[:4])
-    return named + (", ..." if len(keys) > 4 else "")
+    pairs = [(key, before.get(key), now.get(key)) for key in keys[:4]]
+    alike = [(key, *(map(repr, two) if str(two[0]) == str(two[1]) else two)) for key, *two in pairs]  # 6 and "6", say
+    return ", ".join(f"{key}: {old} -> {new}" for key, old, new in alike) + (", ..." if len(keys) > 4 else "")

@@ -60,6 +60,7 @@ class DQVAE(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         check("projected_dim", projected_dim, "null, or 1 or more", projected_dim is None or projected_dim >= 1)
+        quantizer.check_dimension(encoder.code_dim if projected_dim is None else projected_dim)
         self.layout = layout
         self.encoder, self.router, self.decoder = encoder, router, decoder
         self.quantizers = nn.ModuleList(copy.deepcopy(quantizer) for _ in range(layout.num_codebooks))

@@ -71,6 +71,13 @@ class Quantizer(nn.Module):
         with torch.autocast(indices.device.type, enabled=False):
             return self._vectors(F.embedding(indices, self._entries()))
 
+    @torch.no_grad()
+    def check_dimension(self, expected: int) -> None:
+        """Raise GraincodeError unless vectors have as many numbers as expected, where entries of our own tell."""
+        if type(self).lookup is Quantizer.lookup:
+            found = self._vectors(self._entries()[:1]).shape[-1]
+            check("code_dim", found, f"{expected}, as of the vectors that are quantised", found == expected)
+
     def _entries(self) -> Tensor:
         """(V, d), the codebook."""
         return self.codebook
