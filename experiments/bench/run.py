@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from codes import sequences
+from contention import beside_another
 from density import SIGMAS, entropy_memory, entropy_time
 from engine import cached_loader, data_wait, engine_overhead
 from evaluation import metrics
@@ -45,6 +46,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "wait", data_wait
     yield "step", step_shares
     yield "evaluation", metrics
+    yield from ((f"beside-{busy}", partial(beside_another, busy)) for busy in ("nothing", "loop", "training"))
     yield from ((f"entropy-{sigma}", partial(entropy_time, sigma)) for sigma in SIGMAS)
     yield "entropy-memory", entropy_memory
     yield from ((f"padding-{window}", partial(padding, window)) for window in WINDOWS)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from graincode.core.errors import GraincodeError
 from graincode.data.encoded import EncodedImages
 from graincode.data.images import fingerprint_of
+from graincode.distributed.affinity import on_any_core
 from graincode.files import build_once, cache_root, new_directory, read_array, replacing
 
 CACHE_FORMAT = 1
@@ -87,7 +88,7 @@ class CachedImages(EncodedImages):
     def _build(self, needed: int) -> None:
         if (free := shutil.disk_usage(self._folder.parent).free) < needed:
             raise OSError(errno.ENOSPC, f"{free} bytes are free")
-        with new_directory(self._folder) as partial, ThreadPoolExecutor(os.cpu_count()) as threads:
+        with new_directory(self._folder) as partial, on_any_core(), ThreadPoolExecutor(os.cpu_count()) as threads:
             path = partial / "images.npy"
             offset = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=self._shape).offset
 

@@ -18,6 +18,7 @@ from graincode.core.errors import GraincodeError
 from graincode.core.rng import permutation
 from graincode.core.waiting import Wait
 from graincode.distributed import collectives
+from graincode.distributed.affinity import on_any_core
 from graincode.distributed.signals import SIGNALS, asked_for, blocked, end_with_parent
 
 _WINDOWS = 1 << 63  # the permutations below it are those of epochs
@@ -94,7 +95,7 @@ def load_batches(
     """
     settings = {"prefetch_factor": 4, "worker_init_fn": _prepare_worker} if workers else {}
     loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
-    with blocked():  # until the workers handle signals themselves
+    with blocked(), on_any_core():  # until the workers handle signals themselves
         iterator = iter(loader)
     if not workers:
         yield from iterator

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from graincode.core.errors import check
 from graincode.core.waiting import limit_waits
 from graincode.distributed import collectives
+from graincode.distributed.affinity import bind_threads, usable_cores
 from graincode.distributed.blocks import CheckpointedBlock, compile_blocks
 
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -105,6 +106,8 @@ class Hardware:
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         limit_waits(self.timeout_minutes)
         torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
+        if on_cpu:
+            bind_threads(int(os.environ.get("LOCAL_RANK", 0)), together)
         tf32 = training and self.tf32 and not on_cpu
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
@@ -119,9 +122,8 @@ class Hardware:
 
 
 def cores_each(processes: int) -> int:
-    """CPU cores for each of so many processes, of those that a scheduler lets this machine's use; 1 or more."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(usable // processes, 1)
+    """CPU cores for each of so many processes; 1 or more."""
+    return max(usable_cores() // processes, 1)
 
 
 class Machine:
