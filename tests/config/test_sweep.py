@@ -61,6 +61,34 @@ def test_the_others_run_when_a_member_fails(swept):
     assert errors == ["error: classes=[9]: expected labels from 0 to 1", "1 of 3 failed: seed=1"]
 
 
+@pytest.mark.when(
+    "a member of a sweep cannot be composed, as with data=mnist", "the others run; table.csv has its line"
+)
+@pytest.mark.parametrize("more", [[], ["hydra.sweeper.max_batch_size=1"]])
+def test_the_others_run_when_a_member_cannot_be_composed(more, swept):
+    status, table, errors = swept(lambda cfg: 1.0, "sampler=auto,sample,masked", "num_samples=1,2", *more)
+    assert status == 2
+    assert [(row["sampler"], row["num_samples"], row["status"]) for row in table] == [
+        ("auto", "1", "0"), ("auto", "2", "0"), ("masked", "1", "0"), ("masked", "2", "0"),
+        ("sample", "1", "2"), ("sample", "2", "2"),
+    ]  # fmt: skip
+    assert table[4]["error"] == "sampler=sample: expected one of auto, autoregressive, masked"
+    assert errors[:-1] == [f"error: {row['error']}" for row in table[4:]]
+    assert errors[-1] == "2 of 6 failed: sampler=sample num_samples=1; sampler=sample num_samples=2"
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("sampler=x,y", "expected one of"), ("sampler.steps=1,2", "type sampler=masked too"),
+    ("nothing=1,2", "unknown key 'nothing'"),
+])  # fmt: skip
+def test_a_sweep_of_which_no_member_can_be_composed(typed, said, swept):
+    status, table, errors = swept(lambda cfg: 1.0, typed)
+    assert status == 2
+    assert [row["status"] for row in table] == ["2", "2"]
+    assert all(said in row["error"] for row in table)
+    assert len(errors) == 3
+
+
 def test_a_crash_is_told_from_bad_input(swept):
     status, table, errors = swept(failing, "seed=1,3,2")
     assert status == 1

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -45,8 +45,8 @@ def job_main(job: str) -> None:
 
     typed = sys.argv[1:]
 
-    def end(error: BaseException) -> Ending:
-        return ending(error, job, typed)
+    def end(error: BaseException, arguments: Sequence[str] = ()) -> Ending:
+        return ending(error, job, arguments or typed)
 
     @contextmanager
     def one_line_errors() -> Iterator[None]:
@@ -74,7 +74,7 @@ def job_main(job: str) -> None:
         return None  # of a member of a sweep that failed: what sweepers take as no value
 
     compose_and_run.__module__ = f"graincode.jobs.{job}"  # Hydra names the job after it
-    with one_line_errors(), whole_sweep():
+    with one_line_errors(), whole_sweep(end):
         sys.argv = [sys.argv[0], *(typed := readable(job, typed))]
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
 

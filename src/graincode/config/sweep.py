@@ -6,16 +6,19 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Ending
 from graincode.distributed.signals import SIGNALS, STATUS
@@ -42,15 +45,42 @@ class SweepStart(Callback):
             signal.signal(number, stop)
 
 
+def _leave_out(refuse: Callable[[BaseException, Sequence[str]], Ending], sweeper: Any, batch: list[list[str]]) -> None:
+    """Take those members out of a batch that cannot be composed, and note why."""
+    from graincode.files import write_json
+
+    for number, overrides in enumerate([*batch]):
+        try:
+            sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            end = refuse(error, overrides)
+            if end.crash is not None:
+                raise
+            end.show()
+            batch.remove(overrides)
+            if os.environ.get("RANK", "0") == "0":
+                note = {"overrides": list(overrides), "status": end.status, "error": end.line}
+                write_json(Path(os.environ[SWEEP]) / f"{sweeper.batch_index}{number:06}.json", note)
+    if not batch and sweeper.is_done():
+        sys.exit(2)
+
+
 @contextmanager
-def whole_sweep() -> Iterator[None]:
-    """Leave the table of a sweep, if the block is one; SystemExit if members failed: 2 if all were refused, else 1."""
+def whole_sweep(refuse: Callable[[BaseException, Sequence[str]], Ending]) -> Iterator[None]:
+    """Leave the table of a sweep, if the block is one; SystemExit if members failed: 2 if all were refused, else 1.
+
+    Args:
+        refuse: what an error makes of a member with these overrides, which cannot be composed.
+    """
     os.environ.pop(SWEEP, None)  # a job that a member of a sweep started is none
+    check = Sweeper.validate_batch_is_legal  # which would end the sweep before it begins
+    Sweeper.validate_batch_is_legal = lambda sweeper, batch: _leave_out(refuse, sweeper, batch)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     statuses: list[int] = []
     try:
         yield
     finally:
+        Sweeper.validate_batch_is_legal = check
         for number, handler in before.items():
             signal.signal(number, handler)
         if folder := os.environ.pop(SWEEP, None):
