@@ -128,7 +128,7 @@ def tokenizer_stage(precise: bool, kind: str) -> tuple[TokenizerStage, object]:
     dataset = images(precise)
 
     def start() -> None:
-        batch = dataset[range(24)]
+        batch = dataset[range(24)].to(module.device)
         share = collectives.items(24)
         module.initialize([batch.images], SampleRng(0, torch.arange(24)))
         # turned, so that no region's density is just a threshold, which rounding would decide
@@ -197,7 +197,7 @@ def train_cases(folder: Path, names: list[str]) -> None:
         )  # fmt: skip
         machine = hardware.machine()
         with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:
-            module = _train_case(run, machine, kind, precision == "64", way)
+            module = train_case(run, machine, kind, precision == "64", way)
         if module is None:
             continue
         weights = {key: value.contiguous() for key, value in module.state_dict().items()}
@@ -210,11 +210,12 @@ def train_cases(folder: Path, names: list[str]) -> None:
 def go_on(folder: Path, name: str, world: int) -> list[dict[str, float]]:
     """The log of a case that was stopped half-way by `world` processes and goes on in this one."""
     with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:
-        _train_case(run, Hardware(tf32=False, threads=1).machine(), name.split("-")[0], "-64-" in name, "whole")
+        train_case(run, Hardware(tf32=False, threads=1).machine(), name.split("-")[0], "-64-" in name, "whole")
         return [line for line in read_log(run.path) if "train/loss" in line]
 
 
-def _train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) -> nn.Module | None:
+def train_case(run: Run, machine: Machine, kind: str, precise: bool, way: str) -> nn.Module | None:
+    """Train a case as a run; returns what it exports, or None if it was stopped half-way."""
     # not Adam: where a gradient is zero but for rounding, as of a bias before a norm, it divides noise by noise
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     if way in ("straight", "resumed", "shardedresumed"):  # of which the second must be bit-equal to the first

@@ -48,8 +48,10 @@ def test_a_data_loader_takes_index_lists():
     assert torch.equal(torch.cat([batch.images for batch in batches]), dataset[range(7)].images)
 
 
-def test_a_batch_moves_as_a_whole():
-    batch = tensor_images()[[0]].to("meta")
+def test_a_batch_moves_as_a_whole_and_as_bytes():
+    here = tensor_images()[[0]]
+    batch = here.to("meta")
+    assert (here.pixels.dtype, batch.pixels.dtype, batch.images.dtype) == (torch.uint8, torch.uint8, torch.float32)
     assert {batch.images.device.type, batch.labels.device.type, batch.indices.device.type} == {"meta"}
 
 

@@ -209,3 +209,19 @@ def test_workers_end_with_the_process_that_they_load_for(tmp_path):
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.parametrize("uses_gpu", [False, True])
+def test_all_batches_are_pinned_once_a_gpu_is_used(uses_gpu, monkeypatch):
+    asked = []
+
+    class Loader(loader.DataLoader):
+        def __init__(self, *args, pin_memory, **settings):
+            asked.append(pin_memory)
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr(loader, "DataLoader", Loader)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: uses_gpu)
+    assert len(list(load_batches(torch.arange(4), [[0], [1, 2]]))) == 2  # of training
+    assert len(list(in_order(torch.arange(4), 2))) == 2  # of evaluation and extraction
+    assert asked == [uses_gpu] * 2

@@ -1,6 +1,7 @@
 """Hardware configurations, and modules on them."""
 
 import os
+from functools import partialmethod
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from helpers_training import tokenizer_stage
 
 from graincode.config.job import build
 from graincode.config.validate import check
+from graincode.core.errors import GraincodeError
+from graincode.distributed import hardware
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.distributed.hardware import Hardware
 
@@ -21,13 +24,14 @@ def test_a_wrapped_module_is_left_without_autocast():
         assert wrapped(torch.zeros(1, 4)).dtype == torch.bfloat16
 
 
-def test_blocks_are_compiled_if_it_is_asked_for():
+def test_blocks_are_compiled_if_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     for compiled in (False, True):
-        stage, _ = tokenizer_stage(False, "gan")
-        Hardware(compile=compiled).machine().prepare(
-            stage.trainables[0].module, lambda m: torch.optim.SGD(m.parameters())
-        )
-        blocks = [part for part in stage.trainables[0].module.modules() if isinstance(part, CheckpointedBlock)]
+        module = tokenizer_stage(False, "gan")[0].trainables[0].module
+        with torch._dynamo.config.patch(optimize_ddp=True):
+            Hardware(compile=compiled).machine().prepare(module, lambda m: torch.optim.SGD(m.parameters()))
+            assert torch._dynamo.config.optimize_ddp != compiled
+        blocks = [part for part in module.modules() if isinstance(part, CheckpointedBlock)]
         assert blocks
         assert all((part._compiled_call_impl is not None) == compiled for part in blocks)
 
@@ -63,13 +67,61 @@ def test_the_slurm_configuration_reads_slurm_s_environment(kind, monkeypatch, tm
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     cfg = check("train_tokenizer", ["hardware=slurm", f"hardware.strategy={kind}", "hardware.num_processes=8"])
-    hardware = build(cfg.hardware)
-    assert (hardware.num_nodes, hardware.node_rank, hardware.address()) == (3, 2, "gpu07")
-    assert hardware.strategy == kind
+    made = build(cfg.hardware)
+    assert (made.num_nodes, made.node_rank, made.address()) == (3, 2, "gpu07")
+    assert made.strategy == kind
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "multi_gpu", "fsdp", "slurm"])
 def test_hardware_configurations_compose(name):
-    hardware = build(check("train_generator", [f"hardware={name}"]).hardware)
-    assert hardware.strategy == ("fsdp" if name == "fsdp" else "ddp")
-    assert (hardware.num_processes is None) == (name in ("multi_gpu", "fsdp", "slurm"))
+    made = build(check("train_generator", [f"hardware={name}"]).hardware)
+    assert made.strategy == ("fsdp" if name == "fsdp" else "ddp")
+    assert (made.num_processes is None) == (name in ("multi_gpu", "fsdp", "slurm"))
+    assert made.compile == (name != "cpu")
+
+
+def test_tf32_is_used_around_micro_batches_and_nowhere_else():
+    machine = Hardware(tf32=True).machine()
+    module = torch.nn.Linear(4, 4)
+    found = []
+    for device in ("cpu", "cuda"):
+        machine.device = torch.device(device)
+        with machine.micro_batch(module, last=True):
+            found.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    assert found == [("highest", False), ("high", True)]
+
+
+def test_attention_by_cudnn_which_plans_for_each_length_is_off():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Hardware().machine()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+@pytest.mark.when("hardware.compile is on where torch.compile cannot work", "one line says so, before the first step")
+def test_a_compiler_that_is_missing_is_found_before_training(monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=fail))
+    stage, _ = tokenizer_stage(False, "gan")
+    with pytest.raises(GraincodeError, match=r"^compile=true: expected false, as .*Failed to find C compiler"):
+        Hardware(compile=True).machine().prepare(stage.trainables[0].module, torch.optim.SGD)
+    assert not any(getattr(part, "_compiled_call_impl", None) for part in stage.trainables[0].module.modules())
+
+
+@pytest.mark.parametrize(("mixed", "dtypes"), [("no", (None, None)), ("bf16", (torch.bfloat16, torch.float32))])
+def test_sharded_blocks_are_gathered_in_the_precision_that_they_compute_in(mixed, dtypes, monkeypatch):
+    policies = {}
+    monkeypatch.setattr(hardware, "init_device_mesh", lambda *_: None)
+    monkeypatch.setattr(hardware, "fully_shard", lambda part, mesh, **more: policies.update({part: more}))
+    module = tokenizer_stage(False, "gan")[0].trainables[0].module
+    Hardware(strategy="fsdp", mixed_precision=mixed).machine().shard(module)
+    blocks = [part for part in module.modules() if isinstance(part, CheckpointedBlock)]
+    assert policies.keys() == {*blocks, module}
+    assert policies[module] == {}  # heads, embeddings and last norms stay in float32
+    for part in blocks:
+        policy = policies[part]["mp_policy"]
+        assert (policy.param_dtype, policy.reduce_dtype) == dtypes

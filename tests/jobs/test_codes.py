@@ -11,6 +11,7 @@ from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, command, refus
 
 import graincode
 from graincode.data import CodeDataset
+from graincode.files import read_json
 from graincode.training.trackers import read_log
 
 pytestmark = pytest.mark.slow
@@ -117,3 +118,20 @@ def test_ratios_and_psnr_can_be_asked_for_when_codes_are_extracted(inside):
     for name, wanted, length in (("coarse", "ratios=[1,0]", 16), ("fine", "ratios=[0,1]", 64), ("vague", "psnr=1", 16)):
         command("extract_codes", *inside, path, wanted, "splits=[val]", f"run_name={name}")
         assert result(Path(f"runs/extract_codes/{name}"))["objective"] == length
+
+
+def test_codes_may_be_extracted_in_another_precision_which_is_another_run(inside):
+    made = ["tokenizer_path=runs/train_tokenizer/tok/export", "splits=[test]", "runs_dir=runs/precise"]
+    for precision in ("float32", "tf32", "bfloat16"):
+        command("extract_codes", *inside, *made, f"precision={precision}")
+    runs = {read_json(run.parent / "config.json", {}, "")["config"].get("precision"): run.parent
+            for run in Path("runs/precise/extract_codes").glob("default-*/codes")}  # fmt: skip
+    assert runs.keys() == {None, "tf32", "bfloat16"}  # runs of before keep their name
+    found = {name: CodeDataset(run / "codes", "test") for name, run in runs.items()}
+    assert [codes.info.get("precision") for codes in found.values()] == list(found)
+    everything = [codes[range(len(codes))].codes for codes in (found[None], found["tf32"], found["bfloat16"])]
+    assert torch.equal(everything[0].indices, everything[1].indices)  # TF32 is of GPUs
+    share = float((everything[0].indices != everything[2].indices).double().mean())
+    assert 0 < share < 0.5  # the router measures what decodes of all grains leave
+    line = refused("extract_codes", *inside, *made, "precision=fp16")
+    assert line == "precision=fp16: expected one of float32, tf32, bfloat16"

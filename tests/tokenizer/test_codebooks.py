@@ -8,11 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from graincode.config.job import build, with_layout
 from graincode.config.validate import check
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout
+from graincode.core.precision import products
 from graincode.distributed import collectives
 from graincode.export import build_node
 from graincode.tokenizer import CosineQuantizer, EMAQuantizer, FSQuantizer, LFQuantizer, SimVQuantizer
@@ -254,3 +256,33 @@ def test_configurations_build_what_they_name_and_exports_rebuild_it(name):
     again.load_state_dict(learner.state_dict())
     assert torch.equal(again.nearest(vectors), learner.nearest(vectors))
     assert again.lookup(again.nearest(vectors)).shape == vectors.shape
+
+
+class Products(TorchDispatchMode):
+    """Notes the precision of each product of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name.split("::")[1] in ("mm", "addmm", "bmm", "linear"):
+            dtypes = {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+            self.found |= {(dtype, torch.get_float32_matmul_precision()) for dtype in dtypes}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_entries_are_searched_in_full_precision_under_autocast_and_tf32(kind):
+    learner = QUANTIZERS[kind]()
+    learner.initialize(vectors_for(learner, 200))
+    vectors = vectors_for(learner, 90)
+    exact = learner(vectors)
+    with products("tf32", "cuda"), torch.autocast("cpu", torch.bfloat16), Products() as seen:
+        found, shown = learner(vectors), learner.lookup(exact.indices)
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.equal(found.indices, exact.indices)
+    assert torch.equal(found.vectors, exact.vectors)
+    assert torch.equal(shown, learner.lookup(exact.indices))
+    assert seen.found <= {(torch.float32, "highest")}
+    assert seen.found or kind == "fsq without projections"

@@ -1,6 +1,7 @@
 """What is watched while a model trains."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from graincode.core.errors import GraincodeError
 from graincode.data.loader import Schedule
 from graincode.runs.checkpoint import Checkpoints
-from graincode.training.monitors import FiniteNumbers, _fingerprint
+from graincode.training.monitors import FiniteNumbers, Speed, _fingerprint
 
 
 def test_fingerprints_see_every_bit_and_its_position():
@@ -38,3 +39,16 @@ def test_the_first_number_that_is_not_finite_is_named_with_its_images(tmp_path):
     assert record["images"] == schedule.indices(range(4, 8))
     assert record["weights_not_finite"] == ["bias"]
     finite.check()  # each value once
+
+
+@pytest.mark.parametrize(("device", "resets"), [("cpu", 0), ("cuda", 1)])
+def test_the_peak_of_memory_is_that_of_training_alone(device, resets, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**30 * (3 - len(calls)))
+    machine = SimpleNamespace(device=torch.device(device), hardware=SimpleNamespace(peak_tflops=None))
+    speed = Speed(machine, 8, 1.0)  # made behind the count of FLOPs
+    assert len(calls) == resets
+    if resets:
+        assert speed.metrics(None)["speed/peak_memory_gib"] == 2
+    assert len(calls) == resets

@@ -54,7 +54,7 @@ KEYS: dict[str, Any] = {
     "given.regions": int | None,
     "given.map": bool,
     "given.mask": str | None,
-    "precision": Literal["float32", "bfloat16"],
+    "precision": Literal["float32", "tf32", "bfloat16"],  # of which not every job has all
     "keep": Literal["png", "npz"] | None,
     "cache_dir": str | None,
     "batch_size": Count,

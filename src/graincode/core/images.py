@@ -22,7 +22,8 @@ def from_uint8(images: Tensor) -> Tensor:
     """uint8 images of any shape as float32 in [-1, 1], as networks take them."""
     _check_tensor(images)
     check("images", images.dtype, "torch.uint8", images.dtype == torch.uint8)
-    return images.float().div(127.5).sub(1)
+    # a GPU would multiply by the inverse of a plain number, and differ from the CPU in the last bit
+    return images.float().div(torch.full((), 127.5, device=images.device)).sub(1)
 
 
 def _check_tensor(images: Any) -> None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
@@ -84,17 +85,17 @@ class Schedule:
                 yield self.indices(self.positions(step, micro_batch))
 
 
-def load_batches(
-    dataset: Dataset[Any], parts: Iterable[Sequence[int]], workers: int = 0, pin_memory: bool = False
-) -> Generator[Any]:
-    """The batches at index lists; its `workers` processes end with it, when it is closed, or at an error.
+def load_batches(dataset: Dataset[Any], parts: Iterable[Sequence[int]], workers: int = 0) -> Generator[Any]:
+    """The batches at index lists, in pinned memory once this process uses a GPU; the `workers` processes end with it,
+    when it is closed, or at an error.
 
     Raises:
         GraincodeError: no batch came from them within the limit of a `Wait`.
         Stalled: none came, and for 10 seconds a signal has asked to stop.
     """
     settings = {"prefetch_factor": 4, "worker_init_fn": _prepare_worker} if workers else {}
-    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pin_memory, **settings)
+    pinned = torch.cuda.is_initialized()
+    loader = DataLoader(dataset, sampler=parts, batch_size=None, num_workers=workers, pin_memory=pinned, **settings)
     with blocked(), on_any_core():  # until the workers handle signals themselves
         iterator = iter(loader)
     if not workers:

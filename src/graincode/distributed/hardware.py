@@ -6,8 +6,8 @@ import math
 import os
 import subprocess
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,10 +20,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from graincode.core.errors import check
+from graincode.core.precision import products
 from graincode.core.waiting import limit_waits
 from graincode.distributed import collectives
 from graincode.distributed.affinity import bind_threads, usable_cores
@@ -100,17 +101,17 @@ class Hardware:
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         return names.stdout.split()[0]
 
-    def machine(self, training: bool = False) -> Machine:
-        """Set torch up (with TF32 in training alone), join the other processes, and give what the job runs on."""
+    def machine(self) -> Machine:
+        """Set torch up, join the other processes, and give what the job runs on."""
         on_cpu, together = self.device == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         limit_waits(self.timeout_minutes)
         torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
         if on_cpu:
             bind_threads(int(os.environ.get("LOCAL_RANK", 0)), together)
-        tf32 = training and self.tf32 and not on_cpu
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_float32_matmul_precision("highest")  # in `Machine.micro_batch` it may be another
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it would plan anew for each length
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
             backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, timeout=timedelta(minutes=self.timeout_minutes))
@@ -138,7 +139,7 @@ class Machine:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module as training calls it, and the optimizer of its parameters. It shares its tensors with `module`, but
         for the strategy "fsdp" in several processes: a sharded copy, whose weights come back by `full_state`."""
-        module.to(self.device)
+        place(module, self.device)
         if self.is_sharded:
             module = deepcopy(module)
         for part in module.modules():
@@ -156,31 +157,43 @@ class Machine:
         return wrapped, optimizer
 
     def shard(self, module: nn.Module) -> None:
-        """Spread a module's parameters over the processes, block by block."""
-        mesh = init_device_mesh(self.device.type, (collectives.count(),))
+        """Spread a module's parameters over the processes, block by block. Under bf16 blocks get their weights in it,
+        as autocast would make them there; gradients are added up in float32."""
+        mesh, policy = init_device_mesh(self.device.type, (collectives.count(),)), MixedPrecisionPolicy()
+        if self.hardware.mixed_precision == "bf16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for parameter in module.parameters():  # channels_last cannot be sharded
             parameter.data = parameter.data.contiguous()
         for part in module.modules():
             if isinstance(part, CheckpointedBlock):
-                fully_shard(part, mesh=mesh)
+                fully_shard(part, mesh=mesh, mp_policy=policy)
         fully_shard(module, mesh=mesh)
 
     def seed(self, number: int) -> None:
         """Seed torch's generator for this device; `torch.manual_seed` sees to all devices, and takes milliseconds."""
         (torch.cuda.manual_seed if self.device.type == "cuda" else torch.default_generator.manual_seed)(number)
 
-    def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Around all micro-batches of a step: gradients are exchanged after the last one alone."""
-        if isinstance(wrapped, FSDPModule):
+    @contextmanager
+    def micro_batch(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        """Around both passes of each micro-batch of a step: gradients are exchanged after the last one alone, and TF32
+        is used if it was asked for, as nowhere else."""
+        is_sharded = isinstance(wrapped, FSDPModule)
+        if is_sharded:
             wrapped.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last else self.accelerator.no_sync(wrapped)
+        exchange = nullcontext() if last or is_sharded else self.accelerator.no_sync(wrapped)
+        with exchange, products("tf32" if self.hardware.tf32 else "float32", self.device.type):
+            yield
 
     def clip_gradients(self, wrapped: nn.Module, limit: float) -> Tensor:
         """The norm of all gradients, (), before they are scaled down to `limit`."""
         self.accelerator.unscale_gradients()
         norm = torch.nn.utils.clip_grad_norm_(wrapped.parameters(), limit)  # Accelerate's looks at every weight first
         return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module on a device, on a GPU with the weights of convolutions in the order that its fast kernels take."""
+    return module.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:

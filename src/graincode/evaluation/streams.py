@@ -10,12 +10,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from graincode.core.codes import GrainCodes
 from graincode.core.errors import GraincodeError, check
 from graincode.core.images import to_uint8
 from graincode.core.layout import CodeLayout
 from graincode.data.images import ImageBatch, ImageDataset, ImageSource
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
+from graincode.distributed.memory import fitting, peak_bytes
 from graincode.evaluation.estimate import Estimate, mean_of
 from graincode.evaluation.pairs import CodeMetrics, Measures, PairMetrics
 from graincode.generator import Generator
@@ -88,7 +90,7 @@ class DatasetStream(ImageStream):
         return in_order(self.dataset, self.batch_size, self.count, self.workers, shared=True)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (to_uint8(batch.images) for batch in self.batches())
+        return (batch.pixels for batch in self.batches())
 
 
 class PairStream(DatasetStream):
@@ -119,13 +121,18 @@ class ReconstructionStream(DatasetStream):
         super().__init__(dataset, *loading)
         self.name, self.labels, self.facts = f"reconstructions of {self.name}", None, how
         self._tokenizer, self._pairs, self._codes = tokenizer, PairMetrics(measures), CodeMetrics(tokenizer.layout)
+        each = peak_bytes(lambda: self._reconstructed(blank(tokenizer)))
+        self.batch_size = fitting(self.batch_size, each, tokenizer.device)
+
+    def _reconstructed(self, images: Tensor) -> tuple[GrainCodes, Tensor]:
+        codes = self._tokenizer.tokenize(images, **self.facts)
+        return codes, to_uint8(self._tokenizer.detokenize(codes))
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
-            images = batch.images.to(self._tokenizer.device)
-            codes = self._tokenizer.tokenize(images, **self.facts)
-            reconstructions = to_uint8(self._tokenizer.detokenize(codes))
-            self._pairs.update(reconstructions, to_uint8(images))
+            batch = batch.to(self._tokenizer.device)
+            codes, reconstructions = self._reconstructed(batch.images)
+            self._pairs.update(reconstructions, batch.pixels)
             self._codes.update(codes)
             yield reconstructions
 
@@ -151,21 +158,29 @@ class LikelihoodStream(DatasetStream):
         position = [f"position_{g}" for g in range(generator.decided_grains)]
         self._bits: dict[str, list[Tensor]] = {name: [] for name in ("per_image", *content, *position)}
         self._lengths: list[Tensor] = []
+        each = peak_bytes(lambda: tokenizer.tokenize(blank(tokenizer), **how)) + generator.bytes_of_pass()
+        self.batch_size = fitting(self.batch_size, each, tokenizer.device)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches():
-            codes = self._tokenizer.tokenize(batch.images.to(self._tokenizer.device), **self.facts)
-            bits = self._generator(codes, batch.labels.to(codes.grains.device)).bits()
+            batch = batch.to(self._tokenizer.device)
+            codes = self._tokenizer.tokenize(batch.images, **self.facts)
+            bits = self._generator(codes, batch.labels).bits()
             for name, values in bits.items():
                 self._bits[name].append(values.cpu())
             self._lengths.append(codes.lengths.cpu())
-            yield to_uint8(batch.images)
+            yield batch.pixels
 
     def metrics(self) -> dict[str, Estimate]:
         """Bits per image, their parts for contents and positions of each grain, and codes per image."""
         bits = {f"bits_{name}": mean_of(values) for name, values in self._bits.items()}
         return bits | {"codes_per_image": mean_of(self._lengths)}
+
+
+def blank(tokenizer: DQVAE) -> Tensor:
+    """An image of the tokenizer's size, (1, 3, H, W), on its device, for counting what an image takes."""
+    return torch.zeros(1, 3, *tokenizer.layout.image_size, device=tokenizer.device)
 
 
 def check_size(source: ImageSource, tokenizer: DQVAE) -> None:

@@ -268,7 +268,7 @@ def _prompts(
     check("num_samples", count, expected, count <= there)
     how = [generator.provenance.get(name) for name in ("ratios", "psnr")]
     module, batches = tokenizer.module, list(in_order(dataset, batch_size, count))
-    codes = GrainCodes.cat([module.tokenize(batch.images.to(module.device), *how).to("cpu") for batch in batches])
+    codes = GrainCodes.cat([module.tokenize(batch.to(module.device).images, *how).to("cpu") for batch in batches])
     prompts = generator.module.prompt_of(GrainCodes(codes.grains, codes.indices, generator.module.layout))
     return prompts, torch.cat([batch.labels for batch in batches])
 

@@ -52,6 +52,20 @@ class Generator(nn.Module, ABC):
         """Device of the weights."""
         return self.content_head.weight.device
 
+    def bytes_of_pass(self) -> int:
+        """About the most memory that a pass over one image takes, without gradients: the activations of a block, the
+        logits in float64, and their logarithms."""
+        weight, tokens = self.content_head.weight, self.layout.max_tokens
+        return tokens * (16 * weight.shape[1] * weight.element_size() + 2 * 8 * self.layout.codebook_size)
+
+    def bytes_of_sample(self, guided: bool) -> int:
+        """About the most memory that drawing one sample takes: passes over all tokens, or where keys and values of all
+        are kept, these and passes over one."""
+        weight, tokens = self.content_head.weight, self.layout.max_tokens
+        layers = sum(len(part.blocks) for part in self.modules() if isinstance(part, Transformer) and part.causal)
+        kept = 2 * layers * tokens * weight.shape[1] * weight.element_size()
+        return (kept + self.bytes_of_pass() // (tokens if layers else 1)) * (1 + guided)
+
     def prompt_of(self, codes: GrainCodes) -> CodePrefix | None:
         """What a sample must be given to become an image like that of these codes; None: nothing."""
         return None

@@ -15,7 +15,7 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import to_sequences
 from graincode.generator.base import Generator
-from graincode.generator.embedding import Conditioning, ContentHead, HeterogeneousEmbedding, initialize
+from graincode.generator.embedding import Conditioning, ContentHead, Head, HeterogeneousEmbedding, initialize
 from graincode.generator.masking import InformationMasking
 from graincode.generator.transformer import Rotary, Transformer, normalized, refuse_modulation
 from graincode.sampling import MaskedSampler
@@ -100,7 +100,7 @@ class DGiTNAR(Generator):
         self.grain_transformer = grain_transformer if decides else None
         self.content_transformer = content_transformer
         self.grain = nn.Embedding(layout.num_grains + 1, width) if decides else None
-        self.grain_head = nn.Linear(width, layout.num_grains) if decides else None
+        self.grain_head = Head(width, layout.num_grains) if decides else None
         self.content_head = ContentHead(layout, width)
         rotary = content_transformer.rotary or (decides and grain_transformer.rotary)
         self.rotary = Rotary(layout.coordinates(), content_transformer.head_dim) if rotary else None

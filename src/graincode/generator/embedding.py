@@ -84,7 +84,8 @@ class Head(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         dtype = torch.promote_types(states.dtype, torch.float32)
-        return F.linear(*(part.to(dtype) for part in (states, self.weight, self.bias)))
+        with torch.autocast(states.device.type, enabled=False):
+            return F.linear(*(part.to(dtype) for part in (states, self.weight, self.bias)))
 
 
 class ContentHead(Head):

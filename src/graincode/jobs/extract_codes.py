@@ -12,17 +12,21 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
 from tqdm import tqdm
 
 from graincode.config.job import build, open_run, resolve_path
-from graincode.core.errors import check
+from graincode.core.codes import GrainCodes
+from graincode.core.errors import check, check_choice
+from graincode.core.precision import Precision, products
 from graincode.data.augmentation import Augmentation, Views
 from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
 from graincode.data.images import summaries
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
-from graincode.evaluation.streams import check_size
+from graincode.distributed.memory import fitting, peak_bytes
+from graincode.evaluation.streams import blank, check_size
 from graincode.export import load_export
 from graincode.files import write_json
 from graincode.jobs.dry import dry_run
@@ -37,17 +41,25 @@ def run(cfg: DictConfig) -> float:
     augmentation: Augmentation = build(cfg.augmentation)
     augmentation.check_views(cfg.views)
     check("splits", cfg.splits, "train among them, of which views are made", cfg.views == 1 or "train" in cfg.splits)
+    check_choice("precision", precision := cfg.precision, Precision)
     cfg.tokenizer_path = str(resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export"))
     hardware, source = build(cfg.hardware), build(cfg.data)
     device = hardware.machine().device
     export = load_export(cfg.tokenizer_path, "tokenizer", device)
     tokenizer: DQVAE = export.module
-    tokenize = partial(tokenizer.tokenize, ratios=cfg.ratios, psnr=cfg.psnr)
-    one = partial(tokenize, torch.zeros(1, 3, *tokenizer.layout.image_size, device=device))
+    if precision == "float32":  # which a run does not name, as those of before it could be chosen
+        with open_dict(cfg):
+            del cfg.precision
+
+    def tokenize(images: Tensor) -> GrainCodes:
+        with products(precision, device.type):
+            return tokenizer.tokenize(images, ratios=cfg.ratios, psnr=cfg.psnr)
+
+    one = partial(tokenize, blank(tokenizer))
     if cfg.debug.dry:
         return dry_run(one, {"tokenizer": tokenizer}, "codes of one image", training=False)
     check_size(source, tokenizer)
-    one()  # refuses ratios or a psnr that does not fit
+    size = fitting(cfg.batch_size, peak_bytes(one), device)  # which refuses ratios or a psnr that does not fit
     images = summaries(source, cfg.splits)
     with open_run("extract_codes", cfg, images, tokenizer=export.identity) as run:
         layout = replace(tokenizer.layout, classes=len(source.class_names))
@@ -60,11 +72,11 @@ def run(cfg: DictConfig) -> float:
                 dataset = source.split(split)
                 if split == "train" and cfg.views > 1:
                     dataset = Views(dataset, cfg.views, augmentation, cfg.seed)
-                mine = collectives.items(len(dataset), cfg.batch_size)
-                batches = in_order(dataset, cfg.batch_size, workers=hardware.workers, shared=True)
-                total, hidden = -(-len(mine) // cfg.batch_size), not collectives.is_main()
+                mine = collectives.items(len(dataset), size)
+                batches = in_order(dataset, size, workers=hardware.workers, shared=True)
+                total, hidden = -(-len(mine) // size), not collectives.is_main()
                 batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
-                codes = (CodeBatch(tokenize(batch.images.to(device)), batch.labels) for batch in batches)
+                codes = (CodeBatch(tokenize(batch.to(device).images), batch.labels) for batch in batches)
                 write_split(folder, split, layout, len(dataset), codes, images[split], mine.start)
             splits[split] = read_report(folder, split)["summary"]
         info = {
@@ -77,6 +89,7 @@ def run(cfg: DictConfig) -> float:
             "ratios": None if cfg.ratios is None else list(cfg.ratios),
             "psnr": cfg.psnr,
             "views": cfg.views,
+            **({} if precision == "float32" else {"precision": precision}),
             "augmentation": asdict(augmentation),
             "splits": splits,
         }

@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> float:
         return dry_run(step, parts, "one training step, one image", training=True)
     begun = {} if cfg.init_from is None else {"init_from": load_weights(module, cfg.init_from, "generator")}
     optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
-    machine = hardware.machine(training=True)
+    machine = hardware.machine()
     with open_run("train_generator", cfg, codes=codes.identity, **begun) as run:
         if (result := run.finished(lambda: load_export(run.path / "export", "generator"))) is not None:
             return run.report_finished(result)

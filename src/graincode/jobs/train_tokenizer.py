@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> float:
         perceptual.load(size)
         inputs["perceptual"] = perceptual.identity
     optimizer, logs = try_optimizer(build(cfg.optimizer)), build(cfg.logging)
-    machine = hardware.machine(training=True)
+    machine = hardware.machine()
     with open_run("train_tokenizer", cfg, summaries(source, ("train", "val")), **inputs) as run:
         if (result := run.finished(lambda: load_export(run.path / "export", "tokenizer"))) is not None:
             return run.report_finished(result)
@@ -66,7 +66,7 @@ def run(cfg: DictConfig) -> float:
         def images() -> Iterator[Tensor]:
             shown = Subset(dataset, limit) if limit < len(dataset) else dataset
             for batch in in_order(shown, evaluation_batch(layout), workers=hardware.workers, shared=True):
-                yield batch.images.to(machine.device)
+                yield batch.to(machine.device).images
 
         def calibrate(tokenizer: DQVAE) -> None:
             if report := tokenizer.calibrate(images()):
@@ -77,7 +77,7 @@ def run(cfg: DictConfig) -> float:
             if cfg.init_from is None:
                 count = min(len(dataset), _FIRST_IMAGES)
                 order = Schedule(len(dataset), len(dataset), cfg.seed).indices(range(count))
-                first = (dataset[order[i : i + 32]].images.to(machine.device) for i in range(0, count, 32))
+                first = (dataset[order[i : i + 32]].to(machine.device).images for i in range(0, count, 32))
                 module.initialize(first, SampleRng(cfg.seed, torch.arange(count, device=machine.device)))
             calibrate(module)
 

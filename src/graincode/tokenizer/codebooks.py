@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError, check
+from graincode.core.precision import products
 from graincode.distributed import collectives
 from graincode.tokenizer.quantizer import Quantized, Quantizer, nearest_entries, random_entries
 
@@ -39,7 +40,7 @@ class _LearnedQuantizer(Quantizer):
         self.codebook_weight = codebook_weight
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        with torch.autocast(vectors.device.type, enabled=False):
+        with products("float32", vectors.device.type):
             points, entries = self._points(vectors.to(self.dtype)), self._entries()
             indices = nearest_entries(points.detach(), entries.detach())
             chosen = F.embedding(indices, entries)
@@ -135,7 +136,7 @@ class FSQuantizer(_ScalarQuantizer):
         self.library = _library().FSQ(levels=levels, dim=code_dim, allowed_dtypes=(torch.float32, torch.float64))
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        with torch.autocast(vectors.device.type, enabled=False):
+        with products("float32", vectors.device.type):
             chosen, indices = self.library(vectors.to(self.dtype)[None])
             return Quantized(chosen[0], indices[0].long(), chosen.new_zeros(len(vectors)))
 
@@ -180,7 +181,7 @@ class LFQuantizer(_ScalarQuantizer):
         self.register_buffer("average", torch.full((codebook_size,), 1 / codebook_size))
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
-        with torch.autocast(vectors.device.type, enabled=False):
+        with products("float32", vectors.device.type):
             points = self.library.project_in(vectors.to(self.dtype))
             indices = ((points > 0) * self.library.mask).sum(dim=-1)
             signs = F.embedding(indices, self.library.codebook)

@@ -20,7 +20,7 @@ from graincode.core.rng import RESTARTS, SampleRng
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.densities import Probe
 from graincode.tokenizer.encoder import GrainEncoder
-from graincode.tokenizer.quantizer import Quantized, Quantizer
+from graincode.tokenizer.quantizer import ExactLinear, Quantized, Quantizer
 from graincode.tokenizer.router import Ratios, Router, Routing
 
 
@@ -66,7 +66,7 @@ class DQVAE(nn.Module):
         self.quantizers = nn.ModuleList(copy.deepcopy(quantizer) for _ in range(layout.num_codebooks))
         self.project_in, self.project_out = nn.Identity(), nn.Identity()
         if projected_dim is not None:
-            self.project_in = nn.Linear(encoder.code_dim, projected_dim)
+            self.project_in = ExactLinear(encoder.code_dim, projected_dim)
             self.project_out = nn.Linear(projected_dim, encoder.code_dim)
         for part in (encoder, decoder):  # convolutions are faster so, on CPU and GPU
             part.to(memory_format=torch.channels_last)

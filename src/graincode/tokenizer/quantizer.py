@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.errors import GraincodeError, check, check_choice
+from graincode.core.precision import products
 from graincode.distributed import collectives
 
 Start = Literal["vectors", "uniform"]
@@ -54,7 +55,7 @@ class Quantizer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it computes, whatever autocast says."""
+        """In which it computes, in full, whatever autocast and TF32 say."""
         return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
     def forward(self, vectors: Tensor, keys: Tensor | None = None) -> Quantized:
@@ -68,7 +69,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """What the decoder gets for codes: (...) long to (..., D)."""
-        with torch.autocast(indices.device.type, enabled=False):
+        with products("float32", indices.device.type):
             return self._vectors(F.embedding(indices, self._entries()))
 
     @torch.no_grad()
@@ -93,6 +94,14 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def update(self, seen: Sequence[tuple[Tensor | None, ...]]) -> None:
         """Once per optimizer step: learn from what its micro-batches, here and on other processes, have `seen`."""
+
+
+class ExactLinear(nn.Linear):
+    """A linear map in the precision of its weights, whatever autocast and TF32 say."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        with products("float32", vectors.device.type):
+            return super().forward(vectors.to(self.weight.dtype))
 
 
 def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
@@ -147,7 +156,7 @@ class EMAQuantizer(Quantizer):
             self._started = bool(self.counts.any())  # weights may have been loaded
             if not self._started:
                 raise GraincodeError("the codebook is empty: call initialize(vectors of training images) first")
-        with torch.autocast(vectors.device.type, enabled=False):
+        with products("float32", vectors.device.type):
             vectors, entries = self._scaled(vectors.to(self.codebook.dtype)), self._entries()
             indices = nearest_entries(vectors.detach(), entries)
             chosen = F.embedding(indices, entries)

@@ -88,7 +88,7 @@ class Training:
         self.bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
         parts = self.schedule.batches(step, trainer.steps)
-        self.batches = load_batches(stage.dataset, parts, machine.hardware.workers, machine.device.type == "cuda")
+        self.batches = load_batches(stage.dataset, parts, machine.hardware.workers)
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
         """Train to the end; returns the module to export, in evaluation mode, and the metrics of its evaluation. Raises
@@ -156,7 +156,7 @@ class Training:
             machine.seed(((schedule.seed << 40) + schedule.positions(number, part).start) % (1 << 63))
             output = None
             for index, one in enumerate(prepared):
-                with machine.no_sync(one.wrapped, part == schedule.micro_batches - 1):
+                with machine.micro_batch(one.wrapped, part == schedule.micro_batches - 1):
                     with machine.accelerator.autocast():
                         output = one.trainable.forward(one.wrapped, batch, step, output)
                     loss = weighted_sum(output.terms, counts[index])

@@ -129,6 +129,8 @@ class Speed:
 
     def __init__(self, machine: Machine, items: int, flops: float) -> None:
         self._machine, self._items, self._flops = machine, items, flops
+        if machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # counting FLOPs takes more than a step
         self.restart()
 
     def restart(self) -> None:

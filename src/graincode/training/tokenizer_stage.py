@@ -96,7 +96,7 @@ class TokenizerStage:
         self.augmentation, self.calibration = augmentation, calibration
 
     def prepare(self, batch: ImageBatch, rng: SampleRng) -> ImageBatch:
-        return replace(batch, images=self.augmentation(batch.images, rng))
+        return replace(batch, pixels=self.augmentation(batch.images, rng))
 
     def evaluate(self, module: DQVAE, limit: int, draw: bool = False) -> Evaluation:
         """Reconstruction error (less is better: MSE in [0, 1]) and use of the codebook, on validation images."""
@@ -114,7 +114,7 @@ class TokenizerStage:
 
     def _pictures(self, module: DQVAE, count: int) -> dict[str, Tensor]:
         """Some validation images over their density and grain maps, reconstructions and errors; how many codes."""
-        some = self.validation[range(count)].images.to(module.device)
+        some = self.validation[range(count)].to(module.device).images
         codes, images = module.tokenize(some), some[:8]
         routing, reconstruction = module.route(images), module.detokenize(codes[:8])
         density = density_maps(routing.shown, module.layout.image_size)
