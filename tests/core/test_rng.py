@@ -20,6 +20,17 @@ def test_numbers_depend_on_seed_sample_id_and_purpose_alone():
     assert float(torch.corrcoef(torch.stack([many[:-1], many[1:]]))[0, 1]) == pytest.approx(0, abs=0.02)
 
 
+def test_numbers_drawn_ahead_are_the_same_whatever_else_is_drawn_with_them():
+    plain = SampleRng(3, torch.arange(40, 50))
+    ahead = plain.ahead({4: 1, 0: 30, 7: 12})
+    assert torch.equal(ahead.uniforms(4), plain.uniforms(4))
+    assert torch.equal(ahead.uniforms(0, 5, 4), plain.uniforms(0, 5, 4))  # the first of them
+    assert torch.equal(ahead.uniforms(7, 12), plain.uniforms(7, 12))
+    assert torch.equal(ahead.uniforms(2, 3), plain.uniforms(2, 3))  # not drawn ahead
+    # as ever, so that runs go on with their own numbers
+    assert plain.uniforms(0, 2)[0].tolist() == [0.718813757411214, 0.8980803575867369]
+
+
 def test_random_numbers_belong_to_their_sample():
     together = uniforms(7, range(10), 3, 2)
     assert torch.equal(together[4:6], uniforms(7, [4, 5], 3, 2))

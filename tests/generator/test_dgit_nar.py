@@ -21,6 +21,7 @@ from graincode.generator import (
     MaskedObjective,
     NoConditioning,
     Transformer,
+    dgit_nar,
 )
 from graincode.generator.dgit_nar import ConditionedLogits
 from graincode.sampling import AutoregressiveSampler, AutoSampler, MaskedSampler
@@ -39,7 +40,7 @@ VARIANTS = {
 
 def everywhere(ask, slots, contents):
     """(B, L, V) logits of all places."""
-    logits = ask.contents(slots, contents, torch.ones_like(slots, dtype=torch.bool))
+    logits = ask.contents(slots, contents, torch.arange(slots.numel()))
     return logits(torch.arange(slots.numel())).unflatten(0, slots.shape)
 
 
@@ -76,7 +77,8 @@ def test_logits_depend_on_neither_batch_mates_nor_padding_and_follow_a_permutati
     masked = tokens.is_code & (torch.rand(tokens.slots.shape) < 0.4)
     contents = tokens.contents.masked_fill(masked, layout.no_content)
     together = everywhere(ask, tokens.slots, contents)
-    asked, rows = ask.contents(tokens.slots, contents, masked), torch.randperm(int(masked.sum()))[:5]
+    asked = ask.contents(tokens.slots, contents, masked.flatten().nonzero()[:, 0])
+    rows = torch.randperm(int(masked.sum()))[:5]
     torch.testing.assert_close(asked(rows), together[masked][rows])
     for row, length in enumerate(codes.lengths.tolist()):
         one = ConditionedLogits(model, model.conditioning(labels_for(layout, 4)[[row]]))
@@ -129,6 +131,22 @@ def test_samples_of_independent_codes_follow_the_model():
     counts = torch.bincount(drawn.indices.flatten(1) @ torch.tensor([3, 1]), minlength=9) / 4000
     spread = (expected.flatten() * (1 - expected.flatten()) / 4000).sqrt()
     assert float(((counts - expected.flatten()).abs() / spread.clamp(min=1e-3)).max()) < 4.5
+
+
+@pytest.mark.parametrize("layout", [LAYOUTS[1], LAYOUTS[5]], ids=["one grain", "three grains"])
+def test_on_a_gpu_what_is_not_masked_is_predicted_too_and_does_not_count(layout, monkeypatch):
+    model = make_nar(layout, masking=InformationMasking()).requires_grad_(True).train()
+    codes, rng = random_codes(layout, random_grains(layout, 5)), SampleRng(3, torch.arange(5))
+    found = []
+    for anywhere in (False, True):
+        if anywhere:
+            monkeypatch.setattr(dgit_nar, "_predicted", lambda masked: slice(None))
+        terms = MaskedObjective()(model(codes, labels_for(layout, 5), rng))
+        loss = weighted_sum(terms)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found.append([*(torch.as_tensor(term.mean).double() for term in terms.values()), loss, *gradients])
+    for few, every in zip(*found, strict=True):
+        torch.testing.assert_close(few, every)
 
 
 def test_sampling_modulates_the_blocks_once():

@@ -41,7 +41,8 @@ class Recorder:
         self.slots = slots
         self.seen.append(contents)
         layout = self.logits.model.layout
-        assert torch.equal(at, (contents == layout.no_content) & (slots != layout.pad_slot))
+        masked = (contents == layout.no_content) & (slots != layout.pad_slot)
+        assert torch.equal(at, masked.flatten().nonzero()[:, 0])
         return self.logits.contents(slots, contents, at)
 
 

@@ -7,8 +7,9 @@ changes; training from an integer hash on the device, which is fast for the few 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -48,19 +49,41 @@ class SampleRng:
     Attributes:
         seed: of the run, 0 or more, below 2^57.
         sample_ids: (B,) long, each item's index in the endless stream of training items.
+        ready: (B, n) numbers of some purposes, as `uniforms` returns them.
     """
 
     seed: int
     sample_ids: Tensor
+    ready: Mapping[int, Tensor] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
 
     def uniforms(self, purpose: int, *shape: int) -> Tensor:
         """(B, *shape) float64 in [0, 1), other numbers for every purpose."""
-        items = mix(mix(torch.full_like(self.sample_ids, self.seed * 64 + purpose)) + self.sample_ids)
-        each = torch.arange(math.prod(shape), device=self.sample_ids.device)
-        return hashed_uniforms(items[:, None] + mix(each)).view(len(self.sample_ids), *shape)
+        count = math.prod(shape)
+        found = self.ready[purpose] if purpose in self.ready else self._drawn({purpose: count})
+        return found[:, :count].view(len(self.sample_ids), *shape)
+
+    def ahead(self, counts: Mapping[int, int]) -> SampleRng:
+        """The same, with so many numbers of some purposes drawn at once: by as few kernels of a GPU as of one."""
+        parts = self._drawn(counts).split(list(counts.values()), dim=1)
+        return replace(self, ready=dict(zip(counts, parts, strict=True)))
+
+    def _drawn(self, counts: Mapping[int, int]) -> Tensor:
+        """(B, n) numbers of all purposes, one after the other."""
+        purposes, owner, places = _places(self.seed, tuple(counts.items()), self.sample_ids.device)
+        items = mix(purposes + self.sample_ids[:, None])
+        return hashed_uniforms((items if len(counts) == 1 else items[:, owner]) + places)
+
+
+@lru_cache(maxsize=64)
+def _places(seed: int, counts: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Hashes of the P purposes, (P,); of n numbers whose each is, (n,), and hashes of their places there, (n,)."""
+    purposes = torch.tensor([seed * 64 + purpose for purpose, _ in counts])
+    owner = torch.cat([torch.full((count,), i) for i, (_, count) in enumerate(counts)])
+    places = torch.cat([torch.arange(count) for _, count in counts])
+    return mix(purposes).to(device), owner.to(device), mix(places).to(device)
 
 
 def batch_uniforms(rng: SampleRng | None, purpose: int, like: Tensor, *shape: int) -> Tensor:

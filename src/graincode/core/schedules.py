@@ -47,7 +47,7 @@ class MaskSchedule:
         More than k codes are masked up to the u whose share is k / N.
         """
         share = torch.arange(most, device=codes.device) / codes[:, None].double()
-        return torch.where(share < 1, self.time(share.clamp(max=1)), 0).sum(dim=1)
+        return self.time(share.clamp(max=1)).masked_fill(share >= 1, 0).sum(dim=1)
 
     def remaining(self, masked: Tensor, codes: Tensor, step: int, steps: int) -> Tensor:
         """(B,) long, how many codes stay masked after a 1-based step of sampling: fewer than before, and 0 at the last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -24,12 +25,13 @@ from graincode.sampling.protocol import RowLogits
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of N masked values of a batch.
+    """Predictions of N values of a batch: of those that are masked; on a GPU of all, as it would make the CPU wait to
+    count them. Of others the loss is 0, and none is correct.
 
     Attributes:
         loss, correct: (N,), negative log-likelihood in nats, and bool, whether the likeliest value was right.
-        grain: (N,) long, of their codes or regions.
-        ratio: (N,) float64 in (0, 1], the share of their image's values that was masked.
+        grain: (N,) long, of their codes or regions; -1 of those that are not masked.
+        ratio: (N,) float64 in (0, 1], the share of their image's values that was masked; 0 of those that are not.
     """
 
     loss: Tensor
@@ -38,11 +40,24 @@ class Predictions:
     ratio: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, targets: Tensor, grain: Tensor, masked: Tensor, lengths: Tensor) -> Predictions:
-        """From (N, V) logits, (N,) targets and grains of N positions, those in the (B, L) mask; lengths are (B,)."""
-        ratio = (masked.sum(dim=1).double() / lengths)[:, None].expand_as(masked)[masked]
-        loss = F.cross_entropy(logits, targets, reduction="none")
+    def of(
+        cls, head: Callable[[Tensor, Tensor], Tensor], states: Tensor, slots: Tensor, targets: Tensor, grain: Tensor,
+        masked: Tensor, lengths: Tensor,
+    ) -> Predictions:  # fmt: skip
+        """From (B, L, width) states, (B, L) slots, targets, grains and mask, (B,) lengths, and what makes (N, V) logits
+        of (N, width) states and (N,) slots."""
+        ratio = (masked.sum(dim=1).double() / lengths)[:, None].expand_as(masked).masked_fill(~masked, 0)
+        at = _predicted(masked)
+        parts = states, slots, targets.masked_fill(~masked, -1), grain.masked_fill(~masked, -1), ratio
+        states, slots, targets, grain, ratio = (part.flatten(0, 1)[at] for part in parts)
+        logits = head(states, slots)
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="none")
         return cls(loss, logits.detach().argmax(dim=1) == targets, grain, ratio)
+
+
+def _predicted(masked: Tensor) -> Tensor | slice:
+    """Which of the flattened (B, L) values are predicted."""
+    return masked.flatten().nonzero()[:, 0] if masked.device.type == "cpu" else slice(None)
 
 
 @dataclass(frozen=True)
@@ -108,22 +123,24 @@ class DGiTNAR(Generator):
 
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> MaskedPredictions:
         """Predictions of a batch's masked codes and regions, given (B,) labels; masks and dropout are by `rng`."""
-        layout, condition = self.layout, self.conditioning(labels, rng)
+        layout, rng = self.layout, self.masking.ahead(self.layout, rng)
+        condition = self.conditioning(labels, rng)
         tokens, lengths = to_sequences(codes, ends=False), codes.lengths
         slots, is_code = tokens.slots, tokens.is_code
         grain = layout.slots(slots.device).grain[slots.clamp(max=layout.num_slots - 1)]
         masked = self.masking.codes(is_code, grain.double() / max(layout.num_grains - 1, 1), rng)
         states = self.states(slots, tokens.contents.masked_fill(masked, layout.no_content), condition)
-        logits = self.content_head(states[masked], slots[masked])
-        contents = Predictions.of(logits, tokens.contents[masked], grain[masked], masked, lengths)
+        contents = Predictions.of(self.content_head, states, slots, tokens.contents, grain, masked, lengths)
         grains = None
         if self.grain_head is not None:
-            values = codes.grains.flatten(1)
+            values, regions = codes.grains.flatten(1), torch.full_like(lengths, layout.num_regions)
             masked = self.masking.regions(values, rng)
             states = self.region_states(values.masked_fill(masked, layout.num_grains), condition)
-            logits, targets = self.grain_head(states[masked]), values[masked]
-            grains = Predictions.of(logits, targets, targets, masked, torch.full_like(lengths, layout.num_regions))
+            grains = Predictions.of(self._grain_logits, states, values, values, values, masked, regions)
         return MaskedPredictions(contents, grains, self.expected(codes), layout.num_grains)
+
+    def _grain_logits(self, states: Tensor, _: Tensor) -> Tensor:
+        return self.grain_head(states)
 
     def expected(self, codes: GrainCodes) -> dict[str, Tensor | float]:
         """How many codes and regions training masks in a batch on average."""
@@ -176,6 +193,6 @@ class ConditionedLogits:
         return self.model.grain_head(self.model.region_states(grains, self.condition, self.of_grains))
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
-        states = self.model.states(slots, contents, self.condition, self.of_contents)[at]
-        slots = slots[at]
+        states = self.model.states(slots, contents, self.condition, self.of_contents).flatten(0, 1)[at]
+        slots = slots.flatten()[at]
         return lambda rows: self.model.content_head(states[rows], slots[rows])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graincode.core import rng as purpose
 from graincode.core.errors import check, check_choice
+from graincode.core.layout import CodeLayout
 from graincode.core.logits import gumbel, ranks
 from graincode.core.rng import SampleRng, batch_uniforms
 from graincode.core.schedules import MASK_SCHEDULES
@@ -44,6 +45,15 @@ class InformationMasking:
         """(B,) float64, how many of (B,) numbers of codes, up to `most`, are masked on average."""
         return MASK_SCHEDULES[self.schedule].expected(codes, most)
 
+    def ahead(self, layout: CodeLayout, rng: SampleRng | None) -> SampleRng | None:
+        """The random numbers of a training step, drawn at once, that of the labels included."""
+        codes, regions = layout.max_tokens, layout.num_regions
+        counts = {purpose.LABEL_DROPOUT: 1, purpose.MASK_RATIOS: 1, purpose.MASK_KEYS: codes}
+        counts |= {purpose.MASK_STRENGTHS: 1} if self.elastic else {}
+        if layout.num_grains > 1:
+            counts |= {purpose.MAP_MASK_RATIOS: 1, purpose.MAP_MASK_KEYS: regions}
+        return None if rng is None else rng.ahead(counts)
+
     def codes(self, is_code: Tensor, density: Tensor, rng: SampleRng | None) -> Tensor:
         """(B, L) bool, which codes are masked, of those in (B, L) `is_code`, by their (B, L) densities h."""
         beta = self.beta
@@ -60,4 +70,4 @@ class InformationMasking:
         u = batch_uniforms(rng, ratios, valid, 1)[:, 0]
         noise = gumbel(batch_uniforms(rng, keys, valid, valid.shape[1]))
         masked = MASK_SCHEDULES[self.schedule].masked(valid.sum(dim=1), u)
-        return ranks(torch.where(valid, weighed + noise, torch.inf)) < masked[:, None]
+        return ranks((weighed + noise).masked_fill(~valid, torch.inf)) < masked[:, None]

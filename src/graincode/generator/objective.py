@@ -86,7 +86,7 @@ class MaskedObjective:
         terms = {"content": Term(found.loss.sum(), predictions.counts["content"])}
         if grains is not None:
             terms["grains"] = Term(grains.loss.sum(), predictions.counts["grains"], self.grains_weight)
-            terms["accuracy_grains"] = Term(grains.correct.sum(), len(grains.correct), 0.0)
+            terms["accuracy_grains"] = Term(grains.correct.sum(), (grains.grain >= 0).sum(), 0.0)
         groups = {str(g): found.grain == g for g in range(predictions.num_grains)}
         quarter = (4 * found.ratio).ceil()
         groups |= {f"at_{25 * q}": quarter == q for q in range(1, 5)}

@@ -74,7 +74,8 @@ class GuidedMaskedLogits(Guidance):
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
         known, codes = contents != self.layout.no_content, slots != self.layout.pad_slot
         progress = known.sum(dim=1).double() / codes.sum(dim=1)
-        logits, image = self.logits.contents(_twice(slots), _twice(contents), _twice(at)), at.nonzero()[:, 0]
+        logits = self.logits.contents(_twice(slots), _twice(contents), torch.cat([at, at + slots.numel()]))
+        image = at // slots.shape[1]
         return lambda rows: self._guide(logits(torch.cat([rows, rows + len(image)])), progress[image[rows]])
 
 

@@ -23,8 +23,9 @@ from graincode.sampling.protocol import MaskedLogits, RowLogits
 from graincode.sampling.settings import Sampler
 
 Order = Literal["confidence", "random", "halton", "coarse_first", "dense_first"]
-Score = Callable[[float, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
-"""1 - t / T, and the log-probabilities, the noise and the positions of N values, to what is large for those kept."""
+Score = Callable[[float, Tensor, Tensor, Tensor], Tensor]
+"""1 - t / T, and the log-probabilities, the noise and the flattened positions of N values, to what is large for those
+that are kept."""
 
 _MOST_LOGITS = 2**24  # in float64 at a time, of which a draw takes several copies
 _NOT_READ_BY = {"choice_temperature": "random halton", "information_weight": "halton coarse_first dense_first"}
@@ -124,10 +125,10 @@ class MaskedSampler(Sampler):
         visited = _halton(layout).to(slots.device)[owner] if self.order == "halton" else None
         tier = {"dense_first": grain, "coarse_first": last - grain}.get(self.order)
 
-        def score(cooling: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Tensor) -> Tensor:
             if visited is not None:
-                return -visited[at].double()
-            weighed = self.information_weight * cooling * density[at]
+                return -visited.flatten()[at].double()
+            weighed = self.information_weight * cooling * density.flatten()[at]
             if self.order == "random":
                 return weighed + noise
             return log_p + weighed + self.choice_temperature * cooling * noise
@@ -147,12 +148,12 @@ class MaskedSampler(Sampler):
         least = grains.new_zeros(len(grains)) if given is None else given.least_grain
         too_coarse = (torch.arange(count, device=device) < least[:, None])[:, None]
         if given is not None:
-            grains = torch.where(given.known_regions.flatten(1), given.codes.grains.flatten(1), count)
+            grains = given.codes.grains.flatten(1).masked_fill(~given.known_regions.flatten(1), count)
 
         def logits_of(grains: Tensor, at: Tensor) -> RowLogits:
-            return logits.grains(grains).masked_fill(too_coarse, -torch.inf)[at].__getitem__
+            return logits.grains(grains).masked_fill(too_coarse, -torch.inf).flatten(0, 1)[at].__getitem__
 
-        def score(cooling: float, log_p: Tensor, noise: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+        def score(cooling: float, log_p: Tensor, noise: Tensor, at: Tensor) -> Tensor:
             return log_p + self.grain_choice_temperature * cooling * noise
 
         return self._reveal(logits_of, score, grains, count, grains == count, uniforms, self.other)
@@ -172,7 +173,7 @@ class MaskedSampler(Sampler):
         """(B, L) values with all that is masked filled in, by settings with a prefix.
 
         Args:
-            logits_of: from values, and where they are masked, the logits of those.
+            logits_of: from values, and the flattened positions of those that are masked, the logits of these.
             values: (B, L) long below `mask`, and `mask` where they are `masked`, (B, L) bool.
             uniforms: (B, steps * 2 * L or more) in [0, 1), to draw values and for noise.
             tier: (B, L) long, 0 or more; the higher ones are kept first, whatever the scores; None: all are equal.
@@ -183,24 +184,29 @@ class MaskedSampler(Sampler):
         above, length = tiers.max() + 1, values.shape[1]
         left = count = masked.sum(dim=1)
         for step in range(1, steps + 1):
-            if not bool(masked.any()):
+            at = masked.flatten().nonzero()[:, 0]  # for which a GPU makes the CPU wait, once in a step
+            if not len(at):
                 break
-            at = masked.nonzero(as_tuple=True)
             truncation = self.truncation(prefix)
             if not prefix and self.final_temperature is not None:
                 change = self.final_temperature - self.temperature
                 truncation["temperature"] += (step - 1) / max(steps - 1, 1) * change
-            to_draw, noise = (numbers[at[0], step - 1, i, at[1]] for i in range(2))
-            drawn, log_p = _draw(logits_of(values, masked), to_draw, max(1, _MOST_LOGITS // mask), truncation)
-            values = values.index_put(at, drawn)
+            to_draw, noise = (numbers[:, step - 1, i, :length].flatten()[at] for i in range(2))
+            drawn, log_p = _draw(logits_of(values, at), to_draw, max(1, _MOST_LOGITS // mask), truncation)
+            values = _put(values, at, drawn)
             scores = torch.zeros_like(values, dtype=torch.float64)
-            scores[at] = score(1 - step / steps, log_p, gumbel(noise), at)
+            scores = _put(scores, at, score(1 - step / steps, log_p, gumbel(noise), at))
             order = ranks(torch.where(masked, tiers, above) * length + ranks(scores))
             left = schedule.remaining(left, count, step, steps)
             masked = order < left[:, None]
             values = values.masked_fill(masked, mask)
             on_step(step)
         return values
+
+
+def _put(values: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    """(B, L) values with others at (N,) flattened positions."""
+    return values.flatten().index_put((at,), new).view_as(values)
 
 
 def _draw(logits: RowLogits, numbers: Tensor, most: int, truncation: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -34,5 +34,5 @@ class MaskedLogits(Protocol):
         """(B, R) grains of the regions, K where they are masked, to (B, R, K) logits; not called with one grain."""
 
     def contents(self, slots: Tensor, contents: Tensor, at: Tensor) -> RowLogits:
-        """The logits of the contents at N positions, (B, L) bool, which are rows of the logits image by image; (B, L)
-        slots are the layout's `pad_slot` behind the end, contents `no_content` there and where they are masked."""
+        """The logits of the contents at N of the flattened (B, L) positions, (N,) long and increasing; (B, L) slots are
+        the layout's `pad_slot` behind the end, contents `no_content` there and where they are masked."""
