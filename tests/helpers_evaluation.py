@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,35 +14,40 @@ from torch import Tensor, nn
 from graincode.core.errors import GraincodeError
 from graincode.evaluation.estimate import Estimate
 from graincode.evaluation.statistics import SUBSET, Statistics, measure
-from graincode.networks.features import FeatureNetwork
+from graincode.networks.features import FeatureNetwork, Loaded
 
 
 class Rows(nn.Module):
-    """Gives the rows of two tables whose numbers the first pixels of images spell."""
+    """Gives the rows of three tables whose numbers the first pixels of images spell."""
 
-    def __init__(self, features: Tensor, logits: Tensor) -> None:
+    def __init__(self, features: Tensor, logits: Tensor, spatial: Tensor) -> None:
         super().__init__()
-        self.features, self.logits, self.seen = features, logits, 0
+        self.features, self.logits, self.spatial, self.seen = features, logits, spatial, 0
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.seen += len(images)
         rows = images[:, :, 0, 0].long() @ torch.tensor([1, 256, 65536])
-        return self.features[rows], self.logits[rows]
+        return self.features[rows], self.logits[rows], self.spatial[rows]
 
 
 class LookedUp(FeatureNetwork):
-    """Features and logits of the image with number i are row i of these tables."""
+    """Features, logits and spatial features of the image with number i are row i of these tables."""
 
     def __init__(
-        self, features: Tensor, logits: Tensor | None = None, batch_size: int = 16, weights_hash: str = "0" * 64
+        self,
+        features: Tensor,
+        logits: Tensor | None = None,
+        batch_size: int = 16,
+        weights_hash: str = "0" * 64,
+        spatial: Tensor | None = None,
     ) -> None:
         super().__init__("table", batch_size)
-        self.rows = Rows(features, torch.zeros(len(features), 0) if logits is None else logits)
+        self.rows = Rows(features, *(features[:, :0] if one is None else one for one in (logits, spatial)))
         self.hash = weights_hash
 
-    def _load(self, size: object = None) -> SimpleNamespace:
-        sizes = {"dimension": self.rows.features.shape[1], "classes": self.rows.logits.shape[1]}
-        return SimpleNamespace(extractor=self.rows, weights_hash=self.hash, **sizes)
+    def _load(self, size: object = None) -> Loaded:
+        sizes = [table.shape[1] for table in (self.rows.features, self.rows.logits, self.rows.spatial)]
+        return Loaded(self.rows, self.hash, *sizes, "rows of tables")
 
 
 def numbered(count: int, first: int = 0, size: int = 1) -> Tensor:

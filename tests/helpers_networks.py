@@ -46,7 +46,7 @@ def in_torch_fidelity(network: FeatureNetwork) -> str:
             super().__init__(name, features_list)
 
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            found = dict(zip(("features", "logits"), network(input), strict=True))
+            found = dict(zip(("features", "logits"), network(input)[:2], strict=True))
             return tuple(found[name] for name in self.features_list)
 
         @classmethod

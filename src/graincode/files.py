@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -248,10 +248,17 @@ def allocate_array(path: Path, dtype: Any, shape: Sequence[int]) -> None:
 def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an .npz file, none unpickled; a ValueError if it is damaged, also where the block reads one, or if
     it declares more than a file of its size holds."""
-    try:
+    with reading_npz():
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
+
+
+@contextmanager
+def reading_npz() -> Iterator[None]:
+    """Have all that a damaged .npz may raise in the block be a ValueError."""
+    try:
+        yield
     except GraincodeError:
         raise
     except (*_UNREADABLE, RuntimeError, KeyError) as error:
@@ -265,7 +272,7 @@ def _plain(error: Exception) -> Exception | str:
 
 def _check_sizes(path: Path) -> None:
     """Refuse an .npz before memory is taken for what it declares."""
-    known, size = np.lib.format, path.stat().st_size
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         declared = sum(member.file_size for member in members)
@@ -273,12 +280,17 @@ def _check_sizes(path: Path) -> None:
             raise ValueError(f"it declares {len(members)} arrays of {declared:,} bytes in a file of {size:,}")
         for member in (member for member in members if member.filename.endswith(".npy")):
             with archive.open(member) as opened:
-                is_first = known.read_magic(opened) == (1, 0)
-                read_header = known.read_array_header_1_0 if is_first else known.read_array_header_2_0
                 shape, _, dtype = read_header(opened)
                 taken = opened.tell() + math.prod(shape) * dtype.itemsize
             if taken != member.file_size and not dtype.hasobject:  # an object is refused where it is read
                 raise ValueError(f"{member.filename!r} declares {taken:,} bytes and has {member.file_size:,}")
+
+
+def read_header(opened: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of an .npy file, which is left at its first value."""
+    known = np.lib.format
+    is_first = known.read_magic(opened) == (1, 0)
+    return (known.read_array_header_1_0 if is_first else known.read_array_header_2_0)(opened)
 
 
 def build_once(path: Path, subject: str, build: Callable[[], None], whole: Callable[[], bool] | None = None) -> None:

@@ -170,8 +170,9 @@ def test_kept_samples_are_measured_alike(form, inside):
     command("evaluate", *inside, TOKENIZER, GENERATOR, *settings[:3], "evaluation.floor=false", f"keep={form}",
             "batch_size=5", f"run_name=keep-{form}")  # fmt: skip
     kept = f"runs/evaluate/keep-{form}/images" + (".npz" if form == "npz" else "")
-    command("evaluate", *inside, *LITE0, "images=folder", f"images.path={kept}", "evaluation.metrics=[fd,is]",
-            "evaluation.floor=false", f"run_name=kept-{form}")  # fmt: skip
+    metrics = "evaluation.metrics=[fd,is" + (",class_consistency]" if form == "npz" else "]")
+    command("evaluate", *inside, *LITE0, "images=folder", f"images.path={kept}", metrics, "evaluation.floor=false",
+            f"run_name=kept-{form}")  # fmt: skip
     drawn, read = (record_of(f"{name}-{form}")["metrics"] for name in ("keep", "kept"))
     assert drawn["fd_lite0@32"] == read["fd_lite0@32"]
     assert drawn["is_lite0@32"] == read["is_lite0@32"]
@@ -179,6 +180,8 @@ def test_kept_samples_are_measured_alike(form, inside):
         with np.load(kept, allow_pickle=False) as arrays:
             assert arrays["arr_0"].shape == (12, 32, 32, 3)
             assert arrays["arr_1"].tolist() == [0, 1] * 6
+        assert drawn["class_accuracy_lite0@32"] == read["class_accuracy_lite0@32"]
+        assert record_of("kept-npz")["labels"] == "2 classes of 6 images"
     else:
         assert len(list(Path(kept).glob("*.png"))) == 12
 

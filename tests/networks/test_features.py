@@ -17,7 +17,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from graincode.config.schema import config_directory
 from graincode.core.errors import GraincodeError
-from graincode.networks.features import FeatureNetwork, InceptionFeatures, Lite0Features, TimmFeatures
+from graincode.networks.features import FeatureNetwork, Lite0Features, TimmFeatures
+from graincode.networks.inception import InceptionFeatures
 from graincode.networks.weights import read_weights
 
 
@@ -38,7 +39,7 @@ def test_lite0_equals_timm_with_its_batch_norms(lite0):
     batch = images(4, size=64)
     with torch.inference_mode():
         expected = plain((batch.float() - 127) / 128)
-    features, logits = lite0(batch)
+    features, logits, _ = lite0(batch)
     assert features.shape == (4, lite0.dimension) == (4, 1280)
     assert logits.shape == (4, lite0.classes) == (4, 1000)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
@@ -107,8 +108,10 @@ def test_inception_is_that_of_torch_fidelity(tmp_path):
     expected = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))(images(2))
     network = InceptionFeatures(str(path))
     found = network(images(2))
-    assert [part.shape for part in found] == [(2, network.dimension), (2, network.classes)]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    sizes = [network.dimension, network.classes, network.spatial]
+    assert [part.shape for part in found] == [(2, size) for size in sizes]
+    assert sizes == [2048, 1008, 17 * 17 * 7]
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], expected, strict=True))
     assert network.identity.startswith("inception-v3-compat:")
 
 
@@ -155,7 +158,7 @@ def test_timm_features_are_those_before_its_classifier(tmp_path, model):
 def test_models_with_two_classifiers_or_a_convolution_for_one_are_measured(model, tmp_path):
     _, path = saved(model, tmp_path)
     network = TimmFeatures(model, str(path), 224)
-    features, logits = network(images(2))
+    features, logits, _ = network(images(2))
     assert (features.shape, logits.shape) == ((2, network.dimension), (2, 1000))
 
 

@@ -8,7 +8,8 @@ from helpers_networks import Bomb
 from safetensors.torch import save_file
 
 from graincode.core.errors import GraincodeError
-from graincode.networks.features import InceptionFeatures, TimmFeatures
+from graincode.networks.features import TimmFeatures
+from graincode.networks.inception import InceptionFeatures
 from graincode.networks.perceptual import LPIPSDistance, TimmDistance
 from graincode.networks.weights import hash_tensors, read_weights
 

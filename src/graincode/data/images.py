@@ -73,6 +73,11 @@ class ImageDataset(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labels tell images apart."""
+        return len(self.class_names) > 1
+
     def __getitem__(self, indices: Sequence[int] | int) -> ImageBatch:
         """The images at B indices, or at one, in this order; an IndexError if one is outside [0, len)."""
         chosen = torch.as_tensor(indices, dtype=torch.long).reshape(-1)

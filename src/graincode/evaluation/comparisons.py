@@ -20,7 +20,7 @@ from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, S
 from graincode.networks.features import FeatureNetwork
 from graincode.networks.perceptual import Lite0Distance, LPIPSDistance
 
-Distance = Literal["fd", "is", "kid", "precision_recall", "density_coverage"]
+Distance = Literal["fd", "sfd", "is", "kid", "precision_recall", "density_coverage"]
 DISTANCES = typing.get_args(Distance)
 IN_FEATURES = (*DISTANCES, "class_consistency")
 """Metrics that are computed in the features of each network."""
@@ -43,7 +43,7 @@ class Comparison(Mode):
     extra: Mapping[str, Callable[[Statistics, Statistics], Estimate]] | None = None
 
     compares: ClassVar[bool] = True
-    usual: ClassVar[tuple[str, ...]] = IN_FEATURES
+    usual: ClassVar[tuple[str, ...]] = tuple(name for name in IN_FEATURES if name != "sfd")
     known: ClassVar[tuple[str, ...]] = IN_FEATURES
     prefix: ClassVar[str] = ""
 
@@ -72,18 +72,23 @@ class Comparison(Mode):
         count, real = plan.images.count, plan.reference.images
         fewest = min(filter(None, (count, plan.reference.count)))
         there, plan.subset = min(fewest, self.subset), self.subset
-        plan.splits = (self.inception_splits or min(10, count)) if self.wants("is") else 0
+        plan.splits = (self.inception_splits or self._parts(count)) if self.wants("is") else 0
         plan.settings |= {"inception_splits": plan.splits, "extra": list(self.extra or ())}
         if real is not None:
             plan.settings["kid_subset_size"] = self._kid_size(there)
         if not self.networks:
             return plan
         plan.metrics = [name for name in IN_FEATURES if self.wants(name)]
-        blind = [network.name for network in self.networks.values() if not network.classes]
-        if 0 < len(blind) < len(self.networks) and "is" in plan.metrics:
-            plan.warnings.append(f"is left out in some features: {', '.join(blind)} has no classifier")
-        elif blind:
-            self._leave_out(plan, "is", f"{', '.join(blind)} has no classifier")
+        for name, part in ("is", "classes"), ("sfd", "spatial"):
+            lacking = [network.name for network in self.networks.values() if not getattr(network, part)]
+            reason = f"{', '.join(lacking)} has no {'classifier' if name == 'is' else 'spatial features'}"
+            if 0 < len(lacking) < len(self.networks) and name in plan.metrics:
+                plan.warnings.append(f"{name} is left out in some features: {reason}")
+            elif lacking:
+                self._leave_out(plan, name, reason)
+        if not all(len(known.spatial_mean) for known in plan.reference.known.values()):
+            self._leave_out(plan, "sfd", "the reference has no mu_s and sigma_s")
+        plan.spatial = ("subject", "reference") if "sfd" in plan.metrics else ()
         check("num_samples", fewest, "2 images or more for a Fréchet distance", "fd" not in plan.metrics or fewest >= 2)
         for network in self.networks.values() if "fd" in plan.metrics else ():
             if fewest <= network.dimension:
@@ -105,9 +110,17 @@ class Comparison(Mode):
                 plan.warnings.append(f"the images are of {differing} of the reference: metrics tell that apart, too")
             if size != other:
                 plan.warnings.append(f"images of {size} pixels against {other}: metrics tell that apart, too")
-            if self.extra or set(plan.metrics) - {"is"}:
+            if self._needs_images(plan):
                 plan.real["reference"] = real
         return plan
+
+    def _parts(self, count: int) -> int:
+        """In how many parts images are divided for the Inception score."""
+        return min(10, count)
+
+    def _needs_images(self, plan: Plan) -> bool:
+        """Whether the reference's images are to be measured."""
+        return bool(self.extra or set(plan.metrics) - {"is"})
 
     def estimates(self, plan: Plan, subject: ByNetwork, real: Mapping[str, ByNetwork]) -> dict[str, Estimate]:
         sets, found = {"reference": plan.reference.known} | real, {}
@@ -122,6 +135,8 @@ class Comparison(Mode):
         real, found = known["reference"], {}
         if "fd" in plan.metrics:
             found[f"{self.prefix}fd"] = of.frechet_distance(subject, real)
+        if "sfd" in plan.metrics and len(subject.spatial_mean):
+            found[f"{self.prefix}sfd"] = of.spatial_distance(subject, real)
         if "is" in plan.metrics and len(subject.split_sizes):
             found["is"] = of.inception_score(subject)
         if "kid" in plan.metrics:
@@ -164,6 +179,8 @@ class Generation(Comparison):
         return super().reads(subject, reference) | ({"data"} if self.floor else set())
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
+        only = "another, as such a file is compared with by evaluation=adm"
+        check("reference", reference.option, only, reference.option != "adm")
         super().check(subject, reference)
         if reference.option == "statistics" and len(self.features) != 1:
             names = ",".join(self.features)

@@ -29,9 +29,27 @@ def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
     Source: "GANs Trained by a Two Time-Scale Update Rule" (Heusel et al., 2017), by torch-fidelity's function.
     """
     _kept_of_both(a, b)
-    if 1 in (a.count, b.count):
+    return _frechet((a.mean, a.covariance), (b.mean, b.covariance), (a.count, b.count))
+
+
+def spatial_distance(a: Statistics, b: Statistics) -> Estimate:
+    """The Fréchet distance of two sets in the spatial features of one network, the sFID in Inception's.
+
+    Source: "Generating Images with Sparse Representations" (Nash et al., 2021).
+    """
+    _kept_of_both(a, b)
+    moments = [(one.spatial_mean, one.spatial_covariance) for one in (a, b)]
+    if not len(a.spatial_mean) or a.spatial_mean.shape != b.spatial_mean.shape:
+        found = " and ".join(str(len(mean)) for mean, _ in moments)
+        raise GraincodeError(f"{found} spatial features: expected as many of both; gather them with spatial=True")
+    return _frechet(*moments, (a.count, b.count))
+
+
+def _frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], counts: tuple[int | None, int | None]) -> Estimate:
+    """Of two means and covariances."""
+    if 1 in counts:
         raise GraincodeError("Fréchet distance of 1 image: expected at least 2; give more images")
-    both = [{"mu": one.mean.numpy(), "sigma": one.covariance.numpy()} for one in (a, b)]
+    both = [{"mu": mean.numpy(), "sigma": covariance.numpy()} for mean, covariance in (a, b)]
     return Estimate(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
 

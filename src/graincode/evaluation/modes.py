@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from graincode.core.errors import GraincodeError, check
 from graincode.data.images import ImageDataset
 from graincode.evaluation.estimate import Estimate
-from graincode.evaluation.statistics import Statistics, write_npz
+from graincode.evaluation.published import write_npz
+from graincode.evaluation.statistics import Statistics
 from graincode.evaluation.streams import ImageStream, LikelihoodStream, check_size
 from graincode.evaluation.subjects import Context, Reference, ReferenceChoice, Subject, check_classes
 from graincode.networks.features import FeatureNetwork
@@ -30,6 +31,7 @@ class Plan:
         splits, subset: parts of the Inception score, and images whose features are kept.
         warnings: lines for readers of the metrics.
         metrics, real: names of those that features allow, and the real images that they need, by purpose.
+        spatial: of which sets of images spatial features are gathered: "subject" or a purpose.
     """
 
     context: Context
@@ -41,6 +43,7 @@ class Plan:
     subset: int = 0
     metrics: list[str] = field(default_factory=list)
     real: dict[str, ImageDataset] = field(default_factory=dict)
+    spatial: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -109,6 +112,11 @@ class Summary(Mode):
 
     name: ClassVar[str] = "statistics"
     fits: ClassVar[Fits] = dict.fromkeys(("samples", "reconstructions", "split", "folder"), ("split",))
+
+    def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
+        plan = super().plan(subject, reference, context)
+        plan.spatial = ("subject",)
+        return plan
 
     def write(self, plan: Plan, subject: ByNetwork, folder: Path) -> None:
         about = {f"{key.removesuffix('_hash')}_identity": value for key, value in plan.identity.items()}

@@ -29,11 +29,13 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
     context, images, reference, clock = plan.context, plan.images, plan.reference, time.perf_counter
     networks, subset, began, waits = context.networks, plan.subset, clock(), []
     real = {
-        name: cached_statistics(networks, DatasetStream(dataset, *context.loading), subset, context.cache_dir)
+        name: cached_statistics(
+            networks, DatasetStream(dataset, *context.loading), subset, context.cache_dir, name in plan.spatial
+        )
         for name, dataset in plan.real.items()
     }
     ready, stream = clock(), _timed(keep_images(images, folder, keep), waits)
-    how = plan.splits, context.seed, subset, None if images.shows_progress else images.name
+    how = plan.splits, context.seed, subset, None if images.shows_progress else images.name, "subject" in plan.spatial
     found = measure(networks, stream, images.count, images.mine, *how)
     measured, waited = clock(), sum(waits)
     estimates = mode.estimates(plan, found, real) | images.metrics()
@@ -57,6 +59,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         **plan.inputs,
         **images.origin,
         "features": {network.name: network.identity for network in networks.values()},
+        "recipes": {network.name: network.recipe for network in networks.values()},
         "settings": plan.settings,
         "metrics": {name: estimate.value for name, estimate in estimates.items()},
         "uncertainty": {name: {"std": one.std, "is": one.over} for name, one in spread.items()},

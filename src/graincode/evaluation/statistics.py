@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from graincode.core.errors import GraincodeError, brief, check
 from graincode.core.rng import permutation
 from graincode.distributed import collectives
 from graincode.evaluation.streams import DatasetStream
-from graincode.files import cache_root, open_npz, replacing
+from graincode.files import cache_root, replacing
 from graincode.networks.features import FeatureNetwork
 from graincode.networks.weights import hash_tensors
 
@@ -43,6 +43,8 @@ class Statistics:
         class_mass, class_entropy: (S, C) and (S,) float64, sums of class probabilities p and of p log p over the images
             of each split of the Inception score; S is 0 without the score.
         split_sizes: (S,) long, images of each split.
+        spatial_mean, spatial_covariance: as `mean` and `covariance`, of the network's spatial features; of length 0
+            where they were not asked for.
     """
 
     identity: str | None
@@ -54,10 +56,51 @@ class Statistics:
     class_mass: Tensor
     class_entropy: Tensor
     split_sizes: Tensor
+    spatial_mean: Tensor = field(default_factory=partial(torch.zeros, 0, dtype=torch.float64))
+    spatial_covariance: Tensor = field(default_factory=partial(torch.zeros, 0, 0, dtype=torch.float64))
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+class Moments:
+    """Gathers mean and covariance of rows (N, D), finite ones, without keeping them or sums of their squares.
+
+    Source: Chan, Golub, LeVeque (1979).
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self._waiting: list[Tensor] = []
+        self._added = 0
+        self._mean = torch.zeros(dimension, dtype=torch.float64)
+        self._scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Add (n, D) rows, with any n."""
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._merge()
+
+    def result(self, count: int) -> tuple[Tensor, Tensor]:
+        """(D,) mean and (D, D) unbiased covariance, float64, of the `count` rows of all processes. Collective."""
+        self._merge()
+        mean = collectives.sum_(self._mean * self._added) / count
+        away = self._mean - mean
+        return mean, collectives.sum_(self._scatter + self._added * torch.outer(away, away)) / max(count - 1, 1)
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        rows = torch.cat(self._waiting).double()
+        self._waiting = []
+        own, total = rows.mean(0), self._added + len(rows)
+        centred, away = rows - own, own - self._mean
+        self._scatter.addmm_(centred.T, centred)
+        self._scatter.addr_(away, away, alpha=self._added * len(rows) / total)
+        self._mean += away * (len(rows) / total)
+        self._added = total
 
 
 class Accumulator:
@@ -68,21 +111,21 @@ class Accumulator:
         first: index of this process's first image.
         subset: images whose features are kept, chosen by a fixed permutation of N.
         splits: of the Inception score, by a permutation from the seed; 0 leaves it out.
+        spatial: whether to gather the network's spatial features, too.
     """
 
     def __init__(
-        self, network: FeatureNetwork, count: int, first: int = 0, subset: int = SUBSET, splits: int = 0, seed: int = 0
-    ) -> None:
+        self, network: FeatureNetwork, count: int, first: int = 0, subset: int = SUBSET, splits: int = 0, seed: int = 0,
+        spatial: bool = False,
+    ) -> None:  # fmt: skip
         check("count", count, "1 image or more", count >= 1)
         check("inception_splits", splits, f"1 to {count}, the number of images", 0 <= splits <= count)
         if splits and not network.classes:
             raise GraincodeError(f"{network.name} has no classifier, so it gives no Inception score")
         self.network, self.count, self.next = network, count, first
         self._waiting: list[Tensor] = []
-        self._rows: list[Tensor] = []
         self._added, self._broken = 0, 0
-        self._mean = torch.zeros(network.dimension, dtype=torch.float64)
-        self._scatter = torch.zeros(network.dimension, network.dimension, dtype=torch.float64)
+        self._moments, self._spatial = Moments(network.dimension), Moments(network.spatial if spatial else 0)
         self._indices = np.sort(permutation(0, 0, count)[:subset])
         # in one piece: many small tensors that stay would keep the memory between them from being used again
         self._subset = torch.zeros(len(self._indices), network.dimension)
@@ -104,49 +147,33 @@ class Accumulator:
         """The statistics of the images of all processes. Collective: call it on all processes."""
         for images in self._waiting:
             self._add(images)
-        self._merge()
         added, broken = collectives.sum_(torch.tensor([self._added, self._broken])).tolist()
         if broken:
             found = f"{broken} of {self.count} images have NaN or infinite features in {self.network.identity}"
             raise GraincodeError(f"{found}: check its weights")
         check("count", self.count, f"{added}, as many images as came", added == self.count)
-        mean = collectives.sum_(self._mean * self._added) / self.count
-        away = self._mean - mean
-        covariance = collectives.sum_(self._scatter + self._added * torch.outer(away, away)) / max(self.count - 1, 1)
+        pooled, spatial = self._moments.result(self.count), self._spatial.result(self.count)
         kept = collectives.sum_(self._subset), torch.from_numpy(self._indices)  # rows of other processes are 0
         mass, entropy = collectives.sum_(self._mass), collectives.sum_(self._entropy)
         sizes = torch.from_numpy(np.bincount(self._split_of, minlength=len(entropy)))[: len(entropy)]
-        return Statistics(self.network.identity, self.count, mean, covariance, *kept, mass, entropy, sizes)
+        return Statistics(self.network.identity, self.count, *pooled, *kept, mass, entropy, sizes, *spatial)
 
     def _add(self, images: Tensor) -> None:
-        features, logits = self.network(images)
+        found = self.network(images)
         first, self.next = self.next, self.next + len(images)
         check("count", self.count, f"{self.next} or more, as many images as came", self.next <= self.count)
-        self._broken += int((~torch.cat([features, logits], 1).isfinite().all(1)).sum())
-        features = features.cpu()
+        self._broken += int((~torch.cat([found.pooled, found.logits, found.spatial], 1).isfinite().all(1)).sum())
+        self._added += len(images)
+        features = found.pooled.cpu()
         low, high = np.searchsorted(self._indices, (first, self.next))
         self._subset[low:high] = features[self._indices[low:high] - first]
-        self._rows.append(features)
-        if sum(map(len, self._rows)) >= _ROWS:
-            self._merge()
+        self._moments.add(features)
+        self._spatial.add(found.spatial[:, : self._spatial.dimension].cpu())
         if len(self._entropy):
-            log_p = logits.cpu().double().log_softmax(1)
+            log_p = found.logits.cpu().double().log_softmax(1)
             p, split = log_p.exp(), torch.from_numpy(self._split_of[first : self.next])
             self._mass.index_add_(0, split, p)
             self._entropy.index_add_(0, split, (p * log_p).sum(1))
-
-    def _merge(self) -> None:
-        """Add the rows that wait to mean and scatter, without sums of squares. Source: Chan, Golub, LeVeque (1979)."""
-        if not self._rows:
-            return
-        rows = torch.cat(self._rows).double()
-        self._rows = []
-        own, total = rows.mean(0), self._added + len(rows)
-        centred, away = rows - own, own - self._mean
-        self._scatter.addmm_(centred.T, centred)
-        self._scatter.addr_(away, away, alpha=self._added * len(rows) / total)
-        self._mean += away * (len(rows) / total)
-        self._added = total
 
 
 def measure(
@@ -158,18 +185,19 @@ def measure(
     seed: int = 0,
     subset: int = SUBSET,
     progress: str | None = None,
+    spatial: bool = False,
 ) -> dict[str, Statistics]:
     """Statistics in the features of each network, in one pass over the images.
 
     Args:
         batches: this process's images, as `Accumulator.update` takes them.
         count, mine: images of all processes, and which are this process's; None for all.
-        splits, seed, subset: as of `Accumulator`; networks without a classifier have no splits.
+        splits, seed, subset, spatial: as of `Accumulator`; networks without a classifier have no splits.
         progress: label of a progress bar, if there is to be one.
     """
     mine = range(count) if mine is None else mine
     gathering = {
-        name: Accumulator(net, count, mine.start, subset, splits if net.classes else 0, seed)
+        name: Accumulator(net, count, mine.start, subset, splits if net.classes else 0, seed, spatial)
         for name, net in networks.items()
     }
     hidden = progress is None or not collectives.is_main()
@@ -186,21 +214,25 @@ def cached_statistics(
     images: DatasetStream,
     subset: int = SUBSET,
     cache_dir: Path | str | None = None,
+    spatial: bool = False,
 ) -> dict[str, Statistics]:
     """Statistics of real images by network, from `statistics/` of the cache (`cache_root()` by default).
 
-    Those not stored there, under the hash of the images' content and with as large a subset, are gathered and stored.
+    Those not stored there, under the hash of the images' content and with as large a subset, or with spatial features
+    if these are asked for, are gathered and stored.
     """
     folder = (cache_root() if cache_dir is None else Path(cache_dir).expanduser()) / "statistics"
     content, paths, found, missing = images.dataset.content_hash(), {}, {}, {}
     for name, network in networks.items():
         paths[name] = folder / f"{network.name}-{network.weights_hash[:12]}-{content[:16]}.safetensors"
-        found[name] = _read(paths[name], network, content, subset)
+        found[name] = _read(paths[name], network, content, subset, network.spatial if spatial else 0)
         # gathering is work for all processes: they must agree on what is needed
         if collectives.sum_(torch.tensor([int(found[name] is None)])):
             missing[name] = network
     if missing:
-        found |= measure(missing, images, images.count, images.mine, subset=subset, progress=images.name)
+        found |= measure(
+            missing, images, images.count, images.mine, subset=subset, progress=images.name, spatial=spatial
+        )
         for name, network in missing.items():
             collectives.on_main(partial(_write, paths[name], found[name], network, content))
     return found
@@ -210,7 +242,7 @@ def _header(network: FeatureNetwork, content: str, tensors: Mapping[str, Tensor]
     return {"weights": network.weights_hash, "content": content, "tensors": hash_tensors(tensors), "count": count}
 
 
-def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Statistics | None:
+def _read(path: Path, network: FeatureNetwork, content: str, subset: int, spatial: int) -> Statistics | None:
     """What `_write` stored, with no more features than asked for; None if there is none, damaged, or with fewer."""
     if not path.is_file():
         return None
@@ -224,7 +256,7 @@ def _read(path: Path, network: FeatureNetwork, content: str, subset: int) -> Sta
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         _logger.warning("%s is damaged (%s): computing it again", path, error)
         return None
-    if len(found.subset) < min(subset, found.count):
+    if len(found.subset) < min(subset, found.count) or len(found.spatial_mean) < spatial:
         return None
     # subsets of one set are parts of each other
     kept = torch.from_numpy(np.isin(found.indices.numpy(), permutation(0, 0, found.count)[:subset]))
@@ -240,50 +272,3 @@ def _write(path: Path, statistics: Statistics, network: FeatureNetwork, content:
     except OSError as error:  # it only saves time
         advice = "they are measured again next time; make room there, or set GRAINCODE_CACHE to another folder"
         _logger.warning("%s cannot keep these statistics (%s): %s", path.parent, brief(error), advice)
-
-
-def read_npz(path: Path | str, network: FeatureNetwork) -> Statistics:
-    """Statistics from a file of `mu` and `sigma`, as the field shares them for ImageNet, or as `write_npz` makes it.
-
-    They are taken to be of the network's features; a file by `write_npz` says whether they are.
-    """
-    path, size = Path(path).expanduser(), network.dimension
-
-    def demand(holds: bool, problem: str) -> None:
-        if not holds:
-            raise GraincodeError(f"{path}: {problem}")
-
-    try:
-        with open_npz(path) as arrays:
-            known = {name: arrays[name] for name in arrays.files if name in ("mu", "sigma", "count", "features")}
-    except ValueError as error:
-        raise GraincodeError(f"{path}: {error}; give one with arrays mu and sigma") from None
-    demand({"mu", "sigma"} <= known.keys(), "no arrays mu and sigma; give statistics, or images as a folder")
-    real = all(known[name].dtype.kind in "fiu" for name in ("mu", "sigma"))
-    demand(real, "mu and sigma are not real numbers; make it anew")
-    mean, covariance = (torch.from_numpy(known[name].astype(np.float64)) for name in ("mu", "sigma"))
-    found = f"mu of {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}, but {network.name} has {size} features"
-    demand(mean.shape == (size,) and covariance.shape == (size, size), f"{found}; measure in those of the file")
-    variance = covariance.trace()  # which is infinite where a square of a number is about to be
-    finite = bool(mean.square().sum().isfinite() and covariance.isfinite().all() and variance.square().isfinite())
-    symmetric = torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6)
-    demand(finite and symmetric, "NaN or infinite values, or a sigma that is not symmetric; make it anew")
-    # a covariance kept in float32, or of few images, has negative eigenvalues of this order
-    raised = covariance + (1e-6 * variance.clamp(min=0) + 1e-12) * torch.eye(size, dtype=torch.float64)
-    is_covariance = int(torch.linalg.cholesky_ex(raised).info) == 0
-    demand(is_covariance, "sigma is no covariance, as it has negative eigenvalues; make it anew")
-    identity = str(known["features"]) if "features" in known else None
-    expected = f"features of {identity}, not of {network.identity}; use one of them"
-    demand(identity in (None, network.identity), expected)
-    count = known.get("count", np.array(0))
-    count = int(count) if count.shape == () and count.dtype.kind in "iu" and count > 0 else None
-    none = torch.zeros(0)
-    return Statistics(identity, count, mean, covariance, torch.zeros(0, size), none.long(), none, none, none.long())
-
-
-def write_npz(path: Path, statistics: Statistics, **about: str) -> None:
-    """Write `mu` and `sigma` as others' tools read them; also `count`, the network as `features`, and more texts."""
-    texts = {"features": statistics.identity, "count": statistics.count, **about}
-    known = {name: np.array(value) for name, value in texts.items() if value is not None}
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy(), **known)

