@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from graincode.config.errors import Ending, Keys, border, ending, list_groups
 from graincode.config.schema import config_directory
-from graincode.config.sweep import sweep_member, whole_sweep
+from graincode.config.sweep import member_gpus, sweep_member, whole_sweep
 from graincode.config.typed import readable
 from graincode.core.errors import GraincodeError, brief, check, print_anything
 
@@ -67,9 +67,9 @@ def job_main(job: str) -> None:
             validate(job, cfg, HydraConfig.get().overrides.task)
             cfg.experiment = HydraConfig.get().runtime.choices.get("experiment")
             hardware = build(cfg.hardware)
-            with border(cfg):
-                if hardware.is_spread and not cfg.debug.dry:
-                    return launch(f"{__name__}.run_job", job, cfg, hardware)
+            with border(cfg), member_gpus(hardware, cfg.debug.dry) as gpus:
+                if gpus or (hardware.is_spread and not cfg.debug.dry):
+                    return launch(f"{__name__}.run_job", job, cfg, hardware, gpus)
                 return run_job(job, cfg)
         return None  # of a member of a sweep that failed: what sweepers take as no value
 

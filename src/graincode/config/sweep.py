@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Ending
 from graincode.distributed.signals import SIGNALS, STATUS
+
+if TYPE_CHECKING:  # it imports torch
+    from graincode.distributed.hardware import Hardware
 
 SWEEP = "GRAINCODE_SWEEP"
 """Environment variable: the directory in which the members of this sweep, and of no other, are noted."""
@@ -119,3 +122,17 @@ def sweep_member(ending: Callable[[BaseException], Ending]) -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":
             note = {"overrides": list(hydra.overrides.task), "status": end.status, "error": end.line}
             write_json(file, read_member(file) | note)
+
+
+@contextmanager
+def member_gpus(hardware: Hardware, dry: bool) -> Iterator[list[str]]:
+    """GPUs for a member of a sweep alone, once they are free, where others run beside it; else none."""
+    hydra = HydraConfig.get()
+    beside = hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices.get("hydra/launcher") == "joblib"
+    if not beside or dry or hardware.device != "gpu" or hardware.num_nodes != 1:
+        yield []
+        return
+    from graincode.distributed.gpus import own_gpus
+
+    with own_gpus(hardware.local_processes, Path(os.environ[SWEEP])) as gpus:
+        yield gpus

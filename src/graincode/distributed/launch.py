@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,21 +19,24 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, start_processes
 
 from graincode.core.errors import GraincodeError
+from graincode.distributed.gpus import visible_gpus
 from graincode.distributed.hardware import Hardware, cores_each
 from graincode.distributed.rendezvous import meet
 from graincode.distributed.signals import SIGNALS, STATUS, ProcessFailed, Stopped, handled, kept
 from graincode.files import scratch_directory
 
+_OF_A_WORLD = "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"
 _POLL_SECONDS = 0.1
 _OTHER_NODES_SECONDS = 15
 _SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 
 
-def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
+def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware, gpus: Sequence[str] = ()) -> float:
     """Start this machine's processes of a job, pass signals on to them, and give the job's objective.
 
-    Each calls the function of the dotted name `entry` with `job` and `cfg`. When one ends with an error, the others are
-    ended too, on all machines: with SIGTERM, after 30 seconds with SIGKILL. A second SIGINT ends all at once.
+    Each calls the function of the dotted name `entry` with `job` and `cfg`, and sees the `gpus` alone, if there are.
+    When one ends with an error, the others are ended too, on all machines: with SIGTERM, after 30 seconds with SIGKILL.
+    A second SIGINT ends all at once.
 
     Raises:
         GraincodeError, Stopped, ProcessFailed: the error that came first; the last for a crash, or a process killed.
@@ -41,7 +44,7 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report failures ourselves
     local, nodes = hardware.local_processes, hardware.num_nodes
     store = meet(hardware)
-    threads = hardware.threads or cores_each(local)
+    threads = hardware.threads or cores_each(len(visible_gpus()) if gpus else local)  # others run beside it
     with scratch_directory(Path(tempfile.gettempdir()), "graincode") as folder:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
         world = {"WORLD_SIZE": nodes * local, "LOCAL_WORLD_SIZE": local, "PYTHONUNBUFFERED": 1}
@@ -52,6 +55,10 @@ def launch(entry: str, job: str, cfg: DictConfig, hardware: Hardware) -> float:
         own_path = None if sys.flags.safe_path else sys.path[0]
         world["PYTHONPATH"] = os.pathsep.join(filter(None, (own_path, os.environ.get("PYTHONPATH"))))  # as ours
         own = [{"RANK": hardware.node_rank * local + index, "LOCAL_RANK": index} for index in range(local)]
+        if gpus:
+            world["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if nodes * local == 1:  # which belongs to no world
+            world, own = {name: world[name] for name in world if name not in _OF_A_WORLD}, [{"RANK": 0}]
         envs = {i: {name: str(value) for name, value in (world | own[i]).items()} for i in range(local)}
         args = ("-P", "-m", "graincode.distributed.worker", entry, job, str(folder), os.getpid())
         with kept():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from graincode.core.errors import GraincodeError, check
+from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed import collectives
+from graincode.distributed.signals import Stopped
 from graincode.files import clear_leftovers, locked, read_json, short_hash, write_json
 from graincode.runs.table import note_member
 
@@ -55,7 +58,11 @@ class Run:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Stopped) and collectives.is_main():
+            line = error.line if isinstance(error, GraincodeError) else f"{type(error).__name__}: {brief(error)}"
+            with suppress(OSError):  # as where the disk is full
+                write_json(self.path / "failed.json", {"error": line})
         self._held.close()
 
     def check_owner(self) -> None:
@@ -77,6 +84,9 @@ class Run:
                 self._write_config()
             self._take(_identity_in(config), result)
             self.path.with_name(f".latest-{self.path.name}").unlink(missing_ok=True)
+            if not result.exists():
+                write_json(self.path / "machine.json", _machine())
+                (self.path / "failed.json").unlink(missing_ok=True)
             for folder in (self.path, self.path / "state", self.path / "pictures", self.path / "codes"):
                 clear_leftovers(folder)
         except Timeout:
@@ -163,6 +173,12 @@ class Run:
         advice = "choose another run_name to run it again"
         log.info("%s is finished (objective %.6g): %s", self.path, result["objective"], advice)
         return result["objective"]
+
+
+def _machine() -> dict[str, Any]:
+    """Where this process works, and on which devices."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"host": socket.gethostname(), "processes": collectives.count(), "visible_gpus": gpus, "begun": time.time()}
 
 
 def _identity_in(file: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def update_table(folder: Path) -> None:
 def note_member(run: Path) -> None:
     """Note which run a member of a sweep is; nothing outside of sweeps."""
     if file := os.environ.get(MEMBER):
-        write_json(Path(file), {"run": str(run.absolute())})
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        write_json(Path(file), {"run": str(run.absolute())} | ({"gpus": gpus} if gpus else {}))
 
 
 def read_member(file: Path) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     for member, setting in zip(members, settings, strict=True):
         row = {name: setting.get(name) for name in varying}
         end = {"run": Path(member.get("run", "")).name, "status": member["status"]}
+        end |= {"gpus": member["gpus"]} if "gpus" in member else {}
         try:
             found = {} if member["status"] else _found(Path(member["run"]))
             found = {name: value for name, value in found.items() if name not in row}  # as that of `classes`
