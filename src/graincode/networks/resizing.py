@@ -21,13 +21,14 @@ IN_WORDS: dict[str, str] = {
 def resize(images: Tensor, side: int, how: Resizing) -> Tensor:
     """(B, 3, side, side) float images in 0 .. 255, not rounded, of float (B, 3, H, W); bicubic ones may go beyond.
 
-    Sources: "bicubic" is EDM2's for DINOv2; "clean" equals clean-fid's by Pillow (Parmar et al., 2022) but for float32;
-    "tensorflow" is that of the published FID, by torch-fidelity.
+    Sources: "bicubic" is EDM2's for DINOv2; "clean" equals clean-fid's by Pillow (Parmar et al., 2022) up to
+    rounding of float32; "tensorflow" is that of the published FID, by torch-fidelity.
     """
     if how == "tensorflow":
         from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
         return interpolate_bilinear_2d_like_tensorflow1x(images, size=(side, side), align_corners=False)
-    mode = "bilinear" if how == "bilinear" else "bicubic"
-    images = F.interpolate(images, size=(side, side), mode=mode, antialias=True)
-    return images.clamp(0, 255) if how == "clean" else images
+    if how == "clean":  # in float64, as Pillow's weights are
+        images = F.interpolate(images.double(), size=(side, side), mode="bicubic", antialias=True)
+        return images.clamp(0, 255).float()
+    return F.interpolate(images, size=(side, side), mode=how, antialias=True)
