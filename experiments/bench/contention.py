@@ -13,7 +13,7 @@ from timing import Result
 
 SECONDS, WARM_UP, ROUNDS = 6.0, 2.0, 3
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT")
-SPIN = [sys.executable, "-c", "while True: pass"]
+SPIN = [sys.executable, "-P", "-c", "while True: pass"]
 
 
 def beside_another(busy: str) -> Result:
