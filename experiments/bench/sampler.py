@@ -121,6 +121,7 @@ def sampler_and_gpt() -> Result:
     def plain() -> None:
         cache, code = KeyValueCache(stack, BATCH, 640), torch.full((BATCH, 1), 1024)
         for step in range(640):
+            cache.reach()
             states = stack(table(code) + position.weight[step], cache)
             code = torch.multinomial(head(states[:, 0]).softmax(-1), 1, generator=generator)
 

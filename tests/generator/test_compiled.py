@@ -16,7 +16,6 @@ from graincode.generator import (
     Transformer,
     compiled,
 )
-from graincode.generator.compiled import StaticCache
 
 BUCKET = 16
 SMALL = CodeLayout((32, 32), ((16, 16), (8, 8)), 256, 10)
@@ -65,17 +64,3 @@ def test_compiled_blocks_fill_in_the_same_samples(compiler):
     assert torch.equal(found.indices, eager.indices)
     assert torch.equal(found.grains, eager.grains)
     assert compiler.frame_count > 0
-
-
-def test_a_fixed_cache_changes_shape_at_the_ends_of_its_buckets_alone(monkeypatch):
-    monkeypatch.setattr(compiled, "BUCKET", 4)
-    store = StaticCache(Transformer(WIDTH, 1, 4), batch=3, capacity=6)
-    for step in range(6):
-        store.reach()
-        token = torch.full((3, 4, 1, 8), step + 1.0)
-        keys, values = store.extend(0, token, -token)
-        assert keys.shape == values.shape == (3, 4, 4 if step < 4 else 8, 8)
-        assert store.mask.tolist() == [[place <= step for place in range(keys.shape[2])]]
-        assert keys[0, 0, :, 0].tolist()[: step + 1] == [place + 1.0 for place in range(step + 1)]
-        assert torch.equal(values, -keys)
-        store.advance()

@@ -180,7 +180,7 @@ class DGiTAR(Generator):
     ) -> Tensor:
         """(B, L, width) states of the position transformer after each token, (B, L) slots and contents, under a
         (B, width) condition, whose `modulations` may be computed already. With a cache of the tokens before, L = 1."""
-        stack, start = self.position_transformer, 0 if cache is None else cache.length
+        stack, start = self.position_transformer, 0 if cache is None else cache.positions[:, None]
         tokens = self.embedding(slots, contents, condition, start)
         return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
 
@@ -247,6 +247,7 @@ class CachedLogits:
         self.next_grain = F.pad(table.grain + table.is_end, (0, 2))  # of the token after each slot
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
+        self.caches[0].reach()
         self.slots, known = slots[:, None], (self.condition, self.modulations[0], self.caches[0])
         self.hidden = self.steps.states(self.slots, contents[:, None], *known)
 
@@ -254,6 +255,7 @@ class CachedLogits:
         return self.model.regions_of(self.hidden[:, 0], self.next_grain[self.slots[:, 0]])
 
     def contents(self, slots: Tensor) -> Tensor:
+        self.caches[1].reach()
         known = self.condition, self.modulations[1], self.caches[1]
         return self.steps.contents(self.hidden, self.slots, slots[:, None], *known)[:, 0]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -55,7 +56,12 @@ class SelfAttention(nn.Module):
         self.norms = nn.ModuleList(nn.RMSNorm(width // heads) for _ in range(2)) if qk_norm else None
 
     def forward(
-        self, x: Tensor, mask: bool | Tensor, layer: int, cache: KeyValueCache | None, rotation: Rotation | None
+        self,
+        x: Tensor,
+        seen: bool | Tensor | Places,
+        layer: int,
+        cache: KeyValueCache | None,
+        rotation: Rotation | None,
     ) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         if self.norms is not None:
@@ -65,9 +71,10 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        seen, is_causal = mask if isinstance(mask, Tensor) else None, mask is True and cache is None
-        x = F.scaled_dot_product_attention(q, k, v, seen, self.dropout if self.training else 0.0, is_causal)
+            x = cache.attend(layer, q, k, v, seen)
+        else:
+            mask, is_causal = seen if isinstance(seen, Tensor) else None, seen is True
+            x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal)
         return self.out(x.transpose(1, 2).flatten(2))
 
 
@@ -187,55 +194,99 @@ class Transformer(nn.Module):
         """(B, L, width) tokens to as many states.
 
         Args:
-            cache: of the tokens before; L is then 1.
+            cache: of the tokens before, which has reached these; L is then 1.
             rotation: of the tokens' positions; needed with `rotary`.
             modulations: of the condition; needed with `adaln`.
             mask: (B, 1, 1 or L, L) bool, which tokens each may see; not with `causal`.
         """
-        if cache is not None:
-            mask = cache.mask
+        seen = cache.places() if cache is not None else self.causal if mask is None else mask
         for layer, block in enumerate(self.blocks):
             modulation = None if modulations is None else modulations[layer]
-            x = block(x, modulation, self.causal if mask is None else mask, layer, cache, rotation)
+            x = block(x, modulation, seen, layer, cache, rotation)
         if cache is not None:
             cache.advance()
         x = self.norm(x)
         return x if modulations is None else torch.addcmul(modulations[-1][0], x, modulations[-1][1])
 
 
-class KeyValueCache:
-    """Keys and values of the `length` tokens so far, in buffers made once; attention sees the filled part alone.
+class Places(NamedTuple):
+    """Where the next token of each row goes, and which keys it sees.
 
     Attributes:
-        layers: keys and values of each of the transformer's, (batch, heads, capacity, d).
-        mask: which of the keys attention sees; None for all of them.
+        at: (batch, heads) long rows of the flat stores; the one position of all rows where they have one.
+        mask: (batch, 1, 1, seen), 0 or -inf for each key; None where all rows see all of them.
     """
 
-    length: int | Tensor
-    mask: Tensor | None = None
+    at: Tensor | int
+    mask: Tensor | None
 
-    def __init__(self, transformer: Transformer, batch: int, capacity: int) -> None:
-        weight, shape = next(transformer.parameters()), (batch, transformer.heads, capacity, transformer.head_dim)
-        self.layers = [(weight.new_empty(shape), weight.new_empty(shape)) for _ in transformer.blocks]
-        self.length = 0
+
+class KeyValueCache:
+    """Keys and values of sequences in buffers made once: a row for each, at a position of its own.
+
+    Attention sees `seen` keys of every row, up to the longest row's last, under a mask where rows differ. For each
+    token: `reach`, which counts on the CPU; then, in code that may be compiled, `places`, `attend` in each layer, and
+    `advance`.
+
+    Args:
+        batch, capacity: number of rows, and of tokens that each has room for.
+        bucket: `seen` is a multiple of it. Above 1, shapes change once in so many tokens, and all rows are masked.
+    Attributes:
+        layers: keys and values of each of the transformer's, (batch, heads, capacity, d).
+        positions: (batch,) long, of each row's next token; a full row stays at its last.
+    """
+
+    def __init__(self, transformer: Transformer, batch: int, capacity: int, bucket: int = 1) -> None:
+        weight, self.bucket, self.capacity = next(transformer.parameters()), bucket, -(-capacity // bucket) * bucket
+        shape = batch, transformer.heads, self.capacity, transformer.head_dim
+        # zeros, as what is masked is multiplied by 0, and must be finite
+        self.layers = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in transformer.blocks]
+        self.positions = torch.zeros(batch, dtype=torch.long, device=weight.device)
+        self.columns = torch.arange(self.capacity, device=weight.device)
+        starts = torch.arange(batch * transformer.heads, device=weight.device) * self.capacity
+        self.starts = starts.view(batch, transformer.heads)
+        self.seen, self._lengths = 0, np.zeros(batch, dtype=np.int64)
+
+    def restart(self, rows: Tensor | None = None) -> None:
+        """Forget the tokens of some rows, (n,) long on the CPU, or of all."""
+        self._lengths[slice(None) if rows is None else rows.numpy()] = 0
+        self.positions[slice(None) if rows is None else rows.to(self.positions.device)] = 0
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows, (n,) long and increasing, in the same memory."""
+        for store in chain(*self.layers):
+            store[: len(rows), :, : self.seen] = store[rows, :, : self.seen]
+        self.layers = [(keys[: len(rows)], values[: len(rows)]) for keys, values in self.layers]
+        self.positions, self._lengths = self.positions[rows], self._lengths[rows.cpu().numpy()]
+        self.starts = self.starts[: len(rows)]
+
+    def reach(self) -> None:
+        """Let attention see each row's next token."""
+        np.minimum(self._lengths + 1, self.capacity, out=self._lengths)
+        self.seen = -(-int(self._lengths.max()) // self.bucket) * self.bucket
+        self._alike = self.bucket == 1 and bool((self._lengths == self._lengths[0]).all())
+
+    def places(self) -> Places:
+        """Of the token that is reached."""
+        if self._alike or not self.layers:
+            return Places(self.seen - 1, None)
+        hidden = self.columns[: self.seen] > self.positions[:, None]
+        mask = torch.zeros_like(hidden, dtype=self.layers[0][0].dtype)
+        return Places(self.starts + self.positions[:, None], mask.masked_fill_(hidden, -torch.inf)[:, None, None])
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, places: Places) -> Tensor:
+        """Add one token's (batch, heads, 1, d) keys and values; returns what its queries find, of the same shape."""
+        for store, new in zip(self.layers[layer], (keys, values), strict=True):
+            if isinstance(places.at, int):
+                store.narrow(2, places.at, 1).copy_(new)
+            else:
+                store.view(-1, store.shape[-1]).index_copy_(0, places.at.flatten(), new.flatten(0, 2))
+        keys, values = (store.narrow(2, 0, self.seen) for store in self.layers[layer])
+        return F.scaled_dot_product_attention(queries, keys, values, places.mask)
 
     def advance(self) -> None:
         """Count a token that all layers have been extended by."""
-        self.length += 1
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> list[Tensor]:
-        """Add one token's (B, heads, 1, d) keys and values; returns views of all so far, (B, heads, length, d)."""
-        return [self._extend(store, new) for store, new in zip(self.layers[layer], (keys, values), strict=True)]
-
-    def _extend(self, store: Tensor, new: Tensor) -> Tensor:
-        store.narrow(2, self.length, 1).copy_(new)
-        return store.narrow(2, 0, self.length + 1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the sequences, (N,) long and increasing, in the same memory."""
-        for store in chain(*self.layers):
-            store[: len(rows), :, : self.length] = store[rows, :, : self.length]
-        self.layers = [(keys[: len(rows)], values[: len(rows)]) for keys, values in self.layers]
+        self.positions.add_(1).clamp_(max=self.capacity - 1)
 
 
 def normalized(tokens: Tensor) -> Tensor:
