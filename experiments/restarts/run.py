@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from graincode import load_tokenizer
-from graincode.core.codes import gather_cells
+from graincode.core.codes import CodeCells
 from graincode.data import FashionMNIST
 from graincode.evaluation.pairs import codebook_use
 from graincode.files import write_json
@@ -89,7 +89,7 @@ def encoder_vectors() -> tuple[Tensor, Tensor]:
             images = dataset[range(start, start + 250)].images
             with torch.no_grad():
                 grains = tokenizer.route(images).grains
-                parts += gather_cells(tokenizer.encoder(images), grains, tokenizer.layout)
+                parts += CodeCells.of(grains, tokenizer.layout).gather(tokenizer.encoder(images))
         found.append(torch.cat(parts))
     return found[0], found[1]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LAYOUTS, grain_codes, random_codes, random_grains
 
-from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
+from graincode.core.codes import CodeCells, GrainCodes, true_places
 from graincode.core.errors import GraincodeError
 from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.sequences import CodeSequences, from_sequences, to_sequences
@@ -87,11 +87,26 @@ def test_a_sequence_with_a_hole_is_refused(codes, seed):
 def test_scatter_undoes_gather(codes):
     layout = codes.layout
     maps = [torch.randn(len(codes), 3, *grid) for grid in layout.grids]
-    parts = gather_cells(maps, codes.grains, layout)
+    cells = CodeCells.of(codes.grains, layout)
+    parts = cells.gather(maps)
     assert sum(map(len, parts)) == int(codes.lengths.sum())
-    for g, (back, original) in enumerate(zip(scatter_cells(parts, codes.grains, layout), maps, strict=True)):
+    for g, (back, original) in enumerate(zip(cells.scatter(parts), maps, strict=True)):
         here = layout.cells_at(codes.grains, g)[:, None]
         assert torch.equal(back, original * here)
+
+
+@pytest.mark.parametrize("mask", [[], [False], [True], [False, True, True, False], [True, False, False, True]])
+def test_true_places_are_those_that_nonzero_finds(mask):
+    mask = torch.tensor(mask, dtype=torch.bool)
+    assert torch.equal(true_places(mask, int(mask.sum())), mask.nonzero()[:, 0])
+
+
+@given(grain_codes())
+@settings(max_examples=20, deadline=None)
+def test_the_counts_of_codes_are_those_of_their_grain_maps(codes):
+    longest, regions = codes.counts
+    assert longest == int(codes.lengths.max())
+    assert list(regions) == torch.bincount(codes.grains.flatten(), minlength=codes.layout.num_grains).tolist()
 
 
 def test_the_slots_of_a_layout_written_out_by_hand():

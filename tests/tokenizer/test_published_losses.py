@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers_golden import golden
 
-from graincode.core.codes import gather_cells
+from graincode.core.codes import CodeCells
 from graincode.core.layout import CodeLayout
 from graincode.core.losses import weighted_sum
 from graincode.tokenizer import EMAQuantizer, FeatureRouter, Reconstruction, ReconstructionObjective, Routing
@@ -32,7 +32,7 @@ def test_commitment_per_cell_is_the_published_loss(name, layout, grains, loss, n
     found, masked = golden("losses"), "_masked" if name == "dual" else ""
     features = [found[f"{name}_{grain}"].requires_grad_() for grain in grains]
     routing = Routing(found[f"{name}_grains"], found[f"{name}_grains"].double())
-    quantized = quantizer_of(found["codebook"])(*gather_cells(features, routing.grains, layout))
+    quantized = quantizer_of(found["codebook"])(*CodeCells.of(routing.grains, layout).gather(features))
     images = torch.zeros(len(routing.grains), 3, 32, 32, dtype=torch.float64)
     router = FeatureRouter(layout, 8, [1 / layout.num_grains] * layout.num_grains)
     objective = ReconstructionObjective(commitment=0.25, commitment_per="cells")
@@ -51,7 +51,7 @@ def test_commitment_per_code_divides_by_the_codes_that_an_image_is_expected_to_h
     found, objective = golden("losses"), ReconstructionObjective(commitment_per="codes")
     routing = Routing(found["dual_grains"], found["dual_grains"].double())
     quantized = quantizer_of(found["codebook"])(
-        *gather_cells([found["dual_coarse"], found["dual_fine"]], routing.grains, DUAL)
+        *CodeCells.of(routing.grains, DUAL).gather([found["dual_coarse"], found["dual_fine"]])
     )
     images = torch.zeros(2, 3, 32, 32)
     term = objective(images, Reconstruction(images, (quantized,), routing), FeatureRouter(DUAL, 8, [0.5, 0.5]))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from graincode.core.constants import constant
 from graincode.core.errors import brief, check
 from graincode.core.rng import hashed_uniforms, mix
 
@@ -196,7 +197,7 @@ def thresholds(table: Tensor, shares: Tensor) -> Tensor:
 
 def length_shares(ratios: Tensor, costs: Sequence[int]) -> Tensor:
     """(..., K) ratios to (...): the share of all codes beyond the coarsest that such a mixture does without."""
-    extra = torch.tensor(costs, dtype=torch.float64, device=ratios.device) - costs[0]
+    extra = constant(tuple(costs), torch.float64, ratios.device) - costs[0]
     return (1 - (ratios.double() * extra).sum(dim=-1) / max(costs[-1] - costs[0], 1)).clamp(0, 1)
 
 
@@ -205,7 +206,7 @@ def ratios_at(level: Tensor, num_grains: int) -> Tensor:
     last = num_grains - 1
     level = level[..., None].double()
     count = torch.arange(num_grains, device=level.device)
-    ways = torch.tensor([math.comb(last, g) for g in range(num_grains)], device=level.device)
+    ways = constant(tuple(math.comb(last, g) for g in range(num_grains)), torch.long, level.device)
     return ways * level**count * (1 - level) ** (last - count)
 
 
@@ -225,8 +226,8 @@ def grains_within(density: Tensor, ratios: Tensor, costs: Sequence[int]) -> Tens
         rank = density.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
         limits = (ratios.cumsum(dim=1)[:, :-1] * regions).round()
         return (rank[..., None] >= limits[:, None]).sum(dim=-1).view(density.shape)
-    each = torch.tensor(costs, device=density.device).diff().repeat(regions)
-    spent = ratios.double() @ torch.tensor(costs, dtype=torch.float64, device=density.device)
+    each = constant(tuple(costs), torch.long, density.device).diff().repeat(regions)
+    spent = ratios.double() @ constant(tuple(costs), torch.float64, density.device)
     order = density.flatten(1).argsort(dim=1, descending=True, stable=True)
     fits = each[order].cumsum(dim=1) <= ((spent - costs[0]) * regions)[:, None] + 1e-6
     return torch.zeros_like(fits).scatter_(1, order, fits).view(density.shape).sum(dim=-1)

@@ -34,6 +34,7 @@ class SlotTable:
         following: the slot that comes next in every image, or S where the grain map decides.
         first: (K, R + 1) slot of the first cell of each region at each grain, and of the grain's end (S for the last).
         at_cell: (K, H * W) slot that covers each finest cell, at each grain.
+        costs: (K,) codes of one region at each grain.
     """
 
     grain: Tensor
@@ -46,6 +47,7 @@ class SlotTable:
     following: Tensor
     first: Tensor
     at_cell: Tensor
+    costs: Tensor
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class CodeLayout:
 
     def lengths(self, grains: Tensor) -> Tensor:
         """Codes per image, (B,) long, of grain maps (B, H0, W0)."""
-        return torch.tensor(self.codes_per_region, device=grains.device)[grains].sum(dim=(-2, -1))
+        return self.slots(grains.device).costs[grains].sum(dim=(-2, -1))
 
 
 @lru_cache(maxsize=32)
@@ -236,9 +238,10 @@ def _slot_table(layout: CodeLayout, device: torch.device) -> SlotTable:
     grain, region, cell, finest, following = torch.cat(parts, dim=1)[:, :size]  # the end of the last grain is implied
     is_code = region < regions
     is_end = ~is_code & (F.pad(grain[1:], (0, 1), value=layout.num_grains) > grain)
-    is_last = is_code & (torch.tensor(layout.codes_per_region)[grain] == cell + 1)
-    table = (grain, region, cell, finest, is_code, is_end, is_last, following, torch.stack(first), torch.stack(at_cell))
-    return SlotTable(*(column.to(device) for column in table))
+    costs = torch.tensor(layout.codes_per_region)
+    is_last = is_code & (costs[grain] == cell + 1)
+    columns = grain, region, cell, finest, is_code, is_end, is_last, following
+    return SlotTable(*(part.to(device) for part in (*columns, torch.stack(first), torch.stack(at_cell), costs)))
 
 
 def other_classes(found: Sequence[str], wanted: Sequence[str]) -> str:

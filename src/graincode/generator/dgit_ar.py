@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import GrainCodes
+from graincode.core.codes import GrainCodes, true_places
 from graincode.core.errors import GraincodeError, check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.logits import legal_regions
@@ -137,12 +137,12 @@ class DGiTAR(Generator):
     def forward(self, codes: GrainCodes, labels: Tensor, rng: SampleRng | None = None) -> SequenceLikelihood:
         """Likelihood of a batch of codes, given (B,) labels; label dropout draws from `rng`, or torch's generator."""
         layout, table = self.layout, self.layout.slots(codes.grains.device)
-        targets = to_sequences(replace(codes, layout=layout))
+        codes = replace(codes, layout=layout, counted=codes.counts)
+        targets = to_sequences(codes)
         known = targets.slots.clamp(max=layout.num_slots - 1)
         grain, is_code = table.grain[known], targets.is_code
         begins = table.is_end[known] | (is_code & (table.cell[known] == 0))
         decides = targets.is_token & (grain < self.decided_grains) & begins
-        at = decides.nonzero(as_tuple=True)  # the CPU waits for a GPU here: once, and before it has much to do
         hidden, content_logits = self.hidden_and_contents(targets, self.condition(labels, codes.grains, rng))
         logits, entries = content_logits.flatten(0, 1), targets.contents.flatten()
         content = F.cross_entropy(logits, entries, ignore_index=layout.no_content, reduction="none")
@@ -151,12 +151,15 @@ class DGiTAR(Generator):
         if self.region_head is not None:
             before = F.pad(known[:, :-1], (1, 0))
             same = F.pad((grain[:, 1:] == grain[:, :-1]) & is_code[:, :-1], (1, 0), value=False)
-            last, own = torch.where(same, table.region[before], -1)[at], grain[at]
-            coded = codes.grains.flatten(1)[at[0]] < own[:, None]
+            count = sum(codes.counts.regions[: self.decided_grains])
+            at = true_places(decides.flatten(), count + len(codes) * min(self.decided_grains, layout.num_ends))
+            last, own = table.region[before].masked_fill(~same, -1).flatten()[at], grain.flatten()[at]
+            coded = codes.grains.flatten(1)[at // decides.shape[1]] < own[:, None]
             any_region = F.pad(torch.ones_like(coded), (0, 1), value=False)  # where the last grain is modelled
             free = torch.where((own == layout.num_grains - 1)[:, None], any_region, legal_regions(coded, last))
-            logits = self.regions_of(hidden[at], own).masked_fill(~free, -torch.inf)
-            position[at] = F.cross_entropy(logits, table.region[known[at]], reduction="none").to(position.dtype)
+            logits = self.regions_of(hidden.flatten(0, 1)[at], own).masked_fill(~free, -torch.inf)
+            losses = F.cross_entropy(logits, table.region[known.flatten()[at]], reduction="none")
+            position = position.flatten().index_put((at,), losses.to(position.dtype)).view_as(position)
         counts = layout.num_grains, self.decided_grains
         return SequenceLikelihood(content, position, is_code, decides, grain, *counts)
 

@@ -61,7 +61,7 @@ class HeterogeneousEmbedding(nn.Module):
         index `start` in its sequence."""
         known = contents != self.layout.no_content
         entries = self.layout.entries(contents, self.slot_grain[slots])
-        tokens = self.content(torch.where(known, entries, self.layout.num_entries)) + self.at(slots)
+        tokens = self.content(entries.masked_fill(~known, self.layout.num_entries)) + self.at(slots)
         if self.index is not None:
             tokens = tokens + self.index(start + torch.arange(slots.shape[1], device=slots.device))
         return self.drop(normalized(tokens + condition[:, None]))
@@ -133,7 +133,7 @@ class ClassConditioning(nn.Module):
     def forward(self, labels: Tensor, rng: SampleRng | None = None) -> Tensor:
         if self.training and self.dropout > 0:
             chance = torch.rand_like(labels, dtype=torch.float) if rng is None else rng.uniforms(LABEL_DROPOUT)
-            labels = torch.where(chance < self.dropout, self.null_class, labels)
+            labels = labels.masked_fill(chance < self.dropout, self.null_class)
         return self.table(labels)
 
 

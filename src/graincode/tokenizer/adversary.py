@@ -105,7 +105,7 @@ class Adversary(nn.Module):
         term, pairs = Term(hinge_generator(logits).sum(), len(fake), weight), []
         for part in (reconstruction, term):
             (gradient,) = torch.autograd.grad(part.total, last_layer, retain_graph=True)
-            pairs.append(torch.cat([gradient.flatten(), gradient.new_tensor([float(part.count)])]))
+            pairs.append(torch.cat([gradient.flatten(), gradient.new_full((1,), float(part.count))]))
         return term, torch.stack(pairs)
 
     def discriminator_terms(self, logits: Tensor) -> tuple[dict[str, Term], Tensor]:
@@ -120,7 +120,7 @@ class Adversary(nn.Module):
         if self.lecam:
             before = self.averages[:2] / self.averages[2].clamp(min=1e-3)  # 0 as long as nothing is known
             terms["lecam"] = Term(lecam(real, fake, *before).sum(), count, self.lecam)
-        return terms, torch.stack([*means, means[0].new_tensor(float(count))])
+        return terms, torch.stack([*means, means[0].new_full((), count)])
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor]) -> None:

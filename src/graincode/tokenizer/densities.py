@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -96,7 +96,12 @@ class FixedDensity(Density):
     """A control experiment: the middle of every image is dense, whatever it shows."""
 
     def forward(self, probe: Probe, layout: CodeLayout) -> Tensor:
-        return core.region_order(*layout.grids[0]).to(probe.images.device).expand(len(probe.images), -1, -1)
+        return _order(*layout.grids[0], probe.images.device).expand(len(probe.images), -1, -1)
+
+
+@lru_cache(maxsize=8)
+def _order(rows: int, columns: int, device: torch.device) -> Tensor:
+    return core.region_order(rows, columns).to(device)
 
 
 class CodingDensity(Density):

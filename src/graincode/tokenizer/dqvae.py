@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.codes import GrainCodes, gather_cells, scatter_cells
+from graincode.core.codes import CodeCells, GrainCodes
 from graincode.core.density import check_psnr, ratios_at
 from graincode.core.errors import GraincodeError, check
 from graincode.core.images import as_floats
@@ -86,14 +86,14 @@ class DQVAE(nn.Module):
             features = [x * gate.to(x) for x, gate in zip(features, gates, strict=True)]
         # a grain without a code in this batch must still give its head a gradient, or processes would differ
         unused = 0 * sum(feature.sum() for feature in features)
-        parts = [self.project_in(part + unused) for part in gather_cells(features, routing.grains, self.layout)]
+        cells = CodeCells.of(routing.grains, self.layout)
+        parts = [self.project_in(part + unused) for part in cells.gather(features)]
         keys = [None] * len(parts)
         if rng is not None:
-            keys = [key[:, 0] for key in gather_cells(self._keys(rng), routing.grains, self.layout)]
+            keys = [key[:, 0] for key in cells.gather(self._keys(rng))]
         quantized = tuple(quantize(*each) for quantize, *each in zip(self.quantizers, parts, keys, strict=True))
         vectors = [self.project_out(part.vectors) for part in quantized]
-        maps = scatter_cells(vectors, routing.grains, self.layout)
-        return Reconstruction(self.decoder(maps, routing.grains), quantized, routing)
+        return Reconstruction(self.decoder(cells.scatter(vectors), routing.grains), quantized, routing)
 
     def probe(self, images: Tensor, rng: SampleRng | None = None) -> Probe:
         """(B, 3, H, W) images as a router uses them."""
@@ -148,10 +148,10 @@ class DQVAE(nn.Module):
         """The codes of a probe's images under a routing, without gradients."""
         if not bool(routing.density.isfinite().all()):  # comparisons with NaN would silently choose coarse
             raise GraincodeError("a density is not finite: expected images in [-1, 1], as from_uint8 makes them")
-        parts = zip(self.quantizers, gather_cells(probe.features, routing.grains, self.layout), strict=True)
+        cells = CodeCells.of(routing.grains, self.layout)
+        parts = zip(self.quantizers, cells.gather(probe.features), strict=True)
         indices = [quantizer.nearest(self.project_in(part))[:, None] for quantizer, part in parts]
-        maps = scatter_cells(indices, routing.grains, self.layout)
-        finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(maps))
+        finest = sum(self.layout.expand(m[:, 0], g) for g, m in enumerate(cells.scatter(indices)))
         return GrainCodes(routing.grains, finest, self.layout)
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ class ReconstructionObjective:
             self.pixel: Term(error.flatten(1).mean(1).sum(), len(images)),
             "commitment": Term(codes.sum() / share, len(images), self.commitment),
             **reconstruction.routing.terms,
-            "codes_per_image": Term(codes.new_tensor(float(len(codes))), len(images), 0.0),
+            "codes_per_image": Term(codes.new_full((), len(codes)), len(images), 0.0),
         }
         if self.perceptual is not None:
             distance = self.perceptual(reconstructed, images).sum()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core import density as core
+from graincode.core.constants import constant
 from graincode.core.errors import GraincodeError, brief, check, check_choice
 from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
@@ -166,7 +167,7 @@ class QuantileRouter(Router):
         """Move the quantiles of a density that changes with the weights towards those of the step."""
         if not self.is_learned:
             return
-        seen = collectives.gather_rows(torch.cat([routing.density for routing in routings]))
+        seen = collectives.gather_rows(torch.cat([routing.density for routing in routings]), equal=True)
         self.quantiles.lerp_(core.quantile_table(self._weighted(seen)).to(self.quantiles), 1 - self.decay)
 
     def _check(self, ratios: Tensor, images: int) -> None:
@@ -180,7 +181,7 @@ class QuantileRouter(Router):
     def _grains(self, density: Tensor, ratios: Ratios) -> Tensor:
         """(B, H0, W0[, K - 1]) densities and K or (B, K) ratios to (B, H0, W0) long."""
         if not isinstance(ratios, Tensor):
-            ratios = torch.tensor(ratios, dtype=torch.float64)
+            ratios = constant(tuple(ratios), torch.float64, density.device)
         ratios, costs = ratios.to(density.device), self.layout.codes_per_region
         if self.scope == "image":
             return core.grains_within(density, ratios, costs)
@@ -195,15 +196,15 @@ class QuantileRouter(Router):
         """All densities, each refinement as often as it costs codes."""
         if density.ndim == 3:
             return density.flatten()
-        costs = torch.tensor(self.layout.codes_per_region).diff()
-        weights = (costs // costs.gcd(costs.min()).min()).to(density.device)
-        return density.flatten(0, 2).repeat_interleave(weights, dim=1).flatten()
+        costs = [fine - coarse for coarse, fine in pairwise(self.layout.codes_per_region)]
+        times = [g for g, cost in enumerate(costs) for _ in range(cost // math.gcd(*costs))]
+        return density.flatten(0, 2)[:, constant(tuple(times), torch.long, density.device)].flatten()
 
 
 def budget_pull(gates: Tensor, shares: Tensor, ratios: Sequence[float], weights: Sequence[float]) -> Tensor:
     """() sum over images, with the gradient of sum_g w_g (share_g - ratio_g)^2 over the K - 1 finer grains at (K,)
     `shares`, with respect to (B, H0, W0, K) gates. Source: DQ-VAE (arXiv 2305.11718), eq. 6, and its public code."""
-    pulls = gates[..., 1:].mean(dim=(1, 2)) * (shares - gates.new_tensor(ratios))[1:]
+    pulls = gates[..., 1:].mean(dim=(1, 2)) * (shares - constant(tuple(ratios), gates.dtype, gates.device))[1:]
     return sum(2 * weight * pull.sum() for weight, pull in zip(weights, pulls.unbind(1), strict=True))
 
 
@@ -299,5 +300,5 @@ class FeatureRouter(Router):
     def update(self, routings: Sequence[Routing]) -> None:
         """Set the shares to those of this step, of all processes."""
         grains = torch.cat([routing.grains.flatten() for routing in routings])
-        counts = collectives.sum_(torch.bincount(grains, minlength=self.layout.num_grains).double())
+        counts = collectives.sum_(torch.stack([(grains == g).sum() for g in range(self.layout.num_grains)]).double())
         self.shares.copy_(counts / counts.sum())

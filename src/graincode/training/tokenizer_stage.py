@@ -42,7 +42,7 @@ class TrainableTokenizer(Trainable):
     def histograms(self, output: StepOutput) -> dict[str, Tensor]:
         layout, codes = self.module.layout, torch.cat([part.indices for part in output.codes])
         regions = torch.stack([(output.routing.grains == g).sum() for g in range(layout.num_grains)])
-        sizes = regions * torch.tensor(layout.codes_per_region, device=codes.device)
+        sizes = regions * layout.slots(codes.device).costs
         grain = torch.arange(layout.num_grains, device=codes.device).repeat_interleave(sizes, output_size=len(codes))
         counts = codes.new_zeros(layout.num_grains * layout.codebook_size)
         counts.scatter_add_(0, grain * layout.codebook_size + codes, torch.ones_like(codes))
