@@ -17,7 +17,8 @@ from graincode.distributed.blocks import CheckpointedBlock
 
 Part = Callable[[int], nn.Module]
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines (B, 1, L, d / 2) of the angles that queries and keys are rotated by."""
+"""Cosines and sines (B, 1, L, d) of the angles that queries and keys are rotated by, each angle twice: for both halves
+of a head, whose sines have opposite signs."""
 
 
 class Rotary(nn.Module):
@@ -31,19 +32,22 @@ class Rotary(nn.Module):
         super().__init__()
         frequencies = base ** -torch.linspace(0, 1, head_dim // 4, dtype=torch.float64)
         angles = (coordinates.double()[:, :, None] * frequencies).flatten(1)
-        self.register_buffer("cosines", angles.cos().float(), persistent=False)
-        self.register_buffer("sines", angles.sin().float(), persistent=False)
+        cosines, sines = angles.cos().float(), angles.sin().float()
+        self.register_buffer("cosines", torch.cat([cosines, cosines], dim=1), persistent=False)
+        self.register_buffer("sines", torch.cat([-sines, sines], dim=1), persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:
         """(B, L) long positions to their angles."""
         return self.cosines[positions][:, None], self.sines[positions][:, None]
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate (B, heads, L, d) queries or keys."""
+def rotate(x: Tensor, rotation: Rotation, out: Tensor | None = None) -> Tensor:
+    """Rotate (2, B, heads, L, d) queries and keys, into `out` if there is one."""
     cosines, sines = (part.to(x.dtype) for part in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
+    exchanged = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
+    if out is None:  # in two steps, as runs have been trained; one step rounds otherwise
+        return x * cosines + exchanged * sines
+    return torch.addcmul(x * cosines, exchanged, sines, out=out)
 
 
 class SelfAttention(nn.Module):
@@ -63,13 +67,17 @@ class SelfAttention(nn.Module):
         cache: KeyValueCache | None,
         rotation: Rotation | None,
     ) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.norms is not None:
             # autocast leaves weights in float32, and the fused norm takes one type alone
-            weights = [norm.weight.to(q.dtype) for norm in self.norms]
-            q, k = (F.rms_norm(x, x.shape[-1:], weight) for x, weight in zip((q, k), weights, strict=True))
+            q, k = (
+                F.rms_norm(x, x.shape[-1:], norm.weight.to(x.dtype))
+                for x, norm in zip(qkv[:2], self.norms, strict=True)
+            )
+            qkv = torch.stack([q, k, qkv[2]])
+        q, k, v = qkv
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = rotate(qkv[:2], rotation, None if cache is None else qkv[:2])
         if cache is not None:
             x = cache.attend(layer, q, k, v, seen)
         else:
