@@ -206,6 +206,16 @@ def test_truth_is_no_number(typed):
     assert refused("train_tokenizer", typed).startswith(f"{key}={shown}: expected ")
 
 
+@pytest.mark.when("a mapping is typed where a value is expected", "one line says what is expected")
+@pytest.mark.parametrize(("job", "typed"), [
+    ("train_generator", "generator.size.width={}"), ("train_tokenizer", "optimizer.lr={a:1}"), ("sample", "seed={}"),
+    ("sample", "given.grains={}"), ("train_tokenizer", "+trainer.steps.x=1"), ("extract_codes", "splits={a:1}"),
+])  # fmt: skip
+def test_a_mapping_is_no_value(job, typed):
+    key = typed.lstrip("+").removesuffix(".x=1").partition("=")[0]
+    assert refused(job, typed).startswith(f"{key}")
+
+
 def test_null_is_no_text():
     assert value("train_tokenizer", "run_name", "run_name=null") is None
 
@@ -252,6 +262,7 @@ def test_environment_variables_of_another_kind_are_refused(monkeypatch):
         ("+tokenizer=dqvae", "tokenizer=dqvae"),
         ("+seed=1", "seed=1"),
         ("=5", "key=value"),
+        ("seed=1 =", "key=value"),
     ],
 )
 def test_what_is_no_override_is_told_as_one(typed, advice):
@@ -298,6 +309,42 @@ def test_commas_are_told_by_what_the_key_takes(job, typed, advice):
     assert f"type {advice} for " in refused(job, *more, typed)
     if not typed.startswith("run_name"):  # which takes no comma
         check(job, [*more, *shlex.split(advice)])
+
+
+@pytest.mark.when("a number or a list of numbers is typed where an option has a name", "one line names the options")
+@pytest.mark.parametrize(("job", "typed", "shown"), [
+    ("train_tokenizer", "data=8", "data=8"), ("train_tokenizer", "data=1.5", "data=1.5"),
+    ("train_tokenizer", "data=true", "data=true"), ("train_tokenizer", "data=null", "data=null"),
+    ("evaluate", "evaluation=[1]", "evaluation=1"), ("evaluate", "features=[1,lite0_112]", "features=1"),
+    ("train_tokenizer", "tokenizer/router=7", "tokenizer/router=7"),
+])  # fmt: skip
+def test_a_number_for_an_option(job, typed, shown):
+    assert refused(job, typed).startswith(f"{shown}: expected one of ")
+
+
+@pytest.mark.parametrize(("typed", "expected"), [
+    ("features=}${", "cannot be read: expected ${KEY} or "), ("images.path=${", "images.path: "),
+    ("images.path=${x}", "images.path: Interpolation key 'x' not found"), ("images.path=${oc.env:NO}", "images.path: "),
+    ("images.path=${images.path}", "images.path: "),
+])  # fmt: skip
+def test_a_reference_that_cannot_be_followed(typed, expected):
+    assert expected in refused("evaluate", "images=folder", typed)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_of_many_digits_is_one_short_line(digits):
+    line = refused("train_tokenizer", f"seed={'9' * digits}")
+    assert line.startswith("seed=999")
+    assert len(line) < 200
+
+
+def test_words_after_a_list_are_told_once():
+    assert refused("extract_codes", "ratios=[0.5,0.5]", "8").count("cannot be read") == 1
+
+
+def test_options_with_commas_are_a_sweep_s():
+    line = refused("train_tokenizer", "tokenizer/adversary=none,patch")
+    assert line == "tokenizer/adversary=none,patch: add --multirun for a sweep"
 
 
 def test_numbers_with_commas_are_a_sweep_s():

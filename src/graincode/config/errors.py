@@ -166,7 +166,7 @@ def ending(error: BaseException, job: str, arguments: Sequence[str]) -> Ending:
         advice = "make it a place to write to, or give another, such as by runs_dir="
         return Ending(2, one_line(f"{error.filename}: {error.strerror}; {advice}"), debug)
     ours = isinstance(error, GraincodeError | HydraException | OmegaConfBaseException)
-    if not ours and "Config group override" not in str(error):
+    if not ours:
         return Ending(1, f"{type(error).__name__}: {brief(error)}", error)
     who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
     line = who + one_line(explain(error, job, arguments))
@@ -193,12 +193,15 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     folder = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
     overrides = [*flags.overrides, *folder]
     if isinstance(error, NoOverride):
-        return f"{error.words} cannot be read: {_of_no_override(error, job)}"
+        advice = _of_no_override(error, job)
+        return advice if advice.startswith(error.words) else f"{error.words} cannot be read: {advice}"
     unread = error.override.partition("=") if isinstance(error, OverrideParseException) else ("", "", "")
     if unread[0] and parse(f"{unread[0]}=1") is not None:
         is_text = re.search(r"[^\W\d]{2}|/", unread[2])
         advice = (
-            f"type {for_shell(unread[0], unread[2])}" if is_text else "its brackets or quotation marks are not in pairs"
+            f"type {for_shell(unread[0], unread[2])}"
+            if is_text
+            else "expected one value, with brackets and quotation marks in pairs"
         )
         return f"{error.override} cannot be read: {advice}"
     if several := _SEVERAL.search(text):
@@ -210,10 +213,10 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         value = next((one.partition("=")[2] for one in overrides if one.startswith(f"+{key}=")), "")
         return f"+{key}={value}: {key} is there already; type {key}={value}"
     recipe, unknown = _IN_RECIPE.search(str(error)), _UNKNOWN.search(text)
-    typed = {name.lstrip("+~"): value for name, _, value in (override.partition("=") for override in overrides)}
-    no_option = "Config group override" in text  # a number, say, for an option
-    foreign = (key for key in typed if no_option and re.split("[./]", key)[0] not in root_keys(job))
-    key = unread[0] or (unknown.group(1) if unknown else next(foreign, ""))
+    typed = {
+        name.lstrip("+~"): value.strip("\"'") for name, _, value in (override.partition("=") for override in overrides)
+    }
+    key = unread[0] or (unknown.group(1) if unknown else "")
     try:
         cfg = compose(job, [o for o in overrides if "=" in o and o.split("=")[0].lstrip("+~") != key], with_hydra=True)
     except (HydraException, OmegaConfBaseException, ValueError):
@@ -222,9 +225,6 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     if key and not recipe:
         return f"unknown key {key!r}: {_of_unknown(key, typed.get(key, ''), job, cfg)}"
     group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    for key, value in typed.items() if no_option else ():
-        if key in runtime.choices and value not in options(key, runtime):
-            group, name = key, value
     if recipe:
         group, name, other = recipe.groups()
     if group:
@@ -233,6 +233,8 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     for cause in chain:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return f"{cause.full_key}: {re.sub(_RESOLVING, '', str(cause).splitlines()[0])}"
+    if cut := [override for override in overrides if "${" in override]:
+        return f"{cut[0]} cannot be read: expected ${{KEY}} or ${{oc.env:NAME}}"
     return text
 
 
@@ -243,6 +245,8 @@ def _of_several(key: str, value: str, cfg: DictConfig) -> str:
         return f"type {key}={value.replace(',', '')}, or "
     if key == "features" or isinstance(now, ListConfig) or (now is None and re.fullmatch(r"[\d.,eE+-]*", value)):
         return f"type {key}=[{value}] for a list, or "
+    if (config_directory() / key).is_dir():
+        return ""
     return f"type {for_shell(key, value)} for text, or " if now is None or isinstance(now, str) else ""
 
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from graincode.config.schema import KEYS, root_keys
+from graincode.config.schema import KEYS, config_directory, root_keys
 from graincode.core.errors import GraincodeError
 
 _KEY_VALUE = re.compile(r"(?s)(\+{0,2})([\w$@:/.-]+)=(.*)")
@@ -41,7 +41,7 @@ def readable(job: str, arguments: Sequence[str]) -> list[str]:
     """
     parsed = read_flags(arguments)
     overrides = parsed.overrides
-    wrong = {*parsed.unknown, *(word for word in overrides if not re.match(r"~|[^=]+=", word))}
+    wrong = {*parsed.unknown, *(word for word in overrides if not re.match(r"~|[^=-][^=]*=", word))}
     if place := [i for i, word in enumerate(arguments) if word in wrong]:
         raise _no_override(job, arguments, place[0])
     sweeps = parsed.multirun or "hydra.mode=MULTIRUN" in overrides
@@ -77,7 +77,7 @@ def _no_override(job: str, arguments: Sequence[str], place: int) -> NoOverride:
     key, _, value = re.sub("^-+", "", word).replace(":", "=", 1).partition("=")
     if before.endswith("="):  # seed= 1
         return NoOverride(f"{before} {word}", before[:-1], word)
-    if "=" in before and key.split(".")[0].split("/")[0] not in root_keys(job) and not word.startswith("-"):
+    if "=" in before and key and key.split(".")[0].split("/")[0] not in root_keys(job) and not word.startswith("-"):
         return NoOverride(f"{before} {word}", *f"{before} {word}".split("=", 1))  # data.root=my photos
     after = [*arguments[place + 1 : place + 3], "", ""]
     used = 0
@@ -98,11 +98,17 @@ def _readable(override: str, sweeps: bool) -> str:
     if read is None:
         is_one_text = home[:1] not in ("[", "{", '"', "'") and not (sweeps and "," in home)
         return as_text if is_one_text and parse(as_text) else override
+    value = read.value()
+    if (config_directory() / key).is_dir():  # options have names
+        if isinstance(value, list):
+            return f"{plus}{key}=[{','.join(quoted(str(name)) for name in value)}]"
+        if not isinstance(value, str | dict) and not read.is_sweep_override():
+            return as_text
     if key in _TEXTS and read.is_sweep_override() and sweeps and not re.search(r"[()'\"\[{\\]", home):
         return f"{plus}{key}={','.join(quoted(part.strip()) for part in home.split(','))}"
-    if key in _TEXTS and isinstance(read.value(), bool | int | float):
+    if key in _TEXTS and isinstance(value, bool | int | float):
         return as_text
-    if isinstance(value := read.value(), str) and value.startswith("~/"):  # which was quoted
+    if isinstance(value, str) and value.startswith("~/"):  # which was quoted
         return f"{plus}{key}={quoted(os.path.expanduser(value))}"
     if isinstance(value, str) and value and value == home.strip() != home:  # spaces that Hydra would take away
         return as_text
@@ -111,7 +117,7 @@ def _readable(override: str, sweeps: bool) -> str:
 
 def parse(override: str) -> Override | None:
     """An override as Hydra reads it, or None if it cannot."""
-    with suppress(HydraException):
+    with suppress(HydraException, ValueError):  # the latter of numbers of thousands of digits
         return OverridesParser.create().parse_override(override)
     return None
 

@@ -74,12 +74,18 @@ def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints |
         if hints is not None and key not in hints:
             raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}{hint}' for hint in hints})}")
         if isinstance(value, dict):
+            hint = dict[str, Any] if hints is None or "_target_" in value else hints[key]
+            check_value(name, as_typed(value), _in_words(hint, value), _fits(value, hint))
             inner = {key.removeprefix(f"{name}."): hint for key, hint in KEYS.items() if key.startswith(f"{name}.")}
             _check_node(cfg, value, f"{name}.", inner or None, typed)
-        elif hints is not None and not isinstance(found := OmegaConf.select(cfg, name), DictConfig):
+        elif hints is not None and not _is_node(found := OmegaConf.select(cfg, name)):
             reference = REFERENCE.fullmatch(str(value))
             own = reference.group(1) if reference else name
             _check_value(cfg, own, found, hints[key], typed.get(own))
+
+
+def _is_node(found: Any) -> bool:
+    return isinstance(found, DictConfig) and "_target_" in found
 
 
 def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | None) -> None:
@@ -88,13 +94,14 @@ def _check_value(cfg: DictConfig, key: str, value: Any, hint: Any, typed: str | 
         return  # what the job fills in
     if (other := _converted(plain, hint, typed)) != plain:
         OmegaConf.update(cfg, key, plain := other)
-    check_value(key, as_typed(plain), _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
+    shown = brief(as_typed(plain))
+    check_value(key, shown, _in_words(hint, plain), _fits(plain, hint) or _fits(_tuples(plain), hint))
     check_value(
         key, as_typed(plain), "finite numbers", all(math.isfinite(x) for x in _leaves(plain) if isinstance(x, float))
     )
     for rule in (rule for part in _parts(hint) for rule in getattr(part, "__metadata__", ())):
         if isinstance(rule, Range) and plain is not None:
-            check_value(key, as_typed(plain), rule.expected, bool(rule.holds(plain)))
+            check_value(key, shown, rule.expected, bool(rule.holds(plain)))
 
 
 def _converted(value: Any, hint: Any, typed: str | None) -> Any:
