@@ -194,6 +194,7 @@ def train_cases(folder: Path, names: list[str]) -> None:
             num_processes=world, gradient_accumulation=1 if way in ("whole", "compiled") else 2, tf32=False, threads=1,
             gradient_checkpointing=way == "parts", compile=way == "compiled",
             strategy="fsdp" if way.startswith("sharded") else "ddp",
+            mixed_precision="bf16" if precision == "16" else "no",
         )  # fmt: skip
         machine = hardware.machine()
         with Run(folder / f"{name}-{world}", {}, {"case": name}) as run:

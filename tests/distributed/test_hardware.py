@@ -13,6 +13,7 @@ from graincode.core.errors import GraincodeError
 from graincode.distributed import hardware
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.distributed.hardware import Hardware
+from graincode.generator import Transformer
 
 
 def test_a_wrapped_module_is_left_without_autocast():
@@ -125,3 +126,20 @@ def test_sharded_blocks_are_gathered_in_the_precision_that_they_compute_in(mixed
     for part in blocks:
         policy = policies[part]["mp_policy"]
         assert (policy.param_dtype, policy.reduce_dtype) == dtypes
+
+
+@pytest.mark.parametrize("block", [{}, {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "adaln": True}])
+def test_blocks_whose_weights_are_in_bf16_compute_what_autocast_makes_of_others(block):
+    torch.manual_seed(0)
+    stack = Transformer(32, 2, 4, **block)
+    for parameter in stack.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(2, 7, 32)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for part in stack.blocks:  # as sharding has it
+            part.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(stack(x, modulations=stack.modulations(x[:, 0])))
+    assert {one.dtype for one in found} == {torch.float32}
+    torch.testing.assert_close(*found, rtol=0.03, atol=0.03)

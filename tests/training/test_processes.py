@@ -26,12 +26,13 @@ LIMITS = {
 RESUMED = [("gan", 1), ("gan", 2), ("generator", 1), ("generator", 2), ("windowed", 1)]
 COMPILED = [("gan", 1), ("generator", 2), ("masked", 2)]
 SHARDED = ["tokenizer-64-sharded", "tokenizer-32-straight", "tokenizer-32-shardedresumed", "generator-64-sharded"]
+MIXED = [f"{kind}-16-{way}" for kind in ("tokenizer", "generator") for way in ("whole", "sharded")]
 
 
 def cases(world):
     resumed = [f"{kind}-32-{way}" for kind, count in RESUMED if count == world for way in ("straight", "resumed")]
     compiled = [f"{kind}-64-compiled" for kind, count in COMPILED if count == world]
-    return [*LIMITS, *resumed, *compiled, *(SHARDED if world == 2 else [])]
+    return [*LIMITS, *resumed, *compiled, *([*SHARDED, *MIXED] if world == 2 else [])]
 
 
 HALF = ["gan-64-half", "generator-64-half"]
@@ -116,6 +117,13 @@ def test_a_run_that_goes_on_in_one_process_logs_what_one_logs(trained, name):
     for one, other in zip(found, whole, strict=True):
         for key in one.keys() - {key for key in one if key.startswith("speed/")}:
             assert one[key] == pytest.approx(other[key], rel=1e-7), key
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_sharded_training_in_bf16_is_near_that_of_whole_models(trained, kind):
+    whole, sharded = (json.loads((trained / f"{kind}-16-{way}-2.json").read_text()) for way in ("whole", "sharded"))
+    for one, other in zip(whole, sharded, strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=0.01)
 
 
 def test_a_sharded_run_that_was_interrupted_goes_on(trained):

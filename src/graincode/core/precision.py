@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -32,3 +33,8 @@ def products(precision: Precision, device: str) -> Iterator[None]:
 def _set(values: tuple[str, bool]) -> None:
     torch.set_float32_matmul_precision(values[0])
     torch.backends.cudnn.allow_tf32 = values[1]
+
+
+def promoted(weight: Tensor, x: Tensor) -> Tensor:
+    """A weight in the type of what it is used on, if that has more digits: kernels of norms take no other mixture."""
+    return weight.to(torch.promote_types(weight.dtype, x.dtype))

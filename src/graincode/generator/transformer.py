@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from graincode.core.errors import check, check_choice
+from graincode.core.precision import promoted
 from graincode.distributed.blocks import CheckpointedBlock
 
 Part = Callable[[int], nn.Module]
@@ -124,7 +125,21 @@ class Block(CheckpointedBlock):
         return torch.addcmul(x, self.drop(self.mlp(y)), gate2)
 
 
-_NORMS: dict[str, Part] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+class LayerNorm(nn.LayerNorm):
+    """torch's, for weights in bf16, as sharded ones are in a pass, of float32 tokens too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, promoted(self.weight, x), promoted(self.bias, x), self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, promoted(self.weight, x), self.eps)
+
+
+_NORMS: dict[str, Part] = {"layer": LayerNorm, "rms": RMSNorm}
 _MLPS: dict[str, Part] = {"gelu": _perceptron, "swiglu": SwiGLU}
 
 

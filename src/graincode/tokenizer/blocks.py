@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graincode.core.precision import promoted
 from graincode.distributed.blocks import CheckpointedBlock
 
 
@@ -16,9 +17,10 @@ class GroupNorm(nn.GroupNorm):
     channels_last takes 10 times as long on a CPU with one channel in a group, and 4 times with four."""
 
     def forward(self, x: Tensor) -> Tensor:
+        weights = self.num_groups, promoted(self.weight, x), promoted(self.bias, x), self.eps
         if x.is_cuda or self.num_channels >= 8 * self.num_groups:
-            return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+            return F.group_norm(x, *weights)
+        return F.group_norm(x.contiguous(), *weights).contiguous(memory_format=torch.channels_last)
 
 
 def norm(channels: int) -> nn.GroupNorm:
