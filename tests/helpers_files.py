@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,12 @@ def to_directory(path: Path) -> None:
     """Put a directory in a file's place."""
     path.unlink()
     path.mkdir()
+
+
+def to_pipe(path: Path) -> None:
+    """Put a pipe in a file's place, which one could read from for ever."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def _cut(path: Path) -> None:
@@ -43,6 +50,7 @@ JSON_DAMAGES: dict[str, Callable[[Path], None]] = {
     "no keys": lambda path: path.write_text("{}"),
     "null values": _changed(lambda value: value.update(dict.fromkeys(value))),
     "a directory": to_directory,
+    "a pipe": to_pipe,
 }
 """Of any JSON file of ours: each makes it unreadable, or takes the keys that it must have."""
 
@@ -69,6 +77,7 @@ ARRAY_DAMAGES: dict[str, Callable[[Path], object]] = {
     "header of 18 TB": _bytes(lambda content: content.replace(b"'shape': (", b"'shape': (9999999999999,", 1)),
     "header nested": _bytes(lambda content: content[:10] + b"(" * 118 + content[128:]),
     "a directory": to_directory,
+    "a pipe": to_pipe,
     "missing": Path.unlink,
     "float": _array(lambda array: array.astype(np.float32)),
     "complex": _array(lambda array: array.astype(np.complex64)),

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 import zipfile
 import zlib
@@ -182,13 +183,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, Any]:
-    """A JSON object of ours that has these keys, with values of these types; `float` takes whole numbers too.
+    """A JSON object of ours that has these keys, with values of these types; `float` takes whole numbers too, and only
+    finite ones.
 
     Raises:
         Damaged: with the advice, also where there is no such file.
     """
     try:
-        if path.stat().st_size > _LARGEST:
+        if file_size(path) > _LARGEST:
             raise ValueError("too large")
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):
@@ -196,12 +198,25 @@ def read_json(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, An
         for key, kind in keys.items():
             if key not in value:
                 raise ValueError(f"without {key}")
-            number = kind in (int, float)
-            if not isinstance(value[key], int | float if kind is float else kind) or (number and value[key] is True):
+            if not (_is_number(value[key], kind) if kind in (int, float) else isinstance(value[key], kind)):
                 raise ValueError(f"{key} is {value[key]!r}")
     except _UNREADABLE as error:
         raise Damaged.at(path, error, advice) from None
     return value
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is a whole number, or with float any finite one."""
+    is_one = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    return is_one and math.isfinite(value)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; an OSError if it is none: to open a pipe would wait for ever."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file of bytes", str(path))
+    return found.st_size
 
 
 def read_array(
@@ -216,6 +231,7 @@ def read_array(
         Damaged: with the advice, also where there is no such file, or it is shorter than its header says.
     """
     try:
+        file_size(path)
         array = np.load(path, "r", allow_pickle=False)  # mapped, nothing is allocated that the file does not have
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive")
@@ -272,7 +288,7 @@ def _plain(error: Exception) -> Exception | str:
 
 def _check_sizes(path: Path) -> None:
     """Refuse an .npz before memory is taken for what it declares."""
-    size = path.stat().st_size
+    size = file_size(path)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         declared = sum(member.file_size for member in members)
@@ -321,6 +337,7 @@ def cache_root() -> Path:
 
 def sha256(file: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
+    file_size(file)
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

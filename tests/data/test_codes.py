@@ -11,9 +11,9 @@ from helpers_files import ARRAY_DAMAGES, JSON_DAMAGES
 from graincode.core.codes import GrainCodes
 from graincode.core.errors import Damaged, GraincodeError
 from graincode.core.layout import CodeLayout
-from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
+from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_info, write_split
 from graincode.data.loader import load_batches
-from graincode.files import write_json
+from graincode.files import remove, sha256, write_json
 
 LAYOUT = CodeLayout((32, 32), ((8, 8), (4, 4)), 300, 3)
 IMAGES = "6 images of 3 classes (0123456789abcdef)"
@@ -31,9 +31,9 @@ def written(tmp_path_factory):
         write_split(
             path, split, LAYOUT, 6, [CodeBatch(codes[:4], labels[:4]), CodeBatch(codes[4:], labels[4:])], IMAGES
         )
-    about = {"format": FORMAT, "layout": LAYOUT.to_config(), "class_names": list("abc"), "tokenizer": "01", "views": 1}
+    about = {"format": FORMAT, "layout": LAYOUT.to_config(), "class_names": list("abc"), "views": 1}
     splits = {split: read_report(path, split)["summary"] for split in ("train", "val")}
-    write_json(path / "codes.json", about | {"tokenizer_path": "/there", "splits": splits})
+    write_info(path, about | {"tokenizer": 8 * "01", "tokenizer_path": "/there", "splits": splits})
     return path, codes
 
 
@@ -117,13 +117,42 @@ def test_a_damaged_description_of_codes_is_named(path, damage):
     [
         {"layout": {"image_size": "wide"}}, {"layout": {}},
         {"layout": {"image_size": [32, 32], "grains": [[0, 0]], "codebook_size": 8}},
-        {"class_names": ["a", "b"]}, {"splits": {"train": {"images": 5}}}, {"splits": {"train": 5}},
+        {"layout": LAYOUT.to_config() | {"codebook_size": 10**9}},
+        {"class_names": ["a", "b"]}, {"class_names": [1, 2, 3]}, {"splits": {"train": {"images": 5}}},
+        {"splits": {"train": 5}}, {"views": "x"}, {"views": 0}, {"views": True}, {"tokenizer": "beef"},
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_is_refused(path, change):
-    write_json(path / "codes.json", json.loads((path / "codes.json").read_text()) | change)
+    about = json.loads((path / "codes.json").read_text())
+    write_info(path, {key: value for key, value in about.items() if key != "identity"} | change)
     with pytest.raises(Damaged):
         CodeDataset(path, "train")
+
+
+@pytest.mark.when(
+    "a name in codes.json, or values of codes, have changed and are still possible",
+    "labels and names are refused when they are opened; the same extraction finds all, and makes them again",
+)
+def test_what_has_changed_since_it_was_written_is_refused(path):
+    file = path / "codes.json"
+    text = file.read_text()
+    identity = CodeDataset(path, "train").identity
+    assert json.loads(text)["identity"] == identity
+    file.write_text(text.replace('"b",', '"d",'))
+    with pytest.raises(Damaged, match=r"codes\.json .* changed since"):
+        CodeDataset(path, "train")
+    write_json(file, {key: value for key, value in json.loads(text).items() if key != "identity"})
+    assert CodeDataset(path, "train").identity == identity == sha256(file)[:16]  # as earlier versions wrote it
+    file.write_text(text)
+    for name, value in (("grains", 1), ("indices", 7), ("labels", 2)):
+        array = np.load(path / f"val.{name}.npy", "r+")
+        before, array[0] = array[0].copy(), value
+        array.flush()
+        with pytest.raises(Damaged, match=rf"val\.{name}\.npy .* changed since"):
+            CodeDataset(path, "val").check_content()
+        array[0] = before
+        array.flush()
+    CodeDataset(path, "val").check_content()
 
 
 def test_an_extraction_that_was_interrupted_is_told_from_damage(path):
@@ -146,7 +175,7 @@ def test_a_split_is_finished_if_it_is_what_was_written_of_these_images(path):
         shutil.copy(path / "train.json", path / "other.json")
         damage(path / "other.json")
         assert not is_finished(path, "other", LAYOUT, IMAGES)
-        shutil.rmtree(path / "other.json", ignore_errors=True)
+        remove(path / "other.json")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

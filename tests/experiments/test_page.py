@@ -76,7 +76,7 @@ def write_codes(path, codes, labels, names):
         write_split(path, split, codes.layout, len(labels), [batch], "as many as there are labels")
     splits = {split: read_report(path, split)["summary"] for split in ("train", "val")}
     info = {"format": FORMAT, "layout": codes.layout.to_config(), "class_names": names, "splits": splits}
-    info |= {"tokenizer": "0123", "tokenizer_path": "/tokenizer"}
+    info |= {"tokenizer": 4 * "0123", "tokenizer_path": "/tokenizer"}
     write_json(path / "codes.json", info)
     return splits["train"]
 

@@ -1,6 +1,7 @@
 """Runs whose inputs changed since they were begun, and runs that are made longer."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -62,8 +63,13 @@ def test_a_training_does_not_go_on_with_other_images(folder, monkeypatch):
     file = root / "z/100.png"
     times = file.stat()
     os.utime(file, (0, 0))
-    assert "on other images" in refused("train_tokenizer", *overrides)
+    line = refused("train_tokenizer", *overrides)
+    assert "on other images" in line
+    advised = re.search(r"give (trainer\.resume=\S+),", line)[1]
+    run("train_tokenizer", *overrides, "run_name=on-others", advised)  # as the line says
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    moved = root.rename(root.with_name("moved"))
+    file, overrides[1] = moved / "z/100.png", f"data.root={moved}"
     run("train_tokenizer", *overrides)
     assert [line["step"] for line in read_log(Path("runs/train_tokenizer/changed")) if "train/loss" in line] == [
         2,

@@ -70,7 +70,7 @@ def test_codes_from_before_there_were_views_are_read(inside, tmp_path):
         shutil.copy(file, tmp_path)
     info = json.loads(Path("runs/extract_codes/codes/codes/codes.json").read_text())
     (tmp_path / "codes.json").write_text(
-        json.dumps({k: v for k, v in info.items() if k not in ("views", "augmentation")})
+        json.dumps({k: v for k, v in info.items() if k not in ("views", "augmentation", "identity")})
     )
     np.save(tmp_path / "val.density.npy", np.zeros(1))  # which earlier versions wrote
     codes = CodeDataset(tmp_path, "val")

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY_GENERATOR, TINY_TOKENIZER, TINY_TRAINER, refused, result, weights_of
@@ -49,13 +50,19 @@ def test_an_export_that_does_not_load_is_written_again(job, damage, inside):
 
 
 @pytest.mark.when("codes of a finished extraction are damaged or gone", "the same command makes that split again")
-@pytest.mark.parametrize("damage", ["cut", "missing", "fewer", "no description"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "fewer", "values", "class names", "no description"])
 def test_damaged_codes_are_extracted_again(damage, inside):
     path, overrides = Path("runs/extract_codes/mended"), [*inside, TOKENIZER, "run_name=mended"]
     run("extract_codes", *overrides)
     files = {file: file.read_bytes() for file in path.glob("codes/*")}
     broken = path / "codes/val.indices.npy"
-    (path / "codes/codes.json").unlink() if damage == "no description" else ARRAY_DAMAGES[damage](broken)
+    about = path / "codes/codes.json"
+    if damage == "values":
+        np.save(broken, np.full_like(np.load(broken), 7))
+    elif damage == "class names":
+        about.write_text(about.read_text().replace('"busy"', '"calm"'))
+    else:
+        about.unlink() if damage == "no description" else ARRAY_DAMAGES[damage](broken)
     kept = (path / "codes/train.indices.npy").stat().st_mtime_ns
     run("extract_codes", *overrides)
     assert {file: file.read_bytes() for file in path.glob("codes/*")} == files

@@ -17,6 +17,7 @@ from graincode.config.validate import check
 from graincode.core.errors import Damaged, GraincodeError
 from graincode.files import remove, write_json
 from graincode.runs import run as runs
+from graincode.runs.checkpoint import Checkpoints
 from graincode.runs.identity import flatten, identity_of, one_spelling
 from graincode.runs.run import Run
 from graincode.runs.table import update_table, write_sweep
@@ -79,7 +80,7 @@ def test_a_directory_belongs_to_one_identity(tmp_path):
 
 
 @pytest.mark.when(
-    "a run's config.json or result.json is damaged: empty, cut, not UTF-8, null, a list, without a key, a directory",
+    "a run's config.json or result.json is damaged: empty, cut, null, without a key, a directory, a pipe",
     "one line names the file, and nothing is changed",
 )
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
@@ -206,10 +207,93 @@ def test_a_file_in_the_way_is_named(tmp_path, file):
 def test_a_run_is_opened_again_after_it_was_refused(tmp_path):
     """A sweep goes on in the same process: nothing stays locked."""
     for _ in range(2):
-        with Run(tmp_path / "run", {}, {"seed": 1}):
-            pass
+        with Run(tmp_path / "run", {}, {"seed": 1}) as run:
+            run.finish(0)
         with pytest.raises(GraincodeError), Run(tmp_path / "run", {}, {"seed": 2}) as run:
             run.finish(0)
+
+
+@pytest.mark.when("a start is refused, and its settings are then corrected", "the same run_name takes the new ones")
+def test_a_run_of_which_nothing_is_made_takes_other_settings(tmp_path):
+    for seed in (1, 2):
+        with Run(tmp_path / "run", {}, {"seed": seed}):
+            pass
+    assert json.loads((tmp_path / "run/config.json").read_text())["identity"] == {"seed": 2}
+    (tmp_path / "run/log.jsonl").write_text("")
+    with pytest.raises(GraincodeError, match="seed: 2 -> 3"), Run(tmp_path / "run", {}, {"seed": 3}):
+        pass
+
+
+@pytest.mark.when(
+    "config.json of a run is gone", "what a run was begun with is read from its newest state; without one, a warning"
+)
+def test_what_a_run_was_begun_with_is_in_its_states_too(tmp_path, caplog):
+    for step in (2, 4):
+        Checkpoints(tmp_path / "run/state").save(step, {}, {"seed": 1, "steps": step})
+    (tmp_path / "run/state/step_000000004/state.json").write_text("")
+    with pytest.raises(GraincodeError, match="seed: 1 -> 2"), Run(tmp_path / "run", {}, {"seed": 2, "steps": 2}):
+        pass
+    assert not (tmp_path / "run/config.json").exists()
+    with Run(tmp_path / "run", {}, {"seed": 1, "steps": 2}):
+        pass
+    assert json.loads((tmp_path / "run/config.json").read_text())["identity"] == {"seed": 1, "steps": 2}
+    assert not caplog.text
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other/result.json", {"objective": 0.5})
+    with Run(tmp_path / "other", {}, {"seed": 2}):
+        assert "has no config.json" in caplog.text
+
+
+def test_a_state_of_another_run_is_told(tmp_path):
+    run = Run(tmp_path / "run", {}, {"seed": 1, "steps": 6}, {"train": "9 images (aa)"}, may_grow=["steps"])
+    run.check_state(tmp_path, {"seed": 1, "steps": 4, "inputs.train_images": "9 images (aa)"})
+    run.check_state(tmp_path, {"seed": 1, "steps": 6})  # of a version that kept no fingerprint
+    for other in ({"seed": 2}, {"inputs.train_images": "8 images (bb)"}, {"codes": "b"}):
+        with pytest.raises(GraincodeError, match=f"{tmp_path} is a state of another run"):
+            run.check_state(tmp_path, {"seed": 1, "steps": 6} | other)
+
+
+@pytest.mark.when("a folder of images is moved, or copied with its times", "its runs go on from there")
+def test_where_images_lie_does_not_matter_where_they_are_known(tmp_path):
+    def enter(root, images, name="run"):
+        return Run(tmp_path / name, {}, {"root": root}, images, places=["root"])
+
+    with enter("/a", {"train": "9 images (aa)"}) as run:
+        run.finish(0.5)
+    with enter("/b", {"train": "9 images (aa)"}) as run:
+        assert run.result == {"objective": 0.5}
+    with pytest.raises(GraincodeError, match=r"on other images .inputs\.train_images: [^:]*: choose"):
+        enter("/b", {"train": "8 images (bb)"}).__enter__()
+    before = {"config": {}, "identity": {"root": "/a"}}  # an earlier version's, which knows of the place alone
+    write_json(tmp_path / "run/config.json", before)
+    with pytest.raises(GraincodeError, match="root: /a -> /b"):
+        enter("/b", {"train": "9 images (aa)"}).__enter__()
+
+
+def test_a_run_that_was_begun_from_a_state_goes_on_without_it(tmp_path):
+    def enter(steps, **more):
+        return Run(tmp_path / "run", {}, {"steps": steps, **more}, may_grow=["steps"])
+
+    start = {"inputs.resume": "aa"}
+    with enter(6, **start) as run:
+        run.finish(0.5)
+    for steps, more in ((6, {}), (8, start), (9, {}), (10, start)):
+        with enter(steps, **more) as run:
+            assert (run.result is None) == (steps > 6)
+    with pytest.raises(GraincodeError, match=r"inputs\.resume: aa -> bb"):
+        enter(10, **{"inputs.resume": "bb"}).__enter__()
+
+
+@pytest.mark.when("the result of a run is no finite number", "it is not recorded, and not taken for one")
+@pytest.mark.parametrize("objective", [float("nan"), float("inf")])
+def test_a_result_is_finite(tmp_path, objective):
+    with Run(tmp_path / "run", {}, {}) as run:
+        with pytest.raises(GraincodeError, match=r"^objective="):
+            run.finish(objective)
+        assert run.result is None
+        write_json(tmp_path / "run/result.json", {"objective": objective})
+        with pytest.raises(Damaged, match="objective is"):
+            run.result  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../other", "/abs", "a/b", ".hidden", "-", "latest", "table.csv", ""])

@@ -32,6 +32,7 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 """A value that stands for that of another key."""
 
 _LISTS = re.compile(r"\[[\d.,\s\[\]]+\]")
+_ADVISED = re.compile(r"\bgive (\w+)=")
 _ARGUMENTS = re.compile(r"([A-Za-z_][\w.]*)=(.*?)(?=(?: and | )[A-Za-z_][\w.]*=|$)")
 
 
@@ -64,8 +65,15 @@ class Keys:
         equal.sort(key=lambda key: (not key.startswith(within), key.count(".")))
         return equal[0] if equal else named[0] if len(named) == 1 else None
 
+    def _advised(self, found: re.Match[str]) -> str:
+        """The advice to give an argument, with its key: that on top, if there are several."""
+        leaves = [key for key, value in self.values.items() if not isinstance(value, dict)]
+        named = [key for key in leaves if key.rpartition(".")[2] == found[1]]
+        return f"give {min(named, key=lambda key: key.count('.'), default=found[1])}="
+
     def explain(self, message: str, node: str = "") -> str:
         """A message about arguments, or about a path, with the keys that they came from."""
+        message = _ADVISED.sub(self._advised, message)
         head, colon, rest = message.partition(": ")
         if colon and (found := _ARGUMENTS.findall(head)) and head.startswith(f"{found[0][0]}="):
             keys = [f"{self.find(name, value, node) or name}={as_typed(value)}" for name, value in found]

@@ -143,11 +143,11 @@ def open_run(job: str, cfg: DictConfig, images: Mapping[str, str] | None = None,
                 "trainer.resume", state, "auto, never or a state of a run, such as .../state/step_000000250", is_state
             )
             inputs["resume"] = read_about(Path(state))["sha256"]
-        may_grow = known.may_grow if state == "auto" else []
+        may_grow = known.may_grow
         hardware = config["hardware"]
         tf32 = hardware["tf32"] and hardware["device"] == "gpu"
         more = {"hardware.mixed_precision": hardware["mixed_precision"], "hardware.tf32": tf32}
     identity = identity_of(config, left_out) | more | {f"inputs.{name}": value for name, value in inputs.items()}
     identity |= {key: one_spelling(identity[key]) for key in known.paths if identity.get(key)}
     name = cfg.run_name or f"{cfg.experiment or 'default'}-{short_hash(identity)}"
-    return Run(Path(cfg.runs_dir) / job / name, config, identity, images, may_grow)
+    return Run(Path(cfg.runs_dir) / job / name, config, identity, images, may_grow, known.places)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,16 +52,24 @@ class CodeDataset:
         self.path, self.split = Path(path), split
         self.info = read_info(self.path)
         self.layout = CodeLayout(**self.info["layout"])
-        self.identity = sha256(self.path / "codes.json")[:16]
+        self.identity: str = self.info.pop("identity")
         self.class_names: tuple[str, ...] = tuple(self.info["class_names"])
         known = sorted(found.name.split(".")[0] for found in self.path.glob("*.labels.npy"))  # what is written last
         if split not in known:
             raise GraincodeError(f"{self.path} has no codes of {split}, only of {', '.join(known) or 'no split'}")
-        count = self.info["splits"].get(split, {}).get("images")
-        self._arrays = open_arrays(self.path, split, self.layout, count)
+        self._about = self.info["splits"].get(split, {})
+        self._arrays = open_arrays(self.path, split, self.layout, self._about.get("images"))
+        self.check_content("labels")
 
     def __len__(self) -> int:
         return len(self._arrays[-1])
+
+    def check_content(self, *names: str) -> None:
+        """Refuse arrays (by default all, which are then read) that are not what was written, by the hashes of that."""
+        for name, written in self._about.get("sha256", {}).items():
+            file = self.path / f"{self.split}.{name}.npy"
+            if name in (names or _ARRAYS) and sha256(file) != written:
+                raise Damaged.at(file, "its content has changed since it was written", _ADVICE)
 
     @property
     def absent_classes(self) -> list[str]:
@@ -85,7 +96,7 @@ class CodeDataset:
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """What stands beside codes: layout, class names, tokenizer, views of each training image (1 if it says none)."""
+    """What `write_info` wrote: layout, class names, tokenizer, views of each training image (1 if it says none)."""
     file = path / "codes.json"
     if not file.exists():
         if any(path.glob("*.npy")):
@@ -94,14 +105,33 @@ def read_info(path: Path) -> dict[str, Any]:
     if (found := read_json(file, {"format": int}, _ADVICE)["format"]) != FORMAT:
         raise GraincodeError(f"{path} has codes of format {found}, expected {FORMAT}: extract them anew")
     info = read_json(file, _KEYS, _ADVICE)
+    written = info.pop("identity", None)  # earlier versions wrote none
+    identity, views = _identity(info), info.get("views", 1)
     try:
+        if written not in (None, identity):
+            raise ValueError("its content has changed since it was written")
+        if not all(isinstance(name, str) for name in info["class_names"]):
+            raise ValueError(f"class_names are {info['class_names']}")
+        if not re.fullmatch("[0-9a-f]{16}", info["tokenizer"]):
+            raise ValueError(f"tokenizer is {info['tokenizer']!r}")
+        if type(views) is not int or views < 1:
+            raise ValueError(f"views is {views!r}")
         if len(names := info["class_names"]) != (classes := CodeLayout(**info["layout"]).classes):
             raise ValueError(f"{len(names)} names of {classes} classes")
         if not all(isinstance(summary, dict) for summary in info["splits"].values()):
             raise ValueError("splits that are none")
     except (TypeError, ValueError, ArithmeticError) as error:
         raise Damaged.at(file, error, _ADVICE) from None
-    return {"views": 1, **info}
+    return {**info, "views": views, "identity": identity}
+
+
+def write_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Write what stands beside codes, when all splits are there, with 16 hex digits of a hash over it, `identity`."""
+    write_json(path / "codes.json", {**info, "identity": _identity(info)})
+
+
+def _identity(info: Mapping[str, Any]) -> str:
+    return hashlib.sha256((json.dumps(info, indent=2) + "\n").encode()).hexdigest()[:16]
 
 
 def open_arrays(path: Path, split: str, layout: CodeLayout, count: int | None = None) -> list[np.ndarray]:
@@ -113,6 +143,8 @@ def open_arrays(path: Path, split: str, layout: CodeLayout, count: int | None = 
     for name, shape in zip(_ARRAYS, (layout.grids[0], layout.grids[-1], ()), strict=True):
         arrays.append(read_array(path / f"{split}.{name}.npy", np.integer, (count, *shape), _ADVICE, mapped=True))
         count = len(arrays[-1])
+    if np.iinfo(kind := arrays[1].dtype).max < layout.codebook_size - 1:  # as it would not have been written
+        raise Damaged.at(path / "codes.json", f"{kind} cannot hold indices of {layout.codebook_size} entries", _ADVICE)
     _check_range(path / f"{split}.labels.npy", arrays[-1], max(layout.classes, 1))
     return arrays
 

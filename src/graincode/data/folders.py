@@ -66,6 +66,8 @@ class FileSource(EncodedSource):
         for base in (self._root / folder for folder in folders):
             if all((base / name).is_dir() for name in ("", *inside)):
                 return base
+        if not self._root.exists():
+            raise GraincodeError(f"{self._origin}: no such folder")
         where = " or its ".join(("it", *filter(None, folders)))
         raise GraincodeError(f"{self._origin}: expected {' and '.join(inside) or 'images'} in {where}")
 

@@ -21,14 +21,13 @@ from graincode.core.codes import GrainCodes
 from graincode.core.errors import check, check_choice
 from graincode.core.precision import Precision, products
 from graincode.data.augmentation import Augmentation, Views
-from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_split
+from graincode.data.codes import FORMAT, CodeBatch, CodeDataset, is_finished, read_report, write_info, write_split
 from graincode.data.images import summaries
 from graincode.data.loader import in_order
 from graincode.distributed import collectives
 from graincode.distributed.memory import fitting, peak_bytes
 from graincode.evaluation.streams import blank, check_size
 from graincode.export import load_export
-from graincode.files import write_json
 from graincode.jobs.dry import dry_run
 from graincode.tokenizer import DQVAE
 
@@ -64,7 +63,12 @@ def run(cfg: DictConfig) -> float:
     with open_run("extract_codes", cfg, images, tokenizer=export.identity) as run:
         layout = replace(tokenizer.layout, classes=len(source.class_names))
         folder, splits = run.path / "codes", {}
-        if (result := run.finished(lambda: [CodeDataset(folder, split) for split in cfg.splits])) is not None:
+
+        def check_codes() -> None:
+            for split in cfg.splits:
+                CodeDataset(folder, split).check_content()
+
+        if (result := run.finished(partial(collectives.on_main, check_codes))) is not None:
             return run.report_finished(result)
         for split in cfg.splits:
             kept = collectives.on_main(partial(is_finished, folder, split, layout, images[split]))
@@ -93,7 +97,7 @@ def run(cfg: DictConfig) -> float:
             "augmentation": asdict(augmentation),
             "splits": splits,
         }
-        collectives.on_main(lambda: write_json(folder / "codes.json", info))
+        collectives.on_main(lambda: write_info(folder, info))
         chosen = splits.get("train", next(iter(splits.values())))
         log.info("codes: %s, %.2f an image", folder, chosen["mean_length"])
         return run.finish(chosen["mean_length"], metrics=splits)

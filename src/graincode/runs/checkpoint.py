@@ -6,6 +6,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ class Checkpoints:
                 log.warning("%s: trying the one before", error.finding)
         if self.steps():
             raise GraincodeError(f"all states in {self.folder} are damaged: move them away to start from step 0")
+        return None
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """The identity of the run of the newest state that says it, if any does."""
+        for step in self.steps():
+            with suppress(GraincodeError):
+                return read_about(self.path(step))["identity"]
         return None
 
     def set_aside_after(self, step: int) -> None:

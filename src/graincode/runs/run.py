@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
@@ -19,10 +20,13 @@ from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed import collectives
 from graincode.distributed.signals import Stopped
 from graincode.files import clear_leftovers, locked, read_json, short_hash, write_json
+from graincode.runs.checkpoint import Checkpoints
 from graincode.runs.table import note_member
 
 log = logging.getLogger(__name__)
 
+_BEGUN_FROM = "inputs.resume"  # the state of another run, by its hash
+_ABOUT = {"config.json", "owner", "run.lock", "run.lock.owner"}  # what is there before anything is made
 _LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a killed run, and hold its lock
 
 
@@ -38,13 +42,14 @@ class Run:
         images: what identifies each split of images that is read, in words; part of the identity. A run of which
             nothing is made yet, or that is not finished and has no states, takes others.
         may_grow: keys of numbers that a run goes on with when they are larger.
+        places: keys of paths; they do not count where the identity has the images that lie there.
     """
 
     def __init__(
         self, path: Path, config: dict[str, Any], identity: Mapping[str, Any], images: Mapping[str, str] | None = None,
-        may_grow: Sequence[str] = (),
+        may_grow: Sequence[str] = (), places: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.path, self.config, self._may_grow = path, config, may_grow
+        self.path, self.config, self._may_grow, self._places = path, config, may_grow, places
         self.images = {f"inputs.{split}_images": words for split, words in (images or {}).items()}
         self.identity = {**identity, **self.images}
         self._held, self._token = ExitStack(), secrets.token_hex(8)  # process 0 alone holds it
@@ -78,11 +83,10 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(locked(self.path / "run.lock", _LOCK_SECONDS))
             (self.path / "owner").write_text(self._token, "utf-8")
-            if not config.exists():
-                if (self.path / "result.json").exists():
-                    log.warning("%s has no config.json: it is taken for a run with the settings of now", self.path)
-                self._write_config()
-            self._take(_identity_in(config), result)
+            if (before := self._found(config)) is not None:
+                self._take(before, result)
+            if before is None or self._changed(before) or not config.exists():
+                write_json(config, {"config": self.config, "identity": self.identity})
             self.path.with_name(f".latest-{self.path.name}").unlink(missing_ok=True)
             if not result.exists():
                 write_json(self.path / "machine.json", _machine())
@@ -98,6 +102,16 @@ class Run:
             check("runs_dir", self.path.parents[1], f"a directory to write to ({found})", is_finished)
         note_member(self.path)
 
+    def _found(self, config: Path) -> dict[str, Any] | None:
+        """The identity of what is made in the directory, which its states say too; None if there is nothing."""
+        if {path.name for path in self.path.iterdir()} <= _ABOUT:  # a start that was refused says nothing
+            return None
+        if config.exists():
+            return _identity_in(config)
+        if (found := Checkpoints(self.path / "state").identity) is None:
+            log.warning("%s has no config.json: it is taken for a run with the settings of now", self.path)
+        return found
+
     def _grown(self, before: Mapping[str, Any], is_made: bool) -> list[str]:
         """Keys in which a run is to be lengthened; raises if what stands in its directory is of another identity."""
         changed, images = self._changed(before), self.images.keys()
@@ -105,11 +119,13 @@ class Run:
         grown = [key for key in numbers if before[key] < self.identity[key]]
         unknown = {key for key in images if key not in before}  # as in runs of earlier versions
         if rest := [key for key in changed if key not in {*grown, *(unknown if is_made else images)}]:
-            other, advice = "with other settings", "those settings"
+            other, more, advice = "with other settings", "", "those settings"
             if images >= {*rest}:
                 other, advice = "on other images", "put them back as they were"
+                states = Checkpoints(self.path / "state")
+                more = "".join(f" and give resume={states.path(step)}" for step in states.steps()[:1])
             line = f"{self.path} holds a run {other} ({_words(rest, before, self.identity)})"
-            raise GraincodeError(f"{line}: choose another run_name, or {advice}")
+            raise GraincodeError(f"{line}: choose another run_name{more}, or {advice}")
         if is_made and unknown:
             log.warning("%s does not say which images it was begun with: it goes on with those of now", self.path)
         return grown
@@ -121,14 +137,26 @@ class Run:
             log.info("%s is lengthened (%s)", self.path, _words(grown, before, self.identity))
             if result.exists():  # until the longer run ends, what the shorter one left stays
                 write_json(result, _read_result(result) | {"lengthened": {key: self.identity[key] for key in grown}})
-        if self._changed(before):
-            self._write_config()
-
-    def _write_config(self) -> None:
-        write_json(self.path / "config.json", {"config": self.config, "identity": self.identity})
+        if _BEGUN_FROM in before:
+            self.identity[_BEGUN_FROM] = before[_BEGUN_FROM]
 
     def _changed(self, before: Mapping[str, Any]) -> list[str]:
-        return [k for k in sorted(before.keys() | self.identity.keys()) if before.get(k) != self.identity.get(k)]
+        keys = before.keys() | self.identity.keys()
+        if self.images.keys() <= before.keys():
+            keys -= {*self._places}
+        if _BEGUN_FROM not in self.identity:  # it goes on from its own states
+            keys -= {_BEGUN_FROM}
+        return [key for key in sorted(keys) if before.get(key) != self.identity.get(key)]
+
+    def check_state(self, state: Path, identity: Mapping[str, Any]) -> None:
+        """Refuse a state that is in the directory, but of another run; it may be one of fewer steps, or say less."""
+        unknown = [key for key in self.images if key not in identity]
+        if differing := self.differing(identity, but=[*self._may_grow, *unknown]):
+            raise GraincodeError(f"{state} is a state of another run ({differing}): move it away")
+
+    def differing_start(self, before: Mapping[str, Any]) -> str:
+        """Which settings, but for those that may grow, differ in the run of a state that this one is to begin from."""
+        return self.differing(before, but=[*self._may_grow, *self.images, *self._places, _BEGUN_FROM])
 
     def differing(self, before: Mapping[str, Any], but: Sequence[str] = ()) -> str:
         """Which settings and images of another run's identity differ from this one's, in words; empty if none does."""
@@ -158,6 +186,7 @@ class Run:
 
         def record() -> None:
             self.check_owner()
+            check("objective", objective, "a finite number; look at the log", math.isfinite(objective))
             link = self.path.with_name(f".latest-{self.path.name}")
             link.unlink(missing_ok=True)
             with suppress(OSError):  # where there can be no links, as on Windows, paths are to be typed

@@ -313,13 +313,15 @@ def _find_state(checkpoints: Checkpoints, trainer: TrainerConfig, run: Run) -> d
     resume = trainer.resume
     expected = f"auto, as {checkpoints.folder} has states up to step {next(iter(checkpoints.steps()), 0)}"
     check("resume", resume, expected, resume != "never" or not checkpoints.steps())
-    state = checkpoints.load()
+    if (state := checkpoints.load()) is not None:
+        path = checkpoints.path(state["step"])
+        run.check_state(path, read_about(path)["identity"])
     if state is None and run.result is not None:
         line = f"{run.path} is finished, but its export cannot be loaded, and there is no state to make it from"
         raise GraincodeError(f"{line}: choose another run_name")
     if state is None and resume not in ("auto", "never"):
         before = read_about(Path(resume))["identity"]
-        differing = run.differing(before, but=("trainer.steps", "inputs.resume", *run.images))
+        differing = run.differing_start(before)
         check("resume", resume, f"a state of a run with the same settings but for steps ({differing})", not differing)
         if others := run.differing({**run.identity, **{k: v for k, v in before.items() if k in run.images}}):
             log.warning("%s is of a run on other images, and goes on with those of now (%s)", resume, others)

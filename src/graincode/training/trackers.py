@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from graincode.core.errors import Damaged, GraincodeError, brief
-from graincode.files import read_json, replacing, write_json
+from graincode.files import file_size, read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if not file.exists():
         return lines
     try:
+        file_size(file)
         texts = file.read_bytes().splitlines(keepends=True)
     except OSError as error:
         raise Damaged.at(file, error, "move it away") from None
