@@ -7,15 +7,16 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 MAY_IMPORT = {
     "core": set(),
-    "files": {"core"},
+    "locks": {"core"},
+    "files": {"core", "locks"},
     "pictures": {"core"},
-    "distributed": {"core", "files"},
+    "distributed": {"core", "files", "locks"},
     "sampling": {"core"},
     "networks": {"core", "files", "distributed"},
     "data": {"core", "files", "distributed"},
     "tokenizer": {"core", "sampling", "networks", "data", "distributed", "files"},
     "generator": {"core", "sampling", "networks", "data", "distributed", "files"},
-    "runs": {"core", "files", "distributed"},
+    "runs": {"core", "files", "locks", "distributed"},
     "export": {"core", "files", "distributed", "tokenizer", "generator"},
     "interop": {"core", "files", "tokenizer", "export"},
     "evaluation": {

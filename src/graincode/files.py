@@ -19,16 +19,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from graincode.core.errors import Damaged, GraincodeError
-from graincode.core.waiting import Wait
+from graincode.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ _UNREADABLE += SyntaxError, TokenError, zipfile.BadZipFile, zlib.error
 _LARGEST = 2**22  # bytes of a JSON file of ours
 _LEFTOVER = re.compile(r"\..+\.partial-((?P<writer>[0-9a-f]+-\d+-\d+)-)?[a-z0-9_]{8}(\.\w+)?")
 _LONG_AGO_SECONDS = 24 * 3600
-_NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO
 
 
 @contextmanager
@@ -141,39 +138,6 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.partial-*"):
         if _LEFTOVER.fullmatch(path.name):
             remove(path)
-
-
-@contextmanager
-def locked(path: Path, seconds: float = math.inf) -> Iterator[None]:
-    """Hold a lock file, which one process at a time can; says every 30 seconds that it waits. Where the file system has
-    no locks, one file stands for one (`filelock.SoftFileLock`), which goes with its process.
-
-    Raises:
-        filelock.Timeout: another has held it for so many seconds.
-    """
-    lock: BaseFileLock = FileLock(path)
-    wait = Wait(f"another process, which holds {path}", is_limited=False)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=max(min(seconds - wait.seconds, 1), 0), poll_interval=0.1)
-        except Timeout:
-            if wait.seconds >= seconds:
-                raise
-            wait.again()
-        except OSError as error:
-            if error.errno not in _NO_LOCKS or isinstance(lock, SoftFileLock):
-                raise
-            _warn_of_soft_locks(error.strerror)
-            lock = SoftFileLock(path.with_name(f"{path.name}.owner"))
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@lru_cache(maxsize=1)
-def _warn_of_soft_locks(reason: str) -> None:
-    log.warning("this file system has no locks (%s): files stand for them; start no run twice on two machines", reason)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from filelock import Timeout
 
 from graincode.core.waiting import Wait
-from graincode.files import locked
+from graincode.locks import locked
 
 _POLL_SECONDS = 0.2
 

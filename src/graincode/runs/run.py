@@ -19,7 +19,8 @@ from filelock import Timeout
 from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed import collectives
 from graincode.distributed.signals import Stopped
-from graincode.files import clear_leftovers, locked, read_json, short_hash, write_json
+from graincode.files import clear_leftovers, read_json, short_hash, write_json
+from graincode.locks import locked
 from graincode.runs.checkpoint import Checkpoints
 from graincode.runs.table import note_member
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from graincode.core.errors import Damaged, GraincodeError, one_line
-from graincode.files import locked, read_json, replacing, write_json
+from graincode.files import read_json, replacing, write_json
+from graincode.locks import locked
 from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
