@@ -17,8 +17,9 @@ from graincode.core.images import to_uint8
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import LABELS, SampleRng
 from graincode.distributed import collectives
+from graincode.distributed.memory import fitting, peak_bytes
 from graincode.evaluation.estimate import Estimate, mean_of
-from graincode.evaluation.streams import ImageStream
+from graincode.evaluation.streams import ImageStream, blank
 from graincode.export import Export
 from graincode.files import open_npz
 from graincode.generator import Generator
@@ -78,8 +79,8 @@ class SampleStream(ImageStream):
     """Samples of a generator for (N,) labels, whose codes are counted as they go, decoded by its tokenizer.
 
     Sample i depends on (seed, i), its label and what is given of it alone. Batches are the same for any number of
-    processes. None is larger than N: fewer samples than `batch_size` take less work, and may in float32 differ in the
-    last bit from the first of many.
+    processes. None is larger than N, nor than the memory allows: fewer samples than `batch_size` take less work, and
+    may in float32 differ in the last bit from the first of many.
     """
 
     name, shows_progress = "samples", True
@@ -94,7 +95,11 @@ class SampleStream(ImageStream):
         batch_size: int,
         given: CodePrefix | CodeMask | None = None,
     ) -> None:
-        self.count, self.batch_size, self.image_size = len(labels), batch_size, generator.layout.image_size
+        each = generator.bytes_of_sample(sampler.guidance_scale != 1) + peak_bytes(
+            lambda: tokenizer.detokenize(tokenizer.tokenize(blank(tokenizer)))
+        )
+        self.count, self.batch_size = len(labels), fitting(batch_size, each, generator.device)
+        self.image_size = generator.layout.image_size
         self.labels = labels if generator.classes > 1 else None
         self._generator, self._tokenizer, self._sampler = generator, tokenizer, sampler
         self._asked, self._seed, self._given, self._lengths = labels, seed, given, []
