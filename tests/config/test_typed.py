@@ -216,6 +216,30 @@ def test_a_mapping_is_no_value(job, typed):
     assert refused(job, typed).startswith(f"{key}")
 
 
+@pytest.mark.when("texts that look like numbers are swept", "each stays as it is typed")
+@pytest.mark.parametrize("names", [["007", "008"], ["1e3", "2e3"], ["1_000", "0.50"], ["+5", "x"]])
+def test_texts_of_a_sweep_stay(names):
+    (_, read) = readable("train_tokenizer", ["-m", f"data.root={','.join(names)}"])
+    members = [f"data.root={text}" for text in parse(read).sweep_string_iterator()]
+    assert [value("train_tokenizer", "data.root", *FOLDER, member) for member in members] == names
+
+
+@pytest.mark.parametrize(
+    ("key", "numbers"),
+    [("optimizer.lr", ["1e-3", "2E-3"]), ("trainer.steps", ["1_000", "2_000"]), ("seed", ["1", "2"])],
+)
+def test_numbers_of_a_sweep_are_numbers(key, numbers):
+    (_, read) = readable("train_tokenizer", ["-m", f"{key}={','.join(numbers)}"])
+    members = [f"{key}={text}" for text in parse(read).sweep_string_iterator()]
+    assert [value("train_tokenizer", key, member) for member in members] == [float(number) for number in numbers]
+
+
+@pytest.mark.when("a number begins with 0, or has a colon, as YAML writes base 8 and 60", "one line refuses it")
+@pytest.mark.parametrize("typed", ["trainer.steps=0500", "trainer.steps=1:30", "seed=0x10", "trainer.steps=1__0"])
+def test_numbers_are_decimal(typed):
+    assert refused("train_tokenizer", typed) == f"{typed}: expected a whole number"
+
+
 def test_null_is_no_text():
     assert value("train_tokenizer", "run_name", "run_name=null") is None
 

@@ -34,7 +34,8 @@ def readable(job: str, arguments: Sequence[str]) -> list[str]:
     """Arguments that Hydra reads as they were meant, flags first.
 
     A value that its grammar cannot read is quoted, unless it begins as a list, a mapping or a quotation; so is one of a
-    key that takes text and nothing else, such as `run_name=1e3`. `~` is the home directory.
+    key that takes text and nothing else, such as `run_name=1e3`, and in sweeps a number that Hydra would spell in
+    another way. `~` is the home directory.
 
     Raises:
         NoOverride: for words between the overrides.
@@ -99,13 +100,16 @@ def _readable(override: str, sweeps: bool) -> str:
         is_one_text = home[:1] not in ("[", "{", '"', "'") and not (sweeps and "," in home)
         return as_text if is_one_text and parse(as_text) else override
     value = read.value()
-    if (config_directory() / key).is_dir():  # options have names
+    if (config_directory() / key.partition("@")[0]).is_dir():  # options have names
         if isinstance(value, list):
             return f"{plus}{key}=[{','.join(quoted(str(name)) for name in value)}]"
         if not isinstance(value, str | dict) and not read.is_sweep_override():
             return as_text
-    if key in _TEXTS and read.is_sweep_override() and sweeps and not re.search(r"[()'\"\[{\\]", home):
-        return f"{plus}{key}={','.join(quoted(part.strip()) for part in home.split(','))}"
+    if read.is_sweep_override() and sweeps and not re.search(r"[()'\"\[{\\]", home) and not key.startswith("hydra"):
+        parts = [part.strip() for part in home.split(",")]
+        return (
+            f"{plus}{key}={','.join(quoted(part) if key in _TEXTS or _is_respelled(part) else part for part in parts)}"
+        )
     if key in _TEXTS and isinstance(value, bool | int | float):
         return as_text
     if isinstance(value, str) and value.startswith("~/"):  # which was quoted
@@ -113,6 +117,13 @@ def _readable(override: str, sweeps: bool) -> str:
     if isinstance(value, str) and value and value == home.strip() != home:  # spaces that Hydra would take away
         return as_text
     return f"{plus}{key}={home}"
+
+
+def _is_respelled(text: str) -> bool:
+    """Whether Hydra reads a number that it writes in another way: what takes text would have lost it."""
+    return (
+        (read := parse(f"key={text}")) is not None and type(read.value()) in (int, float) and str(read.value()) != text
+    )
 
 
 def parse(override: str) -> Override | None:

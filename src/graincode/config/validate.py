@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import REFERENCE, Keys, as_typed, compose, explain, nearest
 from graincode.config.schema import KEYS, Range, config_directory, root_keys
-from graincode.config.typed import readable
+from graincode.config.typed import parse, readable
 from graincode.core.errors import GraincodeError, brief
 from graincode.core.errors import check as check_value
 from graincode.runs.identity import flatten
@@ -108,10 +108,9 @@ def _converted(value: Any, hint: Any, typed: str | None) -> Any:
     """A value in the type that is expected, where that is certain."""
     if isinstance(value, str) and _fits(value, hint):
         return os.path.expanduser(value) if value.startswith("~") else value
-    if isinstance(value, str):
-        with suppress(Exception):  # of YAML, whose errors are many
-            read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-            return read if _fits(read, hint) else value
+    if isinstance(value, str):  # as on a command line: YAML would take 0500 for 320, and 1:30 for 90
+        read = parse(f"value={value}")
+        return read.value() if read is not None and _fits(read.value(), hint) else value
     if isinstance(value, int | float) and not _fits(value, hint) and _fits(str(value), hint):
         return typed or str(value)
     return value
