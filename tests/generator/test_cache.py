@@ -22,24 +22,23 @@ def test_a_cache_goes_on_with_some_sequences_in_the_memory_that_it_has():
     for _ in range(4):
         step(transformer, cache, torch.randn(6, 1, WIDTH))
     before, rows = copy.deepcopy(cache.layers), torch.tensor([1, 2, 5])
-    memory = [store.data_ptr() for layer in cache.layers for store in layer]
+    memory = [store.data_ptr() for store in cache.layers]
     cache.keep(rows)
-    assert [store.data_ptr() for layer in cache.layers for store in layer] == memory
-    for layer, old in zip(cache.layers, before, strict=True):
-        for store, whole in zip(layer, old, strict=True):
-            assert torch.equal(store[:, :, :4], whole[rows, :, :4])
+    assert [store.data_ptr() for store in cache.layers] == memory
+    for store, whole in zip(cache.layers, before, strict=True):
+        assert torch.equal(store[:, :, :, :4], whole[:, rows, :, :4])
 
 
 @pytest.mark.parametrize("block", [{}, {**MODERN, "adaln": False}], ids=["plain", "modern"])
-@pytest.mark.parametrize("bucket", [1, 4])
+@pytest.mark.parametrize("lengths", [(), (4, 8, 16)], ids=str)
 @settings(max_examples=15, deadline=None)
 @given(restarts=st.lists(st.sets(st.integers(0, 3), max_size=4), min_size=1, max_size=14), seed=st.integers(0, 99))
-def test_rows_that_begin_anew_at_any_step_are_sequences_of_their_own(block, bucket, restarts, seed):
+def test_rows_that_begin_anew_at_any_step_are_sequences_of_their_own(block, lengths, restarts, seed):
     """Each row's states are those of its own tokens alone, whenever it and the others began."""
     torch.manual_seed(seed)
     transformer = Transformer(WIDTH, 2, 4, **block).double().eval().requires_grad_(False)
     rotary = Rotary(torch.randn(9, 2), WIDTH // 4).double() if transformer.rotary else None
-    cache = KeyValueCache(transformer, batch=4, capacity=len(restarts), bucket=bucket)
+    cache = KeyValueCache(transformer, batch=4, capacity=len(restarts), lengths=lengths)
     tokens, begun, found = torch.randn(4, len(restarts), WIDTH).double(), [0] * 4, []
     places = torch.randint(0, 9, (4, len(restarts)))
     for now, rows in enumerate(restarts):
@@ -47,7 +46,8 @@ def test_rows_that_begin_anew_at_any_step_are_sequences_of_their_own(block, buck
         begun = [now if row in rows else began for row, began in enumerate(begun)]
         rotation = rotary(places[:, now : now + 1]) if rotary else None
         found.append(step(transformer, cache, tokens[:, now : now + 1], rotation))
-        assert cache.seen == -(-(now + 1 - min(begun)) // bucket) * bucket
+        longest = now + 1 - min(begun)
+        assert cache.seen == min((length for length in lengths if length >= longest), default=longest)
     for row, began in enumerate(begun):
         own = slice(row, row + 1), slice(began, None)
         alone = transformer(tokens[own], rotation=rotary(places[own]) if rotary else None)

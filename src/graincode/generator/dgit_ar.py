@@ -18,8 +18,8 @@ from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import SampleRng
 from graincode.core.sequences import CodeSequences, to_sequences
 from graincode.generator.base import Generator
-from graincode.generator.compiled import CompiledSteps
 from graincode.generator.embedding import Conditioning, ContentHead, Head, HeterogeneousEmbedding, initialize
+from graincode.generator.graphs import GraphedSteps
 from graincode.generator.transformer import KeyValueCache, Rotary, Transformer, normalized, refuse_modulation
 from graincode.sampling import AutoregressiveSampler
 
@@ -84,7 +84,7 @@ class DGiTAR(Generator):
 
     sampler = AutoregressiveSampler
     has_likelihood = True
-    steps: CompiledSteps | None = None
+    steps: GraphedSteps | None = None
 
     def __init__(
         self,
@@ -223,15 +223,16 @@ class DGiTAR(Generator):
         return given
 
     def compile_sampling(self) -> None:
-        """Draw samples with `CompiledSteps` from now on."""
-        self.steps = CompiledSteps(self.states, self.contents, self.stacks, self.layout.max_tokens)
+        """Draw samples by CUDA graphs from now on, on the GPU that the model is on; nothing changes on a CPU."""
+        if self.device.type == "cuda":
+            self.steps = GraphedSteps(self.states, self.contents, self.stacks, self.layout.max_tokens)
 
     def fixed(self, sampler: AutoregressiveSampler) -> dict[str, str]:
         found = super().fixed(sampler)
         if not self.decided_grains:
             why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
             found |= {f"region_{name}": why for name in sampler.truncation()}
-        return found | ({"drop_finished": "compiled steps have batches of one size"} if self.steps else {})
+        return found | ({"drop_finished": "recorded steps have batches of one size"} if self.steps else {})
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -80,7 +79,7 @@ class SelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(qkv[:2], rotation, None if cache is None else qkv[:2])
         if cache is not None:
-            x = cache.attend(layer, q, k, v, seen)
+            x = cache.attend(layer, q, qkv[1:], seen)
         else:
             mask, is_causal = seen if isinstance(seen, Tensor) else None, seen is True
             x = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal)
@@ -236,7 +235,7 @@ class Places(NamedTuple):
     """Where the next token of each row goes, and which keys it sees.
 
     Attributes:
-        at: (batch, heads) long rows of the flat stores; the one position of all rows where they have one.
+        at: (batch,) long positions; the one position of all rows where they have one.
         mask: (batch, 1, 1, seen), 0 or -inf for each key; None where all rows see all of them.
     """
 
@@ -253,21 +252,20 @@ class KeyValueCache:
 
     Args:
         batch, capacity: number of rows, and of tokens that each has room for.
-        bucket: `seen` is a multiple of it. Above 1, shapes change once in so many tokens, and all rows are masked.
+        lengths: ascending, the only ones that `seen` may have, and all rows are masked; without them, any.
     Attributes:
-        layers: keys and values of each of the transformer's, (batch, heads, capacity, d).
+        layers: keys and values of each of the transformer's, (2, batch, heads, capacity, d).
         positions: (batch,) long, of each row's next token; a full row stays at its last.
     """
 
-    def __init__(self, transformer: Transformer, batch: int, capacity: int, bucket: int = 1) -> None:
-        weight, self.bucket, self.capacity = next(transformer.parameters()), bucket, -(-capacity // bucket) * bucket
-        shape = batch, transformer.heads, self.capacity, transformer.head_dim
+    def __init__(self, transformer: Transformer, batch: int, capacity: int, lengths: Sequence[int] = ()) -> None:
+        weight, self.lengths, self.capacity = next(transformer.parameters()), lengths, max(capacity, *lengths, 0)
+        shape = 2, batch, transformer.heads, self.capacity, transformer.head_dim
         # zeros, as what is masked is multiplied by 0, and must be finite
-        self.layers = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in transformer.blocks]
+        self.layers = [weight.new_zeros(shape) for _ in transformer.blocks]
         self.positions = torch.zeros(batch, dtype=torch.long, device=weight.device)
         self.columns = torch.arange(self.capacity, device=weight.device)
-        starts = torch.arange(batch * transformer.heads, device=weight.device) * self.capacity
-        self.starts = starts.view(batch, transformer.heads)
+        self.rows = torch.arange(batch, device=weight.device)
         self.seen, self._lengths = 0, np.zeros(batch, dtype=np.int64)
 
     def restart(self, rows: Tensor | None = None) -> None:
@@ -277,34 +275,35 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some of the rows, (n,) long and increasing, in the same memory."""
-        for store in chain(*self.layers):
-            store[: len(rows), :, : self.seen] = store[rows, :, : self.seen]
-        self.layers = [(keys[: len(rows)], values[: len(rows)]) for keys, values in self.layers]
+        for store in self.layers:
+            store[:, : len(rows), :, : self.seen] = store[:, rows, :, : self.seen]
+        self.layers = [store[:, : len(rows)] for store in self.layers]
         self.positions, self._lengths = self.positions[rows], self._lengths[rows.cpu().numpy()]
-        self.starts = self.starts[: len(rows)]
+        self.rows = self.rows[: len(rows)]
 
     def reach(self) -> None:
         """Let attention see each row's next token."""
         np.minimum(self._lengths + 1, self.capacity, out=self._lengths)
-        self.seen = -(-int(self._lengths.max()) // self.bucket) * self.bucket
-        self._alike = self.bucket == 1 and bool((self._lengths == self._lengths[0]).all())
+        longest = int(self._lengths.max())
+        self.seen = next((length for length in self.lengths if length >= longest), longest)
+        self._alike = not self.lengths and bool((self._lengths == self._lengths[0]).all())
 
     def places(self) -> Places:
         """Of the token that is reached."""
         if self._alike or not self.layers:
             return Places(self.seen - 1, None)
         hidden = self.columns[: self.seen] > self.positions[:, None]
-        mask = torch.zeros_like(hidden, dtype=self.layers[0][0].dtype)
-        return Places(self.starts + self.positions[:, None], mask.masked_fill_(hidden, -torch.inf)[:, None, None])
+        mask = torch.zeros_like(hidden, dtype=self.layers[0].dtype)
+        return Places(self.positions, mask.masked_fill_(hidden, -torch.inf)[:, None, None])
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, places: Places) -> Tensor:
-        """Add one token's (batch, heads, 1, d) keys and values; returns what its queries find, of the same shape."""
-        for store, new in zip(self.layers[layer], (keys, values), strict=True):
-            if isinstance(places.at, int):
-                store.narrow(2, places.at, 1).copy_(new)
-            else:
-                store.view(-1, store.shape[-1]).index_copy_(0, places.at.flatten(), new.flatten(0, 2))
-        keys, values = (store.narrow(2, 0, self.seen) for store in self.layers[layer])
+    def attend(self, layer: int, queries: Tensor, new: Tensor, places: Places) -> Tensor:
+        """Add one token's keys and values, (2, batch, heads, 1, d); returns what (batch, heads, 1, d) queries find."""
+        store = self.layers[layer]
+        if isinstance(places.at, int):
+            store.narrow(3, places.at, 1).copy_(new)
+        else:
+            store[:, self.rows, :, places.at] = new[:, :, :, 0].transpose(0, 1)
+        keys, values = store.narrow(3, 0, self.seen)
         return F.scaled_dot_product_attention(queries, keys, values, places.mask)
 
     def advance(self) -> None:
