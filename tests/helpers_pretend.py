@@ -101,24 +101,24 @@ class _Enough(Exception):
     """All steps that count are done."""
 
 
-def step(make: Callable[[], TokenizerStage | GeneratorStage], folder: Path, precision: str = "no") -> Seen:
+def step(make: Callable[[], TokenizerStage | GeneratorStage], folder: Path, **hardware: object) -> Seen:
     """What one step of a training does, its third: from behind the copy of its data to that of the next step's."""
     torch.manual_seed(0)
-    stage, numbers = make(), itertools.count(1)
+    stage, numbers, parts = make(), itertools.count(1), hardware.get("gradient_accumulation", 1)
     prepare = stage.prepare
 
     with device() as seen, mock.patch("graincode.training.loop._training_flops", return_value=0.0):
 
         def watched(batch, rng):
             number = next(numbers)
-            if number == 3:
+            if number == 2 * parts + 1:
                 seen.clear()
-            if number == 4:
+            if number == 3 * parts + 1:
                 raise _Enough
             return prepare(batch, rng)
 
         stage.prepare = watched
-        machine = Hardware(tf32=False, threads=1, mixed_precision=precision).machine()
+        machine = Hardware(tf32=False, threads=1, **hardware).machine()
         for state in (PartialState(), machine.accelerator.state, machine):
             state.device = CUDA
         optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)

@@ -4,55 +4,62 @@ Numbers may fall, and must not rise unseen: the failure names the lines. Launche
 that they were recorded with, as others divide operations otherwise.
 """
 
+from functools import partial
+
 import pytest
 import torch
-from helpers_pretend import CODINGS, SAMPLINGS, TRAININGS, coding, sample, step, total, unavailable
-from pretended import Seen
+from helpers_networks import write_vgg16
+from helpers_pretend import CODINGS, SAMPLINGS, TRAININGS, coding, device, sample, step, total, unavailable
+from pretended import CUDA, Seen
+from strategies import LAYOUTS, random_codes, random_grains
+
+from graincode.data import CodeBatch
+from graincode.networks.perceptual import LPIPSDistance
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
 RECORDED = "2.14"
 # waits and launches, at most: of a training step
 STEPS: dict[str, tuple[int, int]] = {
-    "tokenizer": (1, 1126),
-    "tokenizer, adversary": (1, 1453),
-    "tokenizer, codebook per grain": (1, 1185),
-    "tokenizer, three grains by gains": (1, 1690),
-    "tokenizer, elastic, by errors": (1, 1293),
-    "tokenizer, quantiles of each image": (1, 1376),
-    "tokenizer, gates": (1, 1307),
-    "tokenizer, variance": (1, 1096),
-    "tokenizer, random": (1, 1145),
-    "tokenizer, middle": (1, 1081),
-    "tokenizer, FSQ": (1, 1119),
-    "tokenizer, LFQ": (1, 1137),
-    "tokenizer, SimVQ": (1, 1091),
-    "tokenizer, cosine": (1, 1150),
-    "tokenizer, fixed length": (0, 953),
-    "MaskGIT's tokenizer": (0, 757),
-    "Open-MAGVIT2's tokenizer": (0, 911),
-    "DGiT-AR": (0, 602),
-    "DGiT-AR, modern": (2, 767),
-    "DGiT-AR, codebook per grain": (0, 609),
-    "DGiT-AR, positions modelled": (0, 635),
-    "DGiT-AR, map given": (0, 524),
-    "DGiT-AR, windows": (0, 600),
-    "raster order": (0, 488),
-    "no classes": (0, 538),
-    "DGiT-NAR": (10, 999),
-    "DGiT-NAR, modern": (12, 1164),
-    "MaskGIT": (6, 581),
+    "tokenizer": (1, 1075),
+    "tokenizer, adversary": (1, 1402),
+    "tokenizer, codebook per grain": (1, 1134),
+    "tokenizer, three grains by gains": (1, 1639),
+    "tokenizer, elastic, by errors": (1, 1216),
+    "tokenizer, quantiles of each image": (1, 1325),
+    "tokenizer, gates": (1, 1230),
+    "tokenizer, variance": (1, 1045),
+    "tokenizer, random": (1, 1094),
+    "tokenizer, middle": (1, 1030),
+    "tokenizer, FSQ": (1, 1068),
+    "tokenizer, LFQ": (1, 1086),
+    "tokenizer, SimVQ": (1, 1040),
+    "tokenizer, cosine": (1, 1099),
+    "tokenizer, fixed length": (0, 902),
+    "MaskGIT's tokenizer": (0, 706),
+    "Open-MAGVIT2's tokenizer": (0, 860),
+    "DGiT-AR": (0, 573),
+    "DGiT-AR, modern": (0, 712),
+    "DGiT-AR, codebook per grain": (0, 580),
+    "DGiT-AR, positions modelled": (0, 606),
+    "DGiT-AR, map given": (0, 495),
+    "DGiT-AR, windows": (0, 571),
+    "raster order": (0, 459),
+    "no classes": (0, 535),
+    "DGiT-NAR": (0, 694),
+    "DGiT-NAR, modern": (0, 833),
+    "MaskGIT": (0, 441),
 }
 # of drawing four samples
 DRAWS: dict[str, tuple[int, int]] = {
-    "DGiT-AR": (9, 5807),
-    "DGiT-AR, guided and truncated": (9, 7025),
-    "DGiT-AR, modern": (11, 8373),
-    "DGiT-AR, map given": (12, 5006),
-    "raster order": (9, 4863),
-    "DGiT-NAR": (50, 1110),
-    "DGiT-NAR, guided": (59, 1309),
-    "MaskGIT": (38, 748),
+    "DGiT-AR": (9, 6075),
+    "DGiT-AR, guided and truncated": (9, 7293),
+    "DGiT-AR, modern": (10, 7361),
+    "DGiT-AR, map given": (12, 5210),
+    "raster order": (9, 5131),
+    "DGiT-NAR": (18, 1130),
+    "DGiT-NAR, guided": (19, 1329),
+    "MaskGIT": (14, 764),
 }
 # of coding four images and decoding them
 CODES: dict[str, tuple[int, int]] = {
@@ -76,6 +83,35 @@ def hold(seen: Seen, waits: int, launches: int) -> None:
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_a_training_step(kind, tmp_path):
     hold(step(TRAININGS[kind], tmp_path), *STEPS[kind])
+
+
+@pytest.mark.slow
+def test_a_training_step_with_lpips(tmp_path):
+    distance = LPIPSDistance(weights=str(write_vgg16(tmp_path / "vgg16.pth")))
+    distance.load()
+    seen = step(partial(TRAININGS["tokenizer, adversary"], perceptual=distance), tmp_path)
+    assert not seen.mixes
+    assert total(seen.waits) <= 1, seen.waits.most_common()
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("tokenizer, adversary", 2), ("DGiT-AR", 0), ("DGiT-NAR", 0)])
+def test_each_micro_batch_waits_as_often_as_one_alone(kind, waits, tmp_path):
+    seen = step(TRAININGS[kind], tmp_path, gradient_accumulation=2)
+    assert not seen.mixes
+    assert total(seen.waits) <= waits, seen.waits.most_common()
+
+
+def test_codes_of_the_host_are_counted_there():
+    codes = CodeBatch(random_codes(LAYOUTS[4], random_grains(LAYOUTS[4], 4)), torch.arange(4))
+    with device() as seen:
+        codes.codes.layout.slots(CUDA)
+        seen.clear()
+        pinned = codes.pin_memory().to("cuda")
+        assert (pinned.codes.counts, total(seen.waits)) == (codes.codes.counts, 0)
+        moved = codes.to("cuda")
+        assert (moved.codes.counts, total(seen.waits)) == (codes.codes.counts, 3)  # three copies
+        some = moved[:2]
+        assert (some.codes.counts, total(seen.waits)) == (codes[:2].codes.counts, 4)
 
 
 @pytest.mark.parametrize("kind", SAMPLINGS)

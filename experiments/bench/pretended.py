@@ -8,7 +8,8 @@
         print(seen.waits)          # {"item generator/loop.py:12": 1}, say
 
 What would make the host wait for the device, start a kernel, or mix devices is counted by operation and line of source.
-Only what passes through torch's dispatcher is seen: not what a kernel does inside, nor how long anything takes.
+Only what passes through torch's dispatcher is seen: not what a kernel does inside, nor how long anything takes. An
+operation counts as one launch, a view as none. Autocast changes nothing here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -52,6 +54,10 @@ class Seen:
     waits: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
     mixes: Counter[str] = field(default_factory=Counter)
+
+    def wait(self, why: str) -> None:
+        """Count one."""
+        self.waits[f"{why} {place()}"] += 1
 
     def clear(self) -> None:
         """Forget all."""
@@ -115,6 +121,10 @@ class _Mode(TorchDispatchMode):
             return self._pinned(name, *args[:1])
         if not ours and not to_device:
             return func(*args, **kwargs)
+        if ours and onto is not None and not to_device and name != "_to_copy":  # memory on the host, like ours
+            made = func(*tree_map(_inner, list(args)), **kwargs | {"pin_memory": False})
+            made.pretends_to_be_pinned = kwargs.get("pin_memory")
+            return made
         if name in ("_to_copy", "copy_"):
             return self._copied(func, name, args, kwargs, to_device)
         self._check(name, args, kwargs, ours, [leaf for leaf in leaves if not isinstance(leaf, Pretended)])
@@ -128,7 +138,7 @@ class _Mode(TorchDispatchMode):
 
     def _pinned(self, name: str, tensor: torch.Tensor) -> Any:
         if name == "is_pinned":
-            return hasattr(tensor, "pretends_to_be_pinned")
+            return getattr(tensor, "pretends_to_be_pinned", False)
         copy = tensor.clone()
         copy.pretends_to_be_pinned = True
         return copy
@@ -144,9 +154,8 @@ class _Mode(TorchDispatchMode):
             self._launch(func, name)
         else:
             host = source if onto else target
-            free = non_blocking and hasattr(host, "pretends_to_be_pinned")
-            kind = "copy to the device" if onto else "copy to the host"
-            (self.seen.launches if free else self.seen.waits)[f"{kind} {place()}"] += 1
+            if not non_blocking or not getattr(host, "pretends_to_be_pinned", False):
+                self.seen.wait("copy to the device" if onto else "copy to the host")
         if target is not None:
             _inner(target).copy_(_inner(source))
             return target
@@ -167,8 +176,8 @@ class _Mode(TorchDispatchMode):
             waits += ["index or value on the host" for part in moved if not isinstance(part, Pretended)]
         elif name == "where":  # its kernel copies a number to the device first
             waits += ["where with a number" for other in others if other.ndim == 0]
-        for what in waits:
-            self.seen.waits[f"{what} {place()}"] += 1
+        for why in waits:
+            self.seen.wait(why)
         if ours and name not in INDEXING and any(other.ndim > 0 for other in others):
             self.seen.mixes[f"{name} {place()}"] += 1
 
@@ -232,12 +241,16 @@ def pretended() -> Iterator[Seen]:
 
     seen, generator = Seen(), torch.Generator
     with ExitStack() as stack:
+        event = SimpleNamespace(record=lambda: None, synchronize=lambda: seen.wait("event"))
         for name, value in {
-            "torch.cuda._lazy_init": None, "torch.cuda.is_available": True, "torch.cuda.is_bf16_supported": True,
-            "torch.cuda.is_current_stream_capturing": False, "torch.accelerator.is_available": True,
-            "torch._C._get_accelerator": CUDA, "torch.Generator": generator("cpu"),
+            "cuda._lazy_init": None, "cuda.is_available": True, "cuda.is_initialized": True, "cuda.manual_seed": None,
+            "cuda.is_bf16_supported": True, "cuda.is_current_stream_capturing": False, "cuda.Event": event,
+            "cuda.max_memory_allocated": 0, "cuda.memory_allocated": 0, "cuda.reset_peak_memory_stats": None,
+            "cuda.get_device_properties": SimpleNamespace(name="pretended", total_memory=80 << 30),
+            "accelerator.is_available": True, "_C._get_accelerator": CUDA, "Generator": generator("cpu"),
         }.items():  # fmt: skip
-            stack.enter_context(mock.patch(name, lambda *_, value=value, **__: value))
+            stack.enter_context(mock.patch(f"torch.{name}", lambda *_, value=value, **__: value))
+        stack.enter_context(mock.patch("torch.cuda.synchronize", side_effect=lambda *_: seen.wait("synchronize")))
         for module in (optimizer, _foreach_utils):
             supported = [*module._foreach_supported_types, Pretended]
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", supported))

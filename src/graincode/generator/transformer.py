@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from graincode.core.constants import constant
 from graincode.core.errors import check, check_choice
 from graincode.core.precision import promoted
 from graincode.distributed.blocks import CheckpointedBlock
@@ -202,7 +203,7 @@ class Transformer(nn.Module):
             return None
         numbers = self.modulation(F.silu(condition.to(self.modulation.weight.dtype)))
         found = rearrange(numbers, "b (n d) -> n b 1 d", d=condition.shape[1])
-        around_one = torch.tensor([0, 1, 1, 0, 1, 1] * len(self.blocks) + [0, 1], device=found.device)
+        around_one = constant((0, 1, 1, 0, 1, 1) * len(self.blocks) + (0, 1), torch.long, found.device)
         return list((found + around_one[:, None, None, None]).split([6] * len(self.blocks) + [2]))
 
     def forward(
