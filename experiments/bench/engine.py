@@ -105,9 +105,9 @@ def _by_hand(module: DQVAE, dataset: ImageDataset, optimizer: partial) -> float:
         clock.times.append(time.perf_counter())
         for group in adam.param_groups:
             group["lr"] = 4e-3 * warmup_cosine(step, STEPS, 100)
-        places = schedule.positions(step, 0)
-        made = module(batch.images, rng=SampleRng(0, torch.arange(places.start, places.stop)))
-        weighted_sum(objective(batch.images, made, module.router)).backward()
+        places, images = schedule.positions(step, 0), batch.images
+        made = module(images, rng=SampleRng(0, torch.arange(places.start, places.stop)))
+        weighted_sum(objective(images, made, module.router)).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         adam.step()
         adam.zero_grad()

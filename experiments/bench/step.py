@@ -52,9 +52,9 @@ def _shares() -> Counter[str]:
         _mark(quantizer, "part quantizer")
 
     def step(number: int) -> None:
-        batch, places = dataset[range(BATCH)], torch.arange(BATCH * number, BATCH * number + BATCH)
-        made = module(batch.images, rng=SampleRng(0, places))
-        weighted_sum(objective(batch.images, made, module.router)).backward()
+        images, places = dataset[range(BATCH)].images, torch.arange(BATCH * number, BATCH * number + BATCH)
+        made = module(images, rng=SampleRng(0, places))
+        weighted_sum(objective(images, made, module.router)).backward()
         with record_function("part optimizer"):
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             adam.step()

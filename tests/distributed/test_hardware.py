@@ -14,6 +14,7 @@ from graincode.distributed import hardware
 from graincode.distributed.blocks import CheckpointedBlock
 from graincode.distributed.hardware import Hardware
 from graincode.generator import Transformer
+from graincode.tokenizer import Adversary, PatchDiscriminator
 
 
 def test_a_wrapped_module_is_left_without_autocast():
@@ -143,3 +144,21 @@ def test_blocks_whose_weights_are_in_bf16_compute_what_autocast_makes_of_others(
             found.append(stack(x, modulations=stack.modulations(x[:, 0])))
     assert {one.dtype for one in found} == {torch.float32}
     torch.testing.assert_close(*found, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_convolutions_have_the_order_of_fast_kernels_on_a_gpu(device, monkeypatch):
+    to = torch.nn.Module.to
+
+    def without_gpu(module, device, memory_format):
+        return to(module, memory_format=memory_format)
+
+    monkeypatch.setattr(torch.nn.Module, "to", without_gpu)
+    adversary, images = Adversary(PatchDiscriminator(8, 2), start_step=0), torch.randn(2, 3, 32, 32)
+    expected = adversary(images)
+    hardware.place(adversary, torch.device(device))
+    kernels = [part.weight for part in adversary.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert all(kernel.is_contiguous() for kernel in kernels) == (device == "cpu")
+    several = [kernel for kernel in kernels if kernel.shape[0] > 1]
+    assert all(k.is_contiguous(memory_format=torch.channels_last) for k in several) == (device == "cuda")
+    torch.testing.assert_close(adversary(images), expected)

@@ -56,12 +56,16 @@ def test_a_batch_is_as_large_as_the_memory_allows(monkeypatch, caplog):
     assert fitting(250, 10**6, device) == 250
 
 
-def test_the_memory_of_this_machine_is_known_and_shared_by_its_processes(monkeypatch):
+def test_the_memory_of_this_machine_is_known_and_shared_by_its_processes(monkeypatch, tmp_path):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(memory, "_LIMIT", tmp_path / "memory.max")
     alone = memory.memory_of(torch.device("cpu"))
     assert alone > 2**28
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory.memory_of(torch.device("cpu")) == alone // 4
+    for text, expected in ("max\n", alone // 4), (f"{alone // 2}\n", alone // 8):  # of a container
+        (tmp_path / "memory.max").write_text(text)
+        assert memory.memory_of(torch.device("cpu")) == expected
 
 
 def test_a_smaller_batch_changes_no_reconstruction(monkeypatch):

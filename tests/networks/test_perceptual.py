@@ -191,3 +191,13 @@ def test_images_that_are_too_small_or_not_in_colour_are_refused(lite0, lpips):
 def test_wrong_settings_are_refused(resnet, settings, message):
     with pytest.raises(GraincodeError, match=f"^{message}"):
         TimmDistance(**{"model": "test_resnet", "weights": resnet} | settings).load()
+
+
+def test_the_networks_have_the_order_of_fast_kernels(lite0, lpips):
+    images = torch.randn(2, 3, 64, 64)
+    for distance in (lite0, lpips):
+        distance(images, images)
+        kernels = [part.weight for part in distance.module.modules() if isinstance(part, torch.nn.Conv2d)]
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+        maps = distance.module.stages(images, distance.stages)
+        assert all(found.is_contiguous(memory_format=torch.channels_last) for found in maps)

@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from graincode.distributed import collectives
 
 log = logging.getLogger(__name__)
 
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container; its text is a number of bytes or "max"
 _SHARE = 0.6  # of the memory, as the workspaces of kernels, and what lies between tensors, are not counted
 
 
@@ -60,7 +62,10 @@ def memory_of(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device)
     if not hasattr(os, "sysconf"):
         return 0
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdecimal():
+        memory = min(memory, int(limit))
+    return memory // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def fitting(asked: int, each: int, device: torch.device) -> int:
