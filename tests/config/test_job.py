@@ -40,6 +40,16 @@ def test_help_shows_a_job_s_own_groups_without_importing_torch(job, has, lacks, 
     assert not list(tmp_path.iterdir())
 
 
+def test_help_does_not_have_hydra_list_all_groups(tmp_path):
+    stop = "from hydra._internal.config_loader_impl import ConfigLoaderImpl as C; del C.get_group_options; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{stop}from graincode.config.job import job_main; job_main('evaluate')", "--help"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "reference: " in done.stdout
+
+
 def test_a_configuration_is_shown_from_any_directory_without_importing_torch(tmp_path):
     assert "codebook_size: 64" in shown("train_tokenizer", "tokenizer.codebook_size=64", "--cfg", "job", cwd=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -409,6 +409,24 @@ def test_no_readable_image_at_all_is_an_error(tmp_path, cached):
     one_line(error, "none of the 7 train images", str(tmp_path))
 
 
+@pytest.mark.when(
+    "a file among images has more than 1 GiB", "it is refused, or skipped by data.on_corrupt=skip, unread"
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_file_that_is_too_large_is_skipped_as_one_that_is_corrupt(tmp_path, cached, monkeypatch):
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    images = [gray(i) for i in range(9)]
+    large = Path(names_of(make("image_folder", tmp_path / "d", images).split("train"))[2])
+    with large.open("ab") as file:
+        file.truncate(2**30 + 1)
+    with pytest.raises(GraincodeError) as error:
+        make("image_folder", tmp_path / "d", [], cache=cached).split("train")[[2]]
+    one_line(error, str(large), "1073741825 bytes: expected 1073741824 at most", "on_corrupt=skip")
+    split = make("image_folder", tmp_path / "d", [], cache=cached, on_corrupt="skip").split("train")
+    assert torch.equal(split[[2]].images, split[[3]].images)
+    assert split.skipped == 1
+
+
 def test_a_file_that_is_gone_is_not_skipped(tmp_path):
     split = make("image_folder", tmp_path, [gray(i) for i in range(9)], on_corrupt="skip").split("train")
     Path(names_of(split)[2]).unlink()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -76,6 +77,8 @@ def job_main(job: str) -> None:
     compose_and_run.__module__ = f"graincode.jobs.{job}"  # Hydra names the job after it
     with one_line_errors(), whole_sweep(end):
         sys.argv = [sys.argv[0], *(typed := readable(job, typed))]
+        if "--help" in typed:  # most of the time would go into lists of groups, for which our template has no place
+            Hydra.format_config_groups = lambda *_: ""
         hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
 
 

@@ -36,10 +36,14 @@ class Encoded(Protocol):
         """What errors and warnings call an image."""
 
     def read(self, index: int) -> bytes:
-        """The content of an image's file; a GraincodeError if it is not there, which is never skipped."""
+        """The content of an image's file; a GraincodeError if it is not there, which is never skipped, or TooLarge."""
 
     def identity(self) -> str:
         """A hash that changes with the content, as far as names, sizes and times show; not with the folder."""
+
+
+class TooLarge(GraincodeError):
+    """A file has more bytes than are read as a whole."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,10 @@ def read_file(path: Path, offset: int = 0, size: int | None = None) -> bytes:
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
             raise OSError("it is no file of bytes")
         size = found.st_size - offset if size is None else size
-        if size > MAX_BYTES or offset + size > found.st_size:
-            raise OSError(f"{size} bytes at {offset}: expected {MAX_BYTES} at most, in a file of {found.st_size}")
+        if size > MAX_BYTES:
+            raise TooLarge(f"{path} cannot be read ({size} bytes: expected {MAX_BYTES} at most): make it smaller")
+        if offset + size > found.st_size:
+            raise OSError(f"{size} bytes at {offset}: expected a file of so many, not of {found.st_size}")
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
             return file.read(size)
@@ -167,13 +173,15 @@ class EncodedImages(ImageDataset):
         for candidate in chain(range(index, len(self)), range(index)):
             if self.corrupt[candidate]:
                 continue
-            content = self.encoded.read(candidate)
+            name, content = self.encoded.name(candidate), None
             try:
-                name = self.encoded.name(candidate)
+                content = self.encoded.read(candidate)
                 return candidate, read_image(content, self.image_size, self.crop, name, self.background)
             except GraincodeError as error:
+                if content is None and not isinstance(error, TooLarge):
+                    raise
                 if self.on_corrupt == "error":
                     raise GraincodeError(f"{error.line}, remove it or set on_corrupt=skip") from error
-                self._skip(candidate, " ".join(str(error.__cause__).split()))
+                self._skip(candidate, " ".join(str(error.__cause__ or error.line).split()))
         none = f"none of the {len(self)} {self.split} images of {self.name} can be read"
         raise GraincodeError(f"{self.encoded.name(index)}: {none}")
