@@ -122,8 +122,8 @@ def test_a_run_is_of_the_images_that_it_was_begun_with(tmp_path, caplog):
 
 
 def test_settings_that_look_alike_are_told_apart(tmp_path):
-    with Run(tmp_path / "run", {}, {"steps": 6, "name": None}):
-        pass
+    with Run(tmp_path / "run", {}, {"steps": 6, "name": None}) as run:
+        run.finish(0)
     expected = "name: None -> 'None', steps: 6 -> '6'"
     with pytest.raises(GraincodeError, match=expected), Run(tmp_path / "run", {}, {"steps": "6", "name": "None"}):
         pass

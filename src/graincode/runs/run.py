@@ -27,7 +27,8 @@ from graincode.runs.table import note_member
 log = logging.getLogger(__name__)
 
 _BEGUN_FROM = "inputs.resume"  # the state of another run, by its hash
-_ABOUT = {"config.json", "owner", "run.lock", "run.lock.owner"}  # what is there before anything is made
+# what is there before anything is made
+_ABOUT = {"config.json", "machine.json", "failed.json", "owner", "run.lock", "run.lock.owner"}
 _LOCK_SECONDS = 6  # processes that load data live up to 5 seconds longer than a killed run, and hold its lock
 
 
@@ -105,7 +106,7 @@ class Run:
 
     def _found(self, config: Path) -> dict[str, Any] | None:
         """The identity of what is made in the directory, which its states say too; None if there is nothing."""
-        if {path.name for path in self.path.iterdir()} <= _ABOUT:  # a start that was refused says nothing
+        if {path.name for path in self.path.glob("[!.]*")} <= _ABOUT:  # a start that was refused says nothing
             return None
         if config.exists():
             return _identity_in(config)
