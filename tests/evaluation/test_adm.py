@@ -88,6 +88,7 @@ def test_metrics_equal_numpy_s_and_torch_fidelity_s(made: tuple[Pretended, Path,
     assert (found["count"], found["reference_count"]) == (SAMPLES, REFERENCE)
     assert found["labels"] == "7 classes of 42 to 43 images"
     assert found["recipes"] == {"table": "rows of tables"}
+    assert found["pixels"] == "uint8 as they are"
     assert sum("do not compare" in line for line in found["warnings"]) == 2
 
 

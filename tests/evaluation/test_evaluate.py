@@ -111,6 +111,34 @@ def test_an_npz_reference_gives_the_distance_of_the_folder_that_it_was_made_from
 
 
 @pytest.mark.slow
+def test_images_against_a_reference_file_of_themselves(inception, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAINCODE_CACHE", str(tmp_path / "cache"))
+    a = write_pictures(tmp_path / "a", 5, 0, 4)
+    images = ["images=folder", f"images.path={a}", f"features.inception.weights={inception}"]
+    command("evaluate", *images, "evaluation=statistics", "keep=npz", "run_name=own")
+    with np.load("runs/evaluate/own/statistics-inception-v3-compat.npz", allow_pickle=False) as known:
+        statistics = {name: known[name] for name in ("mu", "sigma", "mu_s", "sigma_s")}
+    with np.load("runs/evaluate/own/images.npz") as kept:
+        np.savez("VIRTUAL_imagenet256_labeled.npz", arr_0=kept["arr_0"], **statistics)
+    command("evaluate", *images, "evaluation=adm", "run_name=adm")
+    metrics = record_of("adm")["metrics"]
+    assert list(metrics) == ["fid", "sfid", "is", "precision", "recall"]
+    assert abs(metrics["fid"]) < 1e-6
+    assert abs(metrics["sfid"]) < 1e-6
+    assert metrics["precision"] == metrics["recall"] == 1
+    lines = capsys.readouterr().out
+    for part in ("adm: 5 images (a images; uint8 as they are) against VIRTUAL_imagenet256_labeled.npz, 5 images",
+                 "features of inception-v3-compat: torch-fidelity's port; bilinear without antialias"):  # fmt: skip
+        assert part in lines
+    known = "reference.path=runs/evaluate/own/statistics-inception-v3-compat.npz"
+    command("evaluate", *images, "reference=statistics", known, "evaluation.metrics=[sfd]", "run_name=spatial")
+    assert record_of("spatial")["metrics"] == pytest.approx({"sfid": 0}, abs=1e-6)
+    line = refused("evaluate", *images, "reference=folder", "reference.path=VIRTUAL_imagenet256_labeled.npz")
+    assert line.startswith("reference.path=VIRTUAL_imagenet256_labeled.npz: holds images and statistics")
+
+
+@pytest.mark.slow
 def test_evaluation_of_reconstructions_and_of_samples(inside, capsys):
     command("evaluate", *inside, *LITE0, TOKENIZER, "evaluation=reconstruction", "run_name=rec")
     record = record_of("rec")
@@ -176,6 +204,7 @@ def test_kept_samples_are_measured_alike(form, inside):
     drawn, read = (record_of(f"{name}-{form}")["metrics"] for name in ("keep", "kept"))
     assert drawn["fd_lite0@32"] == read["fd_lite0@32"]
     assert drawn["is_lite0@32"] == read["is_lite0@32"]
+    assert record_of(f"keep-{form}")["pixels"] == "rounded to the nearest uint8"
     if form == "npz":
         with np.load(kept, allow_pickle=False) as arrays:
             assert arrays["arr_0"].shape == (12, 32, 32, 3)

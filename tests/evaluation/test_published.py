@@ -19,7 +19,7 @@ CONTENT = "0123456789abcdef" * 4
 def test_written_statistics_are_read_again(tmp_path: Path):
     network = LookedUp(drawn(30))
     written = measure({"it": network}, [numbered(30)], 30)["it"]
-    write_npz(tmp_path / "made.npz", written, content=CONTENT, note="two words")
+    write_npz(tmp_path / "made.npz", written, content=CONTENT, note="two words", images="a name")
     found = read_npz(tmp_path / "made.npz", network)
     assert (found.identity, found.count) == (network.identity, 30)
     assert torch.equal(found.mean, written.mean)

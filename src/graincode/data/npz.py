@@ -20,6 +20,15 @@ from graincode.files import open_npz, read_header, reading_npz
 _LABELS = {"arr_0": "arr_1", "images": "labels"}  # arrays of images, and of their labels
 
 
+def has_images(arrays: np.lib.npyio.NpzFile) -> bool:
+    """Whether there are images among the arrays of a file, which are not read."""
+    for name in _LABELS.keys() & {*arrays.files}:
+        with arrays.zip.open(f"{name}.npy") as opened:
+            if len(read_header(opened)[0]) == 4:
+                return True
+    return False
+
+
 class NpzImages(ImageDataset):
     """The uint8 (N, H, W, 3) of an .npz file, `arr_0` or `images`, with its labels, `arr_1` or `labels`, if there are.
 
@@ -69,19 +78,17 @@ class NpzImages(ImageDataset):
         return vars(self) | {"_opened": None}  # each process reads for itself
 
     def load(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (*self.image_size, 3)
-        size, rows = int(np.prod(shape)), []
+        pixels = np.empty((len(indices), *self.image_size, 3), np.uint8)
         try:
             with reading_npz():
                 opened = self._reader()
-                for index in indices.tolist():
-                    if opened.tell() != (place := self._start + index * size):
+                for row, index in zip(pixels, indices.tolist(), strict=True):
+                    if opened.tell() != (place := self._start + index * row.size):
                         opened.seek(place)
-                    rows.append(np.frombuffer(opened.read(size), np.uint8).reshape(shape))
+                    row[:] = np.frombuffer(opened.read(row.size), np.uint8).reshape(row.shape)
         except ValueError as error:
             raise GraincodeError(f"{self.path}: {error}; make it anew") from None
-        images = torch.from_numpy(np.stack(rows) if rows else np.zeros((0, *shape), np.uint8))
-        return images.permute(0, 3, 1, 2).contiguous(), self.labels[indices]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), self.labels[indices]
 
     def _reader(self) -> IO[bytes]:
         """The images' array, opened once in each process: two may not share the place that they read at."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError
+from graincode.data.npz import has_images
 from graincode.evaluation.statistics import Statistics
 from graincode.files import open_npz, replacing
 from graincode.networks.features import FeatureNetwork
@@ -32,7 +33,7 @@ def read_npz(path: Path | str, network: FeatureNetwork, with_images: bool = Fals
     wanted = ("mu", "sigma", "count", "features", *(_SPATIAL if network.spatial else ()))
     try:
         with open_npz(path) as arrays:
-            if not with_images and {*arrays.files} > STATISTICS and {"arr_0", "images"} & {*arrays.files}:
+            if not with_images and {*arrays.files} > STATISTICS and has_images(arrays):
                 raise GraincodeError(f"{path}: {BOTH}")
             known = {name: arrays[name] for name in arrays.files if name in wanted}
     except GraincodeError:

@@ -50,6 +50,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
         "images": images.name,
         "count": images.count,
         "image_size": list(images.image_size),
+        "pixels": images.pixels,
         **images.facts,
         "seed": context.seed,
         "batch_size": context.batch_size,
@@ -129,9 +130,13 @@ def _pack(raw: Path, labels: Tensor | None) -> None:
 
 def table(record: dict[str, Any]) -> str:
     """The metrics as lines of text, with what they depend on and what is to be said of them."""
-    against = f" against {record['reference']}" if record["reference"] else ""
-    lines = [f"{record['mode']}: {record['count']:,} images ({record['images']}){against}"]
+    asked = f"; labels {record['labels']}" if record.get("labels") else ""
+    lines = [f"{record['mode']}: {record['count']:,} images ({record['images']}{asked}; {record['pixels']})"]
+    if record["reference"]:
+        count = "an unknown number of" if record["reference_count"] is None else f"{record['reference_count']:,}"
+        lines[0] += f" against {record['reference']}, {count} images"
     for name, value in record["metrics"].items():
         spread = record["uncertainty"].get(name)
         lines.append(f"  {name:<44}{value:>12.5g}" + (f" ± {spread['std']:.2g}" if spread else ""))
+    lines += [f"  features of {name}: {recipe}" for name, recipe in record["recipes"].items()]
     return "\n".join(lines + [f"  note: {warning}" for warning in record["warnings"]])

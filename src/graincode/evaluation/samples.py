@@ -19,7 +19,7 @@ from graincode.core.rng import LABELS, SampleRng
 from graincode.distributed import collectives
 from graincode.distributed.memory import fitting, peak_bytes
 from graincode.evaluation.estimate import Estimate, mean_of
-from graincode.evaluation.streams import ImageStream, blank
+from graincode.evaluation.streams import ROUNDED, ImageStream, blank
 from graincode.export import Export
 from graincode.files import open_npz
 from graincode.generator import Generator
@@ -83,7 +83,7 @@ class SampleStream(ImageStream):
     may in float32 differ in the last bit from the first of many.
     """
 
-    name, shows_progress = "samples", True
+    name, shows_progress, pixels = "samples", True, ROUNDED
 
     def __init__(
         self,

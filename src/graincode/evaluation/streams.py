@@ -23,6 +23,9 @@ from graincode.evaluation.pairs import CodeMetrics, Measures, PairMetrics
 from graincode.generator import Generator
 from graincode.tokenizer import DQVAE
 
+ROUNDED = "rounded to the nearest uint8"
+"""Of images that networks make, by `to_uint8`."""
+
 
 def evaluation_batch(layout: CodeLayout) -> int:
     """Images that are evaluated together: 250, or fewer if they are large or have many codes, for the memory's sake."""
@@ -40,6 +43,7 @@ class ImageStream(ABC):
         labels: (count,) long; None if there are none.
         class_names: names of the labels, as far as they are known.
         shows_progress: whether it shows its own bar.
+        pixels: how they became uint8, in words.
         inputs: hashes of what the images depend on, by name.
         origin: what the record says of the tokenizer besides, `Export.imported`.
         facts, warnings: more that the record says of them, and lines for readers of their metrics.
@@ -52,6 +56,7 @@ class ImageStream(ABC):
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     shows_progress = False
+    pixels = "uint8 as they are"
     inputs: Mapping[str, str] = MappingProxyType({})
     facts: Mapping[str, Any] = MappingProxyType({})
     origin: Mapping[str, Any] = MappingProxyType({})
@@ -114,6 +119,8 @@ class ReconstructionStream(DatasetStream):
 
     `loading` is as of `DatasetStream`; `how` are `ratios` and `psnr` of `DQVAE.tokenize`.
     """
+
+    pixels = ROUNDED
 
     def __init__(
         self, tokenizer: DQVAE, dataset: ImageDataset, *loading: Any, measures: Measures | None = None, **how: Any

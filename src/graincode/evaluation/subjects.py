@@ -123,7 +123,7 @@ class Samples:
         whose = whose if module.classes else None
         if module.classes:
             images.class_names, images.warnings = generator.names("class_names"), warnings_of_classes(generator, labels)
-        images.facts = {"sampler": asdict(sampler), "precision": context.precision, "labels": whose}
+        images.facts = {"sampler": asdict(sampler), "generator_precision": context.precision, "labels": whose}
         inputs = {"generator": generator.identity, "tokenizer": tokenizer.identity, **maps}
         return images.depending_on(tokenizer.imported, **inputs)
 
