@@ -6,7 +6,7 @@ import errno
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +45,21 @@ def locked(path: Path, seconds: float = math.inf) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds a lock file, as far as this system tells; the file is only read."""
+    if path.with_name(f"{path.name}.owner").exists():
+        return True
+    with suppress(ImportError, FileNotFoundError):
+        import fcntl
+
+        with path.open("rb") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return error.errno not in _NO_LOCKS
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -306,12 +306,16 @@ def _files(group: str, runtime: DictConfig) -> dict[str, Path]:
 
 
 def options(group: str, runtime: DictConfig) -> list[str]:
-    """The options of a group; of recipes those that override no group that a job lacks."""
+    """The options of a group; of recipes and searches those that set nothing in a group that a job lacks."""
     files, groups = _files(group, runtime), {*_groups(runtime)}
     needed = {
-        name: re.findall(r"override /([\w/]+):", file.read_text(encoding="utf-8")) for name, file in files.items()
+        name: re.findall(r"override /(?!hydra)([\w/]+):|^ +(\w+)[./][\w./]+: ", file.read_text(encoding="utf-8"), re.M)
+        for name, file in files.items()
     }
-    return sorted(name for name in files if group != "experiment" or groups.issuperset(needed[name]))
+    return sorted(
+        name for name in files
+        if group not in ("experiment", "search") or groups.issuperset(filter(None, sum(needed[name], ())))
+    )  # fmt: skip
 
 
 def list_groups(runtime: DictConfig) -> str:

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.errors import Ending
+from graincode.core.errors import GraincodeError
 from graincode.distributed.signals import SIGNALS, STATUS
 
 if TYPE_CHECKING:  # it imports torch
@@ -29,13 +31,27 @@ if TYPE_CHECKING:  # it imports torch
 SWEEP = "GRAINCODE_SWEEP"
 """Environment variable: the directory in which the members of this sweep, and of no other, are noted."""
 
+_NONE_FINISHED = "No trials are completed yet", "Record does not exist"  # Optuna's words, where all members failed
+
 
 class SweepStart(Callback):
     """Hydra's callback that gives a sweep its directory of members, in whatever process and directory they run."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Choose the directory, and have signals end the sweep so that it leaves its table."""
-        os.environ[SWEEP] = str(Path(config.hydra.sweep.dir).absolute() / "members" / secrets.token_hex(4))
+        """Choose the directory, and have signals end the sweep so that it leaves its table; go on with a study."""
+        from graincode.config.study import go_on, is_study
+        from graincode.runs.table import STUDY
+
+        kind = ""
+        if is_study(config):
+            kind = STUDY
+            try:
+                self._study = go_on(config)
+            except GraincodeError as error:  # Hydra would only warn of an error here
+                Ending(2, error.line).show()
+                sys.exit(2)
+        folder = Path(config.hydra.sweep.dir).absolute() / "members"
+        os.environ[SWEEP] = str(folder / f"{kind}{time.time_ns():x}-{secrets.token_hex(4)}")
         process = os.getpid()
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -82,6 +98,9 @@ def whole_sweep(refuse: Callable[[BaseException, Sequence[str]], Ending]) -> Ite
     statuses: list[int] = []
     try:
         yield
+    except ValueError as error:
+        if not any(words in str(error) for words in _NONE_FINISHED):
+            raise
     finally:
         Sweeper.validate_batch_is_legal = check
         for number, handler in before.items():

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
@@ -61,6 +62,16 @@ def print_anything() -> None:
         with suppress(AttributeError):  # where another object stands in its place
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:backslashreplace"
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the command with status 2 and one line on standard error if the block raises a GraincodeError."""
+    try:
+        yield
+    except GraincodeError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def brief(error: object) -> str:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MEMBER = "GRAINCODE_SWEEP_MEMBER"
 """Environment variable: the file in which a member of a sweep notes which run it was."""
+
+STUDY = "study-"
+"""How the names of those directories begin in which a study's members are noted, which all make one table."""
 
 _RATES = {"codes_per_image": "codes per image", "bits_per_image": "bits per image, grain map included"}
 _LENGTHS = ("images.ratios", "images.psnr")  # settings that ask for lengths
@@ -66,11 +70,15 @@ def read_member(file: Path) -> dict[str, Any]:
 
 
 def collect_sweep(members: Path) -> list[int]:
-    """Write and print the table of the members that are noted in SWEEP/members/ID; returns their exit statuses."""
-    files = sorted(members.glob("*.json"), key=lambda file: int(file.stem))
-    noted = [member for file in files if "overrides" in (member := read_member(file))]
-    if shown := [member for member in noted if "run" in member or member["status"]]:  # all but dry runs
-        print(f"sweep: {write_sweep(members.parents[1], shown)}")
+    """Write and print the table of the members that are noted in SWEEP/members/ID, and of a study those that were before
+    them; returns their exit statuses."""
+    noted, is_study = _noted(members), members.name.startswith(STUDY)
+    all_of_it = noted
+    if is_study:  # one that was stopped is noted again where it goes on
+        before = [member for folder in sorted(members.parent.glob(f"{STUDY}*")) for member in _noted(folder)]
+        all_of_it = [*{tuple(member["overrides"]): member for member in before}.values()]
+    if shown := [member for member in all_of_it if "run" in member or member["status"]]:  # all but dry runs
+        print(f"sweep: {write_sweep(members.parents[1], shown, is_study)}")
     if failed := [member for member in noted if member["status"] in (1, 2)]:  # and not stopped by a signal
         same = set.intersection(*(set(member["overrides"]) for member in noted))
         named = "; ".join(" ".join(typed for typed in member["overrides"] if typed not in same) for member in failed)
@@ -78,12 +86,18 @@ def collect_sweep(members: Path) -> list[int]:
     return [member["status"] for member in noted]
 
 
-def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
+def _noted(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*.json"), key=lambda file: int(file.stem))
+    return [member for file in files if "overrides" in (member := read_member(file))]
+
+
+def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]], is_study: bool = False) -> Path:
     """Write the table of a sweep into its folder, with plots of the metrics over the settings that vary.
 
     Args:
         folder: of the sweep.
         members: of each, `overrides`, exit `status`, the line of its `error`, and its `run` directory, if it had one.
+        is_study: they tried one setting after the other: the plot shows the objective alone.
     Returns:
         the path of the table, in which a member without a result has its error.
     """
@@ -97,7 +111,7 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
         end = {"run": Path(member.get("run", "")).name, "status": member["status"]}
         end |= {"gpus": member["gpus"]} if "gpus" in member else {}
         try:
-            found = {} if member["status"] else _found(Path(member["run"]))
+            found = {} if member["status"] else _found(Path(member["run"]), is_study)
             found = {name: value for name, value in found.items() if name not in row}  # as that of `classes`
             metrics |= dict.fromkeys(found)
         except GraincodeError as error:
@@ -105,7 +119,9 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
         rows.append(row | found | end | ({"error": member["error"]} if member.get("error") else {}))
     _write_csv(folder / "table.csv", rows, [*varying, *metrics])
     metrics = {name: None for name in metrics if not name.endswith("_std")}
-    if varying and metrics and len(rows) > 1:
+    if is_study and varying and metrics:
+        _plot_study(folder / "plot.png", [row for row in rows if "objective" in row], varying)
+    elif varying and metrics and len(rows) > 1:
         _plot_metrics(folder / "plot.png", rows, varying, list(metrics))
         if len({row["codes_per_image"] for row in rows if "mse" in row and "codes_per_image" in row}) > 1:
             others = [name for name in varying if name not in _LENGTHS]
@@ -114,13 +130,13 @@ def write_sweep(folder: Path, members: Sequence[Mapping[str, Any]]) -> Path:
     return folder / "table.csv"
 
 
-def _found(run: Path) -> dict[str, float]:
+def _found(run: Path, with_objective: bool) -> dict[str, float]:
     """The metrics of a run that has finished, and their uncertainties as NAME_std."""
     result = read_json(run / "result.json", {"objective": float}, "run it again")
     file = run / "metrics.json"
     spreads = read_json(file, {"uncertainty": dict}, "run it again")["uncertainty"] if file.is_file() else {}
     found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
-    return found | _spreads(spreads)
+    return ({"objective": result["objective"]} if with_objective else {}) | found | _spreads(spreads)
 
 
 def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> None:
@@ -136,6 +152,33 @@ def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[st
         if (of := _OF_REAL_IMAGES.sub("", name)) != name and of in panels:
             panels[of]["real images"] = _lines(rows, "", name, [])[""]
     _draw(path, panels, across, ticks)
+
+
+def _plot_study(path: Path, rows: Sequence[Mapping[str, Any]], searched: Sequence[str]) -> None:
+    """The objective in the order of the members, with the best so far, and over each setting that was searched."""
+    from matplotlib.figure import Figure
+
+    found, columns = [row["objective"] for row in rows], min(3, len(searched) + 1)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * -(-(len(searched) + 1) // columns)), layout="constrained")
+    axes = figure.subplots(-(-(len(searched) + 1) // columns), columns, squeeze=False, sharey=True).flatten()
+    axes[0].step(range(1, len(found) + 1), list(accumulate(found, min)), where="post", color=_COLOURS[1])
+    for panel, name in zip(axes, ["", *searched], strict=False):
+        values = [_parsed(row[name]) for row in rows] if name else list(range(1, len(found) + 1))
+        if not all(isinstance(value, float | int) for value in values):
+            ticks = sorted({*map(str, values)})
+            values = [ticks.index(str(value)) for value in values]
+            panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
+        elif min(values) > 0 and max(values) > 8 * min(values) and name:
+            panel.set_xscale("log")
+        panel.plot(values, found, "o", color=_COLOURS[0], markersize=4)
+        panel.set_xlabel(name or "member; line: the best so far", fontsize=9)
+        panel.grid(color="#e4e4e4", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes[len(searched) + 1 :]:
+        panel.set_axis_off()
+    axes[0].set_ylabel("objective")
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, others: Sequence[str]) -> Lines:
