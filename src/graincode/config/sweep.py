@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,9 @@ SWEEP = "GRAINCODE_SWEEP"
 _NONE_FINISHED = "No trials are completed yet", "Record does not exist"  # Optuna's words, where all members failed
 
 
+_study = ExitStack()  # what holds the study of this process's sweep, if that is one
+
+
 class SweepStart(Callback):
     """Hydra's callback that gives a sweep its directory of members, in whatever process and directory they run."""
 
@@ -46,7 +49,7 @@ class SweepStart(Callback):
         if is_study(config):
             kind = STUDY
             try:
-                self._study = go_on(config)
+                _study.enter_context(go_on(config))
             except GraincodeError as error:  # Hydra would only warn of an error here
                 Ending(2, error.line).show()
                 sys.exit(2)
@@ -103,6 +106,7 @@ def whole_sweep(refuse: Callable[[BaseException, Sequence[str]], Ending]) -> Ite
             raise
     finally:
         Sweeper.validate_batch_is_legal = check
+        _study.close()
         for number, handler in before.items():
             signal.signal(number, handler)
         if folder := os.environ.pop(SWEEP, None):

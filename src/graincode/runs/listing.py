@@ -93,14 +93,16 @@ def read_run(path: Path) -> ListedRun:
         failed, result = known.pop("failed", None), known.pop("result", None)
         if result is not None:
             known["objective"] = result["objective"]
-            known["metrics"] = _numbers(result.get("metrics") or result)
+            if not isinstance(metrics := result.get("metrics") or result, dict):
+                raise Damaged.at(path / "result.json", f"metrics is {metrics!r}", advice)
+            known["metrics"] = _numbers(metrics)
         if result is not None and "lengthened" not in result:
             known["state"] = "finished"
         elif is_held(path / "run.lock"):
             known["state"] = "running"
         elif failed is not None:
             known |= {"state": "failed", "problem": failed["error"]}
-    except (Damaged, OSError) as error:
+    except (Damaged, OSError, RecursionError) as error:
         problem = error.finding if isinstance(error, Damaged) else f"{path}: {brief(error)}"
         known = {key: known[key] for key in ("settings", "metrics", "machine", "changed") if key in known}
         known |= {"state": "damaged", "problem": problem}
