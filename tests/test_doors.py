@@ -71,7 +71,6 @@ def test_configurations_are_read_from_conf_and_from_this_command_alone():
              if ast.unparse(call.func) == "OmegaConf.load"}  # fmt: skip
     assert found == {
         ("src/graincode/config/errors.py", "file"),  # of conf/
-        ("src/graincode/config/job.py", "config_directory() / 'identity.yaml'"),
         ("src/graincode/config/schema.py", "config_directory() / f'{name}.yaml'"),
         ("src/graincode/distributed/worker.py", "folder / 'config.yaml'"),  # of the process that started this one
     }

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from graincode.core.errors import GraincodeError
-from graincode.files import locked
+from graincode.locks import locked
 from graincode.runs.listing import best_of, differing, find_run, find_runs, read_run, side_by_side
 
 
@@ -106,7 +106,7 @@ def test_a_run_is_found_by_name_or_path_and_several_are_named(make, tmp_path):
     assert find_run(str(one), tmp_path).path == one
     with pytest.raises(GraincodeError, match="one of sample/a, train/a"):
         find_run("a", tmp_path / "runs")
-    with pytest.raises(GraincodeError, match="^b: no run in "):
+    with pytest.raises(GraincodeError, match=r"^b: no run in "):
         find_run("b", tmp_path / "runs")
     with pytest.raises(GraincodeError, match="no directory of runs"):
         find_runs(tmp_path / "other")

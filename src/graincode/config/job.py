@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from graincode.config.errors import Ending, Keys, border, ending, list_groups
-from graincode.config.schema import config_directory
+from graincode.config.schema import config_directory, identity_rules
 from graincode.config.sweep import member_gpus, sweep_member, whole_sweep
 from graincode.config.typed import readable
 from graincode.core.errors import GraincodeError, brief, check, print_anything
@@ -135,7 +135,7 @@ def open_run(job: str, cfg: DictConfig, images: Mapping[str, str] | None = None,
     from graincode.runs.identity import identity_of, one_spelling
     from graincode.runs.run import Run
 
-    config, known = OmegaConf.to_container(cfg, resolve=True), OmegaConf.load(config_directory() / "identity.yaml")
+    config, known = OmegaConf.to_container(cfg, resolve=True), identity_rules()
     left_out, more, may_grow = [*known.left_out], {}, []
     if trainer := config.get("trainer"):
         if trainer["export"] != "best":

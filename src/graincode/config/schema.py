@@ -81,9 +81,18 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 
 def root_keys(job: str) -> set[str]:
     """The keys at the root of a job's configuration, groups among them."""
-    files = [OmegaConf.load(config_directory() / f"{name}.yaml") for name in (job, "job")]
+    files = [_read(name) for name in (job, "job")]
     groups = [str(group) for entry in files[0].defaults if isinstance(entry, DictConfig) for group in entry]
     return {*files[0], *files[1], *groups} - {"defaults", "hydra", "search"}  # which sets what is Hydra's
+
+
+def identity_rules() -> DictConfig:
+    """What conf/identity.yaml says of keys."""
+    return _read("identity")
+
+
+def _read(name: str) -> DictConfig:
+    return OmegaConf.load(config_directory() / f"{name}.yaml")
 
 
 def config_directory() -> Path:

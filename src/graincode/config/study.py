@@ -10,10 +10,11 @@ from pathlib import Path
 from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from graincode.config.schema import config_directory
+from graincode.config.schema import identity_rules
 from graincode.config.typed import parse
 from graincode.core.errors import GraincodeError, brief
-from graincode.files import locked, short_hash
+from graincode.files import short_hash
+from graincode.locks import locked
 from graincode.runs.identity import identity_of
 
 
@@ -101,6 +102,6 @@ def _settings(config: DictConfig) -> str:
     searched = plain.pop("hydra")["sweeper"].get("params")
     overrides = {typed.partition("=")[0]: typed for typed in config.hydra.overrides.task}
     swept = sorted(typed for typed in overrides.values() if (read := parse(typed)) and read.is_sweep_override())
-    left_out = OmegaConf.load(config_directory() / "identity.yaml").left_out
+    left_out = identity_rules().left_out
     kept = [pattern for pattern in left_out if not pattern.endswith(("_path", "init_from"))]
     return short_hash([identity_of(plain, kept), searched, swept])

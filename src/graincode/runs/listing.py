@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graincode.core.errors import Damaged, GraincodeError, brief
-from graincode.files import is_held, read_json
+from graincode.files import read_json
+from graincode.locks import is_held
 from graincode.runs.identity import flatten
 
 State = Literal["running", "stopped", "finished", "failed", "damaged"]
@@ -66,7 +67,7 @@ def find_runs(folder: Path) -> list[ListedRun]:
 
 
 def find_run(name: str, folder: Path) -> ListedRun:
-    """A run by its path, or by NAME or JOB/NAME in a directory of runs; raises GraincodeError if it is none or several."""
+    """A run by its path, or by NAME or JOB/NAME in a directory of runs; GraincodeError if there is none, or several."""
     if _is_run(Path(name)):
         return read_run(Path(name).resolve())
     found = [run for run in find_runs(folder) if name in (run.name, f"{run.job}/{run.name}")]

@@ -70,8 +70,8 @@ def read_member(file: Path) -> dict[str, Any]:
 
 
 def collect_sweep(members: Path) -> list[int]:
-    """Write and print the table of the members that are noted in SWEEP/members/ID, and of a study those that were before
-    them; returns their exit statuses."""
+    """Write and print the table of the members that are noted in SWEEP/members/ID, and of a study those
+    before them; returns their exit statuses."""
     noted, is_study = _noted(members), members.name.startswith(STUDY)
     all_of_it = noted
     if is_study:  # one that was stopped is noted again where it goes on
