@@ -173,7 +173,7 @@ def test_names_that_cannot_be_printed_stay_within_their_line(tmp_path, name, cap
 def test_a_file_that_is_too_large_is_named_before_it_is_read(tmp_path):
     write_images(tmp_path, "1.png")
     os.truncate(tmp_path / "1.png", 10 * 2**40)
-    source = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0, on_corrupt="skip")
+    source = ImageFolder(str(tmp_path), val_fraction=0, test_fraction=0)
     with pytest.raises(GraincodeError) as error:
         source.split("train")[0]
     one_line(error, str(tmp_path / "1.png"), str(10 * 2**40), str(MAX_BYTES))

@@ -118,3 +118,18 @@ def test_reconstructions_of_an_imported_tokenizer_are_measured(inside):
     assert record["tokenizer"] == load_export("vqgan", "tokenizer").identity
     assert record["tokenizer_imported"]["files"] == {"last.ckpt": sha256(Path("last.ckpt"))}
     assert load_tokenizer("vqgan").layout.codebook_size == 256
+
+
+@pytest.mark.when("an argument of graincode-import is wrong or missing", "one line says what is expected")
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], "FAMILY, FILE"), (["vqgan"], "FILE"), (["vq", "x"], "FAMILY: invalid choice: 'vq' (choose from "),
+    (["vqgan", "x", "--image-size", "1e3"], "--image-size: "), (["vqgan", "x", "extra"], "extra"),
+    (["vqgan", "x", "--entropy", "new"], "--entropy: "), (["vqgan", "x", "--image-size=\x1b[31m"], "\\x1b[31m"),
+])  # fmt: skip
+def test_wrong_arguments_are_one_line(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        import_weights.main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert line.startswith("error: ")
+    assert expected in line

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+from graincode.core.errors import GraincodeError, one_line
 from graincode.interop import FAMILIES
 
 
@@ -27,9 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--entropy", **definitions, help="dqvae: before July 2023 (default) or since (needs --thresholds)"
     )
+    parser.error = _refuse  # type: ignore[method-assign]
     given = parser.parse_args(arguments)
 
-    from graincode.core.errors import GraincodeError, one_line  # here, as what follows imports torch
     from graincode.interop.convert import import_tokenizer
     from graincode.interop.names import Options
 
@@ -42,12 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
         found = import_tokenizer(given.family, given.file, options)
         identity = found.save(path)
     except GraincodeError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error.line)
     except OSError as error:
-        reason = one_line(f"{error.filename or path}: {error.strerror or error}")
-        print(f"error: {reason}; give another place by -o", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error.filename or path}: {error.strerror or error}; give another place by -o")
     layout, parameters = found.module.layout, sum(part.numel() for part in found.module.parameters())
     grains = " and ".join(f"{high} x {wide}" for high, wide in layout.grains)
     print(f"{given.family}: {layout.codebook_size:,} entries, {grains} pixels a code, {parameters:,} parameters")
@@ -55,6 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
     dropped = ", ".join(f"{count} of {group}" for group, count in sorted(found.dropped.items())) or "nothing"
     print(one_line(f"left out: {dropped}"))
     print(f"export: {path} ({identity})")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {one_line(message.removeprefix('argument '))}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":
