@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graincode.core.precision import promoted
+from graincode.core.precision import products, promoted
 from graincode.distributed.blocks import CheckpointedBlock
 
 
@@ -21,6 +21,14 @@ class GroupNorm(nn.GroupNorm):
         if x.is_cuda or self.num_channels >= 8 * self.num_groups:
             return F.group_norm(x, *weights)
         return F.group_norm(x.contiguous(), *weights).contiguous(memory_format=torch.channels_last)
+
+
+class ExactLinear(nn.Linear):
+    """A linear map in the precision of its weights, whatever autocast and TF32 say."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        with products("float32", vectors.device.type):
+            return super().forward(vectors.to(self.weight.dtype))
 
 
 def norm(channels: int) -> nn.GroupNorm:

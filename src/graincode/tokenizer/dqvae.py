@@ -17,10 +17,11 @@ from graincode.core.errors import GraincodeError, check
 from graincode.core.images import as_floats
 from graincode.core.layout import CodeLayout, check_layouts
 from graincode.core.rng import RESTARTS, SampleRng
+from graincode.tokenizer.blocks import ExactLinear
 from graincode.tokenizer.decoder import GrainDecoder
 from graincode.tokenizer.densities import Probe
 from graincode.tokenizer.encoder import GrainEncoder
-from graincode.tokenizer.quantizer import ExactLinear, Quantized, Quantizer
+from graincode.tokenizer.quantizer import Quantized, Quantizer
 from graincode.tokenizer.router import Ratios, Router, Routing
 
 

@@ -96,14 +96,6 @@ class Quantizer(nn.Module):
         """Once per optimizer step: learn from what its micro-batches, here and on other processes, have `seen`."""
 
 
-class ExactLinear(nn.Linear):
-    """A linear map in the precision of its weights, whatever autocast and TF32 say."""
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        with products("float32", vectors.device.type):
-            return super().forward(vectors.to(self.weight.dtype))
-
-
 def nearest_entries(vectors: Tensor, entries: Tensor) -> Tensor:
     """(N,) long, the one of (V, D) entries that is nearest to each of (N, D) vectors."""
     return torch.addmm(entries.square().sum(dim=1), vectors, entries.T, alpha=-2).argmin(dim=1)

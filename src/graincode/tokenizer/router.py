@@ -22,6 +22,7 @@ from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import GATES, LENGTHS
 from graincode.distributed import collectives
+from graincode.tokenizer.blocks import ExactLinear
 from graincode.tokenizer.blocks import norm as group_norm
 from graincode.tokenizer.densities import Density, Probe
 
@@ -274,7 +275,7 @@ class FeatureRouter(Router):
             nn.GroupNorm(1, code_dim) if norm == "layer" else group_norm(code_dim) for _ in layout.grains
         )
         width = layout.num_grains * code_dim
-        self.choose = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, layout.num_grains))
+        self.choose = nn.Sequential(ExactLinear(width, width), nn.SiLU(), ExactLinear(width, layout.num_grains))
         self.register_buffer("shares", torch.tensor(self.ratios))
 
     def forward(self, probe: Probe, ratios: Ratios | None = None) -> Routing:
