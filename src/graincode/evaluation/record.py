@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from graincode.core.errors import check
+from graincode.core.errors import Damaged, check
 from graincode.distributed import collectives
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
 from graincode.evaluation.streams import DatasetStream, ImageStream
-from graincode.files import allocate_array, read_json, replacing, write_json
+from graincode.files import allocate_array, open_npz, read_json, replacing, write_json
+
+_PNG_END = b"IEND\xaeB`\x82"
 
 
 def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What `evaluate` wrote into a folder."""
-    keys = {"metrics": dict, "uncertainty": dict}
+    keys = {"metrics": dict, "uncertainty": dict, "count": int}
     return read_json(folder / "metrics.json", keys, "the same evaluation writes it again")
 
 
@@ -115,6 +117,22 @@ def keep_images(images: ImageStream, folder: Path, form: str | None) -> Iterator
     collectives.sum_(torch.zeros(1))  # all have written
     if form == "npz":
         collectives.on_main(lambda: _pack(raw, images.labels))
+
+
+def check_kept(folder: Path, count: int, form: str | None) -> None:
+    """Raise Damaged unless what `keep_images` wrote of so many images is there, and none of it is cut."""
+    advice = "the same evaluation writes it again"
+    if form == "npz":
+        try:
+            with open_npz(folder / "images.npz") as arrays:  # sizes are compared: a cut one has no index
+                if "arr_0" not in arrays.files:
+                    raise ValueError("no images")
+        except ValueError as error:
+            raise Damaged.at(folder / "images.npz", error, advice) from None
+    for index in range(count if form == "png" else 0):
+        file = folder / "images" / f"{index:06d}.png"
+        if not file.is_file() or not file.read_bytes().endswith(_PNG_END):
+            raise Damaged.at(file, "it is not there as a whole", advice)
 
 
 def _pack(raw: Path, labels: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from graincode.config.job import build, open_run, resolve_path
 from graincode.core.errors import check
 from graincode.distributed import collectives
-from graincode.evaluation.record import evaluate, read_record, table
+from graincode.evaluation.record import check_kept, evaluate, read_record, table
 from graincode.evaluation.subjects import Context
 from graincode.jobs.dry import dry_run
 from graincode.runs.table import update_table
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> float:
     for key in {"data", "sampler", "reference"} - reads:
         cfg[key] = None  # what is not read does not tell two runs apart
     with open_run("evaluate", cfg, **plan.identity) as run:
-        if (result := run.finished(lambda: read_record(run.path))) is not None:
+        if (result := run.finished(lambda: check_kept(run.path, read_record(run.path)["count"], cfg.keep))) is not None:
             collectives.on_main(lambda: update_table(run.path.parent))  # it may have been killed before it did that
             return run.report_finished(result)
         record = evaluate(mode, plan, run.path, cfg.keep)
