@@ -27,6 +27,7 @@ STUDY = "study-"
 """How the names of those directories begin in which a study's members are noted, which all make one table."""
 
 _RATES = {"codes_per_image": "codes per image", "bits_per_image": "bits per image, grain map included"}
+_OURS = ("run", "status", "error")  # columns of a sweep's table beside settings and metrics
 _LENGTHS = ("images.ratios", "images.psnr")  # settings that ask for lengths
 _OF_REAL_IMAGES = re.compile("_floor|_of_real_images")
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
@@ -135,8 +136,16 @@ def _found(run: Path, with_objective: bool) -> dict[str, float]:
     result = read_json(run / "result.json", {"objective": float}, "run it again")
     file = run / "metrics.json"
     spreads = read_json(file, {"uncertainty": dict}, "run it again")["uncertainty"] if file.is_file() else {}
-    found = {k: v for k, v in _row(result.get("metrics") or result).items() if isinstance(v, float | int)}
-    return ({"objective": result["objective"]} if with_objective else {}) | found | _spreads(spreads)
+    metrics = result.get("metrics") or result
+    if not isinstance(metrics, Mapping):
+        raise Damaged.at(run / "result.json", "its metrics are no object", "run it again")
+    found = {k: v for k, v in (_row(metrics) | _spreads(spreads)).items() if k not in _OURS and _is_shown(v)}
+    return ({"objective": result["objective"]} if with_objective else {}) | found
+
+
+def _is_shown(value: Any) -> bool:
+    """Whether it is a number that fits a plot."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)
 
 
 def _plot_metrics(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> None:
@@ -232,7 +241,8 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spreads(uncertainty: Mapping[str, Any]) -> dict[str, float]:
-    return {f"{name}_std": spread["std"] for name, spread in uncertainty.items()}
+    found = {name: spread.get("std") for name, spread in uncertainty.items() if isinstance(spread, Mapping)}
+    return {f"{name}_std": value for name, value in found.items() if _is_shown(value)}
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Iterable[str]) -> None:
