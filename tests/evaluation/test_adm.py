@@ -22,7 +22,7 @@ SAMPLES, REFERENCE = 300, 200
 class Pretended(LookedUp):
     """A network that says it is the Inception of published ones."""
 
-    resizing = "tensorflow"
+    published = True
 
     def label(self, metric: str) -> str:
         return metric.replace("fd", "fid")
@@ -134,6 +134,21 @@ def test_a_file_of_both_kinds_is_not_read_by_half(made: tuple[Pretended, Path, P
         mode.plan(Folder(str(images)), choice(str(reference)), opened)
     with pytest.raises(GraincodeError, match=r"adm\.npz: holds images and statistics.* save its arr_0 alone"):
         mode.plan(Folder(str(reference)), Folder(str(images)), opened)
+
+
+@pytest.mark.when(
+    "a file of statistics does not say which network they are of",
+    "it is taken for the published Inception's; with another network, a warning says so",
+)
+@pytest.mark.parametrize("published", [True, False])
+def test_statistics_without_the_name_of_a_network_are_doubted(made: tuple[Pretended, Path, Path], published: bool):
+    network, images, reference = made
+    network.published = published
+    with np.load(reference) as known:
+        np.savez(images.with_name("bare.npz"), mu=known["mu"], sigma=known["sigma"])
+    mode, choice = Generation({"it": network}, metrics=["fd"]), StatisticsFile(str(images.with_name("bare.npz")))
+    warnings = mode.plan(Folder(str(images)), choice, context(network, images.parent)).warnings
+    assert published != any("bare.npz does not say which features" in line for line in warnings)
 
 
 def test_other_files_references_and_networks_are_refused(made: tuple[Pretended, Path, Path]):

@@ -211,6 +211,10 @@ def test_kept_samples_are_measured_alike(form, inside):
             assert arrays["arr_1"].tolist() == [0, 1] * 6
         assert drawn["class_accuracy_lite0@32"] == read["class_accuracy_lite0@32"]
         assert record_of("kept-npz")["labels"] == "2 classes of 6 images"
+        # where no data set is read, none is trained on
+        command("evaluate", *LITE0, "images=folder", f"images.path={kept}", "reference=folder",
+                f"reference.path={kept}", "run_name=kept-self")  # fmt: skip
+        assert any("the reference is no split" in line for line in record_of("kept-self")["warnings"])
     else:
         assert len(list(Path(kept).glob("*.png"))) == 12
 

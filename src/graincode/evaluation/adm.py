@@ -39,8 +39,7 @@ class ADM(Comparison):
 
     def check(self, subject: Subject, reference: ReferenceChoice) -> None:
         super().check(subject, reference)
-        published = [getattr(network, "resizing", None) == "tensorflow" for network in self.features.values()]
-        if published != [True]:
+        if [network.published for network in self.features.values()] != [True]:
             names = ",".join(network.name for network in self.features.values())
             raise GraincodeError(f"features=[{names}]: expected inception alone, which the file's statistics are of")
 

@@ -86,6 +86,10 @@ class Comparison(Mode):
                 plan.warnings.append(f"{name} is left out in some features: {reason}")
             elif lacking:
                 self._leave_out(plan, name, reason)
+        for name, known in plan.reference.known.items():
+            if known.identity is None and not (network := self.networks[name]).published:
+                unsaid = f"{plan.reference.name} does not say which features its statistics are of"
+                plan.warnings.append(f"{unsaid}: the distance means nothing if they are not those of {network.name}")
         if not all(len(known.spatial_mean) for known in plan.reference.known.values()):
             self._leave_out(plan, "sfd", "the reference has no mu_s and sigma_s")
         plan.spatial = ("subject", "reference") if "sfd" in plan.metrics else ()
@@ -217,6 +221,7 @@ class Generation(Comparison):
         differing = other_classes(plan.images.class_names, plan.context.source.class_names)
         reasons = {
             "the images have no classes": labels is None,
+            "the reference is no split of a data set, to train a classifier on": plan.reference.split is None,
             "the reference has no labels": plan.reference.labels is None,
             f"the images are of more classes than the {classes} of the data set": more,
             f"the images are of {differing} of the data set": bool(differing),

@@ -134,7 +134,11 @@ class FeatureNetwork(FrozenNetwork):
         name: what metrics in its features are labelled with.
         batch_size: images in one forward pass, whatever the batches they arrive in.
         resolution: side in pixels that images are resized to, 32 or more; part of the name.
+    Attributes:
+        published: whether it is the one that published statistics are of.
     """
+
+    published = False
 
     def __init__(self, name: str, batch_size: int, resolution: int | None = None) -> None:
         super().__init__(name if resolution is None else f"{name}@{resolution}")

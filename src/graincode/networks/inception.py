@@ -52,11 +52,11 @@ class InceptionFeatures(FeatureNetwork):
     ) -> None:
         check_choice("resizing", resizing, ("tensorflow", "clean"))
         super().__init__("inception-v3-compat" + ("-clean" if resizing == "clean" else ""), batch_size)
-        self.weights, self.resizing = weights, resizing
+        self.weights, self.resizing, self.published = weights, resizing, resizing == "tensorflow"
 
     def label(self, metric: str) -> str:
         """What a metric is called: `fid`, `sfid`, `is`; with clean-fid's resizing `fid_clean`."""
-        return metric.replace("fd", "fid") + ("_clean" if self.resizing == "clean" else "")
+        return metric.replace("fd", "fid") + ("" if self.published else "_clean")
 
     def _load(self, size: tuple[int, int] | None) -> Loaded:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
