@@ -20,6 +20,7 @@ from contention import beside_another
 from density import SIGMAS, entropy_memory, entropy_time
 from engine import cached_loader, data_wait, engine_overhead
 from evaluation import metrics
+from launches import decoding, masked, training
 from masked import masked_floor, variable_length
 from padding import WINDOWS, padding
 from quantizer import against_library, against_product
@@ -28,6 +29,7 @@ from step import step_shares
 from timing import Result
 
 from graincode.files import write_json
+from graincode.generator import DGiTAR, DGiTNAR
 
 
 def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
@@ -39,6 +41,11 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "sampler training", training_step
     yield "masked", masked_floor
     yield "masked lengths", variable_length
+    yield "launches gpt", partial(decoding, "gpt", 200)
+    yield "launches modern", partial(decoding, "modern", 300)
+    yield "launches training", partial(training, DGiTAR)
+    yield "launches training masked", partial(training, DGiTNAR)
+    yield "launches masked", masked
     yield "quantizer", against_library
     yield "quantizer product", against_product
     yield "engine", engine_overhead

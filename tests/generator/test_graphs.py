@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers_generators import MODERN, labels_for, make_ar, make_nar, same
-from helpers_graphs import Graph, pretend_graphs
+from pretended_graphs import pretended_graphs
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from graincode.core.layout import CodeLayout
@@ -19,7 +19,6 @@ SMALL = CodeLayout((32, 32), ((16, 16), (8, 8)), 256, 10)
 @pytest.fixture
 def model_of(monkeypatch):
     """Models that draw by graphs, of cache lengths so small that samples pass through some."""
-    pretend_graphs(monkeypatch)
     monkeypatch.setattr(graphs, "cache_lengths", lambda capacity: (4, 8, capacity))
 
     def made(**options):
@@ -27,7 +26,8 @@ def model_of(monkeypatch):
         model.steps = GraphedSteps(model.states, model.contents, model.stacks, SMALL.max_tokens)
         return model
 
-    return made
+    with pretended_graphs() as made.recorded:
+        yield made
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_recorded_steps_draw_the_same_samples(options, guidance, model_of):
     model.steps = steps
     for expected, seed in ((eager, 0), (other, 1), (eager, 0)):  # each of two batches, whatever caches still hold
         assert same(sample(seed=seed), expected)
-    assert Graph.recorded == 2 * 3
+    assert len(model_of.recorded) == 2 * 3  # of both steps, at each length
 
 
 def test_arguments_that_have_not_changed_are_not_copied(model_of):

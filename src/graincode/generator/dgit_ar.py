@@ -183,7 +183,7 @@ class DGiTAR(Generator):
     ) -> Tensor:
         """(B, L, width) states of the position transformer after each token, (B, L) slots and contents, under a
         (B, width) condition, whose `modulations` may be computed already. With a cache of the tokens before, L = 1."""
-        stack, start = self.position_transformer, 0 if cache is None else cache.positions[:, None]
+        stack, start = self.position_transformer, None if cache is None else cache.positions[:, None]
         tokens = self.embedding(slots, contents, condition, start)
         return self.transform(stack, tokens, slots, condition, modulations, cache=cache)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -56,14 +57,17 @@ class HeterogeneousEmbedding(nn.Module):
         self.drop = nn.Dropout(dropout)
         initialize(self.content, self.position, self.grain, self.index)
 
-    def forward(self, slots: Tensor, contents: Tensor, condition: Tensor, start: int | Tensor = 0) -> Tensor:
-        """(B, L) slots and contents, under a (B, width) condition, to normalised (B, L, width) tokens; the first has
-        index `start` in its sequence."""
-        known = contents != self.layout.no_content
-        entries = self.layout.entries(contents, self.slot_grain[slots])
-        tokens = self.content(entries.masked_fill(~known, self.layout.num_entries)) + self.at(slots)
+    def forward(self, slots: Tensor, contents: Tensor, condition: Tensor, start: Tensor | None = None) -> Tensor:
+        """(B, L) slots and contents, under a (B, width) condition, to normalised (B, L, width) tokens: the first L of
+        their sequences, or with L = 1 those at (B, 1) long `start`."""
+        entries = contents  # of one codebook: `no_content` is behind its last
+        if self.layout.num_codebooks > 1:
+            entries = self.layout.entries(contents, self.slot_grain[slots])
+            entries = entries.masked_fill(contents == self.layout.no_content, self.layout.num_entries)
+        tokens = self.content(entries) + self.at(slots)
         if self.index is not None:
-            tokens = tokens + self.index(start + torch.arange(slots.shape[1], device=slots.device))
+            places = torch.arange(slots.shape[1], device=slots.device) if start is None else start
+            tokens = tokens + self.index(places)
         return self.drop(normalized(tokens + condition[:, None]))
 
     def check_positions(self, transformer: Transformer) -> None:
@@ -73,10 +77,11 @@ class HeterogeneousEmbedding(nn.Module):
 
     def at(self, slots: Tensor) -> Tensor:
         """Position and grain of a token, without its content: (...) slots to (..., width)."""
-        found = self.content.weight.new_zeros(*slots.shape, self.content.embedding_dim)
-        if self.position is not None:
-            found = self.position(self.slot_position[slots])
-        return found if self.grain is None else found + self.grain(self.slot_grain[slots])
+        found = [self.position(self.slot_position[slots])] if self.position is not None else []
+        found += [self.grain(self.slot_grain[slots])] if self.grain is not None else []
+        if not found:
+            return self.content.weight.new_zeros(*slots.shape, self.content.embedding_dim)
+        return reduce(torch.add, found)
 
 
 class Head(nn.Linear):
