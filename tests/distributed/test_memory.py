@@ -11,7 +11,9 @@ from strategies import LAYOUTS
 from graincode.data import TensorImages
 from graincode.distributed import memory
 from graincode.distributed.memory import fitting, peak_bytes
+from graincode.evaluation.samples import SampleStream
 from graincode.evaluation.streams import ReconstructionStream
+from graincode.sampling import AutoSampler
 
 
 def test_what_a_call_makes_is_counted_until_it_is_freed():
@@ -102,3 +104,18 @@ def test_what_samples_take_is_about_what_is_counted_for_them(make_model, scale):
     model.sample(labels[:1], batch_size=1)  # tables that are kept
     taken = peak_bytes(lambda: model.sample(labels, batch_size=8, guidance_scale=scale))
     assert taken / 1.2 < 8 * model.bytes_of_sample(scale != 1) < 6 * taken
+
+
+def test_fewer_samples_at_once_are_the_same_samples(monkeypatch):
+    layout, labels = LAYOUTS[2], torch.arange(7) % 10
+    generator, tokenizer = make_ar(layout, dtype=torch.float64), make(layout)
+    start(tokenizer, photographs(8))
+    found = []
+    for there in (0, 10**6):
+        monkeypatch.setattr(memory, "memory_of", lambda device, there=there: there)
+        sampler = generator.resolve(AutoSampler())
+        stream = SampleStream(generator, tokenizer.eval(), sampler, labels, seed=3, batch_size=5)
+        found.append((stream.batch_size, stream.gathered()[1]))
+    assert found[0][0] == 5 > found[1][0]
+    assert torch.equal(found[0][1].grains, found[1][1].grains)
+    assert torch.equal(found[0][1].indices, found[1][1].indices)
