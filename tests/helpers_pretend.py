@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
-from unittest import mock
 
 import torch
-from accelerate import PartialState
-from helpers_training import LAYOUT, TRAINER, Codes, Edges, images
+from helpers_training import LAYOUT, Codes, Edges, images
 from pretended import CUDA, Pretended, Seen, pretended
+from waits import counted_step
 
 from graincode.core import constants, layout
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
 from graincode.data import Augmentation
-from graincode.distributed.hardware import Hardware
 from graincode.generator import (
     AutoregressiveObjective,
     ClassConditioning,
@@ -32,7 +28,6 @@ from graincode.generator import (
     NoConditioning,
     Transformer,
 )
-from graincode.runs.run import Run
 from graincode.tokenizer import (
     DQVAE,
     Adversary,
@@ -61,9 +56,7 @@ from graincode.tokenizer import (
     densities,
 )
 from graincode.training.generator_stage import GeneratorStage
-from graincode.training.loop import Training
 from graincode.training.tokenizer_stage import TokenizerStage
-from graincode.training.trackers import LogSettings
 
 WIDTH, BATCH = 16, 8
 MODERN = {"norm": "rms", "mlp": "swiglu", "qk_norm": True, "rotary": True}
@@ -87,45 +80,27 @@ def unavailable() -> str:
 
 
 @contextmanager
-def device():
-    """`pretended`, and nothing of it stays behind in what is made once for each device."""
+def _nothing_stays():
+    """Nothing of the device stays behind in what is made once for each."""
     try:
-        with pretended() as seen:
-            yield seen
+        yield
     finally:
         for kept in (constants.constant, layout._slot_table, densities._order):
             kept.cache_clear()
 
 
-class _Enough(Exception):
-    """All steps that count are done."""
+@contextmanager
+def device():
+    """`pretended` for a test."""
+    with _nothing_stays(), pretended() as seen:
+        yield seen
 
 
-def step(make: Callable[[], TokenizerStage | GeneratorStage], folder: Path, **hardware: object) -> Seen:
-    """What one step of a training does, its third: from behind the copy of its data to that of the next step's."""
+def step(make: Callable[[], TokenizerStage | GeneratorStage], **hardware: object) -> Seen:
+    """What a step of a training does."""
     torch.manual_seed(0)
-    stage, numbers, parts = make(), itertools.count(1), hardware.get("gradient_accumulation", 1)
-    prepare = stage.prepare
-
-    with device() as seen, mock.patch("graincode.training.loop._training_flops", return_value=0.0):
-
-        def watched(batch, rng):
-            number = next(numbers)
-            if number == 2 * parts + 1:
-                seen.clear()
-            if number == 3 * parts + 1:
-                raise _Enough
-            return prepare(batch, rng)
-
-        stage.prepare = watched
-        machine = Hardware(tf32=False, threads=1, **hardware).machine()
-        for state in (PartialState(), machine.accelerator.state, machine):
-            state.device = CUDA
-        optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
-        trainer = replace(TRAINER, log_every=100, eval_every=100)
-        with suppress(_Enough), Run(folder / "run", {}, {"case": "pretended"}) as run:
-            Training(stage, machine, optimizer, trainer, 5, run, LogSettings()).run()
-    return seen
+    with _nothing_stays():
+        return counted_step(make(), BATCH, **hardware)
 
 
 def sample(make: Callable[[], GeneratorStage], **settings: object) -> tuple[Seen, int]:

@@ -27,6 +27,7 @@ from quantizer import against_library, against_product
 from sampler import cached_sampler, sampler_and_gpt, sampler_floor, training_step
 from step import step_shares
 from timing import Result
+from waits import GOALS, host_waits
 
 from graincode.files import write_json
 from graincode.generator import DGiTAR, DGiTNAR
@@ -52,6 +53,7 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "loader", cached_loader
     yield "wait", data_wait
     yield "step", step_shares
+    yield from ((f"waits-{kind}", partial(host_waits, kind)) for kind in GOALS)
     yield "evaluation", metrics
     yield from ((f"beside-{busy}", partial(beside_another, busy)) for busy in ("nothing", "loop", "training"))
     yield from ((f"entropy-{sigma}", partial(entropy_time, sigma)) for sigma in SIGMAS)

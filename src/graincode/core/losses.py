@@ -93,4 +93,4 @@ def feature_distance(a: Tensor, b: Tensor, weights: Tensor | None = None) -> Ten
 def _unit(features: Tensor) -> Tensor:
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return (features / norm.clamp(min=1e-10)).masked_fill(~(norm > 1e-10), 0.0)
+    return torch.where(norm > 1e-10, features / norm.clamp(min=1e-10), 0.0)

@@ -48,8 +48,11 @@ def to_sequences(codes: GrainCodes, ends: bool = True) -> CodeSequences:
     table, active = layout.slots(device), _coded_slots(codes.grains.flatten(1), layout)
     active = active | ~table.is_code if ends else active
     behind = active.cumsum(dim=1)
-    length = codes.counts.longest + layout.num_marks * ends if len(codes) else layout.max_tokens
-    column = (behind - 1).masked_fill(~active, length)  # inactive slots go behind the longest sequence
+    if codes.counted is not None:
+        length = codes.counted.longest + layout.num_marks * ends
+    else:
+        length = int(behind[:, -1].max()) if len(codes) else layout.max_tokens
+    column = torch.where(active, behind - 1, length)  # inactive slots go into a column behind the longest sequence
     contents = codes.indices.flatten(1).gather(1, table.finest.expand(len(codes), -1))
     contents.masked_fill_(~table.is_code, layout.no_content)
     slots = torch.full((len(codes), length + 1), layout.pad_slot, device=device)

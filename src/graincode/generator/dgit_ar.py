@@ -153,7 +153,7 @@ class DGiTAR(Generator):
             same = F.pad((grain[:, 1:] == grain[:, :-1]) & is_code[:, :-1], (1, 0), value=False)
             count = sum(codes.counts.regions[: self.decided_grains])
             at = true_places(decides.flatten(), count + len(codes) * min(self.decided_grains, layout.num_ends))
-            last, own = table.region[before].masked_fill(~same, -1).flatten()[at], grain.flatten()[at]
+            last, own = torch.where(same, table.region[before], -1).flatten()[at], grain.flatten()[at]
             coded = codes.grains.flatten(1)[at // decides.shape[1]] < own[:, None]
             any_region = F.pad(torch.ones_like(coded), (0, 1), value=False)  # where the last grain is modelled
             free = torch.where((own == layout.num_grains - 1)[:, None], any_region, legal_regions(coded, last))

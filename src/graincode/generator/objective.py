@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from graincode.core.codes import GrainCodes
@@ -91,7 +92,7 @@ class MaskedObjective:
         groups |= {f"at_{25 * q}": quarter == q for q in range(1, 5)}
         for name, here in groups.items():
             count = here.sum()
-            terms[f"content_{name}"] = Term(found.loss.detach().masked_fill(~here, 0).sum(), count, 0.0)
+            terms[f"content_{name}"] = Term(torch.where(here, found.loss.detach(), 0).sum(), count, 0.0)
             terms[f"accuracy_{name}"] = Term((found.correct & here).sum(), count, 0.0)
         return terms
 
