@@ -103,6 +103,16 @@ def test_splits_hold_each_image_once():
     torch.testing.assert_close(found.class_mass.sum(0), drawn(23, 4).double().softmax(1).sum(0))
 
 
+def test_spatial_features_have_a_mean_and_covariance_where_they_are_asked_for():
+    spatial = drawn(700, 5, 3).square()
+    network = LookedUp(drawn(700), spatial=spatial)
+    found, without = (gathered(network, numbered(700).split(90), 700, spatial=asked) for asked in (True, False))
+    assert_close(found.spatial_mean, spatial.double().mean(0).numpy(), 1e-10)
+    assert_close(found.spatial_covariance, np.cov(spatial.double().numpy(), rowvar=False), 1e-10)
+    assert len(without.spatial_mean) == len(without.spatial_covariance) == 0
+    assert torch.equal(found.covariance, without.covariance)
+
+
 def test_several_networks_see_the_same_images_in_one_pass():
     tables = {"a": drawn(40), "b": drawn(40, 3, seed=1)}
     networks = {
@@ -211,6 +221,15 @@ def test_only_the_networks_that_are_missing_see_the_images(tmp_path: Path):
     assert [network.rows.seen for network in networks.values()] == [3, 3]
     assert_equal(found["b"], before)
     assert found["a"].identity == networks["a"].identity
+
+
+def test_spatial_features_that_are_not_stored_are_gathered_once(tmp_path: Path):
+    network, source = LookedUp(drawn(6), spatial=drawn(6, 5)), Images()
+    sizes = []
+    for spatial in (False, True, True, False):
+        found = cached_statistics({"it": network}, source, cache_dir=tmp_path, spatial=spatial)["it"]
+        sizes.append((source.reads, len(found.spatial_mean)))
+    assert sizes == [(1, 0), (2, 5), (2, 5), (2, 5)]
 
 
 def truncate(path: Path) -> None:

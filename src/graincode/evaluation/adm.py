@@ -33,7 +33,7 @@ class ADM(Comparison):
 
     name: ClassVar[str] = "adm"
     fits: ClassVar[Fits] = dict.fromkeys(("samples", "folder", "split"), ("adm",))
-    why: ClassVar[str] = "a file of images and of the statistics of many more"
+    why: ClassVar[str] = "as tables of ImageNet are of samples, against a file of images and statistics"
     usual: ClassVar[tuple[str, ...]] = ("fd", "sfd", "is", "precision_recall")
     known: ClassVar[tuple[str, ...]] = DISTANCES
 
@@ -41,7 +41,9 @@ class ADM(Comparison):
         super().check(subject, reference)
         if [network.published for network in self.features.values()] != [True]:
             names = ",".join(network.name for network in self.features.values())
-            raise GraincodeError(f"features=[{names}]: expected inception alone, which the file's statistics are of")
+            raise GraincodeError(
+                f"features=[{names}]: expected inception alone, resizing as published, as the statistics are"
+            )
 
     def plan(self, subject: Subject, reference: ReferenceChoice, context: Context) -> Plan:
         plan = super().plan(subject, reference, context)
