@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def jobs(report: Report) -> None:
                      "tokenizer.adversary.discriminator.layers=2"]  # fmt: skip
         environment = os.environ | {"GRAINCODE_CACHE": f"{folder}/cache"}
         for job, *settings in [
-            ("train_tokenizer", *data, *helpers.TINY_TOKENIZER, *TRAINER, *adversary),
+            ("train_tokenizer", *data, *helpers.TINY_TOKENIZER, *TRAINER, *adversary, "hardware.compile=false"),
             ("extract_codes", *data, "precision=tf32"),
             ("train_generator", *helpers.TINY_GENERATOR, *TRAINER),
             ("sample", "num_samples=8", "batch_size=4", "precision=bfloat16"),
@@ -78,6 +78,7 @@ def main() -> int:
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; --device cpu --quick rehearses")
     if asked.device == "cpu":  # all but the compiler
+        torch.compile = partial(torch.compile, backend="aot_eager")
         torch.nn.Module.compile = partialmethod(torch.nn.Module.compile, backend="aot_eager")
     report, began = Report(asked.device, asked.quick), time.time()
     for name in asked.only or CHECKS:

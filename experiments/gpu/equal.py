@@ -127,7 +127,7 @@ def counted_waits(report: Report) -> Iterator[collections.Counter[str]]:
     found: collections.Counter[str] = collections.Counter()
 
     def note(message: Warning | str, category: type[Warning], file: str, line: int, *_: object) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             found[f"{file.rpartition('graincode/')[2]}:{line}"] += 1
 
     with warnings.catch_warnings():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -184,10 +184,10 @@ def kernels(report: Report, name: str, call: Callable[[], object]) -> None:
 
 
 def generators(report: Report) -> None:
-    """Training steps of both generators, with attention whose lengths change, eager and compiled."""
+    """Training steps of both generators, with lengths that change, and of DGiT-AR compiled."""
     count = 2 if report.quick else 30
     for kind in ("ar", "nar"):
-        for is_compiled in (False, True)[: 1 if report.quick else 2]:
+        for is_compiled in (False, True)[: 2 if kind == "ar" and not report.quick else 1]:
             _, trainable, layout = generator_of(report, kind)
             some = [random_codes(layout, count, fine).to(report.device) for fine in (0.5, 0.45, 0.55, 0.48)]
             name = f"step, {kind}, {'compiled' if is_compiled else 'eager'}"
@@ -221,27 +221,38 @@ def tokenizers(report: Report) -> None:
 
 
 def decoding(report: Report) -> None:
-    """Codes a second of DGiT-AR, and the share of the bandwidth that its weights, keys and values take."""
-    for block in ("gpt", "modern"):
+    """Codes a second of DGiT-AR, and the share of the bandwidth that its weights, keys and values take; step by step,
+    and with `compile`."""
+    for block, dtype, batches in [
+        ("gpt", torch.float32, (16,)),
+        ("gpt", torch.bfloat16, (1, 16, 64)),
+        ("modern", torch.bfloat16, (16,)),
+    ]:
         module, _, layout = generator_of(report, "ar", f"generator/block={block}")
-        module.eval()
-        for dtype in (torch.float32, torch.bfloat16) if not report.quick else (torch.bfloat16,):
-            module.to(dtype)
-            size = module.content_head.weight.element_size()
-            weights = size * sum(parameter.numel() for parameter in module.parameters())
-            for batch in (1, 16, 64) if not report.quick else (1, 2):
-                report.peak()
-                began = time.perf_counter()
-                codes = module.sample(torch.arange(batch) % layout.classes, seed=1, batch_size=batch)
-                report.wait()
-                seconds = time.perf_counter() - began
-                steps = int(codes.lengths.max()) + module.extra_tokens
-                kept = batch * steps / 2 * module.bytes_of_sample(guided=False) / layout.max_tokens
-                share = steps * (weights + kept) / seconds / report.bandwidth
-                rate = int(codes.lengths.sum()) / seconds
-                text = f"{1000 * seconds / steps:.2f} ms a step, {rate:.0f} codes/s, {100 * share:.0f} % of the bytes"
-                report.say(f"decode, {block}, {8 * size} bit, batch {batch}", f"{text}, peak {report.peak():.1f} GiB",
-                           codes_per_second=rate, share_of_bandwidth=share, seconds=seconds / steps)  # fmt: skip
+        module.eval().to(dtype)
+        decode(report, f"decode, {block}, {str(dtype)[6:]}", module, layout, batches)
+        if dtype is torch.bfloat16:
+            module.compile_sampling()
+            decode(report, f"decode, {block}, {str(dtype)[6:]}, compiled", module, layout, batches)
+
+
+def decode(report: Report, name: str, module: nn.Module, layout: CodeLayout, batches: Sequence[int]) -> None:
+    """Draw as many samples as a batch holds, for each batch."""
+    size = module.content_head.weight.element_size()
+    weights = size * sum(parameter.numel() for parameter in module.parameters())
+    for batch in sorted({min(batch, 2) for batch in batches}) if report.quick else batches:
+        report.peak()
+        began = time.perf_counter()
+        codes = module.sample(torch.arange(batch) % layout.classes, seed=1, batch_size=batch)
+        report.wait()
+        seconds = time.perf_counter() - began
+        steps = int(codes.lengths.max()) + module.extra_tokens
+        kept = batch * steps / 2 * module.bytes_of_sample(guided=False) / layout.max_tokens
+        share = steps * (weights + kept) / seconds / report.bandwidth
+        rate = int(codes.lengths.sum()) / seconds
+        text = f"{1000 * seconds / steps:.2f} ms a step, {rate:.0f} codes/s, {100 * share:.0f} % of the bytes"
+        report.say(f"{name}, batch {batch}", f"{text}, peak {report.peak():.1f} GiB", codes_per_second=rate,
+                   share_of_bandwidth=share, seconds=seconds / steps)  # fmt: skip
 
 
 def masked_samples(report: Report) -> None:

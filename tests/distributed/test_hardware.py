@@ -2,6 +2,7 @@
 
 import os
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,3 +163,15 @@ def test_convolutions_have_the_order_of_fast_kernels_on_a_gpu(device, monkeypatc
     several = [kernel for kernel in kernels if kernel.shape[0] > 1]
     assert all(k.is_contiguous(memory_format=torch.channels_last) for k in several) == (device == "cuda")
     torch.testing.assert_close(adversary(images), expected)
+
+
+def test_a_gpu_is_in_use_from_the_start_so_that_loaders_pin(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(hardware, "Accelerator", lambda cpu, **_: SimpleNamespace(device=torch.device("cuda")))
+    assert Hardware(device="gpu").machine().device.type == "cuda"
+    assert calls == ["init"]
+    monkeypatch.undo()
+    Hardware().machine()
+    assert not torch.cuda.is_initialized()

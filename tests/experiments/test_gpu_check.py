@@ -21,12 +21,12 @@ def test_the_checks_of_a_gpu_can_be_rehearsed_on_a_cpu(tmp_path):
     lines = {line["name"]: line for line in found["lines"]}
     wanted = [
         "ceilings", "numbers", "codes in float64", "samples, masked, guidance 1.5", "training, gan", "waits, masked",
-        "step, ar, eager", "step, tokenizer, eager, kernels", "decode, modern, 16 bit, batch 2",
+        "step, ar, eager", "step, tokenizer, eager, kernels", "decode, modern, bfloat16, batch 2",
         "masked samples, bfloat16", "job evaluate", "training, gan, compiled",
     ]  # fmt: skip
     assert not [name for name in wanted if name not in lines]
     assert not any("left out" in line["text"] for line in found["lines"])
-    assert lines["decode, gpt, 16 bit, batch 2"]["values"]["codes_per_second"] > 0
+    assert lines["decode, gpt, bfloat16, compiled, batch 2"]["values"]["codes_per_second"] > 0
     assert (tmp_path / "check.md").read_text().count("\n") == len(lines) + 4
 
 

@@ -106,6 +106,8 @@ class Hardware:
         on_cpu, together = self.device == "cpu", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         check("device", self.device, "cpu, as torch finds no CUDA device", on_cpu or torch.cuda.is_available())
         limit_waits(self.timeout_minutes)
+        if not on_cpu:
+            torch.cuda.init()  # by which loaders know that they are to pin their batches
         torch.set_num_threads(self.threads or (cores_each(together) if together > 1 else _DEFAULT_THREADS))
         if on_cpu:
             bind_threads(int(os.environ.get("LOCAL_RANK", 0)), together)
