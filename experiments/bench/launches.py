@@ -50,7 +50,7 @@ def drawn(model: Any, seen: Seen, **settings: Any) -> list[tuple[int, int]]:
     """Launches and waits of each step of one batch."""
     counts = []
 
-    def on_step(step: int) -> None:
+    def on_step(*_: int) -> None:
         counts.append((seen.launches.total(), seen.waits.total()))
 
     with mock.patch.object(F, "scaled_dot_product_attention", one_kernel(seen)):
