@@ -30,6 +30,9 @@ def blocks(page, *languages):
             if language in languages]  # fmt: skip
 
 
+WITHOUT_SETTINGS = "graincode-runs", "graincode-report"
+
+
 def commands(page, language=""):
     """(job, arguments) of each command line of a page that starts a job."""
     made = re.findall(
@@ -42,7 +45,7 @@ def commands(page, language=""):
             if words[:1] == ["make"] and words[1] in targets:
                 arguments = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")]
                 words = shlex.split(" ".join([targets[words[1]], *arguments]))
-            elif words and words[0].startswith("graincode-"):
+            elif words and words[0].startswith("graincode-") and words[0] not in WITHOUT_SETTINGS:
                 words[0] = words[0].removeprefix("graincode-")
             else:
                 continue

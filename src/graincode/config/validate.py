@@ -74,7 +74,8 @@ def _check_node(cfg: DictConfig, node: dict[str, Any], path: str, hints: Hints |
         if hints is not None and key not in hints:
             raise GraincodeError(f"unknown key {name!r}: {nearest(name, {f'{path}{hint}' for hint in hints})}")
         if isinstance(value, dict):
-            hint = dict[str, Any] if hints is None or "_target_" in value else hints[key]
+            built = any(isinstance(one, dict) and "_target_" in one for one in (value, *value.values()))
+            hint = dict[str, Any] if hints is None or built else hints[key]
             check_value(name, as_typed(value), _in_words(hint, value), _fits(value, hint))
             inner = {key.removeprefix(f"{name}."): hint for key, hint in KEYS.items() if key.startswith(f"{name}.")}
             _check_node(cfg, value, f"{name}.", inner or None, typed)
