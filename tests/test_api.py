@@ -142,7 +142,7 @@ def test_what_is_no_image_is_refused(images, expected):
     [
         {"seed": 0.7}, {"seed": True}, {"seed": "x"}, {"seed": None}, {"first_index": 1.5}, {"batch_size": 2.5},
         {"temperature": "x"}, {"temperature": True}, {"temperature": float("nan")}, {"top_k": 1.5}, {"top_k": True},
-        {"top_p": None}, {"guidance_scale": "2"}, {"drop_finished": 1},
+        {"top_p": None}, {"guidance_scale": "2"},
     ],
 )  # fmt: skip
 def test_settings_of_samples_have_types(generator, settings):

@@ -174,17 +174,20 @@ def sampled(part: str, row: Row, seed: int, samples: int, split: str, run: str, 
     return metrics_of(RUNS, run)
 
 
-def seconds_per_image(rng: Mapping[str, tuple[Path, dict[str, Any]]], images: int) -> dict[str, float]:
+def seconds_per_image(
+    rng: Mapping[str, tuple[Path, dict[str, Any]]], images: int, batch: int | None = None
+) -> dict[str, float]:
     """Of one thread, the tokenizer not counted: medians of draws in turn.
 
     Args:
         rng: name to the export of a generator and settings of its sampler.
-        images: of each draw, one batch.
+        images: of each draw.
+        batch: images in a batch; None for all of them.
     """
     generators = {path: load_generator(path) for path, _ in rng.values()}
     labels = torch.arange(images) % 10
     calls = {
-        name: partial(generators[path].sample, labels, batch_size=images, **settings)
+        name: partial(generators[path].sample, labels, batch_size=batch or images, **settings)
         for name, (path, settings) in rng.items()
     }
     spent = seconds_in_turn({name: lambda repeat, call=call: call(seed=repeat) for name, call in calls.items()})
@@ -197,14 +200,11 @@ def add_speeds(part: str, rows: Sequence[Metrics]) -> None:
     for row in rows:
         if row["row"] in NAMES_OF_CLAIM and row["seed"] == PARTS[part].seeds[0]:
             path = trained(part, row["row"], row["seed"])
-            for drop in (False, True):
-                settings = {"guidance_scale": row["guidance"], "drop_finished": drop}
-                rng[f"{row['row']} {row['guidance']} {drop}"] = path, settings
-    seconds = seconds_per_image(rng, 250)
+            rng[f"{row['row']} {row['guidance']}"] = path, {"guidance_scale": row["guidance"]}
+    seconds = seconds_per_image(rng, 2500, 250)
     for row in rows:
-        for drop, key in ((False, "images_per_second"), (True, "images_per_second_dropping")):
-            if (name := f"{row['row']} {row['guidance']} {drop}") in seconds:
-                row[key] = 1 / seconds[name]
+        if (name := f"{row['row']} {row['guidance']}") in seconds:
+            row["images_per_second"] = 1 / seconds[name]
 
 
 def trained(part: str, row: str, seed: int) -> Path:
@@ -281,8 +281,9 @@ def write(part: str, rows: list[Metrics]) -> None:
         "over seeds. *Class* is the accuracy of samples divided by that of real images. *Bits* are those of an image "
         "of the split, grain map included; across tokenizers they compare only beside the tokenizer's error. *By "
         "place*: those of the contents, for a model that knows the place of each code alone. Images/s are of one "
-        "thread, batches of 250, the tokenizer not counted, all generators in turn; a batch takes as long as its "
-        "longest image, unless finished ones are dropped (`sampler.drop_finished=true`)."
+        "thread, batches of 250, the tokenizer not counted, all generators in turn, 2,500 images each; records "
+        "of before continuous batching have batches that take as long as their longest image, and with finished ones "
+        "dropped."
     )
     groups = write_table(
         HERE / part, rows, lambda row: f"{row['row']}, {row['guidance']:g}", COLUMNS, "generator", about

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from helpers_generators import MODERN, WIDTH
@@ -14,19 +12,6 @@ def step(transformer, cache, tokens, rotation=None):
     """Add one token, (batch, 1, width), to every row."""
     cache.reach()
     return transformer(tokens, cache, rotation)
-
-
-def test_a_cache_goes_on_with_some_sequences_in_the_memory_that_it_has():
-    transformer = Transformer(WIDTH, 3, 4).eval().requires_grad_(False)
-    cache = KeyValueCache(transformer, batch=6, capacity=9)
-    for _ in range(4):
-        step(transformer, cache, torch.randn(6, 1, WIDTH))
-    before, rows = copy.deepcopy(cache.layers), torch.tensor([1, 2, 5])
-    memory = [store.data_ptr() for store in cache.layers]
-    cache.keep(rows)
-    assert [store.data_ptr() for store in cache.layers] == memory
-    for store, whole in zip(cache.layers, before, strict=True):
-        assert torch.equal(store[:, :, :, :4], whole[:, rows, :, :4])
 
 
 @pytest.mark.parametrize("block", [{}, {**MODERN, "adaln": False}], ids=["plain", "modern"])

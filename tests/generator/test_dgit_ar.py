@@ -290,7 +290,7 @@ def test_samples_have_the_likelihood_that_they_were_drawn_with(layout, variant, 
         choices.append(-logits.log_softmax(dim=1).gather(1, chosen[:, None])[:, 0])
         return chosen
 
-    def on_step(_):
+    def on_step(*_):
         steps.append((choices[0], choices[-1]))  # of the next region, where it was asked for, and of the content
         choices.clear()
 

@@ -194,8 +194,8 @@ def test_an_autoregressive_generator_refuses_what_has_no_order():
     shared = {"temperature": 0.5, "top_k": 3, "guidance_scale": 2.0}
     assert model.resolve(AutoSampler(**shared)) == AutoregressiveSampler(**shared)
     assert make_nar(layout).resolve(AutoSampler(**shared)) == MaskedSampler(**shared)
-    with pytest.raises(GraincodeError, match=r"^drop_finished=True: expected"):
-        make_nar(layout).sample(labels_for(layout, 2), drop_finished=True)
+    with pytest.raises(GraincodeError, match=r"^region_top_k=1: expected"):
+        make_nar(layout).sample(labels_for(layout, 2), region_top_k=1)
 
 
 def test_settings_by_density_are_refused_where_all_codes_have_the_same():
@@ -275,5 +275,12 @@ def test_samples_are_drawn_in_half_precision_too(variant):
     for half, full in zip(*found, strict=True):
         assert float((half - full).square().mean().sqrt() / full.std()) < 0.02
     for scale in (1.0, 2.0) if model.classes else (1.0,):
-        assert len(model.sample(labels, batch_size=4, guidance_scale=scale, steps=3, on_step=steps.append)) == 4
+        assert (
+            len(
+                model.sample(
+                    labels, batch_size=4, guidance_scale=scale, steps=3, on_step=lambda step, _: steps.append(step)
+                )
+            )
+            == 4
+        )
     assert steps[:3] == [1, 2, 3]

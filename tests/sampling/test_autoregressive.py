@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers_generators import MODERN, labels_for, make_ar
+from helpers_generators import MODERN, labels_for, make_ar, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import LAYOUTS, random_codes, random_grains
@@ -13,16 +13,20 @@ from graincode.core.rng import uniforms
 from graincode.core.sequences import from_sequences, to_sequences
 from graincode.sampling import AutoregressiveSampler
 from graincode.sampling import autoregressive as sampling
+from graincode.sampling.settings import Part
 
 
 class Indifferent:
     """Logits that do not depend on anything, plus an inclination towards the end of a grain."""
 
     def __init__(self, layout, end):
-        self.layout, self.end = layout, end
+        self.layout, self.end, self.begun = layout, end, []
 
     def take(self, slots, contents):
         self.count = len(slots)
+
+    def begin(self, rows, labels, given):
+        self.begun += labels.tolist()
 
     def regions(self):
         logits = torch.zeros(self.count, self.layout.num_regions + 1)
@@ -72,43 +76,79 @@ def test_greedy_and_truncated_sampling():
     assert torch.equal(likely.indices, greedy.indices)
 
 
-@pytest.mark.parametrize("drop_finished", [False, True])
-def test_how_often_a_sampler_looks_whether_it_is_done_changes_nothing(drop_finished, monkeypatch):
-    layout = LAYOUTS[2]
-    model, labels = make_ar(layout, dtype=torch.float64), labels_for(layout, 24)
-    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
-    given, drawn, steps = CodePrefix.of_grains(codes, 1), [], []
-    for every in (1, 16):
-        monkeypatch.setitem(sampling._CHECK_EVERY, "cpu", every)
-        drawn.append(
-            model.sample(labels, batch_size=24, given=given, drop_finished=drop_finished, on_step=steps.append)
-        )
-    assert torch.equal(drawn[0].indices, drawn[1].indices)
-    assert torch.equal(drawn[0].grains, drawn[1].grains)
-    looked = steps.index(1, 1)  # where the second call begins
-    assert steps[looked - 1] < steps[-1]
-
-
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize(
+ORDERS = pytest.mark.parametrize(
     ("block", "order"), [({}, {}), (MODERN, {}), ({}, {"last_grain_order": "rows", "grain_starts": True})],
     ids=["plain", "modern", "rows and starts"],
 )  # fmt: skip
-def test_dropping_finished_samples_changes_none(block, order, guidance):
+
+
+def of_unlike_lengths(layout, count):
+    """Codes of which three of four images are all coarse, and complete early."""
+    return random_codes(layout, random_grains(layout, count) * (torch.arange(count) % 4 == 0)[:, None, None])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@ORDERS
+def test_a_draw_takes_as_many_steps_as_its_lengths_divided_by_the_rows(block, order, guidance):
     layout = replace(LAYOUTS[2], **order)
-    model, labels = make_ar(layout, dtype=torch.float64, block=block), labels_for(layout, 24)
-    codes = random_codes(layout, random_grains(layout, 24) * (torch.arange(24) % 4 == 0)[:, None, None])
-    given = CodePrefix.of_grains(codes, 1)  # three of four are all coarse, and complete early
-    batches = []
+    model, labels = make_ar(layout, dtype=torch.float64, block=block), labels_for(layout, 96)
+    given, batches, finished = CodePrefix.of_grains(of_unlike_lengths(layout, 96), 1), [], []
     step = model.position_transformer.register_forward_hook(lambda _, args, __: batches.append(len(args[0])))
-    kept = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given)
-    everything = sum(batches)
+    settings = {"guidance_scale": guidance, "given": given}
+    together = model.sample(labels, batch_size=96, **settings)
+    assert len(batches) == int((tokens := to_sequences(together).is_token.sum(dim=1)).max())
     batches.clear()
-    dropped = model.sample(labels, batch_size=24, guidance_scale=guidance, given=given, drop_finished=True)
+    continued = model.sample(labels, batch_size=8, on_step=lambda _, complete: finished.append(complete), **settings)
     step.remove()
-    assert torch.equal(dropped.indices, kept.indices)
-    assert torch.equal(dropped.grains, kept.grains)
-    assert sum(batches) < everything
+    assert same(continued, together)
+    assert {*batches} == {8 * (1 + (guidance != 1))}
+    assert len(batches) <= int(tokens.sum()) / 8 + int(tokens.max())
+    assert finished == sorted(finished)
+    assert finished[-1] == 96
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_how_often_a_sampler_looks_whether_samples_are_complete_changes_nothing(every, monkeypatch):
+    layout = LAYOUTS[2]
+    model, labels = make_ar(layout, dtype=torch.float64), labels_for(layout, 24)
+    settings = {"batch_size": 5, "given": CodePrefix.of_grains(of_unlike_lengths(layout, 24), 1)}
+    often = model.sample(labels, **settings)
+    monkeypatch.setattr(sampling, "check_every", lambda *_: every)
+    assert same(model.sample(labels, **settings), often)
+
+
+@given(st.integers(0, 2), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31), st.floats(-4, 4), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_samples_do_not_depend_on_when_their_rows_are_free(which, count, rows, seed, end, by_rows):
+    """Whatever the lengths, and so the order of arrivals, are: in order, whole, and each as it is drawn alone."""
+    layout = replace(LAYOUTS[which + 2], last_grain_order="rows" if by_rows else "regions", grain_starts=by_rows)
+    sampler = AutoregressiveSampler()
+    numbers = uniforms(seed, range(count), *sampler.numbers(layout))
+
+    def drawn(rows):
+        part = lambda samples: Part(samples, numbers[samples], None)  # noqa: E731
+        model = Indifferent(layout, end)
+        return list(sampler.stream(lambda *_: model, layout, part, count, rows)), model
+
+    parts, model = drawn(rows)
+    assert [len(part) for part in parts] == [rows] * (count // rows) + [count % rows] * (count % rows > 0)
+    assert sorted(model.begun) == list(range(min(rows, count), count))
+    alone = torch.cat([part.slots for part in drawn(1)[0]])
+    assert torch.equal(torch.cat([part.slots for part in parts]), alone)
+    for part in parts:
+        from_sequences(part)  # refuses what does not tile
+
+
+def test_a_stream_draws_no_more_than_it_is_asked_for():
+    layout, begun = LAYOUTS[2], []
+    model, labels = make_ar(layout), labels_for(layout, 400)
+    hook = model.conditioning.register_forward_hook(lambda _, args, __: begun.append(len(args[0])))
+    parts = model.stream(labels, batch_size=4)
+    first = [next(parts) for _ in range(2)]
+    hook.remove()
+    assert [len(part) for part in first] == [4, 4]
+    assert sum(begun) <= 8 + 4 * layout.max_tokens // layout.num_regions
+    assert same(first[1], model.sample(labels[4:8], first_index=4, batch_size=4))
 
 
 @pytest.mark.parametrize("order", [{}, {"last_grain_order": "rows", "grain_starts": True}], ids=["default", "both"])
@@ -154,7 +194,7 @@ def test_given_codes_are_kept_and_the_rest_is_drawn(order):
     assert torch.equal(kept.grains == 0, codes.grains == 0)
 
 
-def test_the_sampler_reports_how_many_tokens_it_has_drawn():
+def test_the_sampler_reports_its_steps_and_what_is_complete():
     layout, steps = LAYOUTS[1], []
-    make_ar(layout).sample(labels_for(layout, 2), batch_size=2, on_step=steps.append)
-    assert steps == list(range(1, layout.max_tokens + 1))
+    make_ar(layout).sample(labels_for(layout, 2), batch_size=2, on_step=lambda *now: steps.append(now))
+    assert steps == [(step, 2 * (step == layout.max_tokens)) for step in range(1, layout.max_tokens + 1)]

@@ -1,12 +1,12 @@
 """A sampler for DGiT-AR whose contents become sharper while an image is drawn."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from graincode.core.layout import CodeLayout
-from graincode.core.sequences import CodeSequences
 from graincode.sampling import AutoregressiveSampler
 from graincode.sampling.protocol import AutoregressiveLogits
 
@@ -15,21 +15,22 @@ class CoolingLogits:
     """Logits of a model, divided by a temperature that falls from 1 with every token."""
 
     def __init__(self, logits: AutoregressiveLogits, final: float, tokens: int) -> None:
-        self.logits, self.final, self.tokens, self.step = logits, final, tokens, 0
+        self.logits, self.final, self.tokens, self.steps = logits, final, tokens, None
+
+    def begin(self, rows: Tensor, labels: Tensor, given: Any) -> None:
+        self.logits.begin(rows, labels, given)
+        self.steps[rows.to(self.steps.device)] = 0
 
     def take(self, slots: Tensor, contents: Tensor) -> None:
-        self.step += 1
+        self.steps = torch.ones_like(slots) if self.steps is None else self.steps + 1  # of each row
         self.logits.take(slots, contents)
 
     def regions(self) -> Tensor:
         return self.logits.regions()
 
     def contents(self, slots: Tensor) -> Tensor:
-        progress = min(self.step / self.tokens, 1)
+        progress = (self.steps / self.tokens).clamp(max=1)[:, None]
         return self.logits.contents(slots) / (1 + (self.final - 1) * progress)
-
-    def keep(self, rows: Tensor) -> None:
-        self.logits.keep(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,5 @@ class CoolingSampler(AutoregressiveSampler):
 
     name: ClassVar[str] = "cooling"
 
-    def __call__(self, logits, layout: CodeLayout, uniforms: Tensor, *args, **kwargs) -> CodeSequences:
-        cooling = CoolingLogits(logits, self.cooled, layout.max_tokens)
-        return super().__call__(cooling, layout, uniforms, *args, **kwargs)
+    def wrapped(self, logits: AutoregressiveLogits, layout: CodeLayout) -> AutoregressiveLogits:
+        return CoolingLogits(logits, self.cooled, layout.max_tokens)

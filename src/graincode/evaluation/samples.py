@@ -78,9 +78,9 @@ def chosen_labels(how: LabelChoice, count: int, classes: int, seed: int, referen
 class SampleStream(ImageStream):
     """Samples of a generator for (N,) labels, whose codes are counted as they go, decoded by its tokenizer.
 
-    Sample i depends on (seed, i), its label and what is given of it alone. Batches are the same for any number of
-    processes. None is larger than N, nor than the memory allows: fewer samples than `batch_size` take less work, and
-    may in float32 differ in the last bit from the first of many.
+    Sample i depends on (seed, i), its label and what is given of it alone. No batch is larger than N, nor than the
+    memory allows: fewer samples than `batch_size` take less work. In float32 the batch, and so N and the number of
+    processes, may change a logit's last bit.
     """
 
     name, shows_progress, pixels = "samples", True, ROUNDED
@@ -106,22 +106,20 @@ class SampleStream(ImageStream):
 
     def batches(self) -> Iterator[tuple[Tensor, GrainCodes]]:
         """This process's samples: (B, 3, H, W) uint8 images, and the codes that they were decoded from."""
-        size, generator = min(self.batch_size, self.count), self._generator
+        size, mine = min(self.batch_size, self.count), slice(self.mine.start, self.mine.stop)
         look = {"desc": "samples", "unit": " images", "leave": False, "mininterval": 1.0, "miniters": 0}
         with tqdm(total=len(self.mine), disable=not collectives.is_main(), **look) as bar:
 
-            def on_step(step: int) -> None:
+            def on_step(step: int, complete: int) -> None:
                 bar.set_postfix(step=step, refresh=False)
-                bar.update(0)  # which shows it once in a while
+                bar.update(complete - bar.n)  # which shows it once in a while
 
-            for start in self.mine[::size]:
-                labels = self._asked[start : start + size]
-                given = None if self._given is None else self._given[start : start + len(labels)]
-                codes = generator.sample(labels, self._seed, start, size, on_step, given, self._sampler)
+            given, labels = self._given and self._given[mine], self._asked[mine]
+            how = self._seed, mine.start, size, on_step, given, self._sampler
+            for codes in self._generator.stream(labels, *how) if len(labels) else ():
                 self._lengths.append(codes.lengths.cpu())
-                images = to_uint8(self._tokenizer.detokenize(codes.to(generator.device))).cpu()
-                bar.update(len(labels))
-                yield images, codes
+                yield to_uint8(self._tokenizer.detokenize(codes.to(self._generator.device))).cpu(), codes
+            bar.update(len(labels) - bar.n)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (images for images, _ in self.batches())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graincode.core.codes import GrainCodes
@@ -22,6 +21,7 @@ from graincode.generator.embedding import Conditioning, ContentHead
 from graincode.generator.transformer import Rotary, Transformer
 from graincode.sampling import AutoSampler, Sampler
 from graincode.sampling.protocol import AutoregressiveLogits, MaskedLogits
+from graincode.sampling.settings import Part
 
 
 class Generator(nn.Module, ABC):
@@ -107,14 +107,13 @@ class Generator(nn.Module, ABC):
         """Draw samples with compiled code from now on; results change by rounding alone."""
         compile_blocks(self)
 
-    @torch.no_grad()
     def sample(
         self,
         labels: Tensor,
         seed: int = 0,
         first_index: int = 0,
         batch_size: int = 32,
-        on_step: Callable[[int], None] = lambda _: None,
+        on_step: Callable[[int, int], None] = lambda *_: None,
         given: CodePrefix | CodeMask | None = None,
         sampler: AutoSampler | None = None,
         **settings: Any,
@@ -128,12 +127,29 @@ class Generator(nn.Module, ABC):
             labels: (N,) long classes, N >= 1; without conditioning only their number matters.
             seed: 0 or more, below 2^57.
             first_index: of the first sample, to go on where another call stopped.
-            on_step: called with the number of steps that the current batch has taken.
+            batch_size: samples that are drawn at one time.
+            on_step: called with the number of steps that the current batch has taken, and of samples that are complete.
             given: the codes that each sample keeps.
             sampler, settings: to draw with, or settings of this generator's own sampler.
         Raises:
             GraincodeError: the generator is in training mode, or an argument does not fit it.
         """
+        return GrainCodes.cat(
+            [*self.stream(labels, seed, first_index, batch_size, on_step, given, sampler, **settings)]
+        )
+
+    def stream(
+        self,
+        labels: Tensor,
+        seed: int = 0,
+        first_index: int = 0,
+        batch_size: int = 32,
+        on_step: Callable[[int, int], None] = lambda *_: None,
+        given: CodePrefix | CodeMask | None = None,
+        sampler: AutoSampler | None = None,
+        **settings: Any,
+    ) -> Iterator[GrainCodes]:
+        """What `sample` draws, in order, `batch_size` images at a time: for more than fit in memory."""
         fits = isinstance(labels, Tensor) and labels.dtype == torch.long and labels.ndim == 1 and len(labels) > 0
         check("labels", brief(labels), "(N,) long, N >= 1, such as torch.zeros(1).long()", fits)
         check_seed(seed)
@@ -156,15 +172,15 @@ class Generator(nn.Module, ABC):
         sampler = self.resolve(sampler or self.sampler(**settings))
         if self.training:
             raise GraincodeError("a generator in training mode drops labels and activations: call generator.eval()")
-        device, parts = self.device, []
-        for start in range(0, len(labels), batch_size):
-            part = labels[start : start + batch_size]
-            padded = F.pad(part, (0, batch_size - len(part))).to(device)
-            indices = range(first_index + start, first_index + start + batch_size)
-            numbers = uniforms(seed, indices, *sampler.numbers(self.layout)).to(device)
+        labels = labels.cpu()
+
+        def part(samples: Tensor) -> Part:
+            chosen = labels[samples]
             if sampler.guidance_scale != 1:
-                padded = torch.cat([padded, torch.full_like(padded, self.layout.null_class)])
-            known = None if given is None else given[start : start + len(part)].filled(batch_size).to(device)
-            sequences = sampler(self.logits(padded, known), self.layout, numbers, on_step, known)
-            parts.append(from_sequences(sequences)[: len(part)].to("cpu"))
-        return GrainCodes.cat(parts)
+                chosen = torch.cat([chosen, torch.full_like(chosen, self.layout.null_class)])
+            numbers = uniforms(seed, (samples + first_index).tolist(), *sampler.numbers(self.layout))
+            known = None if given is None else given[samples].to(self.device)
+            return Part(chosen.to(self.device), numbers.to(self.device), known)
+
+        drawn = sampler.stream(self.logits, self.layout, part, len(labels), batch_size, on_step)
+        return (from_sequences(sequences).to("cpu") for sequences in drawn)

@@ -232,18 +232,22 @@ class DGiTAR(Generator):
         if not self.decided_grains:
             why = "it is given grain maps" if self.needs_prompt else "all codes are of one grain"
             found |= {f"region_{name}": why for name in sampler.truncation()}
-        return found | ({"drop_finished": "recorded steps have batches of one size"} if self.steps else {})
+        return found
 
     def logits(self, labels: Tensor, given: CodePrefix | None) -> CachedLogits:
+        return CachedLogits(self, self.asked(labels, given))
+
+    def asked(self, labels: Tensor, given: CodePrefix | None) -> Tensor:
+        """The (B, width) condition of samples, of (B,) labels; what is given may be of the first part of them alone."""
         grains = given.grains.repeat(len(labels) // len(given), 1, 1) if self.needs_prompt else None
-        return CachedLogits(self, self.condition(labels, grains))
+        return self.condition(labels, grains)
 
 
 class CachedLogits:
     """`AutoregressiveLogits` of a `DGiTAR` in evaluation mode and a (B, width) condition, with key/value caches."""
 
     def __init__(self, model: DGiTAR, condition: Tensor) -> None:
-        self.model, self.condition = model, condition
+        self.model, self.condition = model, condition.contiguous()
         self.modulations = [stack.modulations(condition) for stack in model.stacks]
         self.steps = model.steps or model
         self.caches = self.steps.caches(len(condition))
@@ -263,8 +267,11 @@ class CachedLogits:
         known = self.condition, self.modulations[1], self.caches[1]
         return self.steps.contents(self.hidden, self.slots, slots[:, None], *known)[:, 0]
 
-    def keep(self, rows: Tensor) -> None:
-        self.condition = self.condition[rows]
-        self.modulations = [None if found is None else [part[:, rows] for part in found] for found in self.modulations]
+    def begin(self, rows: Tensor, labels: Tensor, given: CodePrefix | None) -> None:
         for cache in self.caches:
-            cache.keep(rows)
+            cache.restart(rows)
+        rows, condition = rows.to(labels.device), self.model.asked(labels, given)
+        self.condition[rows] = condition
+        for stack, parts in zip(self.model.stacks, self.modulations, strict=True):
+            for part, new in zip(parts or (), stack.modulations(condition) or (), strict=True):
+                part[:, rows] = new

@@ -260,12 +260,12 @@ class KeyValueCache:
     """
 
     def __init__(self, transformer: Transformer, batch: int, capacity: int, lengths: Sequence[int] = ()) -> None:
-        weight, self.lengths, self.capacity = next(transformer.parameters()), lengths, max(capacity, *lengths, 0)
-        shape = 2, batch, transformer.heads, self.capacity, transformer.head_dim
+        weight, self.lengths, self.capacity = next(transformer.parameters()), lengths, capacity
+        shape = 2, batch, transformer.heads, max(capacity, *lengths, 0), transformer.head_dim
         # zeros, as what is masked is multiplied by 0, and must be finite
         self.layers = [weight.new_zeros(shape) for _ in transformer.blocks]
         self.positions = torch.zeros(batch, dtype=torch.long, device=weight.device)
-        self.columns = torch.arange(self.capacity, device=weight.device)
+        self.columns = torch.arange(shape[3], device=weight.device)
         self.rows = torch.arange(batch, device=weight.device)
         self.seen, self._lengths = 0, np.zeros(batch, dtype=np.int64)
 
@@ -273,14 +273,6 @@ class KeyValueCache:
         """Forget the tokens of some rows, (n,) long on the CPU, or of all."""
         self._lengths[slice(None) if rows is None else rows.numpy()] = 0
         self.positions[slice(None) if rows is None else rows.to(self.positions.device)] = 0
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows, (n,) long and increasing, in the same memory."""
-        for store in self.layers:
-            store[:, : len(rows), :, : self.seen] = store[:, rows, :, : self.seen]
-        self.layers = [store[:, : len(rows)] for store in self.layers]
-        self.positions, self._lengths = self.positions[rows], self._lengths[rows.cpu().numpy()]
-        self.rows = self.rows[: len(rows)]
 
     def reach(self) -> None:
         """Let attention see each row's next token."""

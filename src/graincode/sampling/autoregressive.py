@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,28 +17,31 @@ from graincode.core.prompts import CodePrefix
 from graincode.core.sequences import CodeSequences
 from graincode.sampling.guidance import GuidedLogits
 from graincode.sampling.protocol import AutoregressiveLogits
-from graincode.sampling.settings import Sampler
+from graincode.sampling.settings import Part, Sampler
 
-_CHECK_EVERY = {"cpu": 1}  # steps between checks whether a batch is complete; elsewhere 16: each makes the CPU wait
+
+def check_every(layout: CodeLayout, device: torch.device) -> int:
+    """Steps from one look at which samples are complete to the next. Each look makes the CPU wait for another device;
+    without it, a row is idle for at most a sixteenth of the shortest sequence."""
+    return 1 if device.type == "cpu" else min(max(layout.num_regions // 16, 1), 16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoregressiveSampler(Sampler):
     """Draws positions and contents in turn; every sample tiles its image by construction.
 
-    All samples of a batch advance by one token a step, each in its own grain, so nothing is padded between grains.
+    All rows of a batch advance by one token a step, each in its own grain, so nothing is padded between grains. When a
+    sample is complete, its row goes on with the next sample at once (continuous batching).
 
     Attributes:
         region_temperature, region_top_k, region_top_p, region_min_p: of the next region.
-        drop_finished: go on with the incomplete samples alone whenever they are half of the batch or fewer: less work
-            where lengths differ. In float32 a sample may then depend in the last bit on the rest of its batch.
+    Source: Orca (Yu et al., 2022), section 3: scheduling by iterations.
     """
 
     region_temperature: float = 1.0
     region_top_k: int = 0
     region_top_p: float = 1.0
     region_min_p: float = 0.0
-    drop_finished: bool = False
 
     name: ClassVar[str] = "autoregressive"
     other: ClassVar[str] = "region_"
@@ -45,7 +49,10 @@ class AutoregressiveSampler(Sampler):
     def numbers(self, layout: CodeLayout) -> tuple[int, ...]:
         return layout.max_tokens, 2  # for each token, one for its region and one for its content
 
-    @torch.no_grad()
+    def wrapped(self, logits: AutoregressiveLogits, layout: CodeLayout) -> AutoregressiveLogits:
+        """A model's logits as they are drawn from, before guidance: for samplers that change them."""
+        return logits
+
     def __call__(
         self,
         logits: AutoregressiveLogits,
@@ -54,73 +61,161 @@ class AutoregressiveSampler(Sampler):
         on_step: Callable[[int], None] = lambda _: None,
         given: CodePrefix | None = None,
     ) -> CodeSequences:
-        guided = GuidedLogits(logits, self.guidance_scale, self.guidance_schedule) if self.guidance_scale != 1 else None
-        model = guided or logits
-        batch, device, tokens = len(uniforms), uniforms.device, layout.max_tokens
-        table, regions, last_grain = layout.slots(device), layout.num_regions, layout.num_grains - 1
-        # of each slot, padding and the start included: what follows it, and its region
-        following = F.pad(table.following, (0, 2), value=layout.num_slots)
-        is_end = F.pad(table.is_end, (0, 2))
+        every, count = Part(torch.arange(len(uniforms)), uniforms, given), len(uniforms)
+        return next(
+            self.stream(lambda *_: logits, layout, lambda _: every, count, count, lambda step, _: on_step(step))
+        )
+
+    @torch.no_grad()
+    def stream(
+        self,
+        logits: Callable[[Tensor, Any], AutoregressiveLogits],
+        layout: CodeLayout,
+        part: Callable[[Tensor], Part],
+        count: int,
+        rows: int,
+        on_step: Callable[[int, int], None] = lambda *_: None,
+    ) -> Iterator[CodeSequences]:
+        """See `Sampler`. What is complete waits for the samples before it: never more than `rows` times the tokens of
+        the longest sequence over those of the shortest."""
+        samples, begun, complete, ready = torch.arange(rows), min(rows, count), 0, 0
+        state = _Rows(self, logits, layout, part(samples.clamp(max=count - 1)))
+        busy, waiting = samples < count, {}
+        every = check_every(layout, state.uniforms.device)
+        for step in itertools.count(1):
+            state.step()
+            if step % every == 0 and len(done := (state.complete.cpu() & busy).nonzero()[:, 0]):
+                waiting |= zip(samples[done].tolist(), zip(*state.drawn(done), strict=True), strict=True)
+                complete += len(done)
+                new = done[: count - begun]
+                busy[done[len(new) :]] = False  # these rows go on with padding
+                if len(new):
+                    samples[new] = torch.arange(begun, begun + len(new))
+                    begun += len(new)
+                    state.begin(new, part(samples[new]))
+            on_step(step, complete)
+            while waiting.keys() >= set(following := range(ready, min(ready + rows, count))):
+                slots, contents = zip(*map(waiting.pop, following), strict=True)
+                yield CodeSequences(torch.stack(slots), torch.stack(contents), layout)
+                if (ready := following.stop) == count:
+                    return
+
+
+class _Rows:
+    """The samples that are drawn at one time, a row of B for each."""
+
+    def __init__(
+        self,
+        sampler: AutoregressiveSampler,
+        logits: Callable[[Tensor, Any], AutoregressiveLogits],
+        layout: CodeLayout,
+        first: Part,
+    ) -> None:
+        self.sampler, self.layout, self.uniforms, self.given = sampler, layout, first.uniforms, first.given
+        model, scale = sampler.wrapped(logits(first.labels, first.given), layout), sampler.guidance_scale
+        self.guided = GuidedLogits(model, scale, sampler.guidance_schedule) if scale != 1 else None
+        self.model, self.rules = self.guided or model, _Rules(layout, first.uniforms.device)
+        begins = self.rules.final if layout.num_grains == 1 else self.rules.undecided
+        self.start = {
+            # name: columns, 0 for none, and what a sample begins with
+            "slot": (0, layout.start_slot),
+            "content": (0, layout.no_content),
+            "grain": (0, 0),
+            "last": (0, -1),  # the region that the current grain coded last
+            "index": (0, 0),  # of the next token
+            "next": (0, begins),  # slot of the next token, as far as it is decided
+            "coded": (layout.num_regions + 2, False),  # regions with codes; the end, never; what is no region
+            "left": (self.rules.keeps.shape[1], True),  # slots of the last grain, and padding, which always is
+            "slots": (layout.max_tokens + 1, layout.pad_slot),  # drawn so far; one more behind the end
+            "contents": (layout.max_tokens + 1, layout.no_content),
+        }
+        for name, (columns, value) in self.start.items():
+            shape = [len(self.uniforms), columns][: 1 + (columns > 0)]
+            setattr(self, name, torch.full(shape, value, device=self.uniforms.device))
+
+    def begin(self, rows: Tensor, part: Part) -> None:
+        """Go on with other samples in (n,) long rows."""
+        self.model.begin(rows, part.labels, part.given)
+        rows = rows.to(self.uniforms.device)
+        for name, (_, value) in self.start.items():
+            getattr(self, name)[rows] = value
+        self.uniforms[rows] = part.uniforms
+        if self.given is not None:
+            self.given.sequences.slots[rows] = part.given.sequences.slots
+            self.given.sequences.contents[rows] = part.given.sequences.contents
+            self.given.lengths[rows], self.given.positions[rows] = part.given.lengths, part.given.positions
+
+    @property
+    def complete(self) -> Tensor:
+        """(B,) bool."""
+        return self.next == self.layout.pad_slot
+
+    def drawn(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, max_tokens) slots and contents of (n,) long rows, on the CPU."""
+        rows = rows.to(self.slots.device)
+        return self.slots[rows, :-1].cpu(), self.contents[rows, :-1].cpu()
+
+    def step(self) -> None:
+        """Draw one token of each row; those that are complete draw padding."""
+        layout, sampler, rules, regions = self.layout, self.sampler, self.rules, self.layout.num_regions
+        if self.guided is not None:
+            self.guided.progress = self.coded[:, :regions].double().mean(dim=1)
+        self.model.take(self.slot, self.content)
+        at = self.index.clamp(max=layout.max_tokens - 1)[:, None]
+        for_region, for_content = self.uniforms.gather(1, at[:, :, None].expand(-1, -1, 2))[:, 0].unbind(dim=1)
+        slot = self.next
+        if layout.num_grains > 1:
+            legal = legal_regions(self.coded[:, :regions], self.last)
+            scores = self.model.regions().masked_fill(~legal, -torch.inf)
+            region = draw(truncate(scores, **sampler.truncation("region_")), for_region)
+            slot = torch.where(slot < rules.undecided, slot, rules.first[self.grain, region])
+        if (given := self.given) is not None:
+            known = self.index.clamp(max=given.sequences.slots.shape[1] - 1)[:, None]
+            slot = torch.where(given.positions > self.index, given.sequences.slots.gather(1, known)[:, 0], slot)
+        content = draw(truncate(self.model.contents(slot), **sampler.truncation()), for_content)
+        if given is not None:
+            kept = given.sequences.contents.gather(1, known)[:, 0]
+            content = torch.where(given.lengths > self.index, kept, content)
+        following, ends, region, codes = rules.facts[slot].unbind(dim=1)
+        is_mark = region > regions
+        content = torch.where(is_mark, layout.no_content, content)
+        self.slots.scatter_(1, self.index[:, None], slot[:, None])
+        self.contents.scatter_(1, self.index[:, None], content[:, None])
+        self.coded.scatter_(1, codes[:, None], True)
+        self.left &= rules.keeps[slot]
+        self.grain, self.last = self.grain + ends, torch.where(is_mark, -1, region)
+        self.slot, self.content = slot, content
+        self.index = (self.index + 1).clamp_(max=layout.max_tokens)
+        final = rules.final + self.left.to(torch.uint8).argmax(dim=1)  # padding, where none is left
+        implied = torch.where(self.grain == layout.num_grains - 1, final, following)
+        self.next = torch.where(following < rules.undecided, following, implied)
+
+
+class _Rules:
+    """What a layout says of the order of slots; padding and the start are slots too, the last two.
+
+    Attributes:
+        facts: (S + 2, 4) long: the slot that follows, `undecided` where that depends; whether it ends a grain; its
+            region; the region that is coded with it. R + 1 is no region.
+        first: of the layout's table.
+        final: the first slot of the last grain, behind which are the others, and then padding.
+        keeps: (S + 2, F + 1) bool, which of these are left behind a slot; padding always is.
+    """
+
+    def __init__(self, layout: CodeLayout, device: torch.device) -> None:
+        table, regions, slots = layout.slots(device), layout.num_regions, layout.num_slots
+        self.first, self.undecided = table.first, slots + 2
+        following = F.pad(
+            torch.where(table.following < slots, table.following, self.undecided), (0, 2), value=slots + 2
+        )
+        following[slots] = slots
         owner = F.pad(torch.where(table.is_code, table.region, regions + 1), (0, 2), value=regions + 1)
-        by_rows = layout.last_grain_order == "rows" and last_grain > 0
-        # the region that has all its codes with a slot, or a code at least where regions are not interrupted
-        codes_region = torch.where(F.pad(table.is_last, (0, 2)), owner, regions + 1) if by_rows else owner
-        final = torch.arange(layout.num_slots, device=device)[
-            -regions * layout.codes_per_region[-1] :
-        ]  # of the last grain
-        all_slots = torch.full((batch, tokens), layout.pad_slot, device=device)
-        all_contents = torch.full_like(all_slots, layout.no_content)
-        # of the samples that are still drawn, `rows` of all
-        rows, slots, contents = torch.arange(batch, device=device), all_slots.clone(), all_contents.clone()
-        slot = torch.full((batch,), layout.start_slot, device=device)
-        content = torch.full_like(slot, layout.no_content)
-        grain, last = torch.zeros_like(slot), torch.full_like(slot, -1)
-        # which regions have codes; two more columns are for the end, never coded, and for what is no region
-        coded = torch.zeros(batch, regions + 2, dtype=torch.bool, device=device)
-        all_implied, check_every = last_grain == 0, _CHECK_EVERY.get(device.type, 16)
-        for step in range(tokens):
-            if guided is not None:
-                guided.progress = coded[:, :regions].double().mean(dim=1)
-            model.take(slot, content)
-            region = coded[:, : regions + 1].int().argmin(dim=1)  # the first without codes; the end, if there is none
-            if not all_implied:
-                scores = model.regions().masked_fill(~legal_regions(coded[:, :regions], last), -torch.inf)
-                drawn = draw(truncate(scores, **self.truncation("region_")), uniforms[:, step, 0])
-                region = torch.where(grain == last_grain, region, drawn)
-            # in the last grain, the end of `first` is the padding slot: the sample is complete
-            begun, begins = following[slot], table.first[grain, region]
-            if by_rows:
-                left = ~coded[:, owner[final]] & (final > slot[:, None])
-                behind = torch.where(left.any(dim=1), final[0] + left.int().argmax(dim=1), layout.num_slots)
-                begins = torch.where(grain == last_grain, behind, begins)
-            slot = torch.where(begun < layout.num_slots, begun, begins)
-            kept = given if given is not None and step < given.sequences.slots.shape[1] else None
-            if kept is not None:
-                slot = torch.where(kept.positions > step, kept.sequences.slots[:, step], slot)
-            content = draw(truncate(model.contents(slot), **self.truncation()), uniforms[:, step, 1])
-            if kept is not None:
-                content = torch.where(kept.lengths > step, kept.sequences.contents[:, step], content)
-            region = owner[slot]
-            content = torch.where(region > regions, layout.no_content, content)
-            slots[:, step], contents[:, step] = slot, content
-            coded.scatter_(1, codes_region[slot][:, None], True)
-            if not all_implied:
-                ends = is_end[slot]
-                grain, last = grain + ends, torch.where(region > regions, -1, region)
-            on_step(step + 1)
-            if (step + 1) % check_every == 0:
-                done = slot == layout.pad_slot
-                finished, all_implied = torch.stack([done.sum(), (grain == last_grain).all()]).tolist()
-                if finished == len(rows):
-                    break
-                if self.drop_finished and 2 * finished >= len(rows):
-                    unfinished = (~done).nonzero()[:, 0]
-                    all_slots[rows], all_contents[rows] = slots, contents
-                    model.keep(unfinished)
-                    given = None if given is None else given[unfinished]
-                    rows, slots, contents, uniforms, slot, content, grain, last, coded = (
-                        state[unfinished]
-                        for state in (rows, slots, contents, uniforms, slot, content, grain, last, coded)
-                    )
-        all_slots[rows], all_contents[rows] = slots, contents
-        return CodeSequences(all_slots[:, : step + 1], all_contents[:, : step + 1], layout)
+        # a region has all its codes with a slot, or a code at least where regions are not interrupted
+        by_rows = layout.last_grain_order == "rows" and layout.num_grains > 1
+        codes = torch.where(F.pad(table.is_last, (0, 2)), owner, regions + 1) if by_rows else owner
+        self.facts = torch.stack([following, F.pad(table.is_end, (0, 2)).long(), owner, codes], dim=1)
+        self.final = slots - regions * layout.codes_per_region[-1]
+        every = torch.arange(slots + 2, device=device)[:, None]
+        final = every[self.final : -1, 0]
+        same = (owner[:, None] == owner[final]) & (owner[:, None] < regions)
+        self.keeps = ~torch.where(every < self.final, same, every == final) | (final == slots)

@@ -54,8 +54,8 @@ class GuidedLogits(Guidance):
     def contents(self, slots: Tensor) -> Tensor:
         return self._guide(self.logits.contents(_twice(slots)), self.progress)
 
-    def keep(self, rows: Tensor) -> None:
-        self.logits.keep(torch.cat([rows, rows + len(self.progress)]))
+    def begin(self, rows: Tensor, labels: Tensor, given: Any) -> None:
+        self.logits.begin(torch.cat([rows, rows + len(self.progress)]), labels, given)
 
 
 class GuidedMaskedLogits(Guidance):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -23,8 +23,9 @@ class AutoregressiveLogits(Protocol):
     def contents(self, slots: Tensor) -> Tensor:
         """Given the (B,) slots of the next token, the (B, V) logits of its content."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the samples, (N,) long rows of those so far, increasing."""
+    def begin(self, rows: Tensor, labels: Tensor, given: Any) -> None:
+        """Let some rows, (n,) long on the CPU, go on with other samples, from their start; these have (n,) long labels,
+        and what is given of them."""
 
 
 class MaskedLogits(Protocol):

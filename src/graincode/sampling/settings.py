@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from graincode.core.errors import check, check_choice
@@ -64,6 +66,21 @@ class AutoSampler:
         return {name: getattr(self, prefix + name) for name in _RANGES}
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples that are asked for.
+
+    Attributes:
+        labels: (n,) long; under guidance (2n,), of which the second half has no class.
+        uniforms: (n, *numbers) in [0, 1).
+        given: what each keeps; None if nothing.
+    """
+
+    labels: Tensor
+    uniforms: Tensor
+    given: Any
+
+
 class Sampler(AutoSampler, ABC):
     """Draws codes from a function that returns logits."""
 
@@ -88,3 +105,30 @@ class Sampler(AutoSampler, ABC):
             on_step: called with the number of steps taken so far, for a progress bar.
             given: what each sample keeps.
         """
+
+    @torch.no_grad()
+    def stream(
+        self,
+        logits: Callable[[Tensor, Any], Any],
+        layout: CodeLayout,
+        part: Callable[[Tensor], Part],
+        count: int,
+        rows: int,
+        on_step: Callable[[int, int], None] = lambda *_: None,
+    ) -> Iterator[CodeSequences]:
+        """Draw samples 0 to `count` - 1 in order, `rows` at a time, each time but the last.
+
+        Args:
+            logits: labels and what is given to the conditioned model.
+            part: (n,) long, some of the samples, to what is asked for; made when they begin.
+            rows: samples that are drawn at one time; fewer are filled up with copies of the last.
+            on_step: called with the number of steps of the batch, and of samples that are complete.
+        """
+        for start in range(0, count, rows):
+            now = part(torch.arange(start, start + rows).clamp(max=count - 1))
+            model, report = logits(now.labels, now.given), partial(_report, on_step, start)
+            yield self(model, layout, now.uniforms, report, now.given)[: count - start]
+
+
+def _report(on_step: Callable[[int, int], None], complete: int, step: int) -> None:
+    on_step(step, complete)
