@@ -112,7 +112,13 @@ def sample(make: Callable[[], GeneratorStage], **settings: object) -> tuple[Seen
     with device() as seen:
         module.to("cuda").layout.slots(CUDA)
         seen.clear()
-        module.sample(torch.zeros(4, dtype=torch.long), batch_size=4, on_step=taken.append, given=given, **settings)
+        module.sample(
+            torch.zeros(4, dtype=torch.long),
+            batch_size=4,
+            on_step=lambda step, _: taken.append(step),
+            given=given,
+            **settings,
+        )
     return seen, len(taken)
 
 

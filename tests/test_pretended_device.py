@@ -52,11 +52,11 @@ STEPS: dict[str, tuple[int, int]] = {
 }
 # of drawing four samples
 DRAWS: dict[str, tuple[int, int]] = {
-    "DGiT-AR": (9, 5943),
-    "DGiT-AR, guided and truncated": (9, 7161),
-    "DGiT-AR, modern": (10, 7229),
-    "DGiT-AR, map given": (12, 5110),
-    "raster order": (9, 4999),
+    "DGiT-AR": (20, 7041),
+    "DGiT-AR, guided and truncated": (20, 9025),
+    "DGiT-AR, modern": (21, 8199),
+    "DGiT-AR, map given": (17, 5049),
+    "raster order": (5, 5104),
     "DGiT-NAR": (18, 1123),
     "DGiT-NAR, guided": (19, 1322),
     "MaskGIT": (14, 759),

@@ -21,9 +21,9 @@ from graincode.sampling.settings import Part, Sampler
 
 
 def check_every(layout: CodeLayout, device: torch.device) -> int:
-    """Steps from one look at which samples are complete to the next. Each look makes the CPU wait for another device;
-    without it, a row is idle for at most a sixteenth of the shortest sequence."""
-    return 1 if device.type == "cpu" else min(max(layout.num_regions // 16, 1), 16)
+    """Steps from one look at which samples are complete to the next: each look makes the CPU wait for another device,
+    and until it the rows of complete samples are idle, there for less than a quarter of the shortest sequence."""
+    return 1 if device.type == "cpu" else min(max(layout.num_regions // 4, 1), 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,12 @@ class AutoregressiveSampler(Sampler):
         samples, begun, complete, ready = torch.arange(rows), min(rows, count), 0, 0
         state = _Rows(self, logits, layout, part(samples.clamp(max=count - 1)))
         busy, waiting = samples < count, {}
-        every = check_every(layout, state.uniforms.device)
+        every, shortest = check_every(layout, state.uniforms.device), layout.num_regions + layout.num_marks
         for step in itertools.count(1):
             state.step()
-            if step % every == 0 and len(done := (state.complete.cpu() & busy).nonzero()[:, 0]):
-                waiting |= zip(samples[done].tolist(), zip(*state.drawn(done), strict=True), strict=True)
+            look = step >= shortest and step % every == 0
+            if look and len(done := (state.complete.cpu() & busy).nonzero()[:, 0]):
+                waiting |= zip(samples[done].tolist(), state.drawn(done), strict=True)
                 complete += len(done)
                 new = done[: count - begun]
                 busy[done[len(new) :]] = False  # these rows go on with padding
@@ -95,8 +96,7 @@ class AutoregressiveSampler(Sampler):
                     state.begin(new, part(samples[new]))
             on_step(step, complete)
             while waiting.keys() >= set(following := range(ready, min(ready + rows, count))):
-                slots, contents = zip(*map(waiting.pop, following), strict=True)
-                yield CodeSequences(torch.stack(slots), torch.stack(contents), layout)
+                yield CodeSequences(*torch.stack([waiting.pop(sample) for sample in following], dim=1), layout)
                 if (ready := following.stop) == count:
                     return
 
@@ -150,10 +150,10 @@ class _Rows:
         """(B,) bool."""
         return self.next == self.layout.pad_slot
 
-    def drawn(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, max_tokens) slots and contents of (n,) long rows, on the CPU."""
+    def drawn(self, rows: Tensor) -> Tensor:
+        """(n, 2, max_tokens) slots and contents of (n,) long rows, on the CPU."""
         rows = rows.to(self.slots.device)
-        return self.slots[rows, :-1].cpu(), self.contents[rows, :-1].cpu()
+        return torch.stack([self.slots[rows, :-1], self.contents[rows, :-1]], dim=1).cpu()
 
     def step(self) -> None:
         """Draw one token of each row; those that are complete draw padding."""
