@@ -95,6 +95,14 @@ def test_scatter_undoes_gather(codes):
         assert torch.equal(back, original * here)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_images_have_no_codes_to_gather_and_scatter(layout):
+    cells = CodeCells.of(torch.zeros(0, *layout.grids[0], dtype=torch.long), layout)
+    parts = cells.gather([torch.zeros(0, 3, *grid) for grid in layout.grids])
+    assert [part.shape for part in parts] == [(0, 3)] * layout.num_codebooks
+    assert [part.shape for part in cells.scatter(parts)] == [(0, 3, *grid) for grid in layout.grids]
+
+
 @pytest.mark.parametrize("mask", [[], [False], [True], [False, True, True, False], [True, False, False, True]])
 def test_true_places_are_those_that_nonzero_finds(mask):
     mask = torch.tensor(mask, dtype=torch.bool)

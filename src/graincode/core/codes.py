@@ -186,8 +186,8 @@ class CodeCells:
         own = parts if len(parts) > 1 else parts[0].split([len(places) for places in self.places])
         maps = []
         for vectors, places, shape in zip(own, self.places, self.shapes, strict=True):
-            empty = vectors.new_zeros(shape.numel(), vectors.shape[1])
-            maps.append(empty.index_put((places,), vectors).view(*shape, -1).permute(0, 3, 1, 2))
+            filled = vectors.new_zeros(shape.numel(), vectors.shape[1]).index_put((places,), vectors)
+            maps.append(filled.view(*shape, vectors.shape[1]).permute(0, 3, 1, 2))
         return maps
 
 
