@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+HYDRA_NEXT ?= hydra-core==1.4.0rc3
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint typecheck docs docs-links size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
+.PHONY: help setup demo test test-fast test-hydra lint typecheck docs docs-links size bench soak train-stage1 extract-codes train-stage2 sample eval-fid eval-rfid tensorboard
 
 help: ## Show this list
 	@echo "make TARGET [ARGS=\"hydra.overrides ...\"]"
@@ -33,6 +34,14 @@ test: $(READY) ## Run the tests, two files at a time (ARGS are pytest's)
 
 test-fast: $(READY) ## Run the tests that take less than 2 seconds each: before every commit
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+$(READY)-hydra: $(READY)
+	$(BIN)/pip install --quiet $(PIP_ARGS) --upgrade --target $(VENV)/hydra-next $(HYDRA_NEXT)
+	@touch $@
+
+test-hydra: $(READY)-hydra ## Run the tests of configurations with the next version of Hydra, too
+	@PYTHONPATH=$(VENV)/hydra-next OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/config -m "not slow" \
+		-W error::UserWarning -k "not study" --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## Check style and types
 	@$(BIN)/ruff check .

@@ -61,7 +61,8 @@ class Refusing:
 
 
 @pytest.mark.parametrize(("names", "expected"), [(True, "density.power=-1: expected more"), (False, "no power")])
-def test_a_constructor_s_plain_value_error_gets_a_key(names, expected):
+def test_a_constructor_s_plain_value_error_gets_a_key(names, expected, monkeypatch):
+    monkeypatch.setenv("GRAINCODE_PLUGINS", Refusing.__module__)
     target = f"{Refusing.__module__}.Refusing"
     cfg = OmegaConf.create({"density": {"_target_": target, "power": -1, "names": names}})
     with pytest.raises(GraincodeError, match=f"^{expected}$"):

@@ -117,7 +117,7 @@ SHORT = [*TINY_TOKENIZER, *TINY_TRAINER]
         ("train_tokenizer", ["generator=dgit_nar"], "unknown key 'generator': it belongs to train_generator"),
         ("sample", ["keep=png"], "unknown key 'keep': it belongs to evaluate"),
         ("train_tokenizer", ["tokenizer.router.sigma=0.1"], "type tokenizer.router.density.sigma"),
-        ("train_tokenizer", ["tokenizer.router.density._target_=my.Density"], "density._target_=my.Density: cannot be"),
+        ("train_tokenizer", ["tokenizer.router.density._target_=my.Density"], "_target_=my.Density: expected a class"),
         ("train_tokenizer", ["tokenizer.router._target_=graincode.tokenizer.No"], "tokenizer.router._target_=grain"),
         ("train_tokenizer", ["tokenizer.model.layout.codebook_size=3"], "type tokenizer.codebook_size"),
         ("train_tokenizer", ["tokenizer.model.encoder.code_dim=3"], "type tokenizer.code_dim"),

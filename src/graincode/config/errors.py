@@ -20,10 +20,11 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from graincode.config.schema import ELSEWHERE, JOBS, config_directory, root_keys
 from graincode.config.typed import NoOverride, for_shell, parse, read_flags, readable
+from graincode.config.versions import composing
 from graincode.core.errors import GraincodeError, brief, one_line
 from graincode.distributed.signals import STATUS, ProcessFailed, Stopped
 from graincode.runs.identity import flatten
@@ -239,7 +240,7 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         why = f" is not for {job}, which has no {other}" if recipe else ""
         return f"{group}={name}{why}: expected one of {', '.join(options(group, runtime)) or 'null'}"
     for cause in chain:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key and not isinstance(cause, GrammarParseError):
             return f"{cause.full_key}: {re.sub(_RESOLVING, '', str(cause).splitlines()[0])}"
     if cut := [override for override in overrides if "${" in override]:
         return f"{cut[0]} cannot be read: expected ${{KEY}} or ${{oc.env:NAME}}"
@@ -291,7 +292,7 @@ def _of_unknown(key: str, value: str, job: str, cfg: DictConfig) -> str:
 def compose(job: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
     """A job's configuration, as its command composes it."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with composing():
         return hydra.compose(job, overrides=list(overrides), return_hydra_config=with_hydra)
 
 

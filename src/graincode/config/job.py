@@ -20,9 +20,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from graincode.config.errors import Ending, Keys, border, ending, list_groups
-from graincode.config.schema import config_directory, identity_rules
+from graincode.config.schema import identity_rules
 from graincode.config.sweep import member_gpus, sweep_member, whole_sweep
 from graincode.config.typed import readable
+from graincode.config.versions import constructor_error, limits, main, register_resolver
 from graincode.core.errors import GraincodeError, brief, check, print_anything
 
 if TYPE_CHECKING:  # a job's modules are imported when it runs: --help and completion answer at once
@@ -40,9 +41,9 @@ def job_main(job: str) -> None:
     """
     print_anything()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own printer
-    OmegaConf.register_new_resolver("graincode_groups", list_groups, replace=True)
-    OmegaConf.register_new_resolver("graincode_dashes", lambda name: name.replace("_", "-"), replace=True)
-    OmegaConf.register_new_resolver("graincode_token", lambda: secrets.token_hex(2), replace=True, use_cache=True)
+    register_resolver("graincode_groups", list_groups)
+    register_resolver("graincode_dashes", lambda name: name.replace("_", "-"))
+    register_resolver("graincode_token", lambda: secrets.token_hex(2), use_cache=True)
 
     typed = sys.argv[1:]
 
@@ -79,7 +80,7 @@ def job_main(job: str) -> None:
         sys.argv = [sys.argv[0], *(typed := readable(job, typed))]
         if "--help" in typed:  # most of the time would go into lists of groups, for which our template has no place
             Hydra.format_config_groups = lambda *_: ""
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=job)(compose_and_run)()
+        main(job)(compose_and_run)()
 
 
 def run_job(job: str, cfg: DictConfig) -> float:
@@ -94,12 +95,13 @@ def build(node: Any, **arguments: Any) -> Any:
     if isinstance(node, DictConfig) and (key := node._get_full_key(None)):
         own = OmegaConf.select(deepcopy(node._get_root()), key)  # Hydra resolves what stands in its place
     try:
-        return hydra.utils.instantiate(own, _convert_="all", **arguments)
-    except InstantiationException as error:
-        if not isinstance(cause := error.__cause__, ValueError):
+        return hydra.utils.instantiate(own, _convert_="all", **limits(), **arguments)
+    except (InstantiationException, ValueError) as error:
+        cause, place = constructor_error(error)
+        if not isinstance(cause, ValueError):
             raise
         line = cause.line if isinstance(cause, GraincodeError) else brief(cause)
-        raise GraincodeError(Keys(node._get_root()).explain(line, str(error).partition("full_key: ")[2])) from cause
+        raise GraincodeError(Keys(node._get_root()).explain(line, place)) from cause
 
 
 def with_layout(model: DictConfig, layout: CodeLayout) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from filelock import Timeout
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from graincode.config.schema import identity_rules
 from graincode.config.typed import parse
@@ -34,7 +34,7 @@ def go_on(config: DictConfig) -> ExitStack:
         GraincodeError: the database cannot be used, another process works in the study, or it has other settings.
     """
     sweeper, settings = config.hydra.sweeper, _settings(config)
-    with open_dict(config):
+    with read_write(config.hydra), open_dict(config.hydra):
         if sweeper.study_name is None:
             search = config.hydra.runtime.choices.get("search") or config.hydra.job.name
             sweeper.study_name = f"{search}-{settings}"
@@ -50,7 +50,8 @@ def go_on(config: DictConfig) -> ExitStack:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is called experimental
-            found = _prepare(sweeper, settings)
+            with read_write(config.hydra):
+                found = _prepare(sweeper, settings)
     except GraincodeError:
         raise
     except Exception as error:  # of Optuna and of databases, whose errors are many

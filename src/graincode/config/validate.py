@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from graincode.config.errors import REFERENCE, Keys, as_typed, compose, explain, nearest
 from graincode.config.schema import KEYS, Range, config_directory, root_keys
 from graincode.config.typed import parse, readable
+from graincode.config.versions import trusted
 from graincode.core.errors import GraincodeError, brief
 from graincode.core.errors import check as check_value
 from graincode.runs.identity import flatten
@@ -167,6 +168,9 @@ def _tuples(value: Any) -> Any:
 
 def _arguments(target: str, path: str) -> Hints | None:
     """Annotations of what a `_target_` of this package or an optimizer takes; None for other packages' classes."""
+    module = target.partition(".")[0]
+    expected = f"a class of graincode or torch.optim (GRAINCODE_PLUGINS={module} allows those of {module})"
+    check_value(f"{path}_target_", target, expected, target.startswith(tuple(name[:-1] for name in trusted())))
     try:
         built = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
