@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import shlex
@@ -10,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from markupsafe import Markup
-from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import Tensor
 
@@ -30,8 +27,9 @@ from graincode.data.loader import in_order
 from graincode.evaluation.pairs import MSE_FLOOR
 from graincode.evaluation.record import read_record
 from graincode.evaluation.samples import read_samples
-from graincode.files import read_json, replacing
+from graincode.files import read_json
 from graincode.generator import Generator
+from graincode.pages import draw_curve, logarithmic, png_address, write_page
 from graincode.pictures import BLUE, ORANGE, chart, density_maps, grain_maps, length_histogram, to_svg
 from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
@@ -73,9 +71,9 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
     sampled = read_json(runs["sample"] / "result.json", {"classes": int}, "remove it, and run the same demo again")
     # an unconditional generator is asked for no class, whatever labels the codes have
     names = read_info(codes)["class_names"] if sampled["classes"] else []
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    page.filters["number"] = _number
-    text = page.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
+    return write_page(
+        folder / "index.html",
+        Path(__file__).with_suffix(".html"),
         dataset=dataset,
         layout=layout,
         records=records,
@@ -92,9 +90,6 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
         export=repr(f"{runs['train_tokenizer']}/export"),
         coarse=[1.0] + [0.0] * (layout.num_grains - 1),
     )
-    with replacing(folder / "index.html") as partial:
-        partial.write_text(text, encoding="utf-8")
-    return folder / "index.html"
 
 
 def _cards(tokenizer: DQVAE, dataset: ImageDataset, ratios: Sequence[float] | None) -> dict[str, Any]:
@@ -214,15 +209,11 @@ def _curve(
         return None
     figure, axes = chart()
     if len(line):
-        window = np.ones(max(1, len(line) // 20))
-        smooth = np.convolve(line[:, 1], window, "same") / np.convolve(np.ones(len(line)), window, "same")
-        axes.plot(*line.T, color=BLUE, alpha=0.3, linewidth=1)
-        axes.plot(line[:, 0], smooth, color=BLUE, linewidth=2)
+        draw_curve(axes, line, BLUE)
     axes.plot(*points.T, "o", color=ORANGE, markersize=5)
     axes.set(xlabel="step", xlim=(0, None))
     if log and (line[:, 1] > 0).all():
-        axes.set(yscale="log")
-        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
+        logarithmic(axes)
     return title, Markup(to_svg(figure, title))
 
 
@@ -247,9 +238,4 @@ def _uri(image: Tensor) -> str:
     """A (3, H, W) uint8 image as an address that holds its pixels."""
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _number(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+    return png_address(buffer.getvalue())

@@ -30,7 +30,7 @@ _RATES = {"codes_per_image": "codes per image", "bits_per_image": "bits per imag
 _OURS = ("run", "status", "error")  # columns of a sweep's table beside settings and metrics
 _LENGTHS = ("images.ratios", "images.psnr")  # settings that ask for lengths
 _OF_REAL_IMAGES = re.compile("_floor|_of_real_images")
-_COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#b07d12", "#6f4a8e", "#5b6770", "#00a6a6", "#8c510a")
 
 Lines = dict[str, list[tuple[float, float, float]]]  # points (x, y, spread of y) by the label of their line
 
@@ -170,7 +170,7 @@ def _plot_study(path: Path, rows: Sequence[Mapping[str, Any]], searched: Sequenc
     found, columns = [row["objective"] for row in rows], min(3, len(searched) + 1)
     figure = Figure(figsize=(4.4 * columns, 3.1 * -(-(len(searched) + 1) // columns)), layout="constrained")
     axes = figure.subplots(-(-(len(searched) + 1) // columns), columns, squeeze=False, sharey=True).flatten()
-    axes[0].step(range(1, len(found) + 1), list(accumulate(found, min)), where="post", color=_COLOURS[1])
+    axes[0].step(range(1, len(found) + 1), list(accumulate(found, min)), where="post", color=COLOURS[1])
     for panel, name in zip(axes, ["", *searched], strict=False):
         values = [_parsed(row[name]) for row in rows] if name else list(range(1, len(found) + 1))
         if not all(isinstance(value, float | int) for value in values):
@@ -179,7 +179,7 @@ def _plot_study(path: Path, rows: Sequence[Mapping[str, Any]], searched: Sequenc
             panel.set_xticks(range(len(ticks)), ticks, fontsize=8)
         elif min(values) > 0 and max(values) > 8 * min(values) and name:
             panel.set_xscale("log")
-        panel.plot(values, found, "o", color=_COLOURS[0], markersize=4)
+        panel.plot(values, found, "o", color=COLOURS[0], markersize=4)
         panel.set_xlabel(name or "member; line: the best so far", fontsize=9)
         panel.grid(color="#e4e4e4", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
@@ -213,7 +213,7 @@ def _draw(
     for panel, (title, lines) in zip(axes, panels.items(), strict=False):
         panel.set_title(title, fontsize=10)
         for label, points in lines.items():
-            colour = colours.setdefault(label, _COLOURS[len(colours) % len(_COLOURS)])
+            colour = colours.setdefault(label, COLOURS[len(colours) % len(COLOURS)])
             style = {"color": colour, "marker": "o", "markersize": 4, "capsize": 2}
             if label == "real images":
                 style = {"color": "#777777", "linestyle": "--"}
