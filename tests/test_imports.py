@@ -10,6 +10,7 @@ MAY_IMPORT = {
     "locks": {"core"},
     "files": {"core", "locks"},
     "pictures": {"core"},
+    "pages": {"files"},
     "distributed": {"core", "files", "locks"},
     "sampling": {"core"},
     "networks": {"core", "files", "distributed"},

@@ -20,7 +20,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from graincode.config.schema import ELSEWHERE, JOBS, config_directory, root_keys
 from graincode.config.typed import NoOverride, for_shell, parse, read_flags, readable
@@ -240,7 +240,7 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
         why = f" is not for {job}, which has no {other}" if recipe else ""
         return f"{group}={name}{why}: expected one of {', '.join(options(group, runtime)) or 'null'}"
     for cause in chain:
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key and not isinstance(cause, GrammarParseError):
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key not in (None, "", "value"):  # of a text
             return f"{cause.full_key}: {re.sub(_RESOLVING, '', str(cause).splitlines()[0])}"
     if cut := [override for override in overrides if "${" in override]:
         return f"{cut[0]} cannot be read: expected ${{KEY}} or ${{oc.env:NAME}}"

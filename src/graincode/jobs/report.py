@@ -49,8 +49,8 @@ def write_report(path: Path, runs: Sequence[ListedRun]) -> Path:
         Path(__file__).with_suffix(".html"),
         runs=list(zip(names, COLOURS, runs, [age(time.time() - run.changed) for run in runs], strict=False)),
         job=None if several else runs[0].job,
-        settings={key: list(map(shown, values)) for key, values in settings.items()},
-        metrics=metrics,
+        settings={one_line(key): list(map(shown, values)) for key, values in settings.items()},
+        metrics={one_line(key): values for key, values in metrics.items()},
         main_curves=[curve for curve in curves if curve[0].startswith(("val/", "train/"))],
         other_curves=[curve for curve in curves if not curve[0].startswith(("val/", "train/"))],
         pictures=_pictures(names, runs),
@@ -86,7 +86,7 @@ def _curves(runs: Sequence[tuple[str, ListedRun]]) -> Iterator[tuple[str, Any]]:
         low, high = (f([f(points[:, 1]) for points in lines if len(points)]) for f in (np.min, np.max))
         if key.partition("/")[2].startswith(_LOGARITHMIC) and 0 < 4 * low < high:
             logarithmic(axes)
-        yield key, Markup(to_svg(figure, key))
+        yield one_line(key), Markup(to_svg(figure, one_line(key)))
 
 
 def _pictures(names: Sequence[str], runs: Sequence[ListedRun]) -> Mapping[str, list[tuple[str, str]]]:

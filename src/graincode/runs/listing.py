@@ -148,7 +148,8 @@ def _unlike(runs: Sequence[ListedRun]) -> dict[str, list[Any]]:
     seen = set()
     for key in sorted({key for run in runs for key in run.settings}, key=lambda key: (key.count("."), key)):
         values = [run.settings.get(key) for run in runs]
-        if any(value != values[0] for value in values):
+        known = [value for value, run in zip(values, runs, strict=True) if run.settings]  # not those of damaged ones
+        if any(value != known[0] for value in known):
             same = key.rpartition(".")[2], repr(values)
             if same not in seen:
                 found[key] = values
