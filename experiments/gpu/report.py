@@ -34,7 +34,7 @@ class Report:
         limit: seconds, after which no check begins.
     """
 
-    def __init__(self, device: str, quick: bool, limit: float = 420.0) -> None:
+    def __init__(self, device: str, quick: bool, limit: float = 390.0) -> None:
         self.device, self.quick, self.lines = torch.device(device), quick, list[Line]()
         self._began, self._limit = time.perf_counter(), limit
         self.bandwidth = self.products = float("nan")  # bytes and bf16 FLOPs a second, measured first
