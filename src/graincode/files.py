@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 # what reading a damaged file may raise; a header's text is parsed as Python's
 _UNREADABLE = OSError, ValueError, TypeError, EOFError, ArithmeticError, RecursionError, MemoryError
 _UNREADABLE += SyntaxError, TokenError, zipfile.BadZipFile, zlib.error
-_LARGEST = 2**22  # bytes of a JSON file of ours
+_LARGEST, _DEEPEST = 2**22, 64  # bytes and levels of a JSON file of ours
 _LEFTOVER = re.compile(r"\..+\.partial-((?P<writer>[0-9a-f]+-\d+-\d+)-)?[a-z0-9_]{8}(\.\w+)?")
+_GREATEST = 2**1000
 _LONG_AGO_SECONDS = 24 * 3600
 
 
@@ -159,20 +160,27 @@ def read_json(path: Path, keys: Mapping[str, type], advice: str) -> dict[str, An
         value = json.loads(path.read_text("utf-8"))
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__} instead of an object")
+        if _is_deeper(value, _DEEPEST):
+            raise ValueError("nested too deeply")
         for key, kind in keys.items():
             if key not in value:
                 raise ValueError(f"without {key}")
-            if not (_is_number(value[key], kind) if kind in (int, float) else isinstance(value[key], kind)):
+            if not (is_number(value[key], kind) if kind in (int, float) else isinstance(value[key], kind)):
                 raise ValueError(f"{key} is {value[key]!r}")
     except _UNREADABLE as error:
         raise Damaged.at(path, error, advice) from None
     return value
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    """Whether a value of JSON is a whole number, or with float any finite one."""
+def is_number(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is a whole number, or with float any, that a float can hold."""
     is_one = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
-    return is_one and math.isfinite(value)
+    return is_one and -_GREATEST < value < _GREATEST
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 def file_size(path: Path) -> int:

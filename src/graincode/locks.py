@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -54,7 +55,8 @@ def is_held(path: Path) -> bool:
     with suppress(ImportError, FileNotFoundError):
         import fcntl
 
-        with path.open("rb") as opened:
+        # a pipe in its place is not waited for
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
             try:
                 fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError as error:

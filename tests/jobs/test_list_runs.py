@@ -76,6 +76,15 @@ def test_age_is_in_its_largest_unit(seconds, words):
 
 def test_keys_are_as_short_as_tells_them_apart():
     assert short_keys(["a.b.c", "a.d.c", "seed"]) == {"a.b.c": "b.c", "a.d.c": "d.c", "seed": "seed"}
+    assert short_keys(["seed", "data.seed"]) == {"seed": "seed", "data.seed": "data.seed"}
+
+
+def test_json_of_numbers_that_json_has_not_is_null(runs, capsys):
+    run = runs("a", float("nan"), 1.0)
+    (run / "machine.json").write_text('{"memory": 1e999}')
+    main(["--json"])
+    known = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (known[0]["settings"]["optimizer.lr"], known[0]["machine"]["memory"]) == (None, None)
 
 
 def test_a_thousand_runs_are_all_listed(runs, capsys):

@@ -55,6 +55,7 @@ def test_looking_at_a_run_changes_nothing_and_keeps_nobody_out(make):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+NESTED = '{"identity": {"a": ' + 900 * "[" + 900 * "]" + "}}"
 HARMS = {
     "cut": lambda run: (run / "result.json").write_text('{"objective"'),
     "empty": lambda run: (run / "config.json").write_text(""),
@@ -66,6 +67,8 @@ HARMS = {
     "a folder": lambda run: (run / "failed.json").mkdir(),
     "metrics of text": lambda run: (run / "result.json").write_text('{"objective": 1, "metrics": [1]}'),
     "settings of text": lambda run: (run / "config.json").write_text('{"config": {}, "identity": []}'),
+    "nested, as JSON may be": lambda run: (run / "config.json").write_text(NESTED),
+    "a number of 400 digits": lambda run: (run / "result.json").write_text(f'{{"objective": {"9" * 400}}}'),
     "best of text": lambda run: [(run / "state").mkdir(), (run / "state" / "best.json").write_text('{"metrics": 3}')],
 }
 
@@ -81,6 +84,22 @@ def test_a_damaged_run_is_one_of_the_list(harm, make):
     assert "\n" not in found["harmed"].problem
     assert str(harmed) in found["harmed"].problem
     assert differing(found.values())[whole] in ({}, {"seed": 0})
+
+
+def test_numbers_that_are_none_are_left_out(make):
+    run = make("a", {}, {"objective": 1, "metrics": {"mse": 2, "huge": 10**400, "nan": float("nan"), "text": "x"}})
+    assert read_run(run).metrics == {"mse": 2}
+    other = make("b", {}, steps=[2])
+    for value in ("x", None, [1], float("inf"), 10**400):
+        (other / "state" / "best.json").write_text(json.dumps({"metrics": {"objective": value}}))
+        assert (read_run(other).stands, read_run(other).objective) == ("stopped at step 2", None)
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(make):
+    run = make("a", {}, steps=[2])
+    (run / "run.lock").unlink()
+    os.mkfifo(run / "run.lock")
+    assert read_run(run).stands == "stopped at step 2"
 
 
 def test_what_differs_is_what_most_do_not_have_alike_each_once(make):

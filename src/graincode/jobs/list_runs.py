@@ -61,7 +61,7 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         parts = key.split(".")
         ends = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        found[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+        found[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return found
 
 
@@ -102,7 +102,8 @@ def _compared(first: ListedRun, second: ListedRun) -> Iterator[str]:
 
 def _as_json(runs: Sequence[ListedRun], differs: dict[Path, dict[str, Any]]) -> list[str]:
     known = [asdict(run) | {"path": str(run.path), "differs": differs[run.path]} for run in runs]
-    return [json.dumps(known, indent=2)]
+    plain = json.loads(json.dumps(known), parse_constant=lambda _: None)  # JSON has neither NaN nor infinite numbers
+    return [json.dumps(plain, indent=2)]
 
 
 def _cut(text: str, length: int) -> str:

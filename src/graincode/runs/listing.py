@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graincode.core.errors import Damaged, GraincodeError, brief
-from graincode.files import read_json
+from graincode.files import is_number, read_json
 from graincode.locks import is_held
 from graincode.runs.identity import flatten
 
@@ -88,7 +88,8 @@ def read_run(path: Path) -> ListedRun:
             if (path / f"{name}.json").exists():
                 known[name] = read_json(path / f"{name}.json", keys, advice)
         if (best := path / "state" / "best.json").exists():
-            known["objective"] = read_json(best, {"metrics": dict}, advice)["metrics"].get("objective")
+            found = read_json(best, {"metrics": dict}, advice)["metrics"]
+            known["objective"] = _numbers(found).get("objective")
         steps = [int(state.name[5:]) for state in (path / "state").glob("step_" + 9 * "[0-9]")]
         known["step"] = max(steps, default=0 if (path / "state").exists() else None)
         failed, result = known.pop("failed", None), known.pop("result", None)
@@ -173,7 +174,4 @@ def _changed(file: Path) -> float:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        key: value for key, value in flatten(values).items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }  # fmt: skip
+    return {key: value for key, value in flatten(values).items() if is_number(value, float)}
