@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ sys.path.insert(0, str(SCRIPTS))
 import debian  # noqa: E402
 import fashion_mnist  # noqa: E402
 import openclipart  # noqa: E402
+import squares  # noqa: E402
 import wallpapers  # noqa: E402
 
 COUNT = 20
@@ -276,3 +278,56 @@ def test_open_clip_art_is_fetched_once_and_read_as_it_comes(tmp_path, monkeypatc
         openclipart.prepare(tmp_path / "other", root=tmp_path)
     one_line(error, str(tmp_path), "usr/share/openclipart/png")
     assert not (tmp_path / "other").exists()
+
+
+def read(file):
+    return json.loads(file.read_bytes())
+
+
+def test_squares_of_open_clip_art_hold_nothing_twice_and_keep_lookalikes_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(squares, "SMALLEST_CLASS", 10)
+    monkeypatch.setattr(squares, "SHARES", {"val": 0.3, "test": 0.3})
+    source, generator = tmp_path / "source", np.random.default_rng(0)
+
+    def save(name, pixels):
+        file = source / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+        return file
+
+    files = []
+    for number in range(24):
+        pixels = generator.integers(0, 256, (8, 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)  # 32 x 16
+        files.append(save(f"many/{number}.png", pixels))
+        near = pixels.copy()
+        near[0, 0] ^= 3
+        files.append(save(f"many/deep/near_{number}.png", near))
+    files += [save("few/equal.png", pixels), save("few/small.png", pixels[:8]), save("few/blank.png", 0 * pixels + 250)]
+    transparent = np.zeros((48, 64, 4), np.uint8)
+    transparent[8:40, 30:46] = np.dstack([200 - pixels // 2, np.full_like(pixels[..., 0], 255)])
+    files += [save("few/other.png", transparent), source / "few/text.png"]
+    files[-1].write_text("text")
+
+    found = squares.write_squares(source, tmp_path / "out", 32, reversed(files))
+    assert {key: found.pop(key) for key in ("unreadable", "small", "empty", "equal")} == dict.fromkeys(
+        ("unreadable", "small", "empty", "equal"), 1
+    )
+    listed = read(tmp_path / "out" / "files.json")
+    assert set(listed["left_out"]) == {"many/23.png", "few/small.png", "few/blank.png", "few/text.png"}
+    assert {split: len(listed[split]) for split in SPLITS} == found
+    split_of = {name: split for split in SPLITS for name in listed[split].values()}
+    assert len(split_of) == 49
+    assert all(split_of[f"many/{n}.png"] == split_of[f"many/deep/near_{n}.png"] for n in range(23))
+    assert {split_of[f"many/{n}.png"] for n in range(23)} == set(SPLITS)
+    data = ImageFolder(str(tmp_path / "out"), image_size=32, crop="none")
+    assert {split: len(data.split(split)) for split in SPLITS} == found
+    assert set(data.class_names) == {"many", "other"}
+    name = next(name for split in SPLITS for name, path in listed[split].items() if path == "few/other.png")
+    with Image.open(tmp_path / "out" / name) as square:
+        made = np.asarray(square)
+    assert (made[:, :8] == 255).all()
+    assert (made[:, 24:] == 255).all()
+    assert (made[:, 8:24] == 200 - pixels // 2).all()
+    again = squares.write_squares(source, tmp_path / "again", 32, files[:10])  # fewer pictures: no split changes
+    fewer = read(tmp_path / "again" / "files.json")
+    assert all(split_of[name] == split for split in SPLITS for name in fewer[split].values()), again
