@@ -264,7 +264,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity(
     made, real = small_integers(90, seed=0, largest=largest), small_integers(120, seed=1, largest=largest)
     real[:60] //= 2
     expected = prc_features_to_metric(made, real, prc_neighborhood=neighbours, verbose=False)
-    monkeypatch.setattr("graincode.evaluation.metrics._BLOCK", 37)
+    monkeypatch.setattr("graincode.evaluation.metrics._DISTANCES", 4440)
     found = precision_recall(statistics_of(made), statistics_of(real), neighbours)
     assert values_of(found) == {"precision": expected["precision"], "recall": expected["recall"]}
     assert 0 < found["recall"].value < 1
@@ -292,7 +292,7 @@ def density_and_coverage(made: Tensor, real: Tensor, neighbours: int) -> dict[st
 def test_density_and_coverage_are_their_definitions(monkeypatch: pytest.MonkeyPatch, neighbours: int, largest: int):
     made, real = small_integers(90, seed=0, largest=largest), small_integers(120, seed=1, largest=largest)
     real[:60] //= 2
-    monkeypatch.setattr("graincode.evaluation.metrics._BLOCK", 37)
+    monkeypatch.setattr("graincode.evaluation.metrics._DISTANCES", 4440)
     found = density_coverage(statistics_of(made), statistics_of(real), neighbours)
     assert values_of(found) == pytest.approx(density_and_coverage(made, real, neighbours), rel=1e-12)
     assert 0 < found["coverage"].value < 1

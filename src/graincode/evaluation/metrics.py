@@ -18,7 +18,7 @@ from graincode.evaluation.statistics import Statistics
 CLASSIFIER_C = 0.01
 """Inverse strength of the L2 penalty of `class_consistency`: one value for every data set, never tuned."""
 
-_BLOCK = 2000  # rows of a matrix of distances that are held at once
+_DISTANCES = 20_000_000  # that are held at once
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> Estimate:
@@ -91,7 +91,8 @@ def precision_recall(generated: Statistics, real: Statistics, neighbours: int = 
     Source: improved precision and recall (Kynkäänniemi et al., 2019), by torch-fidelity's function.
     """
     _check_neighbours(generated, real, neighbours)
-    how = {"prc_neighborhood": neighbours, "prc_batch_size": _BLOCK, "save_cpu_ram": True, "verbose": False}
+    how = {"prc_neighborhood": neighbours, "save_cpu_ram": True, "verbose": False}
+    how["prc_batch_size"] = _rows(generated, real)
     found = prc_features_to_metric(generated.subset, real.subset, **how)
     return {
         "precision": share_of(found[KEY_METRIC_PRECISION], len(generated.subset)),
@@ -107,7 +108,7 @@ def density_coverage(generated: Statistics, real: Statistics, neighbours: int = 
     """
     _check_neighbours(generated, real, neighbours)
     reaching, covered = 0, 0
-    for block in real.subset.split(_BLOCK):
+    for block in real.subset.split(_rows(generated, real)):
         reach = torch.cdist(block, real.subset).kthvalue(neighbours + 1).values  # the first is the image itself
         within = torch.cdist(block, generated.subset) < reach[:, None]
         reaching += int(within.sum())
@@ -178,6 +179,11 @@ def _kept_of_both(a: Statistics, b: Statistics) -> int:
         sizes = f"{len(a.mean)} features of {a.identity} and {len(b.mean)} of {b.identity}"
         raise GraincodeError(f"{sizes}: expected one network")
     return min(len(a.subset), len(b.subset))
+
+
+def _rows(a: Statistics, b: Statistics) -> int:
+    """Of a matrix of distances, how many are held at once."""
+    return min(2000, max(1, _DISTANCES // max(len(a.subset), len(b.subset))))
 
 
 def _check_neighbours(generated: Statistics, real: Statistics, neighbours: int) -> None:
