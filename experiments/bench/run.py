@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import batching
 import torch
 from codes import sequences
 from contention import beside_another
@@ -40,6 +41,8 @@ def benchmarks() -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "sampler floor", sampler_floor
     yield "sampler gpt", sampler_and_gpt
     yield "sampler training", training_step
+    yield "continuous batching 32", batching.equal_length
+    yield "continuous batching 64", batching.finest
     yield "masked", masked_floor
     yield "masked lengths", variable_length
     yield "launches gpt", partial(decoding, "gpt", 200)
