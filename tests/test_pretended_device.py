@@ -66,7 +66,7 @@ CODES: dict[str, tuple[int, int]] = {
     "entropy": (3, 246),
     "gains": (3, 597),
     "gates": (3, 207),
-    "quality": (33, 1817),
+    "quality": (25, 1809),
     "LFQ": (3, 264),
     "MaskGIT": (2, 161),
     "Open-MAGVIT2": (2, 198),

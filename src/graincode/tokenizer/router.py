@@ -176,7 +176,7 @@ class QuantileRouter(Router):
         if tuple(ratios.shape) not in ((num_grains,), (images, num_grains)):
             expected = f"({num_grains},) or ({images}, {num_grains})"
             raise GraincodeError(f"ratios of shape {tuple(ratios.shape)}: expected {expected}")
-        for shares in ratios.reshape(-1, num_grains).unique(dim=0).tolist():
+        for shares in sorted({tuple(shares) for shares in ratios.reshape(-1, num_grains).tolist()}):
             core.check_ratios(shares, num_grains)
 
     def _grains(self, density: Tensor, ratios: Ratios) -> Tensor:
