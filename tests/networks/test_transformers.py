@@ -76,6 +76,7 @@ def test_dinov2_is_that_of_its_authors_on_images_as_edm2_prepares_them(tmp_path)
     assert (as_timm - expected).abs().max() > 0.01  # as its position embeddings are resampled with antialias
     assert found.label("fd") == "fd_dinov2"
     assert "bicubic with antialias; mean (0.485, 0.456, 0.406)" in found.recipe
+    assert found.recipe.endswith("; 224 pixels")
 
 
 @pytest.mark.slow

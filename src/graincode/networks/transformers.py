@@ -31,7 +31,7 @@ class TransformerFeatures(FeatureNetwork):
     def _load(self, size: tuple[int, int] | None) -> Loaded:
         backbone, digest = open_timm(self.model, self.weights, _SIDE, resizing="bicubic", prepare=self._prepare)
         features, _ = (network := self._wrapped(backbone))(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        return Loaded(network, digest, features.shape[1], recipe=backbone.recipe)
+        return Loaded(network, digest, features.shape[1], recipe=f"{backbone.recipe}; {_SIDE} pixels")
 
     def _prepare(self, network: nn.Module) -> None:
         """Change a network before its weights are hashed."""
