@@ -70,21 +70,26 @@ def one_kernel(seen: Seen) -> Callable[..., torch.Tensor]:
     return counted
 
 
+def one_launch(seen: Seen) -> type[Graph]:
+    """Graphs of which each is one launch."""
+
+    class Replayed(Graph):
+        def replay(self) -> None:
+            before = seen.launches.copy()
+            super().replay()
+            seen.launches.clear()
+            seen.launches.update(before)
+            seen.launches["graph"] += 1
+
+    return Replayed
+
+
 def decoding(block: str, goal: int) -> Result:
     """A step of DGiT-AR with 6 + 18 blocks: started one by one, and as CUDA graphs."""
     with pretended() as seen:
-
-        class Replayed(Graph):
-            def replay(self) -> None:
-                before = seen.launches.copy()
-                super().replay()
-                seen.launches.clear()
-                seen.launches.update(before)
-                seen.launches["graph"] += 1
-
         model = model_of(DGiTAR, block, PUBLISHED).eval().requires_grad_(False).to("cuda")
         eager = median(launches for launches, _ in drawn(model, seen))
-        with pretended_graphs(Replayed):
+        with pretended_graphs(one_launch(seen)):
             model.compile_sampling()
             drawn(model, seen)
             graphs = median(launches for launches, _ in drawn(model, seen))

@@ -6,6 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers_generators import MODERN, labels_for, make_ar, make_nar, same
+from helpers_pretend import device, unavailable
+from launches import drawn, one_launch
+from launches import model_of as deep_model
 from pretended_graphs import pretended_graphs
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -72,6 +75,19 @@ def test_arguments_that_have_not_changed_are_not_copied(model_of):
     state()
     assert known[2]._version == version  # the condition
     assert known[2] is not condition
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable())
+def test_the_host_starts_no_more_kernels_for_a_deeper_model():
+    most = []
+    for layers in ((1, 1), (2, 3)):
+        with device() as seen, pretended_graphs(one_launch(seen)):
+            model = deep_model(DGiTAR, "modern", layers).eval().requires_grad_(False).to("cuda")
+            model.compile_sampling()
+            drawn(model, seen)
+            most.append(max(drawn(model, seen)))
+    assert most[0] == most[1]
+    assert most[0][0] < 60
 
 
 @pytest.mark.parametrize("capacity", [1, 65, 255, 256, 300, 1025, 1360, 5000])
