@@ -77,6 +77,7 @@ def test_arguments_that_have_not_changed_are_not_copied(model_of):
     assert known[2] is not condition
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 def test_the_host_starts_no_more_kernels_for_a_deeper_model():
     most = []
@@ -87,7 +88,7 @@ def test_the_host_starts_no_more_kernels_for_a_deeper_model():
             drawn(model, seen)
             most.append(max(drawn(model, seen)))
     assert most[0] == most[1]
-    assert most[0][0] < 60
+    assert most[0][0] < 70
 
 
 @pytest.mark.parametrize("capacity", [1, 65, 255, 256, 300, 1025, 1360, 5000])

@@ -178,12 +178,12 @@ class _Rows:
             content = torch.where(given.lengths > self.index, kept, content)
         following, ends, region, codes = rules.facts[slot].unbind(dim=1)
         is_mark = region > regions
-        content = torch.where(is_mark, layout.no_content, content)
+        content = content.masked_fill(is_mark, layout.no_content)
         self.slots.scatter_(1, self.index[:, None], slot[:, None])
         self.contents.scatter_(1, self.index[:, None], content[:, None])
         self.coded.scatter_(1, codes[:, None], True)
         self.left &= rules.keeps[slot]
-        self.grain, self.last = self.grain + ends, torch.where(is_mark, -1, region)
+        self.grain, self.last = self.grain + ends, region.masked_fill(is_mark, -1)
         self.slot, self.content = slot, content
         self.index = (self.index + 1).clamp_(max=layout.max_tokens)
         final = rules.final + self.left.to(torch.uint8).argmax(dim=1)  # padding, where none is left
