@@ -60,7 +60,9 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = cumulative[..., -1]
-    aim = torch.minimum(uniform.double() * total, torch.nextafter(total, constant((0.0,), total.dtype, total.device)[0]))
+    aim = torch.minimum(
+        uniform.double() * total, torch.nextafter(total, constant((0.0,), total.dtype, total.device)[0])
+    )
     return torch.searchsorted(cumulative, aim[..., None], right=True)[..., 0]
 
 
