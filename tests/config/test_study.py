@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from helpers import command, refusal
+from hydra.errors import MissingConfigException
 
-from graincode.config.errors import compose, options
+from graincode.config.errors import compose, explain, options
 from graincode.core.errors import GraincodeError
 from graincode.runs.run import Run
 
@@ -128,3 +129,9 @@ def test_a_job_lists_the_searches_that_are_its_own(job, other, capsys):
     assert cfg.hydra.sweeper.storage.startswith("sqlite:///")
     assert all(key.split(".")[0] in cfg for key in cfg.hydra.sweeper.params)
     assert refusal(capsys, job, "search=nothing") == f"error: search=nothing: expected one of {own}"
+
+
+@pytest.mark.parametrize(("file", "extra"), [("hydra/sweeper/optuna", "optuna"), ("hydra/launcher/joblib", "joblib")])
+def test_a_plugin_that_is_not_installed_is_named(file, extra):
+    line = explain(MissingConfigException("not found", file), "train_tokenizer", ["search=tokenizer"])
+    assert line == f"{file.replace(f'/{extra}', '')}={extra} is not installed: pip install graincode[{extra}]"

@@ -187,6 +187,7 @@ _UNKNOWN = re.compile(r"Could not (?:override|delete from config\.|append to con
 _IN_RECIPE = re.compile(r"^In '(\w+)/(\w+)': Could not override '([\w/]+)'")
 _THERE = re.compile(r"Multiple values for ([\w/@]+)\.|An item is already at '([\w.]+)'")
 _RESOLVING = r"^\w+ raised while resolving interpolation: "
+_EXTRAS = {"optuna": "optuna", "joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 _SEVERAL = re.compile(r"Ambiguous value for argument '([^=]+)=([^']*)'")
 
 
@@ -236,6 +237,8 @@ def explain(error: BaseException, job: str, arguments: Sequence[str]) -> str:
     group, _, name = str(getattr(error, "missing_cfg_file", None) or "").rpartition("/")
     if recipe:
         group, name, other = recipe.groups()
+    if group.startswith("hydra/") and name in _EXTRAS:
+        return f"{group}={name} is not installed: pip install graincode[{_EXTRAS[name]}]"
     if group:
         why = f" is not for {job}, which has no {other}" if recipe else ""
         return f"{group}={name}{why}: expected one of {', '.join(options(group, runtime)) or 'null'}"
