@@ -13,7 +13,7 @@ from helpers_training import LAYOUT, Codes, Edges, images
 from pretended import CUDA, Pretended, Seen, pretended
 from waits import counted_step
 
-from graincode.core import constants, layout
+from graincode.core import constants, layout, rng
 from graincode.core.layout import CodeLayout
 from graincode.core.rng import SampleRng
 from graincode.data import Augmentation
@@ -85,7 +85,7 @@ def _nothing_stays():
     try:
         yield
     finally:
-        for kept in (constants.constant, layout._slot_table, densities._order):
+        for kept in (constants.constant, layout._slot_table, densities._order, rng._places):
             kept.cache_clear()
 
 

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from graincode.core.constants import constant
-
 
 def legal_regions(coded: Tensor, last: Tensor) -> Tensor:
     """(..., R + 1) bool, which regions may come next within a grain; the last entry is its end, which always may.
@@ -60,9 +58,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     total = cumulative[..., -1]
-    aim = torch.minimum(
-        uniform.double() * total, torch.nextafter(total, constant((0.0,), total.dtype, total.device)[0])
-    )
+    aim = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, aim[..., None], right=True)[..., 0]
 
 
