@@ -228,12 +228,19 @@ class _Bounded(TorchFunctionMode):
             raise GraincodeError("config.json asks for a larger model than weights.safetensors holds; do not trust it")
 
 
-def _check_finite(weights: Mapping[str, Tensor]) -> None:
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that has NaN or infinite values; None if there is none."""
     for name, tensor in weights.items():
         # thresholds are NaN until they are calibrated, which the router says itself
         has_values = tensor.is_floating_point() and tensor.numel() and not name.endswith("router.quantiles")
         if has_values and not all(end.isfinite() for end in tensor.aminmax()):
-            raise GraincodeError(f"{name!r} has NaN or infinite values; train the model again, or copy it again")
+            return name
+    return None
+
+
+def _check_finite(weights: Mapping[str, Tensor]) -> None:
+    if (name := not_finite(weights)) is not None:
+        raise GraincodeError(f"{name!r} has NaN or infinite values; train the model again, or copy it again")
 
 
 def _check_targets(config: Any, path: Path) -> None:

@@ -52,6 +52,8 @@ def is_held(path: Path) -> bool:
     """Whether some process holds a lock file, as far as this system tells; the file is only read."""
     if path.with_name(f"{path.name}.owner").exists():
         return True
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     with suppress(ImportError, FileNotFoundError):
         import fcntl
 

@@ -140,6 +140,8 @@ CONTENTS = {
     "weights of other shapes": lambda state: _first(state["trainables"]["tokenizer"]["module"]),
     "moments of other shapes": lambda state: _first(_moments(state)),
     "average of other shapes": lambda state: _first(state["average"]),
+    "weights of NaN": lambda state: _first(state["trainables"]["tokenizer"]["module"], torch.nan),
+    "average of NaN": lambda state: _first(state["average"], torch.nan),
     "a meter of numbers": lambda state: state.update(meter={"terms": {"loss": 3}, "histograms": {}}),
     "no meter": lambda state: state.pop("meter"),
     "a best of text": lambda state: state.update(best="good"),
@@ -148,9 +150,9 @@ CONTENTS = {
 }
 
 
-def _first(tensors):
+def _first(tensors, value=None):
     name = next(name for name, value in tensors.items() if isinstance(value, torch.Tensor) and value.ndim)
-    tensors[name] = torch.zeros(3, 3, 3)
+    tensors[name] = torch.zeros(3, 3, 3) if value is None else torch.full_like(tensors[name], value)
 
 
 def _moments(state):
@@ -158,7 +160,8 @@ def _moments(state):
 
 
 @pytest.mark.when(
-    "a state holds what is not of its training: another stage, other names, other shapes", "one line names it"
+    "a state holds what is not of its training: another stage, other names, other shapes, or weights that are NaN",
+    "one line names it",
 )
 @pytest.mark.parametrize("case", CONTENTS)
 def test_a_state_of_something_else_is_refused(case, inside):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers_files import JSON_DAMAGES
+from helpers_files import JSON_DAMAGES, to_pipe
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -16,6 +16,7 @@ from graincode.config.schema import config_directory
 from graincode.config.validate import check
 from graincode.core.errors import Damaged, GraincodeError
 from graincode.files import remove, write_json
+from graincode.locks import is_held
 from graincode.runs import run as runs
 from graincode.runs.checkpoint import Checkpoints
 from graincode.runs.identity import flatten, identity_of, one_spelling
@@ -56,6 +57,19 @@ def test_where_locks_do_nothing_the_second_process_is_noticed(tmp_path, monkeypa
                 first.finish(0.5)
             assert not (tmp_path / "run/result.json").exists()
             second.finish(0.5)
+
+
+@pytest.mark.when("a pipe stands in the place of the owner's or the lock's file of a run", "the run goes on")
+@pytest.mark.parametrize("name", ["owner", "run.lock"])
+def test_a_pipe_among_the_files_of_a_run_is_not_waited_for(tmp_path, name):
+    path = tmp_path / "run"
+    with Run(path, {}, {}):
+        pass
+    to_pipe(path / name)
+    assert not is_held(path / "run.lock")
+    with Run(path, {}, {}) as run:
+        run.check_owner()
+        run.finish(0.5)
 
 
 def test_a_run_is_recorded_where_there_can_be_no_links(tmp_path, monkeypatch):

@@ -41,6 +41,21 @@ def test_the_first_number_that_is_not_finite_is_named_with_its_images(tmp_path):
     finite.check()  # each value once
 
 
+@pytest.mark.when("weights are NaN or infinite when a state is to be saved", "one line names them; the state is not saved")
+@pytest.mark.parametrize("part", ["model", "average"])
+def test_weights_that_are_not_finite_are_not_saved(part, tmp_path):
+    finite = FiniteNumbers(tmp_path / "nonfinite.json", {}, Schedule(10, 4, 0), Checkpoints(tmp_path / "state"))
+    weights = {"bias": torch.tensor([0.0, torch.inf]), "router.quantiles": torch.tensor([torch.nan])}
+    state = {"trainables": {"model": {"module": {"weight": torch.ones(2)}}}, "average": None}
+    finite.check_state(3, state)
+    if part == "model":
+        state["trainables"]["model"]["module"] = weights
+    else:
+        state["average"] = weights
+    with pytest.raises(GraincodeError, match=rf"^{part}\.bias has .* after step 3.* last good state is of step 0;"):
+        finite.check_state(3, state)
+
+
 @pytest.mark.parametrize(("device", "resets"), [("cpu", 0), ("cuda", 1)])
 def test_the_peak_of_memory_is_that_of_training_alone(device, resets, monkeypatch):
     calls = []

@@ -19,7 +19,7 @@ from filelock import Timeout
 from graincode.core.errors import GraincodeError, brief, check
 from graincode.distributed import collectives
 from graincode.distributed.signals import Stopped
-from graincode.files import clear_leftovers, read_json, short_hash, write_json
+from graincode.files import clear_leftovers, read_json, replacing, short_hash, write_json
 from graincode.locks import locked
 from graincode.runs.checkpoint import Checkpoints
 from graincode.runs.table import note_member
@@ -84,7 +84,8 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(locked(self.path / "run.lock", _LOCK_SECONDS))
-            (self.path / "owner").write_text(self._token, "utf-8")
+            with replacing(self.path / "owner") as partial:  # also a pipe, which would wait for its reader
+                partial.write_text(self._token, "utf-8")
             if (before := self._found(config)) is not None:
                 self._take(before, result)
             if before is None or self._changed(before) or not config.exists():

@@ -28,7 +28,7 @@ from graincode.distributed.signals import Interruption, Stopped
 from graincode.runs.checkpoint import Checkpoints, read_about, read_state
 from graincode.runs.run import Run
 from graincode.training.ema import AveragedWeights
-from graincode.training.monitors import FiniteNumbers, Meter, Speed, check_equal_weights, early_read
+from graincode.training.monitors import FiniteNumbers, Meter, Speed, check_equal_weights, check_weights, early_read
 from graincode.training.settings import TrainerConfig
 from graincode.training.stage import MakeOptimizer, Prepared, Stage, Step, StepOutput
 from graincode.training.trackers import LogSettings, RunLog
@@ -87,8 +87,7 @@ class Training:
         self.shows, self.draws = logs.tracker is not None, logs.tracker is not None and is_main
         self.bar = tqdm(total=trainer.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0,
                         disable=not is_main)  # fmt: skip
-        parts = self.schedule.batches(step, trainer.steps)
-        self.batches = load_batches(stage.dataset, parts, machine.hardware.workers)
+        self.batches = load_batches(stage.dataset, self.schedule.batches(step, trainer.steps), machine.hardware.workers)
 
     def run(self) -> tuple[nn.Module, dict[str, float]]:
         """Train to the end; returns the module to export, in evaluation mode, and the metrics of its evaluation. Raises
@@ -248,6 +247,7 @@ class Training:
             "flops": self.flops,
         }
         collectives.on_main(self.directory.check_owner)
+        collectives.on_main(lambda: self.finite.check_state(self.at.step, state))
         collectives.on_main(lambda: self.checkpoints.save(self.at.step, state, self.directory.identity))
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -268,6 +268,7 @@ class Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.at = Progress(**{known.name: state[known.name] for known in fields(Progress)})
+        check_weights(state)
         for one in self.prepared:
             load_training_state(one.wrapped, one.optimizer, state["trainables"][one.trainable.name])
             for parameter, moments in one.optimizer.state.items():

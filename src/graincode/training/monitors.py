@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from graincode.core.losses import Term, as_count
 from graincode.data.loader import Schedule
 from graincode.distributed import collectives
 from graincode.distributed.hardware import Machine
+from graincode.export import not_finite
 from graincode.files import write_json
 from graincode.runs.checkpoint import Checkpoints
 
@@ -122,6 +124,23 @@ class FiniteNumbers:
         collectives.on_main(lambda: write_json(self._file, record))
         line = f"{name} is not finite at step {step}: the last good state is of step {good}, and {self._file} has the"
         raise GraincodeError(f"{line} images of the step and the values before it; lower the learning rate")
+
+    def check_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Raise if the state of a step has weights that are not finite: training would not go on from it."""
+        try:
+            check_weights(state)
+        except ValueError as error:
+            good = next(iter(self._checkpoints.steps()), 0)
+            line = f"{error} after step {step}, which is not saved: the last good state is of step {good}"
+            raise GraincodeError(f"{line}; lower the learning rate") from None
+
+
+def check_weights(state: Mapping[str, Any]) -> None:
+    """Raise ValueError if a resume state, on this process, holds weights that are not finite."""
+    modules = {name: one["module"] for name, one in state["trainables"].items()} | {"average": state["average"] or {}}
+    for module, weights in modules.items():
+        if name := not_finite(weights):
+            raise ValueError(f"{module}.{name} has NaN or infinite values")
 
 
 class Speed:
