@@ -12,7 +12,7 @@ import pytest
 from helpers_files import ARRAY_DAMAGES, JSON_DAMAGES
 
 from graincode import files
-from graincode.core.errors import Damaged
+from graincode.core.errors import Damaged, GraincodeError
 from graincode.files import (
     allocate_array,
     clear_leftovers,
@@ -131,7 +131,7 @@ def test_no_values_are_an_array_too(tmp_path):
     assert read_array(tmp_path / "a.npy", np.int64, (None,), "remove it").shape == (0,)
 
 
-@pytest.mark.parametrize("found", ["nothing", "empty", "a model", "a file", "leftovers"])
+@pytest.mark.parametrize("found", ["nothing", "empty", "a model", "a file", "leftovers", "a link to nothing"])
 def test_a_directory_is_replaced_as_a_whole(tmp_path, found):
     target = tmp_path / "export"
     if found in ("empty", "a model"):
@@ -140,6 +140,10 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path, found):
         (target / "a").write_text("before")
     if found == "a file":
         target.write_text("before")
+    if found == "a link to nothing":
+        target.symlink_to("gone")
+        with pytest.raises(GraincodeError, match="is there already"), new_directory(target):
+            pass
     if found == "leftovers":  # of a process that was killed when it replaced it
         (tmp_path / "export.before").mkdir()
     with pytest.raises(RuntimeError), new_directory(target, replaces=True):

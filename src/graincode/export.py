@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from graincode.core.errors import GraincodeError, brief, check, check_choice, one_line
 from graincode.core.layout import check_layouts
+from graincode.core.precision import not_finite
 from graincode.distributed import collectives
 from graincode.files import new_directory, read_json, sha256, write_json
 
@@ -226,16 +227,6 @@ class _Bounded(TorchFunctionMode):
     def _check(self, holds: bool) -> None:
         if not holds:
             raise GraincodeError("config.json asks for a larger model than weights.safetensors holds; do not trust it")
-
-
-def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that has NaN or infinite values; None if there is none."""
-    for name, tensor in weights.items():
-        # thresholds are NaN until they are calibrated, which the router says itself
-        has_values = tensor.is_floating_point() and tensor.numel() and not name.endswith("router.quantiles")
-        if has_values and not all(end.isfinite() for end in tensor.aminmax()):
-            return name
-    return None
 
 
 def _check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_directory(path: Path, replaces: bool = False) -> Iterator[Path]:
     """A temporary directory beside `path`, renamed to it at the end; refuses a path that is there already, or else
     replaces it: a process that is killed meanwhile leaves it, as `path` or as `path.before`."""
-    if path.exists() and not replaces:
+    if os.path.lexists(path) and not replaces:  # also a link to what is gone
         raise GraincodeError(f"{path} is there already: move it away, or give another name")
     partial = _partial(path)
     partial.mkdir()
@@ -67,7 +67,7 @@ def new_directory(path: Path, replaces: bool = False) -> Iterator[Path]:
             file.chmod(partial.stat().st_mode & 0o666)  # some libraries write for the owner alone
             _to_disk(file)
         before = path.with_name(f"{path.name}.before")
-        if replaces and path.exists():
+        if replaces and os.path.lexists(path):
             remove(before)
             path.rename(before)
         os.replace(partial, path)

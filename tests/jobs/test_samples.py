@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from graincode.config.validate import check
 from graincode.core.codes import GrainCodes
 from graincode.core.prompts import CodePrefix
 from graincode.data import CodeDataset
+from graincode.data.codes import write_info
 from graincode.generator import DGiTAR
 from graincode.jobs import given, sample
 from graincode.training.trackers import read_log
@@ -125,6 +127,21 @@ def test_a_generator_that_fills_in_masks_is_a_configuration(conditioning, inside
         with pytest.raises(SystemExit):
             command(job, *paths, *more)
         assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.when(
+    "codes that samples are given are of another tokenizer", "one line says so: its codes mean other images"
+)
+def test_codes_of_another_tokenizer_are_not_given(inside):
+    shutil.copytree("runs/extract_codes/codes/codes", "foreign")
+    about = json.loads(Path("foreign/codes.json").read_text())
+    own, foreign = about["tokenizer"], "0123456789abcdef"
+    del about["identity"]
+    write_info(Path("foreign"), about | {"tokenizer": foreign})
+    paths = ["tokenizer_path=runs/train_tokenizer/tok/export", "generator_path=runs/train_generator/ar/export"]
+    line = refused("sample", *paths, "given.codes_path=foreign", "given.regions=5")
+    assert line.startswith(f"given.codes_path={Path('foreign').resolve()}: codes of tokenizer {foreign}, ")
+    assert f"are of {own};" in line
 
 
 def test_any_part_of_an_image_is_drawn_anew(inside, capsys):

@@ -135,6 +135,22 @@ def test_a_run_is_of_the_images_that_it_was_begun_with(tmp_path, caplog):
         enter("41 images (bb)")
 
 
+@pytest.mark.when(
+    "an export that a run was made with is no longer the latest", "the line that refuses says where it is"
+)
+def test_the_line_names_the_path_of_what_a_run_was_made_with(tmp_path):
+    def enter(place, content):
+        with Run(tmp_path / "run", {"tokenizer_path": place}, {"inputs.tokenizer": content}) as run:
+            run.finish(0.5)
+
+    enter("first/export", "aa")
+    enter("moved/export", "aa")
+    with pytest.raises(GraincodeError, match=r"inputs\.tokenizer: aa -> bb.*, such as tokenizer_path=first/export$"):
+        enter("second/export", "bb")
+    with pytest.raises(GraincodeError, match=r"or those settings$"):
+        enter("first/export", "cc")  # which is another one now
+
+
 def test_settings_that_look_alike_are_told_apart(tmp_path):
     with Run(tmp_path / "run", {}, {"steps": 6, "name": None}) as run:
         run.finish(0)

@@ -41,7 +41,9 @@ def test_the_first_number_that_is_not_finite_is_named_with_its_images(tmp_path):
     finite.check()  # each value once
 
 
-@pytest.mark.when("weights are NaN or infinite when a state is to be saved", "one line names them; the state is not saved")
+@pytest.mark.when(
+    "weights are NaN or infinite when a state is to be saved", "one line names them; the state is not saved"
+)
 @pytest.mark.parametrize("part", ["model", "average"])
 def test_weights_that_are_not_finite_are_not_saved(part, tmp_path):
     finite = FiniteNumbers(tmp_path / "nonfinite.json", {}, Schedule(10, 4, 0), Checkpoints(tmp_path / "state"))

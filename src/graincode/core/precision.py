@@ -1,8 +1,8 @@
-"""The precision of products: of matrices, and of convolutions."""
+"""Numbers: the precision of products, of matrices and of convolutions, and weights that are none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -38,3 +38,13 @@ def _set(values: tuple[str, bool]) -> None:
 def promoted(weight: Tensor, x: Tensor) -> Tensor:
     """A weight in the type of what it is used on, if that has more digits: kernels of norms take no other mixture."""
     return weight.to(torch.promote_types(weight.dtype, x.dtype))
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that has NaN or infinite values; None if there is none."""
+    for name, tensor in weights.items():
+        # a router's thresholds are NaN until they are calibrated, which it says itself
+        has_values = tensor.is_floating_point() and tensor.numel() and not name.endswith("router.quantiles")
+        if has_values and not all(end.isfinite() for end in tensor.aminmax()):
+            return name
+    return None

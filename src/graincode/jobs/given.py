@@ -42,9 +42,9 @@ class Given:
         return torch.cat([images, torch.where(pixels, images, torch.full_like(images, 160))])
 
 
-def find_given(cfg: DictConfig, generator: Generator, names: Sequence[str] = ()) -> Given | None:
-    """What `given.` has a job's samples keep, of a generator and the names of its classes; None, also in the
-    configuration, if that is nothing.
+def find_given(cfg: DictConfig, generator: Generator, names: Sequence[str] = (), tokenizer: str = "") -> Given | None:
+    """What `given.` has a job's samples keep, of a generator, the names of its classes and the identity of its
+    tokenizer; None, also in the configuration, if that is nothing.
 
     Raises:
         GraincodeError: it sets two of its keys, names what is not there, or what the generator cannot keep.
@@ -59,6 +59,9 @@ def find_given(cfg: DictConfig, generator: Generator, names: Sequence[str] = ())
     settings.codes_path = str(resolve_path(cfg, "given.codes_path", "extract_codes", "codes"))
     dataset = CodeDataset(settings.codes_path, settings.split)
     check_layouts(dataset.layout, generator.layout, f"{settings.codes_path}: these codes", "this generator")
+    if (found := dataset.info["tokenizer"]) != tokenizer:
+        line = f"{settings.codes_path}: codes of tokenizer {found}, and the generator's are of {tokenizer}"
+        raise GraincodeError(f"{line}; extract them with that")
     count = min(settings.images, len(dataset), cfg.num_samples)
     batch = dataset[[i % count for i in range(cfg.num_samples)]]
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)

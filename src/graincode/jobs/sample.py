@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> float:
     if hardware.compile:
         generator.compile_sampling()
     names = exports[0].names("class_names")
-    given = find_given(cfg, generator, names)
+    given = find_given(cfg, generator, names, exports[1].identity)
     labels = given.labels if given else balanced_labels(cfg.num_samples, generator.classes, cfg.classes, names)
     for line in warnings_of_classes(exports[0], labels):
         log.warning(line)

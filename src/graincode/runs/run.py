@@ -127,11 +127,21 @@ class Run:
                 other, advice = "on other images", "put them back as they were"
                 states = Checkpoints(self.path / "state")
                 more = "".join(f" and give resume={states.path(step)}" for step in states.steps()[:1])
+            advice += self._paths_of([key for key in rest if key.startswith("inputs.")])
             line = f"{self.path} holds a run {other} ({_words(rest, before, self.identity)})"
             raise GraincodeError(f"{line}: choose another run_name{more}, or {advice}")
         if is_made and unknown:
             log.warning("%s does not say which images it was begun with: it goes on with those of now", self.path)
         return grown
+
+    def _paths_of(self, inputs: Sequence[str]) -> str:
+        """In words, where the run that stands in the directory found what it read, as far as it says another place."""
+        with suppress(GraincodeError):
+            before = read_json(self.path / "config.json", {"config": dict}, "")["config"]
+            keys = (f"{key.removeprefix('inputs.')}_path" for key in inputs)
+            typed = [f"{key}={before[key]}" for key in keys if before.get(key) not in (None, self.config.get(key))]
+            return f", such as {' '.join(typed)}" if typed else ""
+        return ""
 
     def _take(self, before: Mapping[str, Any], result: Path) -> None:
         """Go on with what a directory holds of an identity."""

@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from graincode.core.errors import GraincodeError
 from graincode.core.losses import Term, as_count
+from graincode.core.precision import not_finite
 from graincode.data.loader import Schedule
 from graincode.distributed import collectives
 from graincode.distributed.hardware import Machine
-from graincode.export import not_finite
 from graincode.files import write_json
 from graincode.runs.checkpoint import Checkpoints
 
