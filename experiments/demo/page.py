@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from graincode.api import load_generator, load_tokenizer
-from graincode.core.errors import GraincodeError
+from graincode.core.errors import GraincodeError, brief
 from graincode.core.images import from_uint8, to_uint8
 from graincode.core.layout import CodeLayout
 from graincode.core.prompts import CodeMask, CodePrefix
@@ -34,6 +35,8 @@ from graincode.pictures import BLUE, ORANGE, chart, density_maps, grain_maps, le
 from graincode.tokenizer import DQVAE
 from graincode.training.trackers import read_log
 
+# what records of other kinds than ours raise
+_UNSHOWN = LookupError, TypeError, ValueError, ArithmeticError, AttributeError, jinja2.UndefinedError
 SEARCHED, CARDS, CARD_SIDE = 1000, 12, 128
 CLASSES, SAMPLES_OF_CLASS, SAMPLES_WITHOUT, SAMPLE_SIDE = 20, 10, 50, 96
 EDITED, EDITS_OF_EACH = 10, 3
@@ -58,11 +61,22 @@ def write_report(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, 
         dataset: the images of evaluate_reconstructions. No class that a file of a run names is ever built, but for
             those that exports may name.
     Raises:
-        GraincodeError: a step has not finished.
+        GraincodeError: a step has not finished, or left what cannot be shown.
     """
     for name, run in runs.items():
         if not (run / "result.json").is_file():
             raise GraincodeError(f"{run / 'result.json'}: missing, {name} has not finished; run the same demo again")
+    try:
+        return _write(folder, runs, commands, dataset)
+    except GraincodeError:
+        raise
+    except _UNSHOWN as error:
+        found = f"{type(error).__name__}: {brief(error)}"
+        advice = "remove the runs whose files were changed, such as evaluate/, and run the same demo again"
+        raise GraincodeError(f"{folder} holds what the page cannot show ({found}): {advice}") from error
+
+
+def _write(folder: Path, runs: Mapping[str, Path], commands: Mapping[str, str], dataset: ImageDataset) -> Path:
     records = {of: read_record(runs[f"evaluate_{of.lower()}"]) for of in ("Reconstructions", "Samples")}
     seconds, codes = read_json(folder / "seconds.json", {}, "remove it"), runs["extract_codes"] / "codes"
     tokenizer = load_tokenizer(runs["train_tokenizer"] / "export")
@@ -202,7 +216,7 @@ def _curve(
 ) -> tuple[str, str] | None:
     """A chart of a log: training values as a line, validation values as points; nothing if the log has neither."""
     line, points = (
-        np.array([(entry["step"], entry[key]) for entry in entries if key in entry]).reshape(-1, 2)
+        np.array([(entry["step"], entry[key]) for entry in entries if key in entry], float).reshape(-1, 2)
         for key in (training, validation)
     )
     if not len(line) + len(points):

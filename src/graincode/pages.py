@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator
 
+from graincode.core.errors import one_line
 from graincode.files import replacing
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def write_page(path: Path, template: Path, **values: Any) -> Path:
     style = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
     text = page.from_string(template.read_text(encoding="utf-8")).render(style=style, **values)
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text("\n".join(map(one_line, text.split("\n"))), encoding="utf-8")
     return path
 
 

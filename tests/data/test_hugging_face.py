@@ -140,6 +140,27 @@ def test_a_changed_file_that_a_row_names_is_noticed(tmp_path, hub):
     assert fingerprint() != before
 
 
+@pytest.mark.parametrize("path", ["a\0b.png", "/no/such\nfile.png", "http://127.0.0.1/x.png", "/dev/zero"])
+def test_a_row_that_names_what_is_no_file_of_the_data_set_is_refused(tmp_path, hub, path):
+    table = tmp_path / "table.parquet"
+    hub.Dataset.from_dict({"image": [{"bytes": None, "path": path}] * 2}).to_parquet(str(table))
+    with pytest.raises(GraincodeError) as error:
+        split = HuggingFace(str(table), val_fraction=0, test_fraction=0, image_size=8).split("train")
+        split.fingerprint()
+        split[[0]]
+    assert error.value.line.isprintable()
+
+
+def test_a_table_without_rows_says_so_in_one_line_alone(tmp_path, hub, caplog):
+    table = tmp_path / "table.parquet"
+    hub.Dataset.from_dict({"image": [{"bytes": None, "path": "x"}]}).select([]).to_parquet(str(table))
+    with pytest.raises(GraincodeError) as error:
+        HuggingFace(str(table)).split("train")
+    one_line(error, str(table))
+    assert "An error occurred" not in error.value.line
+    assert not caplog.messages
+
+
 def test_without_the_package_of_hugging_face_the_extra_is_named(tmp_path, monkeypatch):
     def refuse(name, *arguments):
         if name == "datasets":

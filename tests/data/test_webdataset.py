@@ -177,11 +177,20 @@ def test_members_that_are_no_files_are_left_out(tmp_path, caplog):
         assert "5 links, devices or sparse files, such as 'x0.png'" in line
 
 
+@pytest.mark.when(
+    "a shard holds one tar behind another", "both are read, or one line says how much lies behind the end"
+)
 def test_a_tar_behind_another_is_read(tmp_path):
     parts = [write_tar(tmp_path / f"{start}.tar", shard(range(start, start + 10))) for start in (0, 10, 20)]
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "a.tar").write_bytes(b"".join(path.read_bytes() for path in parts))
     assert together(levels(WebDataset(str(tmp_path / "all"), image_size=8))) == list(range(30))
+    (tmp_path / "far").mkdir()
+    far = parts[0].read_bytes() + bytes(3 << 20) + parts[1].read_bytes()
+    (tmp_path / "far" / "a.tar").write_bytes(far)
+    with pytest.raises(GraincodeError) as error:
+        WebDataset(str(tmp_path / "far")).split("train")
+    one_line(error, str(tmp_path / "far" / "a.tar"), "behind its end mark")
     with (tmp_path / "all" / "a.tar").open("ab") as file:
         file.write(b"no tar" * 200)
     with pytest.raises(GraincodeError) as error:

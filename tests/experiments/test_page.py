@@ -203,6 +203,21 @@ def test_unlabelled_data_has_neither_classes_nor_their_accuracy(folder, images):
     assert "smooth<" not in text
 
 
+@pytest.mark.when("a step of a demo left what its page cannot show", "one line says so, and the page of before stays")
+@pytest.mark.parametrize(
+    "change",
+    [{"metrics": {"mse": "x"}}, {"reference_count": None}, {"features": [1]}, {"versions": None}, {"count": HOSTILE}],
+)
+def test_records_of_other_kinds_are_refused(folder, images, change):
+    (folder / "index.html").write_text("before")
+    file = folder / "evaluate/evaluate_samples/metrics.json"
+    write_json(file, json.loads(file.read_text()) | change)
+    with pytest.raises(GraincodeError) as error:
+        report(folder, images)
+    assert error.value.line.isprintable()
+    assert (folder / "index.html").read_text() == "before"
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_an_unfinished_step_is_named_and_the_page_stays(folder, images, name):
     (folder / "index.html").write_text("before")

@@ -1,8 +1,10 @@
 """`graincode-report` on made runs."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,20 @@ def test_what_runs_hold_is_text(make, capsys):
     assert sum(tag == "img" for tag, _ in page.tags) == 1
     assert "\x1b" not in " ".join(page.text)
     assert not re.search("optimizer.lr", " ".join(page.text))
+
+
+def test_numbers_and_names_that_no_plot_has(make, capsys):
+    run = make("a", 0.1, [3, 2])
+    (run / "failed.json").write_text(json.dumps({"error": HOSTILE}))
+    (run / "result.json").unlink()
+    lines = [{"step": step, "train/loss": value} for step, value in enumerate([1e308, -1e308, 10**400, 1.0, 2.0])]
+    lines += [{"step": 5, "train/loss": float("nan")}, {"step": 6, "train/loss": float("inf")}, {"step": 10**300}]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    odd = make(os.fsdecode(b"\xff"), 0.1, [1, 2])
+    main(["a", str(odd), "-o", "page.html"])
+    text = Path("page.html").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "<script" not in text
 
 
 def test_one_run_has_a_page_too_and_unknown_ones_end_in_one_line(make, capsys):

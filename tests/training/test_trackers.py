@@ -157,7 +157,9 @@ def test_the_newest_picture_of_each_name_is_kept_as_a_file(tmp_path):
 LOG_DAMAGES = {
     "empty": b"", "cut": b'{"step": 1, "lo', "null": b"null\n", "list": b"[1]\n", "no step": b'{"loss": 1}\n',
     "text step": b'{"step": "x"}\n', "not UTF-8": b'\xff{"step": 1}\n', "zeros": bytes(50),
-    "nested": b"[" * 10**5 + b"\n",
+    "nested": b"[" * 10**5 + b"\n", "text": b'{"step": 2, "loss": "x"}\n', "none": b'{"step": 2, "loss": null}\n',
+    "yes": b'{"step": 2, "loss": true}\n', "a value that no plot has": b'{"step": 2, "loss": 1e308}\n',
+    "a huge step": b'{"step": %d}\n' % 10**400,
 }  # fmt: skip
 
 

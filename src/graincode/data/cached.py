@@ -101,6 +101,7 @@ class CachedImages(EncodedImages):
                 return labels
 
             chunks = torch.arange(len(self)).split(_CHUNK)
-            done = tqdm(threads.map(write, chunks), total=len(chunks), unit=" images", unit_scale=_CHUNK, leave=False)
-            np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
+            look = {"total": len(chunks), "unit": " images", "unit_scale": _CHUNK, "leave": False}
+            with tqdm(threads.map(write, chunks), **look) as done:
+                np.save(partial / "labels.npy", torch.cat(list(done)).numpy())
             np.save(partial / "corrupt.npy", self.corrupt.nonzero().flatten().numpy())

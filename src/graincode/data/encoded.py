@@ -114,8 +114,10 @@ def readable(path: Path) -> Iterator[None]:
     """Say which file it is that the system does not let us read."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except GraincodeError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError: no file can be called so
+        reason = getattr(error, "strerror", None) or error
         raise GraincodeError(f"{path} cannot be read ({reason}): make it readable, or move it away") from error
 
 
@@ -181,7 +183,7 @@ class EncodedImages(ImageDataset):
                 if content is None and not isinstance(error, TooLarge):
                     raise
                 if self.on_corrupt == "error":
-                    raise GraincodeError(f"{error.line}, remove it or set on_corrupt=skip") from error
+                    raise GraincodeError(f"{error.line}, remove it or give on_corrupt=skip") from error
                 self._skip(candidate, " ".join(str(error.__cause__ or error.line).split()))
         none = f"none of the {len(self)} {self.split} images of {self.name} can be read"
         raise GraincodeError(f"{self.encoded.name(index)}: {none}")

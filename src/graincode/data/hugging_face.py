@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -150,6 +151,7 @@ class HuggingFace(EncodedSource):
         except ImportError as error:
             raise GraincodeError("the package datasets is not installed: pip install graincode[hf]") from error
         local = Path(self.path).expanduser()
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it says each error, which then is ours to say
         try:
             if (local / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(str(local))
@@ -160,5 +162,6 @@ class HuggingFace(EncodedSource):
             path = str(local) if local.is_dir() else self.path
             return datasets.load_dataset(path, self.name, trust_remote_code=False)
         except Exception as error:  # anything from a broken file to a broken connection
-            expected = f"expected what datasets can load ({' '.join(str(error).split())})"
+            reason = " ".join(str(error.__cause__ or error).split())
+            expected = f"expected what datasets can load ({reason})"
             raise GraincodeError(f"{self._origin} name={self.name}: {expected}") from error

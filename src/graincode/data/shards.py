@@ -58,8 +58,9 @@ def sample_of(name: str) -> tuple[str, str]:
 
 def write_index(shards: Sequence[Path], file: Path) -> None:
     """Read the headers of all shards, and write an `Index` with "left_out", in words."""
-    progress, left = tqdm(shards, "reading the shards' headers", unit=" shards", leave=False), LeftOut()
-    rows = [(number, *row) for number, shard in enumerate(progress) for row in _images(shard, left)]
+    left = LeftOut()
+    with tqdm(shards, "reading the shards' headers", unit=" shards", leave=False) as progress:
+        rows = [(number, *row) for number, shard in enumerate(progress) for row in _images(shard, left)]
     shard, offset, size, label, names = zip(*rows, strict=True)
     columns = {"shard": shard, "offset": offset, "size": size, "label": label}
     with replacing(file) as partial:
@@ -145,6 +146,8 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         file.seek(end)
         rest = file.read(_TAIL)
         zeros = (len(rest) - len(rest.lstrip(b"\0"))) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        if zeros == _TAIL and end + zeros < size:
+            raise tarfile.ReadError(f"{size - end} bytes stand behind its end mark")
         if not zeros:  # where tarfile ends without a word
             raise tarfile.ReadError(f"no header at byte {end}")
         start = end + zeros if zeros < len(rest) else None

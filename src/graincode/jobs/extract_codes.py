@@ -79,9 +79,9 @@ def run(cfg: DictConfig) -> float:
                 mine = collectives.items(len(dataset), size)
                 batches = in_order(dataset, size, workers=hardware.workers, shared=True)
                 total, hidden = -(-len(mine) // size), not collectives.is_main()
-                batches = tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden)
-                codes = (CodeBatch(tokenize(batch.to(device).images), batch.labels) for batch in batches)
-                write_split(folder, split, layout, len(dataset), codes, images[split], mine.start)
+                with tqdm(batches, split, total, unit=" batches", mininterval=1.0, disable=hidden) as bar:
+                    codes = (CodeBatch(tokenize(batch.to(device).images), batch.labels) for batch in bar)
+                    write_split(folder, split, layout, len(dataset), codes, images[split], mine.start)
             splits[split] = read_report(folder, split)["summary"]
         info = {
             "format": FORMAT,

@@ -67,7 +67,7 @@ def find_given(cfg: DictConfig, generator: Generator, names: Sequence[str] = (),
     codes = GrainCodes(batch.codes.grains, batch.codes.indices, generator.layout)
     labels, inputs = batch.labels, {"codes": dataset.identity}
     if cfg.classes is None and generator.classes and (differing := other_classes(dataset.class_names, names)):
-        raise GraincodeError(f"{settings.codes_path}: codes of {differing} of the generator; set classes=[...]")
+        raise GraincodeError(f"{settings.codes_path}: codes of {differing} of the generator; give classes=[...]")
     if cfg.classes is not None:  # all images in the first class, then in the next
         rows = balanced_labels(-(-cfg.num_samples // count), generator.classes, cfg.classes, names)
         labels = rows.repeat_interleave(count)[: cfg.num_samples]

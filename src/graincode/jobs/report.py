@@ -70,10 +70,7 @@ def _curves(runs: Sequence[tuple[str, ListedRun]]) -> Iterator[tuple[str, Any]]:
     seen: set[bytes] = set()
     keys = dict.fromkeys(key for lines in logs for line in lines for key in line if key != "step")
     for key in sorted(keys, key=lambda key: (not key.startswith("val/"), key == "val/objective")):
-        lines = [
-            np.array([(line["step"], line[key]) for line in log if isinstance(line.get(key), int | float)])
-            for log in logs
-        ]
+        lines = [np.array([(line["step"], line[key]) for line in log if key in line], float) for log in logs]
         data = b"".join(points.tobytes() for points in lines)
         if data in seen or not any(len(points) > 1 for points in lines):
             continue  # as the objective, which is one of the metrics

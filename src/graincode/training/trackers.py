@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from graincode.core.errors import Damaged, GraincodeError, brief
-from graincode.files import file_size, read_json, replacing, write_json
+from graincode.files import file_size, is_number, read_json, replacing, write_json
 from graincode.runs.identity import flatten
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,10 @@ def _position(line: Mapping[str, float]) -> LogPosition:
     return int(line["step"]), any(name.startswith("val/") for name in line)
 
 
+def _is_metric(value: Any) -> bool:
+    return is_number(value, float) or (isinstance(value, float) and not math.isfinite(value))
+
+
 def read_log(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's log, in order, but for a last one that was cut off, and damaged ones, which are named."""
     file, lines = folder / "log.jsonl", []
@@ -146,7 +151,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     for number, text in enumerate(texts, 1):
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
-            if isinstance(line, dict) and type(line.get("step")) is int:
+            if isinstance(line, dict) and is_number(line.get("step"), int) and all(map(_is_metric, line.values())):
                 lines.append(line)
                 continue
         if number < len(texts) or text.endswith(b"\n"):
