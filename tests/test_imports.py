@@ -10,7 +10,7 @@ MAY_IMPORT = {
     "locks": {"core"},
     "files": {"core", "locks"},
     "pictures": {"core"},
-    "pages": {"files"},
+    "pages": {"core", "files"},
     "distributed": {"core", "files", "locks"},
     "sampling": {"core"},
     "networks": {"core", "files", "distributed"},

@@ -80,4 +80,6 @@ def _in_rgb(image: Any, background: str) -> Image.Image:
         return in_rgb(Image.fromarray(image) if is_array else image, background)
     except Exception as error:  # what is no image raises nearly anything
         expected = "Pillow images, paths, or uint8 arrays (H, W) or (H, W, 3 or 4); tokenize itself takes tensors"
-        raise GraincodeError(f"images of {type(image).__name__} ({brief(error)}): expected {expected}") from error
+        kind = f" ({image.dtype} {image.shape})" if isinstance(image, np.ndarray) else ""
+        reason = f" ({brief(error)})" if isinstance(image, Image.Image) else ""
+        raise GraincodeError(f"images of {type(image).__name__}{kind or reason}: expected {expected}") from error

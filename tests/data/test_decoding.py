@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import struct
 import subprocess
@@ -253,6 +254,14 @@ def test_a_reference_starts_no_decoder_that_is_not_named(tmp_path, postscript):
         with pytest.raises(GraincodeError) as error:
             Folder(str(tmp_path), size).open_reference(None, None)
         one_line(error, str(tmp_path / "1.png"), "in none of the formats that are read")
+
+
+@pytest.mark.when("a path that is given in Python is a pipe or a device", "it is refused, and not waited for")
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path, "a\0b.png"):
+        with pytest.raises(GraincodeError, match="cannot be read as an image"):
+            open_image(path)
 
 
 def test_nothing_else_opens_images():

@@ -45,6 +45,8 @@ def as_floats(images: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return from_uint8(images).to(dtype)
     expected = "floating point in [-1, 1], as from_uint8 makes them, or torch.uint8"
     check("images", images.dtype, expected, images.is_floating_point())
+    is_dense = images.layout == torch.strided and not images.is_nested
+    check("images", "nested" if images.is_nested else images.layout, "a dense tensor", is_dense)
     source, images = images.dtype, images.to(dtype)
     low, high = torch.stack(images.aminmax()).tolist() if images.numel() else (0, 0)
     check("images", f"{source} from {low:.3g} to {high:.3g}", expected, -1.01 <= low <= high <= 1.01)

@@ -14,6 +14,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from graincode.core.errors import GraincodeError, check
+from graincode.files import file_size
 
 # What is decoded, by Pillow's names: others of its decoders start programs, whatever a file is called. TGA has no mark
 # at its beginning, so it is tried last.
@@ -58,6 +59,8 @@ def open_image(file: str | Path | bytes, name: str | None = None, background: st
         background: what shows through where the image is transparent (see `check_background`).
     """
     try:
+        if not isinstance(file, bytes):
+            file_size(Path(file))  # a pipe has none, and would be waited for
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as opened:
             return in_rgb(opened, background)
     except Exception as error:  # broken files raise nearly anything, depending on the decoder
