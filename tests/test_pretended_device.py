@@ -52,11 +52,11 @@ STEPS: dict[str, tuple[int, int]] = {
 }
 # of drawing four samples
 DRAWS: dict[str, tuple[int, int]] = {
-    "DGiT-AR": (21, 6785),
-    "DGiT-AR, guided and truncated": (21, 8769),
-    "DGiT-AR, modern": (22, 7943),
-    "DGiT-AR, map given": (18, 4873),
-    "raster order": (6, 4912),
+    "DGiT-AR": (20, 6913),
+    "DGiT-AR, guided and truncated": (20, 8897),
+    "DGiT-AR, modern": (21, 8071),
+    "DGiT-AR, map given": (17, 4961),
+    "raster order": (5, 4976),
     "DGiT-NAR": (18, 1123),
     "DGiT-NAR, guided": (19, 1322),
     "MaskGIT": (14, 759),

@@ -11,7 +11,7 @@ from helpers_files import JSON_DAMAGES, to_pipe
 from omegaconf import OmegaConf
 from PIL import Image
 
-from graincode.config.job import open_run
+from graincode.config.job import open_run, resolve_path
 from graincode.config.schema import config_directory
 from graincode.config.validate import check
 from graincode.core.errors import Damaged, GraincodeError
@@ -80,6 +80,25 @@ def test_a_run_is_recorded_where_there_can_be_no_links(tmp_path, monkeypatch):
     with Run(tmp_path / "run", {}, {}) as run:
         run.finish(0.5)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == {"objective": 0.5}
+
+
+def test_the_latest_run_must_have_what_is_read(tmp_path):
+    (tmp_path / "train_tokenizer/latest").mkdir(parents=True)
+    cfg = OmegaConf.create({"tokenizer_path": "latest", "runs_dir": str(tmp_path)})
+    with pytest.raises(GraincodeError, match=r"tokenizer_path=latest: .* finished in .* and has its export, or a path"):
+        resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export")
+    (tmp_path / "train_tokenizer/latest/export").mkdir()
+    found = resolve_path(cfg, "tokenizer_path", "train_tokenizer", "export")
+    assert found == tmp_path / "train_tokenizer/latest/export"
+
+
+@pytest.mark.when("runs were copied without their links, so that latest is a directory", "a warning with every new run")
+def test_a_directory_called_latest_is_named(tmp_path, caplog):
+    (tmp_path / "latest").mkdir()
+    with Run(tmp_path / "run", {}, {}) as run:
+        run.finish(0.5)
+    assert f"{tmp_path / 'latest'} is not this run" in caplog.text
+    assert not (tmp_path / ".latest-run").is_symlink()
 
 
 def test_a_directory_belongs_to_one_identity(tmp_path):

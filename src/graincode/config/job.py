@@ -117,7 +117,8 @@ def resolve_path(cfg: DictConfig, key: str, job: str, inside: str) -> Path:
     path = Path(value).expanduser()
     if value == "latest":
         newest = Path(cfg.runs_dir) / job / "latest"
-        check(key, value, f"a {job} run that has finished in {newest.parent}, or a path", newest.exists())
+        expected = f"a {job} run that has finished in {newest.parent} and has its {inside}, or a path"
+        check(key, value, expected, (newest / inside).exists())
         path = newest.resolve() / inside
         log.info("%s: %s", key, path)
     check(key, value, "latest or a path where something is", path.exists())

@@ -200,11 +200,14 @@ class Run:
         def record() -> None:
             self.check_owner()
             check("objective", objective, "a finite number; look at the log", math.isfinite(objective))
-            link = self.path.with_name(f".latest-{self.path.name}")
+            link, latest = (self.path.with_name(name) for name in (f".latest-{self.path.name}", "latest"))
             link.unlink(missing_ok=True)
-            with suppress(OSError):  # where there can be no links, as on Windows, paths are to be typed
+            try:
                 link.symlink_to(self.path.name)
-                link.replace(self.path.with_name("latest"))
+                link.replace(latest)
+            except OSError as error:  # there can be no links, as on Windows, or a copied directory stands there
+                link.unlink(missing_ok=True)
+                log.warning("%s is not this run (%s): type its path where it is read", latest, brief(error))
             write_json(self.path / "result.json", {"objective": objective, **more})  # last: nothing is done again
 
         collectives.on_main(record)
