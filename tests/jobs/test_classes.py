@@ -1,6 +1,7 @@
 """Classes are compared by name: of data, codes and generators."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_names_differ_at_their_places():
     assert other_classes(list("ab"), list("abc")) == "classes none instead of c"
     assert balanced_labels(3, 3, ["b", 2], "abc").tolist() == [1, 2, 1]
     assert balanced_labels(2, 2, ["1", 1], ["1", "0"]).tolist() == [0, 1]  # a name, and a number
+    odd = [os.fsdecode(b"caf\xe9"), "two\nlines"]  # as a shell gives them, and as a data set names its folders
+    assert balanced_labels(2, 2, odd, [r"caf\udce9", r"two\nlines"]).tolist() == [0, 1]
     for chosen in (["d"], [3], [-1], [], ["a", 0.5], [None]):
         with pytest.raises(GraincodeError, match=r"^classes=.*: expected labels from 0 to 2"):
             balanced_labels(3, 3, chosen, "abc")

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from graincode.core.codes import GrainCodes
-from graincode.core.errors import Damaged, check, check_choice
+from graincode.core.errors import Damaged, check, check_choice, one_line
 from graincode.core.images import to_uint8
 from graincode.core.prompts import CodeMask, CodePrefix
 from graincode.core.rng import LABELS, SampleRng
@@ -44,7 +44,8 @@ def balanced_labels(count: int, classes: int, chosen: Sequence[int | str] | None
     found = list(range(max(classes, 1)) if chosen is None else chosen)
     if chosen is not None:
         check("classes", list(chosen), "null, as the generator has no classes", classes > 0)
-        found = [names.index(one) if isinstance(one, str) and one in names else one for one in found]
+        shown = [one_line(one) if isinstance(one, str) else one for one in found]  # as data sets name their folders
+        found = [names.index(one) if isinstance(one, str) and one in names else one for one in shown]
         valid = len(found) > 0 and all(isinstance(one, int) and 0 <= one < classes for one in found)
         by_name = f" or names such as [{names[0]}]" if names else ""
         check("classes", list(chosen), f"labels from 0 to {classes - 1}, such as [0]{by_name}", valid)
