@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -315,6 +316,14 @@ def test_files_that_hold_no_thresholds_are_refused(tmp_path, content, match):
         file.write_text(content)
     router = QuantileRouter(DUAL, EntropyDensity(), [0.5, 0.5], thresholds=str(file))
     with pytest.raises(GraincodeError, match=f"^{file}: .*{match}"):
+        router.calibrate([look(photographs(1))])
+
+
+@pytest.mark.when("a pipe is given as a file of thresholds", "it is refused by name, and not waited for")
+def test_a_pipe_holds_no_thresholds(tmp_path):
+    os.mkfifo(file := tmp_path / "thresholds.json")
+    router = QuantileRouter(DUAL, EntropyDensity(), [0.5, 0.5], thresholds=str(file))
+    with pytest.raises(GraincodeError, match=f"^{file}: no percentiles"):
         router.calibrate([look(photographs(1))])
 
 

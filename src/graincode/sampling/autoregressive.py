@@ -80,7 +80,8 @@ class AutoregressiveSampler(Sampler):
         the longest sequence over those of the shortest."""
         samples, begun, complete, ready = torch.arange(rows), min(rows, count), 0, 0
         state = _Rows(self, logits, layout, part(samples.clamp(max=count - 1)))
-        busy, waiting = samples < count, {}
+        busy = samples < count
+        waiting: dict[int, Tensor] = {}
         every, shortest = check_every(layout, state.uniforms.device), layout.num_regions + layout.num_marks
         for step in itertools.count(1):
             state.step()
@@ -96,13 +97,25 @@ class AutoregressiveSampler(Sampler):
                     state.begin(new, part(samples[new]))
             on_step(step, complete)
             while waiting.keys() >= set(following := range(ready, min(ready + rows, count))):
-                yield CodeSequences(*torch.stack([waiting.pop(sample) for sample in following], dim=1), layout)
+                slots, contents = torch.stack([waiting.pop(sample) for sample in following], dim=1)
+                yield CodeSequences(slots, contents, layout)
                 if (ready := following.stop) == count:
                     return
 
 
 class _Rows:
-    """The samples that are drawn at one time, a row of B for each."""
+    """The samples that are drawn at one time, a row of B for each; `start` says what the tensors are."""
+
+    slot: Tensor
+    content: Tensor
+    grain: Tensor
+    last: Tensor
+    index: Tensor
+    next: Tensor
+    coded: Tensor
+    left: Tensor
+    slots: Tensor
+    contents: Tensor
 
     def __init__(
         self,
@@ -116,7 +129,7 @@ class _Rows:
         self.guided = GuidedLogits(model, scale, sampler.guidance_schedule) if scale != 1 else None
         self.model, self.rules = self.guided or model, _Rules(layout, first.uniforms.device)
         begins = self.rules.final if layout.num_grains == 1 else self.rules.undecided
-        self.start = {
+        self.start: dict[str, tuple[int, int | bool]] = {
             # name: columns, 0 for none, and what a sample begins with
             "slot": (0, layout.start_slot),
             "content": (0, layout.no_content),

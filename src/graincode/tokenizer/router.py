@@ -22,6 +22,7 @@ from graincode.core.layout import CodeLayout
 from graincode.core.losses import Term
 from graincode.core.rng import GATES, LENGTHS
 from graincode.distributed import collectives
+from graincode.files import file_size
 from graincode.tokenizer.blocks import ExactLinear
 from graincode.tokenizer.blocks import norm as group_norm
 from graincode.tokenizer.densities import Density, Probe
@@ -219,6 +220,7 @@ def read_percentiles(path: Path, density: nn.Module) -> dict[float, float]:
     """
     advice = 'expected {"1": value, ..., "99": value}, ascending'
     try:
+        file_size(path)  # which refuses a pipe: reading it would wait
         content = json.loads(path.read_text(encoding="utf-8"))
         definition = content.pop("definition", {}).items()
         found = {float(percent): float(content[percent]) for percent in sorted(content, key=float)}
