@@ -206,7 +206,14 @@ def test_unlabelled_data_has_neither_classes_nor_their_accuracy(folder, images):
 @pytest.mark.when("a step of a demo left what its page cannot show", "one line says so, and the page of before stays")
 @pytest.mark.parametrize(
     "change",
-    [{"metrics": {"mse": "x"}}, {"reference_count": None}, {"features": [1]}, {"versions": None}, {"count": HOSTILE}],
+    [
+        {"metrics": {"mse": "x"}},
+        {"metrics": {"mse": float("nan")}},
+        {"reference_count": None},
+        {"features": [1]},
+        {"versions": None},
+        {"count": HOSTILE},
+    ],
 )
 def test_records_of_other_kinds_are_refused(folder, images, change):
     (folder / "index.html").write_text("before")

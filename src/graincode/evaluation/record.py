@@ -21,7 +21,7 @@ from graincode.distributed import collectives
 from graincode.evaluation.modes import Mode, Plan
 from graincode.evaluation.statistics import cached_statistics, measure
 from graincode.evaluation.streams import DatasetStream, ImageStream
-from graincode.files import allocate_array, open_npz, read_json, replacing, write_json
+from graincode.files import allocate_array, is_number, open_npz, read_json, replacing, write_json
 
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -79,8 +79,12 @@ def evaluate(mode: Mode, plan: Plan, folder: Path, keep: str | None) -> dict[str
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What `evaluate` wrote into a folder."""
-    keys = {"metrics": dict, "uncertainty": dict, "count": int}
-    return read_json(folder / "metrics.json", keys, "the same evaluation writes it again")
+    file, advice = folder / "metrics.json", "the same evaluation writes it again"
+    record = read_json(file, {"metrics": dict, "uncertainty": dict, "count": int}, advice)
+    for name, value in record["metrics"].items():
+        if not is_number(value, float):
+            raise Damaged.at(file, f"{name} is {value!r}", advice)
+    return record
 
 
 def _timed(batches: Iterator[Tensor], waits: list[float]) -> Iterator[Tensor]:
