@@ -194,7 +194,7 @@ FAULTS: dict[str, tuple[str, Callable[[Fault, Path, Path], None]]] = {
     "the indices of codes are cut": ("train_generator", codes_cut),
     "the summary of a split is cut": ("extract_codes", summary_cut),
     "there is no room for kept images": ("evaluate", partial(no_room, job="evaluate", size=8000)),
-    "there is no room for codes": ("extract_codes", partial(no_room, job="extract_codes", size=1000)),
+    "there is no room for codes": ("extract_codes", partial(no_room, job="extract_codes", size=4000)),
     "there is no room for a state": (TRAINING, partial(no_room, job=TRAINING, size=100_000)),
     "the cache of statistics cannot be written": ("evaluate", no_cache),
     "a process that loads data is stopped, then SIGTERM": (TRAINING, worker_stopped),
