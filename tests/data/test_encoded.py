@@ -70,10 +70,14 @@ def test_labels_belong_to_their_images(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_is_nowhere_says_what_to_type(tmp_path, kind):
     key = "path" if kind == "hf" else "root"
-    for value in (None, str(tmp_path / "missing")):
+    nowhere = str(tmp_path / "missing")
+    for value, what in (
+        (None, "expected"),
+        (nowhere, "expected" if kind in ("hf", "webdataset") else "no such folder"),
+    ):
         with pytest.raises(GraincodeError) as error:
             KINDS[kind](value).split("train")
-        one_line(error, f"{key}={value}", "expected")
+        one_line(error, f"{key}={value}", what)
 
 
 @pytest.mark.parametrize("kind", KINDS)

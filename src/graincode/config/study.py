@@ -41,26 +41,24 @@ def go_on(config: DictConfig) -> ExitStack:
             config.hydra.overrides.hydra.append(f"hydra.sweeper.study_name={sweeper.study_name}")  # for the members
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    held = ExitStack()
-    try:
-        held.enter_context(locked(folder / "study.lock", 0))
-    except Timeout:
-        raise GraincodeError(f"another process works in the study {folder}: wait for it, or give another name by "
-                             "hydra.sweeper.study_name") from None  # fmt: skip
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is called experimental
-            with read_write(config.hydra):
-                found = _prepare(sweeper, settings)
-    except GraincodeError:
-        raise
-    except Exception as error:  # of Optuna and of databases, whose errors are many
-        line = f"hydra.sweeper.storage={sweeper.storage}: expected a database that can be used, such as sqlite:///a.db"
-        raise GraincodeError(f"{line} ({brief(error)})") from error
-    done, total = found
-    if done:
-        print(f"study {sweeper.study_name}: {done} of {total} members are done")
-    return held
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "study.lock", 0))
+        except Timeout:
+            raise GraincodeError(f"another process works in the study {folder}: wait for it, or give another name by "
+                                 "hydra.sweeper.study_name") from None  # fmt: skip
+        try:
+            with warnings.catch_warnings(), read_write(config.hydra):
+                warnings.simplefilter("ignore")  # what is called experimental
+                done, total = _prepare(sweeper, settings)
+        except GraincodeError:
+            raise
+        except Exception as error:  # of Optuna and of databases, whose errors are many
+            line = f"hydra.sweeper.storage={sweeper.storage}: expected a database that can be used"
+            raise GraincodeError(f"{line}, such as sqlite:///a.db ({brief(error)})") from error
+        if done:
+            print(f"study {sweeper.study_name}: {done} of {total} members are done")
+        return held.pop_all()
 
 
 def _prepare(sweeper: DictConfig, settings: str) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def memory_of(device: torch.device) -> int:
     if not hasattr(os, "sysconf"):
         return 0
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()).isdecimal():
+    if _LIMIT.is_file() and (limit := _LIMIT.read_text(encoding="utf-8").strip()).isdecimal():
         memory = min(memory, int(limit))
     return memory // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
