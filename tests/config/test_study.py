@@ -94,6 +94,16 @@ def test_a_member_that_fails_ends_nothing(study):
 
 
 @pytest.mark.slow
+def test_a_member_that_cannot_be_composed_ends_nothing(study):
+    status, table, _ = study(lambda _: 1.0, "sampler=choice(autoregressive,nothing)")
+    assert status == 2
+    line = "sampler=nothing: expected one of auto, autoregressive, masked"
+    found = {row["sampler"]: (row["status"], row["error"]) for row in table}
+    assert found == {"autoregressive": ("0", ""), "nothing": ("2", line)}
+    assert len(table) == 6
+
+
+@pytest.mark.slow
 def test_a_study_of_which_all_members_fail_leaves_its_table(study):
     def crash(number):
         raise RuntimeError("of a library")

@@ -14,8 +14,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -67,24 +70,33 @@ class SweepStart(Callback):
             signal.signal(number, stop)
 
 
-def _leave_out(refuse: Callable[[BaseException, Sequence[str]], Ending], sweeper: Any, batch: list[list[str]]) -> None:
-    """Take those members out of a batch that cannot be composed, and note why."""
+def _leaving_out(refuse: Callable[[BaseException, Sequence[str]], Ending], launcher: Launcher) -> Launcher:
+    """A launcher that notes why a member cannot be composed, and launches the others."""
     from graincode.files import write_json
 
-    for number, overrides in enumerate([*batch]):
-        try:
-            sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            end = refuse(error, overrides)
-            if end.crash is not None:
-                raise
-            end.show()
-            batch.remove(overrides)
-            if os.environ.get("RANK", "0") == "0":
-                note = {"overrides": list(overrides), "status": end.status, "error": end.line}
-                write_json(Path(os.environ[SWEEP]) / f"{sweeper.batch_index}{number:06}.json", note)
-    if not batch and sweeper.is_done():
-        sys.exit(2)
+    launch = launcher.launch
+
+    def launch_others(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        refused: list[int] = []
+        for number, overrides in enumerate(job_overrides):
+            try:
+                launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                end = refuse(error, overrides)
+                if end.crash is not None:
+                    raise
+                end.show()
+                refused.append(number)
+                if os.environ.get("RANK", "0") == "0":
+                    note = {"overrides": list(overrides), "status": end.status, "error": end.line}
+                    write_json(Path(os.environ[SWEEP]) / f"{initial_job_idx + 1}{number:06}.json", note)
+        others = [overrides for number, overrides in enumerate(job_overrides) if number not in refused]
+        returns = iter(launch(others, initial_job_idx) if others else ())
+        nothing = JobReturn(overrides=[], status=JobStatus.COMPLETED)  # what sweepers take as no value
+        return [nothing if number in refused else next(returns) for number in range(len(job_overrides))]
+
+    launcher.launch = launch_others
+    return launcher
 
 
 @contextmanager
@@ -95,8 +107,9 @@ def whole_sweep(refuse: Callable[[BaseException, Sequence[str]], Ending]) -> Ite
         refuse: what an error makes of a member with these overrides, which cannot be composed.
     """
     os.environ.pop(SWEEP, None)  # a job that a member of a sweep started is none
-    check = Sweeper.validate_batch_is_legal  # which would end the sweep before it begins
-    Sweeper.validate_batch_is_legal = lambda sweeper, batch: _leave_out(refuse, sweeper, batch)
+    check, make = Sweeper.validate_batch_is_legal, Plugins.instantiate_launcher
+    Sweeper.validate_batch_is_legal = lambda *_: None  # it would end the sweep before it begins
+    Plugins.instantiate_launcher = lambda *args, **kwargs: _leaving_out(refuse, make(*args, **kwargs))
     before = {number: signal.getsignal(number) for number in SIGNALS}
     statuses: list[int] = []
     try:
@@ -105,7 +118,7 @@ def whole_sweep(refuse: Callable[[BaseException, Sequence[str]], Ending]) -> Ite
         if not any(words in str(error) for words in _NONE_FINISHED):
             raise
     finally:
-        Sweeper.validate_batch_is_legal = check
+        Sweeper.validate_batch_is_legal, Plugins.instantiate_launcher = check, make
         _study.close()
         for number, handler in before.items():
             signal.signal(number, handler)
