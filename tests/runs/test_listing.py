@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,8 @@ def test_a_run_is_found_by_name_or_path_and_several_are_named(make, tmp_path):
         find_run("a", tmp_path / "runs")
     with pytest.raises(GraincodeError, match=r"^b: no run in "):
         find_run("b", tmp_path / "runs")
+    with pytest.raises(GraincodeError, match=r"^/no/run: no run is there, nor is a directory nowhere of runs"):
+        find_run("/no/run", Path("nowhere"))
     with pytest.raises(GraincodeError, match="no directory of runs"):
         find_runs(tmp_path / "other")
 

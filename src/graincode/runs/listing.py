@@ -70,6 +70,8 @@ def find_run(name: str, folder: Path) -> ListedRun:
     """A run by its path, or by NAME or JOB/NAME in a directory of runs; GraincodeError if there is none, or several."""
     if _is_run(Path(name)):
         return read_run(Path(name).resolve())
+    if not folder.is_dir():
+        raise GraincodeError(f"{name}: no run is there, nor is a directory {folder} of runs; type a run's path")
     found = [run for run in find_runs(folder) if name in (run.name, f"{run.job}/{run.name}")]
     if len(found) != 1:
         several = ", ".join(f"{run.job}/{run.name}" for run in found)
